@@ -1,0 +1,246 @@
+"""The contract between a trainer that owns no framework and a backend that owns nothing else.
+
+A backend package registers one ``BackendSpec`` under the entry-point group ``gpt_trainer.backends``;
+the trainer, the sampler and the evaluations find it there and speak to it in NumPy arrays.
+Shapes: B rows, T positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+from gpt_data.batch import Batch
+from jaxtyping import Float32, Int
+
+from gpt_trainer.model_config import ModelConfig
+from gpt_trainer.parameters import Parameters
+
+ENTRY_POINT_GROUP = "gpt_trainer.backends"
+Precision = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with decoupled decay, after clipping by global norm.
+
+    Attributes:
+        beta1: Decay of the first moment.
+        beta2: Decay of the second moment.
+        epsilon: Added to the root of the second moment.
+        weight_decay: Decay per step and unit of learning rate, on 2-D parameters only.
+        clip_norm: Largest global gradient norm; 0 means no clipping.
+
+    Raises:
+        ValueError: If a value is out of range.
+
+    References:
+        Loshchilov and Hutter 2019, algorithm 2.
+    """
+
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("beta1", "beta2"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"{name}={getattr(self, name)} is not in [0, 1)")
+        if self.epsilon <= 0.0:
+            raise ValueError(f"epsilon={self.epsilon} is not positive")
+        for name in ("weight_decay", "clip_norm"):
+            if getattr(self, name) < 0.0:
+                raise ValueError(f"{name}={getattr(self, name)} is negative")
+
+
+class Moments(NamedTuple):
+    """AdamW's running means, each by canonical name in float32."""
+
+    first: Parameters
+    second: Parameters
+
+
+class StepMetrics(NamedTuple):
+    """What one optimizer step reports once its numbers have reached the host.
+
+    Attributes:
+        loss: Mean negative log-likelihood over the step's targets, in nats.
+        grad_norm: Global norm of the mean gradient, before clipping.
+        updated: False if the weights were left alone because the norm was not finite or too large.
+    """
+
+    loss: float
+    grad_norm: float
+    updated: bool
+
+
+class Pending(Protocol):
+    """Metrics still on the device: reading them is what waits."""
+
+    def fetch(self) -> StepMetrics:
+        """Wait for the step and return its metrics."""
+        ...
+
+
+class Decoder(Protocol):
+    """A batch of sequences that grow together, their keys and values cached."""
+
+    def feed(self, tokens: Int[np.ndarray, "B n"]) -> Float32[np.ndarray, "B V"]:
+        """Append ``n`` tokens to every sequence; return the logits that follow the last.
+
+        Raises:
+            ValueError: If the sequences would outgrow the model's context.
+        """
+        ...
+
+
+class Profile(Protocol):
+    """A recorded stretch of training."""
+
+    def table(self) -> str:
+        """The most expensive kernels, one per line, most expensive first."""
+        ...
+
+
+class Backend(Protocol):
+    """One model on one device, with its optimizer state.
+
+    Every array that crosses this line is NumPy; parameters and moments go by canonical name.
+    """
+
+    config: ModelConfig
+
+    def load(self, parameters: Parameters, moments: Moments | None = None) -> None:
+        """Take over parameters, and moments (zeros if not given).
+
+        Raises:
+            ValueError: If names, shapes or dtypes do not fit the model; nothing is changed then.
+        """
+        ...
+
+    def export(self) -> Parameters:
+        """The float32 master parameters; bit-equal to what was loaded if no step was taken."""
+        ...
+
+    def export_moments(self) -> Moments:
+        """AdamW's moments."""
+        ...
+
+    def train_step(
+        self, micro_batches: Sequence[Batch], lr: float, step: int, *, skip_above: float = float("inf")
+    ) -> Pending:
+        """One optimizer step: gradients of the mean loss over all targets, clip, AdamW.
+
+        Nothing is read back to the host. The update is left out, on the device, if the global norm is
+        not finite or exceeds ``skip_above``.
+
+        Args:
+            micro_batches: At least one, all of the same shape; the loss is weighted by targets, so that
+                the split changes a gradient by rounding only.
+            lr: Learning rate of this step.
+            step: Optimizer steps already taken, from 0: AdamW's bias correction uses ``step + 1`` and
+                the dropout masks use ``step``.
+            skip_above: Largest global norm that still updates the weights.
+        """
+        ...
+
+    def evaluate(self, batch: Batch) -> tuple[float, int]:
+        """Sum of negative log-likelihoods in nats, and the number of targets; no dropout."""
+        ...
+
+    def log_probs(self, batch: Batch) -> Float32[np.ndarray, "B T"]:
+        """Log-probability of each target given what its position may see; 0 where ignored; no dropout."""
+        ...
+
+    def logits(self, batch: Batch) -> Float32[np.ndarray, "B T V"]:
+        """All logits, without dropout: for checks at small sizes, as V is large."""
+        ...
+
+    def gradients(self, micro_batches: Sequence[Batch], step: int) -> tuple[float, Parameters]:
+        """Mean loss and its gradient by canonical name, unclipped, dropout as in ``train_step``: for checks."""
+        ...
+
+    def decoder(self, rows: int) -> Decoder:
+        """A fresh decoder for ``rows`` sequences of at most ``config.context`` tokens."""
+        ...
+
+    def profile(self, folder: Path) -> AbstractContextManager[Profile]:
+        """Record with the framework's own profiler; its trace is written into ``folder`` on exit."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait until all launched work is done."""
+        ...
+
+    def peak_memory_bytes(self) -> int:
+        """Highest device memory in use since the start; the process's peak on a CPU."""
+        ...
+
+    def device_name(self) -> str:
+        """The device as its vendor names it."""
+        ...
+
+    def choices(self) -> Mapping[str, str]:
+        """What was chosen where the caller left a choice open (kernels, attention), and versions."""
+        ...
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How a backend is to run.
+
+    Attributes:
+        precision: Precision of activations and products; parameters and moments stay float32.
+        device: ``"cpu"``, ``"gpu"`` (one that the framework supports), or ``"auto"``.
+        seed: Key of the dropout masks.
+        deterministic: Forbid library routines that differ from run to run.
+    """
+
+    precision: Precision = "float32"
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    seed: int = 0
+    deterministic: bool = True
+
+
+@dataclass(frozen=True)
+class BackendSpec:
+    """What a backend package registers.
+
+    Attributes:
+        name: The package's name, as in ``gpt-triton``.
+        options: Frozen dataclass of the flags that only this backend has, each with a default.
+        create: Builds the backend from the model's sizes, the optimizer, the runtime and ``options``.
+            It raises ``ValueError`` for a device or an option that this machine lacks.
+        has_gpu: Whether this machine has a GPU that the backend can use, cheaply told.
+    """
+
+    name: str
+    options: type[Any]
+    create: Callable[[ModelConfig, OptimizerConfig, Runtime, Any], Backend]
+    has_gpu: Callable[[], bool]
+
+
+def installed_backends() -> list[str]:
+    """Names of the backends that are installed, sorted; none is imported."""
+    return sorted(point.name for point in entry_points(group=ENTRY_POINT_GROUP))
+
+
+def find_backend(name: str) -> BackendSpec:
+    """Import and return one backend.
+
+    Raises:
+        ValueError: If no backend of that name is installed; the message lists those that are.
+    """
+    points = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
+    if name not in points:
+        raise ValueError(f"backend {name!r} is not installed; installed: {', '.join(sorted(points)) or 'none'}")
+    spec = points[name].load()
+    assert isinstance(spec, BackendSpec), f"{name} registers {type(spec)}"
+    return spec

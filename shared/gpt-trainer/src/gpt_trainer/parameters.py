@@ -1,0 +1,105 @@
+"""GPT-2's parameters by their canonical names: shapes, initial values, and which of them decay.
+
+Names and layouts are those of Hugging Face's GPT-2 safetensors file; weights are ``(in, out)``.
+Shapes: V vocabulary, T context, D model width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import Float32
+
+from gpt_trainer.model_config import ModelConfig
+
+Parameters = dict[str, Float32[np.ndarray, "..."]]
+"""Canonical name -> float32 array, in the order of ``parameter_shapes``."""
+
+INIT_STD = 0.02
+
+
+def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Every parameter's name and shape, in canonical order; the head is ``wte`` transposed."""
+    d = config.d_model
+    shapes: dict[str, tuple[int, ...]] = {
+        "transformer.wte.weight": (config.vocab_size, d),
+        "transformer.wpe.weight": (config.context, d),
+    }
+    block = {
+        "ln_1.weight": (d,),
+        "ln_1.bias": (d,),
+        "attn.c_attn.weight": (d, 3 * d),
+        "attn.c_attn.bias": (3 * d,),
+        "attn.c_proj.weight": (d, d),
+        "attn.c_proj.bias": (d,),
+        "ln_2.weight": (d,),
+        "ln_2.bias": (d,),
+        "mlp.c_fc.weight": (d, 4 * d),
+        "mlp.c_fc.bias": (4 * d,),
+        "mlp.c_proj.weight": (4 * d, d),
+        "mlp.c_proj.bias": (d,),
+    }
+    for layer in range(config.n_layer):
+        shapes.update({f"transformer.h.{layer}.{name}": shape for name, shape in block.items()})
+    return shapes | {"transformer.ln_f.weight": (d,), "transformer.ln_f.bias": (d,)}
+
+
+def parameter_count(config: ModelConfig) -> int:
+    """Number of parameters, the tied head counted once."""
+    return sum(int(np.prod(shape)) for shape in parameter_shapes(config).values())
+
+
+def decays(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether weight decay applies: to matrices and embeddings, not to gains and biases."""
+    del name
+    return len(shape) == 2
+
+
+def init_parameters(config: ModelConfig, seed: int) -> Parameters:
+    """GPT-2's initial weights, the same for every backend.
+
+    Matrices and embeddings are normal with deviation 0.02; the two projections that write to the
+    residual stream are scaled by ``1 / sqrt(2 L)``; gains are one and biases zero. All draws come
+    from one Philox stream in canonical order.
+
+    Args:
+        config: The model's sizes.
+        seed: Key of the stream, from 0.
+
+    References:
+        Radford et al. 2019, section 2.3.
+    """
+    stream = np.random.Generator(np.random.Philox(key=seed))
+    residual_std = INIT_STD / np.sqrt(2 * config.n_layer)
+    values: Parameters = {}
+    for name, shape in parameter_shapes(config).items():
+        if name.endswith(".bias"):
+            values[name] = np.zeros(shape, np.float32)
+        elif len(shape) == 1:
+            values[name] = np.ones(shape, np.float32)
+        else:
+            std = residual_std if name.endswith("c_proj.weight") else INIT_STD
+            values[name] = stream.standard_normal(shape, np.float32) * np.float32(std)
+    return values
+
+
+def check_parameters(values: Mapping[str, np.ndarray], config: ModelConfig) -> None:
+    """Check names, shapes, dtype and finiteness against ``config``, and report every difference.
+
+    Raises:
+        ValueError: Naming each missing, extra, misshapen, mistyped or non-finite tensor.
+    """
+    want = parameter_shapes(config)
+    wrong = [f"missing {name} {want[name]}" for name in want if name not in values]
+    wrong += [f"unexpected {name} {values[name].shape}" for name in values if name not in want]
+    for name in want.keys() & values.keys():
+        value = values[name]
+        if tuple(value.shape) != want[name]:
+            wrong.append(f"{name} has shape {tuple(value.shape)}, expected {want[name]}")
+        elif value.dtype != np.float32:
+            wrong.append(f"{name} has dtype {value.dtype}, expected float32")
+        elif not np.isfinite(value).all():
+            wrong.append(f"{name} holds NaN or infinity")
+    if wrong:
+        raise ValueError("parameters do not fit the model: " + "; ".join(sorted(wrong)))
