@@ -1,0 +1,162 @@
+"""The one door to every check: `uv run nox` runs what must pass, `uv run nox -l` lists the rest."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tomllib
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2026.4"
+nox.options.default_venv_backend = "uv"
+nox.options.error_on_missing_interpreters = True
+nox.options.sessions = ["lint", "tests", "install"]
+
+ROOT = Path(__file__).parent
+MEMBERS = {
+    path.name: path
+    for path in sorted([*ROOT.glob("packages/*"), *ROOT.glob("shared/*")])
+    if (path / "pyproject.toml").is_file()
+}
+FRAMEWORKS = ("jax", "torch", "triton")
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "UV_OFFLINE": "1", "PIP_NO_INDEX": "1"}
+
+
+def metadata(member: str) -> dict:
+    """The ``[project]`` table and dependency groups of one member."""
+    return tomllib.loads((MEMBERS[member] / "pyproject.toml").read_text())
+
+
+def requirement_names(requirements: list[str]) -> list[str]:
+    """Distribution names of requirement strings: ``["numpy>=1.26"]`` gives ``["numpy"]``."""
+    return [re.match(r"[A-Za-z0-9._-]+", requirement)[0] for requirement in requirements]
+
+
+def closure(member: str) -> list[str]:
+    """The member and every workspace member that it needs, itself first."""
+    found = [member]
+    for name in found:
+        needs = requirement_names(metadata(name)["project"]["dependencies"])
+        found += [need for need in needs if need in MEMBERS and need not in found]
+    return found
+
+
+def declared_frameworks(member: str) -> set[str]:
+    """Frameworks that the member or a member it needs declares; torch's own wheels bring triton."""
+    needs = {
+        need
+        for name in closure(member)
+        for need in requirement_names(metadata(name)["project"]["dependencies"])
+    }
+    declared = needs & set(FRAMEWORKS)
+    return declared | {"triton"} if "torch" in declared else declared
+
+
+def import_name(member: str) -> str:
+    """``gpt-data`` is imported as ``gpt_data``."""
+    return member.replace("-", "_")
+
+
+def sync(session: nox.Session, *arguments: str) -> None:
+    """Install from the workspace, and nothing else, into the session's own environment."""
+    session.run_install(
+        "uv",
+        "sync",
+        "--quiet",
+        "--no-default-groups",
+        *arguments,
+        f"--python={session.virtualenv.location}",
+        env={"UV_PROJECT_ENVIRONMENT": session.virtualenv.location},
+    )
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style, formatting and types of everything."""
+    sync(session, "--only-group=lint")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("mypy", *(str(path / "src") for path in MEMBERS.values()))
+
+
+@nox.session
+@nox.parametrize("member", list(MEMBERS), ids=list(MEMBERS))
+def tests(session: nox.Session, member: str) -> None:
+    """Run one member's tests with only that member installed."""
+    sync(session, f"--package={member}", "--group=test")
+    hook = []
+    if "jaxtyping" in requirement_names(metadata(member)["project"]["dependencies"]):
+        hook = [f"--jaxtyping-packages={import_name(member)},beartype.beartype"]
+    folder = MEMBERS[member].relative_to(ROOT)
+    session.run("pytest", str(folder / "tests"), "-m", "not slow", *hook, *session.posargs, env=OFFLINE)
+
+
+@nox.session
+def install(session: nox.Session) -> None:
+    """Build every wheel, then use each in a fresh environment outside the workspace."""
+    wheels = Path(session.create_tmp()).resolve()
+    shutil.rmtree(wheels, ignore_errors=True)
+    session.run_install("uv", "build", "--quiet", "--all-packages", "--wheel", f"--out-dir={wheels}")
+    constraints = wheels / "constraints.txt"
+    pins = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["uv"]["constraint-dependencies"]
+    constraints.write_text("\n".join(pins) + "\n")
+    for member in session.posargs or MEMBERS:
+        install_alone(session, member, wheels, constraints)
+
+
+def install_alone(session: nox.Session, member: str, wheels: Path, constraints: Path) -> None:
+    """Install one wheel with the wheels it needs; import it, run its commands, look for strangers."""
+    place = wheels / f"env-{member}"
+    session.run_install("uv", "venv", "--quiet", f"--python={session.virtualenv.location}", str(place))
+    python = place / "bin" / "python"
+    # every wheel of ours is named by path: a namesake on an index can never take its place
+    ours = [str(next(wheels.glob(f"{import_name(name)}-*.whl"))) for name in closure(member)]
+    session.run_install(
+        "uv", "pip", "install", "--quiet", f"--python={python}", f"--constraint={constraints}", *ours
+    )
+    check = (
+        f"import importlib.util, {import_name(member)}\n"
+        f"found = {{name for name in {FRAMEWORKS!r} if importlib.util.find_spec(name)}}\n"
+        f"assert found == {declared_frameworks(member)!r}, found"
+    ).replace("set()", "set(())")
+    with session.chdir(place):
+        session.run(str(python), "-c", check, external=True, env=OFFLINE)
+        for command in metadata(member)["project"].get("scripts", {}):
+            session.run(str(place / "bin" / command), "--help", external=True, silent=True, env=OFFLINE)
+    session.log(f"{member}: installed alone, imported, commands answer --help")
+    shutil.rmtree(place)
+
+
+@nox.session
+def gpu(session: nox.Session) -> None:
+    """Run the tests that need a GPU, every kernel compiled."""
+    sync(session, "--package=gpt-triton", "--group=test")
+    session.run("pytest", "packages/gpt-triton/tests", *session.posargs, env=OFFLINE)
+
+
+@nox.session
+def pins(session: nox.Session) -> None:
+    """Resolve everything anew and write the exact versions into [tool.uv] constraint-dependencies."""
+    project = ROOT / "pyproject.toml"
+    write_pins(project, [])
+    session.run_install("uv", "lock", "--quiet", "--upgrade", external=True)
+    exported = session.run(
+        "uv", "export", "--quiet", "--frozen", "--all-packages", "--all-groups", "--extra=compiled",
+        "--extra=hf", "--extra=zstd", "--extra=plots", "--no-emit-workspace", "--no-hashes", "--no-annotate",
+        "--no-header", external=True, silent=True,
+    )  # fmt: skip
+    write_pins(project, sorted(line for line in exported.splitlines() if "==" in line))
+    session.run_install("uv", "lock", "--quiet", external=True)
+
+
+def write_pins(project: Path, pins: list[str]) -> None:
+    """Replace the list of constraints in the root's project file."""
+    lines = "".join(f"    {json.dumps(pin)},\n" for pin in pins)
+    block = f"constraint-dependencies = [\n{lines}]" if pins else "constraint-dependencies = []"
+    text = re.sub(
+        r"constraint-dependencies = \[.*?\]\n", lambda _: block + "\n", project.read_text(), flags=re.DOTALL
+    )
+    project.write_text(text)
