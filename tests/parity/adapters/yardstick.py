@@ -1,0 +1,238 @@
+"""A plain PyTorch GPT-2 with autograd: how far bfloat16 alone takes an ordinary program from the referee.
+
+Nothing of ours is in it but the dropout masks. Parameters are float32 masters, cast once per step; every
+activation and product has the run's precision; the loss is taken in float32, as one would write it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from gpt_data.batch import IGNORE, Batch
+from gpt_trainer.backend import OptimizerConfig, Runtime, StepMetrics
+from gpt_trainer.model_config import ModelConfig
+from gpt_trainer.parameters import Parameters
+from gpt_trainer.philox import Site, dropout_key, dropout_mask
+from torch import Tensor
+
+torch.backends.cuda.matmul.allow_tf32 = False
+
+
+class Done:
+    """Metrics that are there already."""
+
+    def __init__(self, loss: float, norm: float) -> None:
+        self.metrics = StepMetrics(loss, norm, True)
+
+    def fetch(self) -> StepMetrics:
+        """The step's metrics."""
+        return self.metrics
+
+
+class Yardstick:
+    """As much of a backend as the matrix asks for."""
+
+    def __init__(self, config: ModelConfig, optimizer: OptimizerConfig, runtime: Runtime) -> None:
+        self.config, self.optimizer_config, self.runtime = config, optimizer, runtime
+        self.device = "cuda" if runtime.device == "gpu" else "cpu"
+        self.dtype = getattr(torch, runtime.precision)
+
+    def load(self, parameters: Parameters) -> None:
+        """Take over parameters and start AdamW anew."""
+        self.p = {
+            name: torch.nn.Parameter(torch.from_numpy(value.copy()).to(self.device))
+            for name, value in parameters.items()
+        }
+        matrices = [value for value in self.p.values() if value.ndim == 2]
+        vectors = [value for value in self.p.values() if value.ndim == 1]
+        c = self.optimizer_config
+        groups = [
+            {"params": matrices, "weight_decay": c.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, betas=(c.beta1, c.beta2), eps=c.epsilon)
+
+    def keep(self, x: Tensor, step: int | None, micro_batch: int, layer: int, site: Site) -> Tensor:
+        """Dropout by the shared masks; none outside of training."""
+        rate = self.config.dropout
+        if step is None or rate == 0.0:
+            return x
+        key = dropout_key(self.runtime.seed, step, micro_batch, layer, site)
+        mask = torch.from_numpy(dropout_mask(tuple(x.shape), key, rate)).to(x.device)
+        return x * mask / (1.0 - rate)
+
+    def forward(self, batch: Batch, step: int | None = None, micro_batch: int = 0) -> Tensor:
+        """Logits in the run's precision."""
+        p = {name.removeprefix("transformer."): value.to(self.dtype) for name, value in self.p.items()}
+        tokens, positions = (self.tensor(v.astype(np.int64)) for v in (batch.tokens, batch.positions))
+        x = self.keep(
+            p["wte.weight"][tokens] + p["wpe.weight"][positions], step, micro_batch, 0, Site.EMBEDDING
+        )
+        rows, time, width = x.shape
+        starts = np.zeros((rows, time)) if batch.segment_starts is None else batch.segment_starts
+        index = np.arange(time)
+        seen = (index[:, None] >= index) & (index >= starts[:, :, None])
+        hidden = self.tensor(~seen)[:, None]
+        for layer in range(self.config.n_layer):
+            n = f"h.{layer}."
+            h = F.layer_norm(x, (width,), p[n + "ln_1.weight"], p[n + "ln_1.bias"])
+            qkv = h @ p[n + "attn.c_attn.weight"] + p[n + "attn.c_attn.bias"]
+            q, k, v = qkv.view(rows, time, 3, self.config.n_head, -1).permute(2, 0, 3, 1, 4)
+            scores = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).masked_fill(hidden, -torch.inf)
+            weights = self.keep(scores.softmax(-1), step, micro_batch, layer, Site.ATTENTION)
+            mixed = (weights @ v).transpose(1, 2).reshape(rows, time, width)
+            out = mixed @ p[n + "attn.c_proj.weight"] + p[n + "attn.c_proj.bias"]
+            x = x + self.keep(out, step, micro_batch, layer, Site.ATTENTION_RESIDUAL)
+            h = F.layer_norm(x, (width,), p[n + "ln_2.weight"], p[n + "ln_2.bias"])
+            h = F.gelu(h @ p[n + "mlp.c_fc.weight"] + p[n + "mlp.c_fc.bias"], approximate="tanh")
+            out = h @ p[n + "mlp.c_proj.weight"] + p[n + "mlp.c_proj.bias"]
+            x = x + self.keep(out, step, micro_batch, layer, Site.MLP_RESIDUAL)
+        return F.layer_norm(x, (width,), p["ln_f.weight"], p["ln_f.bias"]) @ p["wte.weight"].T
+
+    def tensor(self, value: np.ndarray) -> Tensor:
+        """An array on the device."""
+        return torch.from_numpy(np.ascontiguousarray(value)).to(self.device)
+
+    def backward(self, micro_batches: Sequence[Batch], step: int) -> float:
+        """Leave the gradient of the mean loss in the parameters; return the loss."""
+        for value in self.p.values():
+            value.grad = None
+        total = sum(batch.target_count for batch in micro_batches)
+        loss = 0.0
+        for index, batch in enumerate(micro_batches):
+            logits = self.forward(batch, step, index).float().flatten(0, 1)
+            targets = self.tensor(batch.targets.astype(np.int64)).flatten()
+            part = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum") / total
+            part.backward()
+            loss += part.item()
+        return loss
+
+    def logits(self, batch: Batch) -> np.ndarray:
+        """All logits, without dropout."""
+        with torch.no_grad():
+            return self.forward(batch).float().cpu().numpy()
+
+    def gradients(self, micro_batches: Sequence[Batch], step: int) -> tuple[float, Parameters]:
+        """Mean loss and gradients."""
+        loss = self.backward(micro_batches, step)
+        return loss, {name: value.grad.cpu().numpy() for name, value in self.p.items()}
+
+    def train_step(self, micro_batches: Sequence[Batch], lr: float, step: int) -> Done:
+        """Clip, AdamW."""
+        loss = self.backward(micro_batches, step)
+        norm = torch.nn.utils.clip_grad_norm_(list(self.p.values()), self.optimizer_config.clip_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        return Done(loss, norm.item())
+
+    def export(self) -> Parameters:
+        """The float32 masters."""
+        return {name: value.detach().cpu().numpy().copy() for name, value in self.p.items()}
+
+    def device_name(self) -> str:
+        """The device as its vendor names it."""
+        return torch.cuda.get_device_name() if self.device == "cuda" else "CPU"
+
+    def choices(self) -> Mapping[str, str]:
+        """The framework's version."""
+        return {"torch": torch.__version__}
+
+
+Op = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
+
+
+def differentiate(
+    function: Callable[..., Tensor], d_out: Tensor, given: dict[str, Tensor]
+) -> dict[str, np.ndarray]:
+    """Output and gradients of one op by autograd; the output comes under ``out``."""
+    leaves = {name: value.detach().requires_grad_() for name, value in given.items()}
+    out = function(**leaves)
+    grads = torch.autograd.grad(out, list(leaves.values()), d_out.to(out.dtype))
+    answers = {f"d_{name}": grad for name, grad in zip(leaves, grads, strict=True)} | {"out": out}
+    return {name: value.detach().float().cpu().numpy() for name, value in answers.items()}
+
+
+def ops(precision: str, device: str, options: list[str]) -> dict[str, Op]:
+    """Torch's own ops, in the run's precision, under the referee's names."""
+    del options
+    dtype, where = getattr(torch, precision), "cuda" if device == "gpu" else "cpu"
+
+    def floats(inputs: dict[str, np.ndarray], *names: str) -> dict[str, Tensor]:
+        return {name: torch.from_numpy(inputs[name]).to(where, dtype) for name in names}
+
+    def rename(answers: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
+        answers[name] = answers.pop("out")
+        return answers
+
+    def unary(function: Callable[..., Tensor], *names: str) -> Op:
+        def op(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            d_y = floats(inputs, "d_y")["d_y"]
+            return rename(differentiate(function, d_y, floats(inputs, *names)), "y")
+
+        return op
+
+    def attention(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        heads, rate = int(inputs["n_head"][0]), float(inputs["rate"][0])
+        starts, time = inputs["segment_starts"], inputs["qkv"].shape[1]
+        index = np.arange(time)
+        hidden = ~((index[:, None] >= index) & (index >= starts[:, :, None]))[:, None]
+        hidden = torch.from_numpy(hidden).to(where)
+
+        def function(qkv: Tensor) -> Tensor:
+            q, k, v = qkv.view(len(qkv), time, 3, heads, -1).permute(2, 0, 3, 1, 4)
+            weights = (
+                (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).masked_fill(hidden, -torch.inf).softmax(-1)
+            )
+            if rate:
+                key = (int(inputs["key"][0]), int(inputs["key"][1]))
+                weights = weights * torch.from_numpy(dropout_mask(tuple(weights.shape), key, rate)).to(where)
+                weights = weights / (1.0 - rate)
+            return (weights @ v).transpose(1, 2).flatten(2)
+
+        return differentiate(function, floats(inputs, "d_out")["d_out"], floats(inputs, "qkv"))
+
+    def cross_entropy(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        targets = torch.from_numpy(inputs["targets"].astype(np.int64)).to(where)
+
+        def function(x: Tensor, wte: Tensor) -> Tensor:
+            return F.cross_entropy((x @ wte.T).float(), targets, ignore_index=IGNORE, reduction="none")
+
+        d_nll = torch.full(targets.shape, 1.0 / int((targets != IGNORE).sum()), device=where)
+        return rename(differentiate(function, d_nll, floats(inputs, "x", "wte")), "nll")
+
+    def embedding(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        tokens, positions = (
+            torch.from_numpy(inputs[n].astype(np.int64)).to(where) for n in ("tokens", "positions")
+        )
+
+        def function(wte: Tensor, wpe: Tensor) -> Tensor:
+            return F.embedding(tokens, wte) + F.embedding(positions, wpe)
+
+        return rename(
+            differentiate(function, floats(inputs, "d_x")["d_x"], floats(inputs, "wte", "wpe")), "x"
+        )
+
+    def dropout(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        rate, key = float(inputs["rate"][0]), (int(inputs["key"][0]), int(inputs["key"][1]))
+        mask = dropout_mask(inputs["x"].shape, key, rate)
+        factor = torch.from_numpy(mask).to(where) / (1.0 - rate)
+        d_y = floats(inputs, "d_y")["d_y"]
+        answers = rename(differentiate(lambda x: (x * factor).to(dtype), d_y, floats(inputs, "x")), "y")
+        return answers | {"mask": mask.astype(np.float32)}
+
+    def layer_norm(x: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
+        return F.layer_norm(x, (x.shape[-1],), gain, bias)
+
+    return {
+        "layer_norm": unary(layer_norm, "x", "gain", "bias"),
+        "gelu": unary(lambda x: F.gelu(x, approximate="tanh"), "x"),
+        "linear": unary(lambda x, weight, bias: x @ weight + bias, "x", "weight", "bias"),
+        "attention": attention,
+        "cross_entropy": cross_entropy,
+        "embedding": embedding,
+        "dropout": dropout,
+    }
