@@ -1,0 +1,85 @@
+"""What a checkpoint holds, in NumPy and JSON terms, and the checks before it is written."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+from gpt_trainer.backend import Moments
+from gpt_trainer.model_config import ModelConfig
+from gpt_trainer.parameters import Parameters, check_parameters
+
+
+class CheckpointState(NamedTuple):
+    """Everything that a run needs to go on as if it had not stopped.
+
+    Attributes:
+        step: Optimizer steps taken.
+        model: The model's sizes.
+        parameters: Weights by canonical name.
+        moments: AdamW's moments by canonical name.
+        trainer: The trainer's own state as JSON values (configuration, data position, seeds, versions,
+            device, schedule). It must not hold NaN or infinity, and nothing that changes from one run to
+            an identical one (such as times), or saving the same step again is refused.
+        tokenizer_json: The bytes of ``tokenizer.json``, if the data has a tokenizer.
+    """
+
+    step: int
+    model: ModelConfig
+    parameters: Parameters
+    moments: Moments
+    trainer: dict[str, Any]
+    tokenizer_json: bytes | None
+
+
+class SavedModel(NamedTuple):
+    """The part of a checkpoint that sampling and evaluation need.
+
+    Attributes:
+        step: Optimizer steps taken.
+        model: The model's sizes.
+        parameters: Weights by canonical name.
+        tokenizer_json: The bytes of ``tokenizer.json``, if the step has one.
+    """
+
+    step: int
+    model: ModelConfig
+    parameters: Parameters
+    tokenizer_json: bytes | None
+
+
+def check_moments(moments: Moments, model: ModelConfig) -> None:
+    """Check names, shapes, dtypes and finiteness of both moments.
+
+    Args:
+        moments: The moments to check.
+        model: The sizes they must fit.
+
+    Raises:
+        ValueError: Naming every difference.
+    """
+    for label, values in zip(Moments._fields, moments, strict=True):
+        try:
+            check_parameters(values, model)
+        except ValueError as error:
+            raise ValueError(f"{label} moments: {error}") from None
+
+
+def check_state(state: CheckpointState) -> None:
+    """Refuse a state that could not be loaded again.
+
+    Args:
+        state: What is about to be saved.
+
+    Raises:
+        ValueError: If the step is negative, a tensor does not fit the model or is not finite, or the
+            trainer's state is not JSON.
+    """
+    if state.step < 0:
+        raise ValueError(f"step={state.step} is negative")
+    check_parameters(state.parameters, state.model)
+    check_moments(state.moments, state.model)
+    try:
+        json.dumps(state.trainer, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"the trainer's state of step {state.step} is not JSON: {error}") from None
