@@ -22,6 +22,7 @@ MEMBERS = {
     if (path / "pyproject.toml").is_file()
 }
 FRAMEWORKS = ("jax", "torch", "triton")
+BACKENDS = ("gpt-jax", "gpt-torchfunc", "gpt-triton")
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "UV_OFFLINE": "1", "PIP_NO_INDEX": "1"}
 
 
@@ -135,6 +136,27 @@ def gpu(session: nox.Session) -> None:
     """Run the tests that need a GPU, every kernel compiled."""
     sync(session, "--package=gpt-triton", "--group=test")
     session.run("pytest", "packages/gpt-triton/tests", *session.posargs, env=OFFLINE)
+
+
+@nox.session
+def parity(session: nox.Session) -> None:
+    """Hold every backend against a float64 referee; `-- --device gpu` does it on a GPU."""
+    sync(session, "--only-group=parity")
+    place = Path(session.create_tmp()).resolve()
+    on_gpu = ["--extra=cuda13"] if "gpu" in session.posargs else []
+    pythons = {member: place / member / "bin" / "python" for member in BACKENDS}
+    for member in BACKENDS:
+        session.run_install(
+            *("uv", "sync", "--quiet", "--no-default-groups", f"--package={member}", "--group=test"),
+            *(on_gpu if member == "gpt-jax" else []),
+            f"--python={session.virtualenv.location}",
+            env={"UV_PROJECT_ENVIRONMENT": str(place / member)},
+        )
+    oracle = pythons["gpt-torchfunc"]
+    session.run_install("uv", "pip", "install", "--quiet", f"--python={oracle}", "transformers>=5")
+    session.run(str(oracle), "-m", "pytest", "tests/parity", "-q", external=True, env=OFFLINE)
+    given = [f"--python={member}={python}" for member, python in pythons.items()]
+    session.run("python", "tests/parity/run.py", str(place / "work"), *given, *session.posargs, env=OFFLINE)
 
 
 @nox.session
