@@ -1,0 +1,77 @@
+"""Names of cached folders, and shards that are opened where they lie."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+from gpt_data.dataset import GPT2_VOCABULARY, Dataset, Vocabulary
+from gpt_data.errors import DataError
+from gpt_data.manifest import MANIFEST_NAME
+from gpt_data.settings import MAX_DOCUMENT_BYTES, Settings
+from gpt_data.sources import open_source
+from gpt_data.tokenizers import build_tokenizer, tokenizer_identity
+
+
+def cache_folder(cache_dir: Path, source: str, tokenizer: str, max_tokens: int | None) -> Path:
+    """The folder for a source and a tokenizer, named by a hash over all that decides its content.
+
+    Args:
+        cache_dir: Where prepared folders are kept.
+        source: One of ``gpt_data.sources.KINDS``, shards excepted.
+        tokenizer: One of ``gpt_data.tokenizers.KINDS``.
+        max_tokens: Each split ends with the document that brings it to this many tokens.
+
+    Raises:
+        DataError: If source or tokenizer are unknown or missing.
+    """
+    identity = open_source(source, MAX_DOCUMENT_BYTES).identity()
+    plan = {**identity, **tokenizer_identity(tokenizer), **Settings(max_tokens).as_plan()}
+    digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
+    return cache_dir / f"{_slug(source)}-{_slug(tokenizer)}-{digest[:12]}"
+
+
+def open_shards(folder: Path, tokenizer: str, tokenizer_files: Path | None) -> Dataset:
+    """Open ready shards, and refuse a tokenizer that did not make them.
+
+    Args:
+        folder: Where the shards are.
+        tokenizer: One of ``gpt_data.tokenizers.KINDS``.
+        tokenizer_files: Folder with GPT-2's tokenizer files.
+
+    Raises:
+        DataError: If shards or tokenizer are missing, damaged or do not fit each other.
+    """
+    if not (folder / MANIFEST_NAME).exists():
+        return Dataset.open(folder, _vocabulary(folder, tokenizer, tokenizer_files))
+    dataset = Dataset.open(folder)
+    assert dataset.manifest is not None, "it has a manifest"
+    made_with, asked = dataset.manifest.plan, tokenizer_identity(tokenizer)
+    same = all(made_with.get(name) == value for name, value in asked.items())
+    if not same and asked.get("sha256") != dataset.manifest.tokenizer.sha256:
+        name = made_with.get("tokenizer")
+        known = folder / "tokenizer.json" if name == "file" else name
+        raise DataError(
+            f"{folder} was made with another tokenizer than {tokenizer}: give --tokenizer {known}"
+        )
+    return dataset
+
+
+def _vocabulary(folder: Path, tokenizer: str, files: Path | None) -> Vocabulary:
+    """What the ids of published shards mean."""
+    if tokenizer.startswith("bpe-scratch:"):
+        raise DataError(
+            f"{folder} has no manifest, so --tokenizer must name what made it: gpt2, bytes or a file"
+        )
+    if tokenizer == "gpt2" and files is None:
+        # the ids are known without the files, which only turning them back to text would need
+        return GPT2_VOCABULARY
+    built = build_tokenizer(tokenizer, files, ())
+    assert built.end_of_text is not None, "build_tokenizer refuses these"
+    return Vocabulary(built.vocab_size, built.end_of_text, built.to_json().encode())
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-")[-40:]

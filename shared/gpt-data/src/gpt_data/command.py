@@ -1,0 +1,181 @@
+"""The command ``gpt-data-prepare``: flags, a progress display, and one line for each failure."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+
+from gpt_data.dataset import Dataset
+from gpt_data.errors import DataError
+from gpt_data.prepare import prepare
+from gpt_data.progress import OnProgress, Progress
+from gpt_data.settings import MAX_DOCUMENT_BYTES, SHARD_TOKENS
+
+PLAIN_SECONDS = 10.0
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """Turn text into token shards that every trainer of this project reads.
+
+    Stopped at any moment, the same command goes on where it was.
+
+    Attributes:
+        data: stdlib, text:PATH, hf:NAME[:CONFIG[:SPLIT]], fineweb-edu or tinystories.
+        tokenizer: bytes, bpe-scratch:VOCAB, gpt2 or PATH/tokenizer.json.
+        out: Folder for the shards.
+        tokenizer_files: Folder with GPT-2's encoder.json and vocab.bpe; the hub if not given.
+        max_tokens: End each split with the document that brings it to this many tokens.
+        workers: Encoding processes; one for each processor if not given.
+        shard_tokens: Tokens of a full shard.
+        max_document_bytes: Largest document; a longer one is an error.
+        plain: Plain lines even on a terminal.
+    """
+
+    data: str
+    tokenizer: str
+    out: Path
+    tokenizer_files: Path | None = None
+    max_tokens: int | None = None
+    workers: int | None = None
+    shard_tokens: int = SHARD_TOKENS
+    max_document_bytes: int = MAX_DOCUMENT_BYTES
+    plain: bool = False
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status: 0, 65 bad input, 73 cannot write, 75 resumable.
+
+    Args:
+        argv: Arguments; those of the process if None.
+    """
+    options = tyro.cli(PrepareOptions, prog="gpt-data-prepare", args=argv)
+    stop = StopFlag()
+    try:
+        with stop.installed(), display(plain=options.plain or not sys.stderr.isatty()) as show:
+            dataset = prepare(
+                options.data,
+                options.tokenizer,
+                options.out,
+                tokenizer_files=options.tokenizer_files,
+                max_tokens=options.max_tokens,
+                workers=options.workers,
+                shard_tokens=options.shard_tokens,
+                max_document_bytes=options.max_document_bytes,
+                on_progress=show,
+                should_stop=stop,
+            )
+    except DataError as error:
+        print(f"gpt-data-prepare: {error}", file=sys.stderr)
+        return error.exit_status
+    print(summary(dataset))
+    return 0
+
+
+def summary(dataset: Dataset) -> str:
+    """What was prepared, and what to type next."""
+    return (
+        f"{dataset.folder}: {dataset.train.tokens:,} tokens to train on, {dataset.val.tokens:,} held out, "
+        f"vocabulary {dataset.vocab_size:,}; train with --data shards:{dataset.folder}"
+    )
+
+
+class StopFlag:
+    """Set by the first signal; the second ends the process at once, as the journal is always whole."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __call__(self) -> bool:
+        """Whether to stop."""
+        return self.asked
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Listen to SIGINT and SIGTERM inside the context."""
+        before = {number: signal.signal(number, self._ask) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        self.asked = True
+        signal.signal(number, signal.SIG_DFL)
+
+
+@contextmanager
+def display(*, plain: bool) -> Iterator[OnProgress]:
+    """A function that shows progress: a bar, or a plain line every ten seconds.
+
+    Args:
+        plain: No bar.
+    """
+    if plain:
+        yield PlainLines()
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[detail]}"),
+        TimeElapsedColumn(),
+    )
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("starting", total=None, detail="")
+
+        def show(progress: Progress) -> None:
+            if progress.stage == "notice":
+                bar.console.print(progress.message, highlight=False, markup=False)
+                return
+            done, total = _share(progress)
+            bar.update(
+                task, description=_label(progress), completed=done, total=total, detail=_detail(progress)
+            )
+
+        yield show
+
+
+class PlainLines:
+    """Progress as lines on the standard error, one every ten seconds and one for each notice."""
+
+    def __init__(self) -> None:
+        self.last = -PLAIN_SECONDS
+
+    def __call__(self, progress: Progress) -> None:
+        """Print a line if it is time for one."""
+        if progress.stage == "notice":
+            print(progress.message, file=sys.stderr, flush=True)
+        elif progress.stage == "tokenizer" or time.monotonic() - self.last >= PLAIN_SECONDS:
+            self.last = time.monotonic()
+            print(f"{_label(progress)} {_detail(progress)}".rstrip(), file=sys.stderr, flush=True)
+
+
+def _label(progress: Progress) -> str:
+    return "building the tokenizer" if progress.stage == "tokenizer" else "encoding"
+
+
+def _detail(progress: Progress) -> str:
+    if progress.stage == "tokenizer":
+        return ""
+    return f"{progress.documents:,} documents, {progress.tokens:,} tokens"
+
+
+def _share(progress: Progress) -> tuple[int, int | None]:
+    if progress.max_tokens is not None:
+        return min(progress.tokens, progress.max_tokens), progress.max_tokens
+    return progress.text_bytes, progress.total_bytes

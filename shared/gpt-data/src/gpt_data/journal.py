@@ -1,0 +1,71 @@
+"""How far a preparation has come: the one file that a later process goes on from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from gpt_data.errors import DataError
+from gpt_data.manifest import SPLITS, load_json, parse_shard
+from gpt_data.storage import write_atomic
+from gpt_data.writer import SplitState
+
+JOURNAL_NAME = "progress.json"
+JOURNAL_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Journal:
+    """What is safe on the disk.
+
+    Attributes:
+        plan: What was asked for.
+        pin: The source's version.
+        tokenizer_sha256: Hash of ``tokenizer.json``.
+        next_document: Number in the source of the first document that is not yet written.
+        splits: State of each split's writer.
+    """
+
+    plan: dict[str, Any]
+    pin: dict[str, str]
+    tokenizer_sha256: str
+    next_document: int
+    splits: dict[str, SplitState]
+
+    def save(self, folder: Path) -> None:
+        """Write the journal into ``folder``, as a whole or not at all."""
+        content = {"version": JOURNAL_VERSION, **asdict(self)}
+        write_atomic(folder / JOURNAL_NAME, json.dumps(content).encode())
+
+
+def load_journal(folder: Path) -> Journal | None:
+    """The journal in ``folder``, or None if there is none.
+
+    Raises:
+        DataError: If it is damaged or of another version.
+    """
+    path = folder / JOURNAL_NAME
+    if not path.exists():
+        return None
+    content = load_json(path)
+    if content.get("version") != JOURNAL_VERSION:
+        raise DataError(
+            f"{path} has version {content.get('version')!r}; this program reads {JOURNAL_VERSION}"
+        )
+    try:
+        return Journal(
+            plan=dict(content["plan"]),
+            pin=dict(content["pin"]),
+            tokenizer_sha256=str(content["tokenizer_sha256"]),
+            next_document=int(content["next_document"]),
+            splits={split: _parse_state(content["splits"][split]) for split in SPLITS},
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path} is damaged: {type(error).__name__} {error}") from error
+
+
+def _parse_state(content: dict[str, Any]) -> SplitState:
+    shards = tuple(parse_shard(shard) for shard in content["shards"])
+    return SplitState(shards, int(content["tokens"]), int(content["documents"]))

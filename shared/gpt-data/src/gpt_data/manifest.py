@@ -1,0 +1,184 @@
+"""The manifest of a prepared folder: what it holds, and how to tell that it is all there.
+
+It is written last, so that a folder with a manifest is a finished one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gpt_data.errors import DataError
+from gpt_data.storage import read_bytes, write_atomic
+
+MANIFEST_NAME = "manifest.json"
+TOKENIZER_NAME = "tokenizer.json"
+FORMAT_VERSION = 1
+MAX_MANIFEST_BYTES = 16 * 2**20
+SPLITS = ("train", "val")
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """One file of the folder.
+
+    Attributes:
+        name: Its plain name.
+        bytes: Its size.
+        sha256: Hash of its content.
+    """
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """One shard with its document offsets.
+
+    Attributes:
+        tokens: Tokens in the shard.
+        documents: Documents that begin in it.
+        data: The ``.bin`` file.
+        offsets: The ``.docs`` file.
+    """
+
+    tokens: int
+    documents: int
+    data: FileRecord
+    offsets: FileRecord
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A finished folder.
+
+    Attributes:
+        plan: What was asked for: source, tokenizer and settings.
+        vocab_size: Every token id is below this.
+        end_of_text: The id that opens each document.
+        tokenizer: The file ``tokenizer.json``.
+        splits: Shards by split, in order.
+        versions: Programs that made the folder.
+    """
+
+    plan: dict[str, Any]
+    vocab_size: int
+    end_of_text: int
+    tokenizer: FileRecord
+    splits: dict[str, tuple[ShardRecord, ...]]
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over what decides the batches: tokens, offsets, vocabulary and tokenizer."""
+        content = {
+            "vocab_size": self.vocab_size,
+            "end_of_text": self.end_of_text,
+            "tokenizer": self.tokenizer.sha256,
+            "splits": {
+                split: [(shard.tokens, shard.data.sha256, shard.offsets.sha256) for shard in shards]
+                for split, shards in self.splits.items()
+            },
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def tokens(self, split: str) -> int:
+        """Number of tokens of a split."""
+        return sum(shard.tokens for shard in self.splits[split])
+
+    def documents(self, split: str) -> int:
+        """Number of documents of a split."""
+        return sum(shard.documents for shard in self.splits[split])
+
+    def files(self) -> list[FileRecord]:
+        """Every file of the folder but the manifest itself."""
+        shards = [shard for split in self.splits.values() for shard in split]
+        return [self.tokenizer, *(file for shard in shards for file in (shard.data, shard.offsets))]
+
+    def save(self, folder: Path) -> None:
+        """Write ``manifest.json`` into ``folder``, as a whole or not at all."""
+        counts = {s: {"tokens": self.tokens(s), "documents": self.documents(s)} for s in self.splits}
+        content = {"format": "gpt-data", "version": FORMAT_VERSION, "totals": counts, **asdict(self)}
+        write_atomic(folder / MANIFEST_NAME, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """Read ``manifest.json`` of ``folder``.
+
+    Raises:
+        DataError: If it is missing, damaged or of a newer version.
+    """
+    path = folder / MANIFEST_NAME
+    content = load_json(path)
+    if content.get("format") != "gpt-data":
+        raise DataError(f"{path} is not a manifest of token shards")
+    if content.get("version") != FORMAT_VERSION:
+        raise DataError(f"{path} has version {content.get('version')!r}; this program reads {FORMAT_VERSION}")
+    try:
+        return _parse(content)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path} is damaged: {type(error).__name__} {error}") from error
+
+
+def load_json(path: Path) -> dict[str, Any]:
+    """Read one JSON object.
+
+    Raises:
+        DataError: If the file is missing or holds something else.
+    """
+    try:
+        content = json.loads(read_bytes(path, MAX_MANIFEST_BYTES))
+    except DataError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is damaged: {error}") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path} is damaged: it holds a {type(content).__name__}, not an object")
+    return content
+
+
+def parse_shard(content: dict[str, Any]) -> ShardRecord:
+    """A shard's record from its JSON form.
+
+    Raises:
+        KeyError: If a field is missing.
+        TypeError: If a field has another type.
+        ValueError: If a file's name is not a plain name.
+    """
+    data, offsets = (_parse_file(content[name]) for name in ("data", "offsets"))
+    return ShardRecord(_count(content["tokens"]), _count(content["documents"]), data, offsets)
+
+
+def _parse_file(content: dict[str, Any]) -> FileRecord:
+    name, sha256 = content["name"], content["sha256"]
+    if not isinstance(name, str) or not isinstance(sha256, str):
+        raise TypeError(f"name {name!r} or sha256 {sha256!r} is not a string")
+    # a name in a manifest is never a path: it must not lead out of the folder
+    if Path(name).name != name or name in ("", ".", ".."):
+        raise ValueError(f"{name!r} is not a plain file name")
+    return FileRecord(name, _count(content["bytes"]), sha256)
+
+
+def _parse(content: dict[str, Any]) -> Manifest:
+    splits = {split: tuple(parse_shard(shard) for shard in content["splits"][split]) for split in SPLITS}
+    if not isinstance(content["plan"], dict):
+        raise TypeError("plan is not an object")
+    return Manifest(
+        plan=content["plan"],
+        vocab_size=_count(content["vocab_size"]),
+        end_of_text=_count(content["end_of_text"]),
+        tokenizer=_parse_file(content["tokenizer"]),
+        splits=splits,
+        versions=dict(content["versions"]),
+    )
+
+
+def _count(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{value!r} is not a count")
+    return value

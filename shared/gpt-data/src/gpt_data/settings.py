@@ -1,0 +1,45 @@
+"""What decides the shards besides source and tokenizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gpt_data.errors import DataError
+from gpt_data.shards import MAX_SHARD_TOKENS
+
+SHARD_TOKENS = 100_000_000
+MAX_DOCUMENT_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the shards besides source and tokenizer.
+
+    Attributes:
+        max_tokens: Each split ends with the document that brings it to this many tokens.
+        shard_tokens: Tokens of a full shard.
+        max_document_bytes: Largest document.
+
+    Raises:
+        DataError: If a value is out of range.
+    """
+
+    max_tokens: int | None = None
+    shard_tokens: int = SHARD_TOKENS
+    max_document_bytes: int = MAX_DOCUMENT_BYTES
+
+    def __post_init__(self) -> None:
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise DataError(f"max_tokens={self.max_tokens} is not positive")
+        if not 1 <= self.shard_tokens <= MAX_SHARD_TOKENS:
+            raise DataError(f"shard_tokens={self.shard_tokens} is not in [1, {MAX_SHARD_TOKENS}]")
+        if self.max_document_bytes < 1:
+            raise DataError(f"max_document_bytes={self.max_document_bytes} is not positive")
+
+    def as_plan(self) -> dict[str, int | None]:
+        """The settings as JSON."""
+        return {
+            "max_tokens": self.max_tokens,
+            "shard_tokens": self.shard_tokens,
+            "max_document_bytes": self.max_document_bytes,
+        }

@@ -1,0 +1,156 @@
+"""One token shard: llm.c's ``.bin`` file, and beside it a ``.docs`` file with document offsets.
+
+    .bin    256 little-endian int32 (magic, version, number of tokens, zeros), then the tokens
+    .docs   little-endian int64: for each document that begins in the shard, the index of its first token
+
+Shapes: n tokens, d documents.
+
+References:
+    llm.c, ``dev/data/data_common.py`` (magic numbers, versions and header length).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int32, Int64
+
+from gpt_data.errors import DataError
+from gpt_data.storage import open_regular
+
+HEADER_INTS = 256
+HEADER_BYTES = 4 * HEADER_INTS
+MAX_SHARD_TOKENS = 2**31 - 1
+"""The header counts tokens in an int32."""
+UINT16, UINT32 = np.dtype("<u2"), np.dtype("<u4")
+INT64 = np.dtype("<i8")
+# magic and version: llm.c writes GPT-2 tokens in two bytes and Llama 3 tokens in four
+KINDS: dict[np.dtype, tuple[int, int]] = {UINT16: (20240520, 1), UINT32: (20240801, 7)}
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The narrowest stored dtype that holds every id of a vocabulary."""
+    return UINT16 if vocab_size <= 2**16 else UINT32
+
+
+def encode_header(dtype: np.dtype, tokens: int) -> bytes:
+    """The 1024 header bytes of a shard of ``tokens`` tokens.
+
+    Args:
+        dtype: ``UINT16`` or ``UINT32``.
+        tokens: Number of tokens, at most ``MAX_SHARD_TOKENS``.
+    """
+    header = np.zeros(HEADER_INTS, "<i4")
+    header[:3] = (*KINDS[dtype], tokens)
+    return header.tobytes()
+
+
+class ShardInfo(NamedTuple):
+    """What a shard's header says."""
+
+    dtype: np.dtype
+    tokens: int
+
+
+def parse_header(path: Path, content: bytes, size: int) -> ShardInfo:
+    """Check a header against the size of its file.
+
+    Args:
+        path: Named in errors.
+        content: The file's first 1024 bytes, or fewer if it is shorter.
+        size: The file's size in bytes.
+
+    Raises:
+        DataError: If magic, version, token count or file size are wrong.
+    """
+    if len(content) < HEADER_BYTES:
+        raise DataError(f"{path} has {size} bytes, fewer than a shard's header ({HEADER_BYTES})")
+    magic, version, tokens = (int(word) for word in np.frombuffer(content, "<i4", 3))
+    known = {kind[0]: (dtype, kind[1]) for dtype, kind in KINDS.items()}
+    if magic not in known:
+        raise DataError(f"{path} has magic {magic}; a token shard has one of {sorted(known)}")
+    dtype, want = known[magic]
+    if version != want:
+        raise DataError(f"{path} has version {version}; magic {magic} goes with version {want}")
+    expected = HEADER_BYTES + tokens * dtype.itemsize
+    if tokens < 0 or size != expected:
+        raise DataError(
+            f"{path} has {size} bytes; its header says {tokens} tokens, which is {expected} bytes"
+        )
+    return ShardInfo(dtype, tokens)
+
+
+class Shard:
+    """A shard that is open for reading.
+
+    It is read by position and never mapped: a file that another process cuts short gives a
+    ``DataError``, where a mapping would end the process by a signal.
+
+    Args:
+        path: The ``.bin`` file.
+
+    Raises:
+        DataError: If the file is not a whole shard.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.handle = open_regular(path)
+        try:
+            size = os.fstat(self.handle).st_size
+            info = parse_header(path, os.pread(self.handle, HEADER_BYTES, 0), size)
+        except BaseException:
+            self.close()
+            raise
+        self.dtype, self.tokens = info
+
+    def read(self, start: int, stop: int) -> Int32[np.ndarray, " n"]:
+        """Tokens ``start`` to ``stop`` of the shard.
+
+        Raises:
+            DataError: If the file has become shorter than it was when it was opened, or an id is not
+                below 2^31.
+        """
+        width = self.dtype.itemsize
+        wanted, at = (stop - start) * width, HEADER_BYTES + start * width
+        content = os.pread(self.handle, wanted, at)
+        while len(content) < wanted:
+            more = os.pread(self.handle, wanted - len(content), at + len(content))
+            if not more:
+                size = os.fstat(self.handle).st_size
+                raise DataError(
+                    f"{self.path} was cut to {size} bytes while in use; it had {self.tokens} tokens"
+                )
+            content += more
+        ids = np.frombuffer(content, self.dtype)
+        if self.dtype == UINT32 and ids.size and int(ids.max()) >= 2**31:
+            raise DataError(f"{self.path} holds token id {int(ids.max())}, which no vocabulary has")
+        return ids.astype(np.int32)
+
+    def close(self) -> None:
+        """Close the file; a second call does nothing."""
+        if self.handle >= 0:
+            os.close(self.handle)
+            self.handle = -1
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def read_documents(path: Path, tokens: int) -> Int64[np.ndarray, " d"]:
+    """The document offsets beside a shard of ``tokens`` tokens.
+
+    Raises:
+        DataError: If the offsets are not strictly ascending within the shard.
+    """
+    with os.fdopen(open_regular(path), "rb") as file:
+        content = file.read()
+    if len(content) % INT64.itemsize:
+        raise DataError(f"{path} has {len(content)} bytes, which is no multiple of {INT64.itemsize}")
+    starts = np.frombuffer(content, INT64).astype(np.int64)
+    if starts.size and (starts[0] < 0 or starts[-1] >= tokens or np.any(np.diff(starts) <= 0)):
+        raise DataError(f"{path} does not hold ascending offsets below the shard's {tokens} tokens")
+    return starts

@@ -1,0 +1,46 @@
+"""Where text comes from: one small class for each kind of source, found by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from gpt_data.errors import DataError
+from gpt_data.sources.base import Document, Source
+from gpt_data.sources.hub import NAMED, HubDataset, parse_hub_name
+from gpt_data.sources.standard_library import StandardLibrary
+from gpt_data.sources.text_files import TextFiles
+
+__all__ = ["KINDS", "Document", "Source", "open_source"]
+
+KINDS = ("stdlib", "text:PATH", "hf:NAME[:CONFIG[:SPLIT]]", *NAMED, "shards:DIR")
+"""What may be asked for; shards are opened as they are and have no text."""
+
+
+def open_source(
+    spec: str,
+    max_document_bytes: int,
+    *,
+    pin: Mapping[str, str] | None = None,
+    on_notice: Callable[[str], None] | None = None,
+) -> Source:
+    """The source that ``spec`` names.
+
+    Args:
+        spec: One of ``KINDS``.
+        max_document_bytes: Largest document.
+        pin: What the source's ``pin`` gave an earlier process that this one goes on from.
+        on_notice: Told about every retry, in one line.
+
+    Raises:
+        DataError: If there is no such source, or nothing in it.
+    """
+    kind, _, rest = spec.partition(":")
+    if spec == "stdlib":
+        return StandardLibrary(max_document_bytes)
+    if kind == "text" and rest:
+        return TextFiles(Path(rest), max_document_bytes)
+    if spec in NAMED or (kind == "hf" and rest):
+        name = NAMED[spec] if spec in NAMED else parse_hub_name(rest)
+        return HubDataset(name, max_document_bytes, pin=pin, on_notice=on_notice)
+    raise DataError(f"unknown source {spec!r}; choose one of {', '.join(KINDS)}")

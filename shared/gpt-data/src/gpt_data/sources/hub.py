@@ -1,0 +1,226 @@
+"""A dataset of the Hugging Face hub, or a local folder of the same kind, read as a stream.
+
+Code that comes with a dataset is never run: the library refuses such datasets from version 4 on,
+which is the oldest that the extra ``gpt-data[hf]`` takes.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gpt_data.errors import DataError, DataStoppedError
+from gpt_data.sources.base import Document, check_document, hold_out
+
+HELD_OUT_EVERY = 200
+TEXT_FIELD = "text"
+
+Stream = Callable[[int], Iterator[Mapping[str, Any]]]
+"""Opens the records from a number on."""
+
+
+class HubName(NamedTuple):
+    """Which records of the hub: a dataset, a configuration of it (None: its default) and a split."""
+
+    dataset: str
+    config: str | None = None
+    split: str = "train"
+
+
+NAMED = {
+    "fineweb-edu": HubName("HuggingFaceFW/fineweb-edu", "sample-10BT"),
+    "tinystories": HubName("roneneldan/TinyStories"),
+}
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """How long to go on after a stream has failed.
+
+    Attributes:
+        first_wait: Seconds before the first retry; doubled each time.
+        longest_wait: Where doubling ends.
+        budget: Seconds of waiting in all before giving up; a document that arrives renews it.
+    """
+
+    first_wait: float = 1.0
+    longest_wait: float = 60.0
+    budget: float = 600.0
+
+
+class HubDataset:
+    """The records of one split, in the order in which the hub streams them.
+
+    A stream that breaks is opened again at the exact record. When the retry budget is spent the error
+    says so, and what was written until then stays valid and can be gone on from.
+
+    Args:
+        name: Which records.
+        max_document_bytes: Largest document; a longer one is an error.
+        pin: What ``pin`` gave an earlier process.
+        on_notice: Told about every retry, in one line.
+        retry: When to give up.
+        open_stream: In place of the hub, for tests.
+        sleep: In place of waiting, for tests.
+    """
+
+    def __init__(
+        self,
+        name: HubName,
+        max_document_bytes: int,
+        *,
+        pin: Mapping[str, str] | None = None,
+        on_notice: Callable[[str], None] | None = None,
+        retry: RetryPolicy = RetryPolicy(),
+        open_stream: Stream | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.name = name
+        self.limit = max_document_bytes
+        self.total_bytes: int | None = None
+        self.on_notice = on_notice
+        self.retry = retry
+        self.open_stream = open_stream if open_stream is not None else self._open
+        self.sleep = sleep
+        self._pin = None if pin is None else dict(pin)
+
+    def identity(self) -> dict[str, Any]:
+        """The dataset's name; for a local folder its files too."""
+        identity: dict[str, Any] = {"source": "hf:" + ":".join(part or "" for part in self.name)}
+        folder = Path(self.name.dataset)
+        if folder.is_dir():
+            files = sorted(path for path in folder.rglob("*") if path.is_file())
+            identity["files"] = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+        return identity
+
+    def pin(self) -> dict[str, str]:
+        """The dataset's revision on the hub, so that a later process reads the same records."""
+        if self._pin is None:
+            self._pin = {} if Path(self.name.dataset).exists() else {"revision": self._revision()}
+        return self._pin
+
+    def documents(self, start: int = 0) -> Iterator[Document]:
+        """The records from number ``start`` on."""
+        return hold_out(self._texts, start, HELD_OUT_EVERY)
+
+    def sample(self) -> Iterator[str]:
+        """The training records in order."""
+        return (document.text for document in self.documents() if document.split == "train")
+
+    def _texts(self, start: int) -> Iterator[str]:
+        for number, record in enumerate(self._records(start), start):
+            where = f"{self.name.dataset} record {number}"
+            text = record.get(TEXT_FIELD)
+            if not isinstance(text, str):
+                raise DataError(f"{where} has no string field {TEXT_FIELD!r}; it has {sorted(record)}")
+            yield check_document(text, where, self.limit)
+
+    def _records(self, start: int) -> Iterator[Mapping[str, Any]]:
+        waits = Waits(self.retry)
+        while True:
+            try:
+                for record in self.open_stream(start):
+                    yield record
+                    start += 1
+                    waits.renew()
+                return
+            except (DataError, GeneratorExit):
+                raise
+            except Exception as error:  # noqa: BLE001 - each transport under the library has errors of its own
+                self._wait(waits, start, error)
+
+    def _wait(self, waits: Waits, start: int, error: Exception) -> None:
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+        seconds = waits.next()
+        if seconds is None:
+            raise DataStoppedError(
+                f"the stream of {self.name.dataset} failed at record {start} ({reason}) and stayed so for "
+                f"{self.retry.budget:.0f} s; run the same command again to go on from there"
+            ) from error
+        left = self.retry.budget - waits.spent
+        notice = f"stream failed at record {start} ({reason}); again in {seconds:.0f} s, {left:.0f} s left"
+        if self.on_notice is not None:
+            self.on_notice(notice)
+        self.sleep(seconds)
+
+    def _open(self, start: int) -> Iterator[Mapping[str, Any]]:
+        datasets = _library()
+        revision = self.pin().get("revision")
+        try:
+            stream = datasets.load_dataset(
+                self.name.dataset, self.name.config, split=self.name.split, streaming=True, revision=revision
+            )
+        except (ValueError, FileNotFoundError) as error:
+            # what does not exist, or carries code, will not get better by waiting
+            raise DataError(f"source hf:{self.name.dataset}: {_first_line(error)}") from error
+        return iter(stream.skip(start) if start else stream)
+
+    def _revision(self) -> str:
+        waits = Waits(self.retry)
+        hub = import_module("huggingface_hub")
+        while True:
+            try:
+                return str(hub.HfApi().dataset_info(self.name.dataset).sha)
+            except hub.errors.RepositoryNotFoundError as error:
+                raise DataError(f"source hf:{self.name.dataset}: {_first_line(error)}") from error
+            except Exception as error:  # noqa: BLE001 - as above
+                self._wait(waits, 0, error)
+
+
+class Waits:
+    """Doubling waits with jitter, within a budget that progress renews.
+
+    Args:
+        policy: When to give up.
+    """
+
+    def __init__(self, policy: RetryPolicy) -> None:
+        self.policy = policy
+        self.random = random.Random()
+        self.renew()
+
+    def renew(self) -> None:
+        """Start over, as something has arrived."""
+        self.spent = 0.0
+        self.step = self.policy.first_wait
+
+    def next(self) -> float | None:
+        """Seconds to wait now, or None if the budget is spent."""
+        seconds = self.step * self.random.uniform(0.5, 1.0)
+        if self.spent + seconds > self.policy.budget:
+            return None
+        self.spent += seconds
+        self.step = min(2 * self.step, self.policy.longest_wait)
+        return seconds
+
+
+def parse_hub_name(text: str) -> HubName:
+    """``NAME``, ``NAME:CONFIG`` or ``NAME:CONFIG:SPLIT``; an empty part means the default.
+
+    >>> parse_hub_name("roneneldan/TinyStories::validation")
+    HubName(dataset='roneneldan/TinyStories', config=None, split='validation')
+
+    Raises:
+        DataError: If there are more parts or no name.
+    """
+    name, *rest = text.split(":")
+    if not name or len(rest) > 2:
+        raise DataError(f"source hf:{text} is not hf:NAME[:CONFIG[:SPLIT]]")
+    config, split = (*rest, "", "")[:2]
+    return HubName(name, config or None, split or "train")
+
+
+def _library() -> Any:
+    try:
+        return import_module("datasets")
+    except ImportError as error:
+        raise DataError("this source needs the extra gpt-data[hf] (Hugging Face datasets)") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

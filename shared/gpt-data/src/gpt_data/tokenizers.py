@@ -1,0 +1,135 @@
+"""Which tokenizer: by a short specification, always as a ``bpe_scratch.Tokenizer``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import bpe_scratch
+
+from gpt_data.errors import DataError
+from gpt_data.storage import sha256_of
+
+SAMPLE_BYTES = 8 * 2**20
+"""A tokenizer is trained on the first documents of the source's sample, up to this much text."""
+KINDS = ("bytes", "bpe-scratch:VOCAB", "gpt2", "PATH/tokenizer.json")
+GPT2_VOCAB_SIZE = 50257
+GPT2_REPOSITORY = "openai-community/gpt2"
+GPT2_FILES = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))
+SMALLEST_VOCAB = 257
+
+
+def tokenizer_identity(spec: str) -> dict[str, Any]:
+    """What decides the tokenizer, as JSON.
+
+    Raises:
+        DataError: If ``spec`` is none of ``KINDS``, or its file is missing.
+    """
+    if spec in ("bytes", "gpt2"):
+        return {"tokenizer": spec}
+    kind, _, rest = spec.partition(":")
+    if kind == "bpe-scratch":
+        return {"tokenizer": f"bpe-scratch:{_vocab_size(rest)}", "sample_bytes": SAMPLE_BYTES}
+    path = Path(spec)
+    if path.suffix != ".json":
+        raise DataError(f"unknown tokenizer {spec!r}; choose one of {', '.join(KINDS)}")
+    return {"tokenizer": "file", "sha256": sha256_of(path)}
+
+
+def build_tokenizer(spec: str, files: Path | None, sample: Iterable[str]) -> bpe_scratch.Tokenizer:
+    """Load or train the tokenizer that ``spec`` names.
+
+    Args:
+        spec: One of ``KINDS``.
+        files: Folder with GPT-2's files, for ``gpt2``; from the hub if None.
+        sample: Documents to train on, for ``bpe-scratch``; no more than needed is read.
+
+    Raises:
+        DataError: If it cannot be had, or has no end-of-text token to frame documents with.
+    """
+    tokenizer_identity(spec)
+    try:
+        tokenizer = _build(spec, files, sample)
+    except DataError:
+        raise
+    except (ValueError, OSError) as error:
+        raise DataError(f"tokenizer {spec}: {error}") from error
+    if tokenizer.end_of_text is None:
+        raise DataError(f"tokenizer {spec} has no token <|endoftext|>, which opens each document")
+    return tokenizer
+
+
+def load_tokenizer(path: Path) -> bpe_scratch.Tokenizer:
+    """Load a ``tokenizer.json``.
+
+    Raises:
+        DataError: If it cannot be read.
+    """
+    try:
+        return bpe_scratch.Tokenizer.load(path)
+    except (ValueError, OSError) as error:
+        raise DataError(f"cannot read tokenizer {path}: {error}") from error
+
+
+def take_bytes(documents: Iterable[str], limit: int) -> Iterator[str]:
+    """Documents from the front until they make ``limit`` bytes of UTF-8; the last one is cut."""
+    for document in documents:
+        content = document.encode()
+        if len(content) >= limit:
+            yield content[:limit].decode(errors="ignore")
+            return
+        limit -= len(content)
+        yield document
+
+
+def _build(spec: str, files: Path | None, sample: Iterable[str]) -> bpe_scratch.Tokenizer:
+    if spec == "bytes":
+        return bpe_scratch.Tokenizer.from_bytes()
+    if spec == "gpt2":
+        return _gpt2(files)
+    if spec.startswith("bpe-scratch:"):
+        return bpe_scratch.train(take_bytes(sample, SAMPLE_BYTES), _vocab_size(spec.partition(":")[2]))
+    return bpe_scratch.Tokenizer.load(Path(spec))
+
+
+def _gpt2(files: Path | None) -> bpe_scratch.Tokenizer:
+    tokenizer = _gpt2_from_folder(files) if files is not None else _gpt2_from_hub()
+    if tokenizer.vocab_size != GPT2_VOCAB_SIZE:
+        raise DataError(
+            f"{files}: a vocabulary of {tokenizer.vocab_size}, where GPT-2's has {GPT2_VOCAB_SIZE}"
+        )
+    return tokenizer
+
+
+def _gpt2_from_folder(folder: Path) -> bpe_scratch.Tokenizer:
+    for vocab, merges in GPT2_FILES:
+        if (folder / vocab).is_file() and (folder / merges).is_file():
+            return bpe_scratch.Tokenizer.from_gpt2(folder / vocab, folder / merges)
+    if (folder / "tokenizer.json").is_file():
+        return bpe_scratch.Tokenizer.load(folder / "tokenizer.json")
+    wanted = " or ".join(f"{vocab} with {merges}" for vocab, merges in GPT2_FILES)
+    raise DataError(f"{folder} holds neither {wanted} nor tokenizer.json")
+
+
+def _gpt2_from_hub() -> bpe_scratch.Tokenizer:
+    advice = "give --tokenizer-files DIR with encoder.json and vocab.bpe"
+    try:
+        hub = import_module("huggingface_hub")
+    except ImportError as error:
+        raise DataError(
+            f"tokenizer gpt2 comes from the hub with the extra gpt-data[hf], or {advice}"
+        ) from error
+    try:
+        vocab, merges = (hub.hf_hub_download(GPT2_REPOSITORY, name) for name in GPT2_FILES[1])
+    except Exception as error:
+        line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"tokenizer gpt2: the hub does not answer ({line}); {advice}") from error
+    return bpe_scratch.Tokenizer.from_gpt2(Path(vocab), Path(merges))
+
+
+def _vocab_size(text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or int(text) < SMALLEST_VOCAB:
+        raise DataError(f"tokenizer bpe-scratch:{text} needs a vocabulary of at least {SMALLEST_VOCAB}")
+    return int(text)
