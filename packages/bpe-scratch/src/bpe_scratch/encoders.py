@@ -1,0 +1,61 @@
+"""The plain encoder: pieces by regular expression, each distinct piece merged once and remembered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+
+import numpy as np
+import numpy.typing as npt
+
+from bpe_scratch.heap_merge import encode_piece
+from bpe_scratch.patterns import splitter, to_utf8
+from bpe_scratch.vocabulary import Vocabulary
+
+# distinct pieces remembered before the memory is emptied: about 100 MB of Python objects
+_CACHE_LIMIT = 1 << 18
+_LONGEST_CACHED = 64
+
+IdArray = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
+
+
+class PlainEncoder:
+    """Encodes with Python objects only."""
+
+    def __init__(self, vocabulary: Vocabulary, pattern: str) -> None:
+        self._vocabulary = vocabulary
+        self._split = splitter(pattern)
+        self._known: dict[str, list[int]] = {}
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text without special tokens.
+
+        Args:
+            text: Any text that has a UTF-8 form.
+        """
+        known = self._known
+        try:
+            return list(chain.from_iterable([known[piece] for piece in self._split(text)]))
+        except KeyError:
+            return list(
+                chain.from_iterable([known.get(piece) or self._learn(piece) for piece in self._split(text)])
+            )
+
+    def encode_arrays(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text.
+
+        Args:
+            texts: Texts without special tokens.
+        """
+        return [self.encode(text) for text in texts]
+
+    def _learn(self, piece: str) -> list[int]:
+        vocabulary = self._vocabulary
+        raw = to_utf8(piece)
+        whole = vocabulary.id_of_token.get(raw) if vocabulary.whole_pieces else None
+        ids = encode_piece(raw, vocabulary.byte_ids, vocabulary.pairs) if whole is None else [whole]
+        if len(piece) <= _LONGEST_CACHED:
+            if len(self._known) >= _CACHE_LIMIT:
+                self._known = {}
+            self._known[piece] = ids
+        return ids

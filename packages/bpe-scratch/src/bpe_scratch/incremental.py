@@ -1,0 +1,102 @@
+"""Training without recounting: after a merge only the pairs beside it change."""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+
+from bpe_scratch.vocabulary import Pair
+
+
+class _Corpus:
+    """Distinct words as lists of ids, the count of each pair, and the words each pair was seen in."""
+
+    def __init__(self, words: Mapping[bytes, int], byte_ids: Sequence[int]) -> None:
+        self.words = [[byte_ids[byte] for byte in word] for word in words]
+        self.weights = list(words.values())
+        self.counts: Counter[Pair] = Counter()
+        self.places: defaultdict[Pair, set[int]] = defaultdict(set)
+        for index, (word, weight) in enumerate(zip(self.words, self.weights, strict=True)):
+            for pair in zip(word, word[1:], strict=False):
+                self.counts[pair] += weight
+                self.places[pair].add(index)
+
+    def merge(self, pair: Pair, new: int) -> set[Pair]:
+        """Merge a pair everywhere; returns the pairs whose count grew."""
+        grown: set[Pair] = set()
+        for index in self.places.pop(pair, ()):
+            self._merge_word(index, pair, new, grown)
+        self.counts.pop(pair, None)
+        return grown
+
+    def _merge_word(self, index: int, pair: Pair, new: int, grown: set[Pair]) -> None:
+        word, weight = self.words[index], self.weights[index]
+        left, right = pair
+        merged: list[int] = []
+        i, end = 0, len(word) - 1
+        changed = False
+        while i <= end:
+            if i < end and word[i] == left and word[i + 1] == right:
+                merged.append(new)
+                i += 2
+                changed = True
+            else:
+                merged.append(word[i])
+                i += 1
+        if not changed:
+            return
+        for old in zip(word, word[1:], strict=False):
+            self.counts[old] -= weight
+        for now in zip(merged, merged[1:], strict=False):
+            self.counts[now] += weight
+            if new in now:
+                self.places[now].add(index)
+                grown.add(now)
+        self.words[index] = merged
+
+
+def train_merges(
+    words: Mapping[bytes, int],
+    byte_ids: Sequence[int],
+    merges: int,
+    min_frequency: int,
+    on_progress: Callable[[int], None] | None = None,
+) -> list[Pair]:
+    """Learn merges; the same ones as the reference.
+
+    Args:
+        words: Distinct words and their counts.
+        byte_ids: Id of each byte.
+        merges: New tokens to make.
+        min_frequency: Least count of a pair worth merging.
+        on_progress: Called with the number of merges learned so far.
+
+    Returns:
+        The pairs in the order learned.
+    """
+    corpus = _Corpus(words, byte_ids)
+    tokens = {index: bytes([byte]) for byte, index in enumerate(byte_ids)}
+    ids = {token: index for index, token in tokens.items()}
+    heap = [(-count, pair) for pair, count in corpus.counts.items()]
+    heapq.heapify(heap)
+    learned: list[Pair] = []
+    while heap and len(ids) < 256 + merges:
+        negative, pair = heapq.heappop(heap)
+        count = corpus.counts.get(pair, 0)
+        if count != -negative:
+            # counts fall without notice: put the entry back where it belongs now
+            if count > 0:
+                heapq.heappush(heap, (-count, pair))
+            continue
+        if count < max(min_frequency, 1):
+            break
+        joined = tokens[pair[0]] + tokens[pair[1]]
+        new = ids.setdefault(joined, len(ids))
+        tokens[new] = joined
+        learned.append(pair)
+        for grown in corpus.merge(pair, new):
+            heapq.heappush(heap, (-corpus.counts[grown], grown))
+        if on_progress is not None:
+            on_progress(len(learned))
+    return learned

@@ -1,0 +1,282 @@
+"""The tokenizer: text to ids and back."""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import operator
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import regex
+
+from bpe_scratch import files
+from bpe_scratch.encoders import IdArray, PlainEncoder
+from bpe_scratch.errors import TextError, TokenIdError, TokenizerError
+from bpe_scratch.patterns import resolve_pattern, to_utf8
+from bpe_scratch.vocabulary import Vocabulary
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+class Tokenizer:
+    """A vocabulary, a pattern that cuts text into pieces, and special tokens.
+
+    Attributes:
+        vocabulary: Tokens and merges.
+        pattern: Name of the pattern, or its expression if it has none.
+        special_tokens: Id of each special token's text.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        *,
+        pattern: str = "gpt2",
+        special_tokens: Mapping[str, int] | None = None,
+    ) -> None:
+        name, expression = resolve_pattern(pattern)
+        self.vocabulary = vocabulary
+        self.pattern: str = name or expression or "none"
+        self.special_tokens = _checked_special(special_tokens or {}, vocabulary)
+        self._special_text = {index: text for text, index in self.special_tokens.items()}
+        self._token_bytes = self._all_token_bytes()
+        self._encoder = PlainEncoder(vocabulary, self.pattern)
+
+    @classmethod
+    def load(cls, path: Path | str) -> Tokenizer:
+        """Read a ``tokenizer.json``.
+
+        Args:
+            path: The file.
+
+        Raises:
+            FileFormatError: If it is not a byte-level BPE that this package can reproduce.
+        """
+        path = Path(path)
+        return cls._from_parts(files.parse_tokenizer_json(files.read_text(path), str(path)))
+
+    @classmethod
+    def from_json(cls, text: str) -> Tokenizer:
+        """Read the text of a ``tokenizer.json``.
+
+        Args:
+            text: The JSON text.
+        """
+        return cls._from_parts(files.parse_tokenizer_json(text, "tokenizer.json"))
+
+    @classmethod
+    def from_gpt2(
+        cls, vocab_path: Path | str, merges_path: Path | str, *, pattern: str = "gpt2"
+    ) -> Tokenizer:
+        """Read GPT-2's two files: ``vocab.json`` (or ``encoder.json``) and ``merges.txt`` (or ``vocab.bpe``).
+
+        Args:
+            vocab_path: JSON object from token to id.
+            merges_path: One pair a line, the strongest first.
+            pattern: Pattern that the files were trained with; they do not say.
+        """
+        vocabulary, special = files.read_gpt2(Path(vocab_path), Path(merges_path))
+        return cls(vocabulary, pattern=pattern, special_tokens=special)
+
+    @classmethod
+    def from_bytes(cls) -> Tokenizer:
+        """256 bytes and the end of text: 257 ids, no merges."""
+        return cls(Vocabulary.from_merges([]), pattern="none", special_tokens={END_OF_TEXT: 256})
+
+    @classmethod
+    def _from_parts(cls, parts: files.Parts) -> Tokenizer:
+        return cls(parts.vocabulary, pattern=parts.pattern, special_tokens=parts.special_tokens)
+
+    def to_json(self) -> str:
+        """The text of a ``tokenizer.json`` that Hugging Face ``tokenizers`` loads too."""
+        return files.format_tokenizer_json(files.Parts(self.vocabulary, self.pattern, self.special_tokens))
+
+    def save(self, path: Path | str) -> None:
+        """Write ``tokenizer.json``.
+
+        Args:
+            path: The file; replaced if it exists.
+        """
+        files.write_text(Path(path), self.to_json())
+
+    @property
+    def sha256(self) -> str:
+        """Hash of :meth:`to_json`: equal hashes, equal ids."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, special ones and gaps included: one more than the largest id."""
+        return len(self._token_bytes)
+
+    @property
+    def end_of_text(self) -> int | None:
+        """Id of ``<|endoftext|>``, or ``None`` if there is none."""
+        return self.special_tokens.get(END_OF_TEXT)
+
+    @property
+    def dtype(self) -> type[np.uint16] | type[np.uint32]:
+        """The smallest unsigned type that holds every id."""
+        return np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
+
+    def encode(
+        self, text: str, *, allowed_special: Collection[str] = frozenset(), refuse_special: bool = False
+    ) -> list[int]:
+        """The ids of a text.
+
+        Args:
+            text: Any text; lone surrogates are refused.
+            allowed_special: Special tokens to recognise; the others are ordinary text.
+            refuse_special: Raise when the text holds a special token that is not allowed.
+
+        Raises:
+            TextError: If the text has no UTF-8 form, or holds a refused special token.
+        """
+        if refuse_special:
+            self._refuse(text, allowed_special)
+        if not allowed_special:
+            return self._encoder.encode(text)
+        ids: list[int] = []
+        for part in self._special_pattern(allowed_special).split(text):
+            if part in allowed_special:
+                ids.append(self.special_tokens[part])
+            elif part:
+                ids.extend(self._encoder.encode(part))
+        return ids
+
+    def encode_batch(
+        self, texts: Iterable[str], *, allowed_special: Collection[str] = frozenset()
+    ) -> list[list[int]]:
+        """The ids of each text.
+
+        Args:
+            texts: Texts, each encoded by itself.
+            allowed_special: As in :meth:`encode`.
+        """
+        return [self.encode(text, allowed_special=allowed_special) for text in texts]
+
+    def encode_to_numpy(self, texts: Sequence[str]) -> tuple[IdArray, np.ndarray]:
+        """All ids of many texts in one array.
+
+        Args:
+            texts: Texts, each encoded by itself; special tokens are ordinary text.
+
+        Returns:
+            ``(ids, offsets)``: ids as uint16 if every id fits, else uint32; text ``i`` is
+            ``ids[offsets[i]:offsets[i + 1]]``, offsets as int64.
+        """
+        parts = [np.asarray(self._encoder.encode(text), dtype=self.dtype) for text in texts]
+        offsets = np.zeros(len(parts) + 1, dtype=np.int64)
+        np.cumsum([len(part) for part in parts], out=offsets[1:])
+        return (np.concatenate(parts) if parts else np.zeros(0, dtype=self.dtype)), offsets
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes that ids stand for.
+
+        Args:
+            ids: Ids, special ones included.
+
+        Raises:
+            TokenIdError: Naming the first id outside the vocabulary and its position.
+        """
+        ids = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
+        table = self._token_bytes
+        try:
+            parts = [table[index] for index in ids]
+            if (not ids or min(ids) >= 0) and None not in parts:
+                return b"".join(parts)  # type: ignore[arg-type]
+        except (IndexError, TypeError):
+            pass
+        raise self._id_error(ids)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text that ids stand for; bytes that are not UTF-8 become U+FFFD.
+
+        Args:
+            ids: Ids, special ones included.
+        """
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def decode_batch(self, batch: Iterable[Iterable[int]]) -> list[str]:
+        """Decode many.
+
+        Args:
+            batch: Ids of each text.
+        """
+        return [self.decode(ids) for ids in batch]
+
+    def stream(self) -> TokenStream:
+        """A decoder that takes ids one by one and emits only whole characters."""
+        return TokenStream(self)
+
+    def _all_token_bytes(self) -> list[bytes | None]:
+        size = max([len(self.vocabulary.tokens), *(index + 1 for index in self.special_tokens.values())])
+        table: list[bytes | None] = [*self.vocabulary.tokens, *[None] * (size - len(self.vocabulary.tokens))]
+        for text, index in self.special_tokens.items():
+            table[index] = to_utf8(text)
+        return table
+
+    def _id_error(self, ids: Sequence[int]) -> TokenIdError:
+        for position, index in enumerate(ids):
+            try:
+                number = operator.index(index)
+            except TypeError:
+                return TokenIdError(f"id {index!r} at position {position} is not an integer")
+            if not 0 <= number < self.vocab_size or self._token_bytes[number] is None:
+                return TokenIdError(
+                    f"id {number} at position {position} is not in the vocabulary of {self.vocab_size}"
+                )
+        raise AssertionError("every id is known")
+
+    def _special_pattern(self, allowed: Collection[str]) -> regex.Pattern[str]:
+        unknown = [text for text in allowed if text not in self.special_tokens]
+        if unknown:
+            known = ", ".join(self.special_tokens) or "none"
+            raise TokenizerError(f"allowed_special {unknown[0]!r} is not a special token; known: {known}")
+        longest_first = sorted(allowed, key=lambda text: (-len(text), text))
+        return regex.compile("(" + "|".join(map(regex.escape, longest_first)) + ")")
+
+    def _refuse(self, text: str, allowed: Collection[str]) -> None:
+        for special in self.special_tokens:
+            if special not in allowed and (position := text.find(special)) >= 0:
+                raise TextError(f"special token {special!r} at character {position} is not allowed in text")
+
+
+class TokenStream:
+    """Decoding ids as they come: a character is emitted when its last byte has arrived."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def feed(self, index: int) -> str:
+        """Take one id; returns the text completed by it.
+
+        Args:
+            index: An id of the vocabulary.
+        """
+        return self._decoder.decode(self._tokenizer.decode_bytes([index]))
+
+    def flush(self) -> str:
+        """End of the stream: a character that was left unfinished becomes U+FFFD."""
+        rest = self._decoder.decode(b"", final=True)
+        self._decoder.reset()
+        return rest
+
+
+def _checked_special(special: Mapping[str, int], vocabulary: Vocabulary) -> dict[str, int]:
+    taken: dict[int, str] = {}
+    for text, index in special.items():
+        if not text:
+            raise TokenizerError("a special token is empty")
+        to_utf8(text)
+        if (
+            index < 0
+            or (index < len(vocabulary.tokens) and vocabulary.tokens[index] is not None)
+            or index in taken
+        ):
+            raise TokenizerError(f"special token {text!r} has id {index}, which is taken or negative")
+        taken[index] = text
+    return dict(sorted(special.items(), key=lambda item: item[1]))
