@@ -1,0 +1,256 @@
+"""The model, its loss and its optimizer as a backend of ``gpt_trainer``.
+
+Shapes: B rows, T positions, V vocabulary, L blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from gpt_data.batch import IGNORE, Batch
+from gpt_trainer.backend import BackendSpec, Moments, OptimizerConfig, Profile, Runtime, StepMetrics
+from gpt_trainer.model_config import ModelConfig
+from gpt_trainer.parameters import Parameters as Canonical
+from gpt_trainer.parameters import check_parameters
+from jaxtyping import Float32
+from torch import Tensor
+
+from gpt_torchfunc import device as devices
+from gpt_torchfunc.decoding import Decoder
+from gpt_torchfunc.dropout import dropout_keys
+from gpt_torchfunc.loss import target_log_probs
+from gpt_torchfunc.model import Inputs, Parameters, logits
+from gpt_torchfunc.optimizer import AdamWState, StepScalars, step_scalars
+from gpt_torchfunc.options import Options, make_plan, wants_compile
+from gpt_torchfunc.profiling import record
+from gpt_torchfunc.step import Sums, TrainingState, accumulate, finish, train_step
+from gpt_torchfunc.tree import from_canonical, leaves, map_leaves, to_canonical, zeros
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class PendingMetrics:
+    """Loss, norm and whether the weights moved, on their way to the host."""
+
+    def __init__(self, values: Float32[Tensor, " 3"]) -> None:
+        self._values = values.to("cpu", non_blocking=True)
+        self._arrived = None
+        if values.is_cuda:
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def fetch(self) -> StepMetrics:
+        """Wait for the step, not for those after it, and return its metrics."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        loss, grad_norm, updated = self._values.tolist()
+        return StepMetrics(loss, grad_norm, bool(updated))
+
+
+class TorchFuncBackend:
+    """Implements ``gpt_trainer.backend.Backend``."""
+
+    def __init__(
+        self, config: ModelConfig, optimizer: OptimizerConfig, runtime: Runtime, options: Options
+    ) -> None:
+        self.config = config
+        self._device = devices.choose_device(runtime.device)
+        devices.set_numerics(runtime)
+        self._optimizer, self._runtime = optimizer, runtime
+        self._plan = make_plan(config, runtime, options, self._device)
+        self._compiled = wants_compile(options, self._device)
+        params, first, second = (zeros(config, self._device) for _ in range(3))
+        self._state = TrainingState(params, AdamWState(first, second))
+        self._sums: Sums | None = None
+        self._train_step = self._compile(train_step)
+        self._accumulate = self._compile(accumulate)
+        self._finish = self._compile(finish)
+        self._log_probs = self._compile(target_log_probs) if self._device.type == "cuda" else target_log_probs
+
+    def load(self, parameters: Canonical, moments: Moments | None = None) -> None:
+        """Take over parameters, and moments (zeros if not given).
+
+        Raises:
+            ValueError: If names, shapes or dtypes do not fit the model; nothing is changed then.
+        """
+        for values in (parameters, *(moments or ())):
+            check_parameters(values, self.config)
+        trees = [self._state.params, *self._state.moments]
+        for tree, values in zip(trees, (parameters, *(moments or (None, None))), strict=True):
+            _fill(tree, None if values is None else from_canonical(values, self.config, self._device))
+
+    def export(self) -> Canonical:
+        """The float32 master parameters, as copies."""
+        return to_canonical(self._state.params, self.config)
+
+    def export_moments(self) -> Moments:
+        """AdamW's moments, as copies."""
+        return Moments(*(to_canonical(tree, self.config) for tree in self._state.moments))
+
+    def train_step(
+        self, micro_batches: Sequence[Batch], lr: float, step: int, *, skip_above: float = float("inf")
+    ) -> PendingMetrics:
+        """One optimizer step; see ``gpt_trainer.backend.Backend.train_step``.
+
+        Args:
+            micro_batches: At least one, all of the same shape.
+            lr: Learning rate of this step.
+            step: Optimizer steps already taken, from 0.
+            skip_above: Largest global norm that still updates the weights.
+        """
+        weight = self._weight(micro_batches)
+        scalars = StepScalars(*self._send(step_scalars(self._optimizer, lr, step, skip_above)).unbind())
+        if len(micro_batches) == 1:
+            inputs, keys = self._inputs(micro_batches[0]), self._keys(step, 0)
+            values = self._train_step(self._state, inputs, weight, keys, scalars, self._plan, self._optimizer)
+        else:
+            values = self._finish(
+                self._state, self._sum(micro_batches, weight, step), scalars, self._optimizer
+            )
+        return PendingMetrics(values)
+
+    def gradients(self, micro_batches: Sequence[Batch], step: int) -> tuple[float, Canonical]:
+        """Mean loss and its gradient by canonical name, unclipped, dropout as in ``train_step``.
+
+        Args:
+            micro_batches: At least one, all of the same shape.
+            step: Optimizer steps already taken: selects the dropout masks.
+        """
+        sums = self._sum(micro_batches, self._weight(micro_batches), step)
+        return float(sums.loss), to_canonical(sums.gradients, self.config)
+
+    def evaluate(self, batch: Batch) -> tuple[float, int]:
+        """Sum of negative log-likelihoods in nats, and the number of targets; no dropout."""
+        values = self._target_log_probs(batch)
+        return -float(values.sum(dtype=torch.float64)), batch.target_count
+
+    def log_probs(self, batch: Batch) -> Float32[np.ndarray, "B T"]:
+        """Log-probability of each target given what its position may see; 0 where ignored; no dropout."""
+        return self._target_log_probs(batch).cpu().numpy()
+
+    def logits(self, batch: Batch) -> Float32[np.ndarray, "B T V"]:
+        """All logits, without dropout."""
+        values = logits(self._state.params, self._inputs(batch), self._plan)
+        return values[..., : self.config.vocab_size].float().cpu().numpy()
+
+    def decoder(self, rows: int) -> Decoder:
+        """A fresh decoder for ``rows`` sequences of at most ``config.context`` tokens."""
+        return Decoder(self._state.params, self.config, self._plan, rows)
+
+    def profile(self, folder: Path) -> AbstractContextManager[Profile]:
+        """Record with torch's profiler; its trace is written into ``folder`` on exit."""
+        return record(folder, self._device)
+
+    def synchronize(self) -> None:
+        """Wait until all launched work is done."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+    def peak_memory_bytes(self) -> int:
+        """Highest device memory in use since the start; the process's peak on a CPU."""
+        return devices.peak_memory_bytes(self._device)
+
+    def device_name(self) -> str:
+        """The device as its vendor names it."""
+        return devices.device_name(self._device)
+
+    def choices(self) -> Mapping[str, str]:
+        """Attention, compilation and versions."""
+        attention: str = self._plan.attention
+        if self.config.dropout and attention == "sdpa":
+            attention = "written in training (dropout), sdpa in evaluation"
+        return {
+            "attention": attention,
+            "compile": "on" if self._compiled else "off",
+            "deterministic": "on" if self._runtime.deterministic else "off",
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda or "none",
+        }
+
+    def _compile(self, function: F) -> F:
+        """``function`` compiled for one shape at a time, if that is wanted."""
+        if not self._compiled:
+            return function
+        options = devices.compiler_options(self._runtime.deterministic)
+        return torch.compile(function, fullgraph=True, dynamic=False, options=options)  # type: ignore[return-value]
+
+    def _sum(self, micro_batches: Sequence[Batch], weight: Tensor, step: int) -> Sums:
+        """Loss and gradient over all micro-batches, in buffers that are allocated once."""
+        if self._sums is None:
+            self._sums = Sums(
+                torch.zeros((), device=self._device), map_leaves(torch.zeros_like, self._state.params)
+            )
+        for buffer in (self._sums.loss, *leaves(self._sums.gradients)):
+            buffer.zero_()
+        for index, batch in enumerate(micro_batches):
+            inputs, keys = self._inputs(batch), self._keys(step, index)
+            self._accumulate(self._state.params, self._sums, inputs, weight, keys, self._plan)
+        return self._sums
+
+    def _target_log_probs(self, batch: Batch) -> Tensor:
+        # other lengths come in many shapes (questions of a benchmark): not worth a compilation each
+        whole = batch.tokens.shape[1] == self.config.context
+        function = self._log_probs if whole else target_log_probs
+        return function(self._state.params, self._inputs(batch), self._plan)
+
+    def _weight(self, micro_batches: Sequence[Batch]) -> Float32[Tensor, ""]:
+        """One over the number of targets of a step."""
+        if not micro_batches:
+            raise ValueError("micro_batches is empty, expected at least one")
+        if len({batch.tokens.shape for batch in micro_batches}) > 1:
+            raise ValueError(
+                f"micro-batches differ in shape: {[batch.tokens.shape for batch in micro_batches]}"
+            )
+        total = sum(batch.target_count for batch in micro_batches)
+        if not total:
+            raise ValueError("no position of the step has a target")
+        return self._send(torch.tensor(1.0 / total))
+
+    def _keys(self, step: int, micro_batch: int) -> Tensor | None:
+        if not self.config.dropout:
+            return None
+        return self._send(dropout_keys(self._runtime.seed, step, micro_batch, self.config.n_layer))
+
+    def _inputs(self, batch: Batch) -> Inputs:
+        """The batch on the device, once its shape and its ids are seen to fit the model."""
+        tokens, context = batch.tokens, self.config.context
+        if tokens.ndim != 2 or not 1 <= tokens.shape[1] <= context:
+            raise ValueError(f"tokens have shape {tokens.shape}, expected (B, T) with T <= context={context}")
+        for name, ids in (("tokens", tokens), ("targets", batch.targets)):
+            devices.check_ids(name, ids, 0 if name == "tokens" else IGNORE, self.config.vocab_size)
+        arrays = [None if a is None else self._send(torch.from_numpy(np.ascontiguousarray(a))) for a in batch]
+        return Inputs(*arrays)  # type: ignore[arg-type]
+
+    def _send(self, tensor: Tensor) -> Tensor:
+        return devices.to_device(tensor, self._device)
+
+
+def create(
+    config: ModelConfig, optimizer: OptimizerConfig, runtime: Runtime, options: Options
+) -> TorchFuncBackend:
+    """Build the backend; its weights are zero until ``load``.
+
+    Args:
+        config: The model's sizes.
+        optimizer: AdamW's settings.
+        runtime: Precision, device, seed and determinism.
+        options: This backend's own flags.
+
+    Raises:
+        ValueError: For a device or an option that this machine lacks.
+    """
+    return TorchFuncBackend(config, optimizer, runtime, options)
+
+
+def _fill(tree: Parameters, values: Parameters | None) -> None:
+    """Write into the buffers that a compiled step knows, or zero them."""
+    for buffer, value in zip(leaves(tree), leaves(values or tree), strict=True):
+        buffer.zero_() if values is None else buffer.copy_(value)
+
+
+SPEC = BackendSpec(name="gpt-torchfunc", options=Options, create=create, has_gpu=devices.has_gpu)

@@ -1,0 +1,139 @@
+"""Where the model runs, and the global settings of torch that decide its numbers.
+
+Everything here is set when a backend is created, from its ``Runtime``; nothing is read from the
+environment, and nothing happens on import.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import resource
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gpt_trainer.backend import Runtime
+from torch import Tensor
+
+
+def has_gpu() -> bool:
+    """Whether torch can use a CUDA device here."""
+    return torch.cuda.is_available()
+
+
+def choose_device(name: str) -> torch.device:
+    """The device for ``Runtime.device``; ``"auto"`` takes a GPU if there is one.
+
+    Args:
+        name: ``"auto"``, ``"cpu"`` or ``"gpu"``.
+
+    Raises:
+        ValueError: If the name is unknown, or a GPU is asked for and there is none.
+    """
+    if name not in ("auto", "cpu", "gpu"):
+        raise ValueError(f"device={name!r} is not one of auto, cpu, gpu")
+    if name == "gpu" and not has_gpu():
+        raise ValueError("device='gpu', but torch finds no CUDA device; use device='cpu'")
+    return torch.device("cuda" if name != "cpu" and has_gpu() else "cpu")
+
+
+def set_numerics(runtime: Runtime) -> None:
+    """Make float32 mean float32, sums of bfloat16 products float32, and, if asked, every run the same.
+
+    Args:
+        runtime: For ``deterministic``.
+    """
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    if runtime.deterministic:
+        # cuBLAS keeps its order of summation only with a workspace of fixed size
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(runtime.deterministic)
+    # deterministic mode also fills fresh tensors with NaN: a check, which would cost a pass over each
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether ``torch.compile`` has what it needs: Triton on a GPU, a C++ compiler on a CPU.
+
+    Args:
+        device: Where the compiled code is to run.
+    """
+    if device.type == "cuda":
+        return importlib.util.find_spec("triton") is not None
+    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
+
+
+def compiler_options(deterministic: bool) -> dict[str, Any]:
+    """Options for ``torch.compile``.
+
+    Args:
+        deterministic: Choose tiles by rule and not by timing them, so that two runs sum in the same order.
+    """
+    return {"deterministic": True} if deterministic else {}
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A small host tensor on its way to the device, without waiting for the work before it.
+
+    Args:
+        tensor: A tensor on the CPU.
+        device: A CPU, which shares the memory, or a CUDA device.
+    """
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor
+
+
+def check_ids(name: str, ids: np.ndarray, lowest: int, vocab_size: int) -> None:
+    """Refuse ids outside the vocabulary on the host: on a GPU they would poison the process.
+
+    Args:
+        name: The argument, for the message.
+        ids: Token ids or targets, not empty.
+        lowest: Smallest that is allowed.
+        vocab_size: First that is not allowed.
+
+    Raises:
+        ValueError: Naming the argument, the ids' span and the vocabulary.
+    """
+    if ids.min() < lowest or ids.max() >= vocab_size:
+        raise ValueError(f"{name} span {ids.min()}..{ids.max()}, outside the vocabulary of {vocab_size}")
+
+
+def device_name(device: torch.device) -> str:
+    """The device as its vendor names it.
+
+    Args:
+        device: A CPU or CUDA device.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return _cpu_model() or platform.processor() or platform.machine()
+
+
+def _cpu_model() -> str:
+    try:
+        with Path("/proc/cpuinfo").open(encoding="utf-8") as lines:
+            names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    except OSError:
+        return ""
+    return names[0] if names else ""
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Highest memory allocated on a GPU since the start; the process's peak on a CPU.
+
+    Args:
+        device: A CPU or CUDA device.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # macOS counts bytes, Linux KiB
+    return peak if sys.platform == "darwin" else peak * 1024

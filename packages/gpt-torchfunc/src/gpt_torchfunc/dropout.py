@@ -1,0 +1,81 @@
+"""Dropout by Philox-4x32-10 in torch: the same masks, bit for bit, as every other backend draws.
+
+The rule stands in ``gpt_trainer.philox``. A mask is a pure function of its key and the element's
+index, so nothing is carried from step to step, and a compiled step draws it inside its kernels.
+Shapes: L blocks, n counters; ``...`` the shape of the tensor that is masked.
+"""
+
+from __future__ import annotations
+
+import torch
+from gpt_trainer.philox import MULTIPLIERS, ROUNDS, WEYL, Site, dropout_threshold
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+LOW = 0xFFFFFFFF
+
+
+def philox(
+    counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Words 0 and 1 of Philox-4x32-10 for each counter.
+
+    All words are int64 that hold 32 bits. The product of two of them may pass 2^63 and wrap, which
+    leaves its 64 bits as they should be; the shift then drags the sign along, hence the mask after it.
+
+    Args:
+        counter: Four words, of shapes that broadcast together.
+        key: Two words.
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(ROUNDS):
+        p0, p1 = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
+        c0, c1, c2, c3 = ((p1 >> 32) & LOW) ^ c1 ^ k0, p1 & LOW, ((p0 >> 32) & LOW) ^ c3 ^ k1, p0 & LOW
+        k0, k1 = (k0 + WEYL[0]) & LOW, (k1 + WEYL[1]) & LOW
+    return c0, c1
+
+
+def dropout_keys(seed: int, step: int, micro_batch: int, n_layer: int) -> Int64[Tensor, "L 4 2"]:
+    """Keys of every mask in one forward pass, by layer and ``Site``; on the CPU.
+
+    Args:
+        seed: The run's seed, below 2^64.
+        step: Optimizer steps already taken, from 0.
+        micro_batch: Index of the micro-batch within the step.
+        n_layer: Number of blocks, L.
+    """
+    layer = torch.arange(n_layer)[:, None]
+    site = torch.tensor([int(site) for site in Site])
+    key = (torch.tensor(seed & LOW), torch.tensor((seed >> 32) & LOW))
+    words = philox((torch.tensor(step), torch.tensor(micro_batch), layer, site), key)
+    return torch.stack(words, -1)
+
+
+def dropout_mask(shape: torch.Size, key: Int64[Tensor, " 2"], rate: float) -> Bool[Tensor, " ..."]:
+    """True where an element of a tensor of ``shape`` is kept.
+
+    Args:
+        shape: Shape of the logical tensor, whose row-major index is the counter.
+        key: The mask's two key words.
+        rate: Share of elements that are dropped.
+    """
+    index = torch.arange(shape.numel(), device=key.device)
+    zero = torch.zeros_like(index)
+    word, _ = philox((index & LOW, index >> 32, zero, zero), (key[0], key[1]))
+    return (word >= dropout_threshold(rate)).view(shape)
+
+
+def dropout(
+    x: Float[Tensor, "*shape"], key: Int64[Tensor, " 2"] | None, rate: float
+) -> Float[Tensor, "*shape"]:
+    """``x`` with a share ``rate`` of its elements set to zero and the rest scaled by ``1 / (1 - rate)``.
+
+    Args:
+        x: Any tensor.
+        key: The mask's two key words; ``None`` leaves ``x`` as it is.
+        rate: Share of elements that are dropped, in ``[0, 1)``.
+    """
+    if key is None:
+        return x
+    return torch.where(dropout_mask(x.shape, key, rate), x * (1.0 / (1.0 - rate)), 0.0)

@@ -1,0 +1,258 @@
+"""GPT-2 as pure functions of a tree of tensors.
+
+    x_0 = wte[token] + wpe[position]
+    y   = x_l + Attention(LayerNorm(x_l))
+    x_{l+1} = y + MLP(LayerNorm(y))
+    logits = LayerNorm(x_L) wte^T
+
+Nothing here holds state: a function takes the parameters and returns values, and ``torch.func``
+turns it into its derivative. Weights are ``(in, out)``, as OpenAI stored them.
+
+Shapes: B rows, T positions, C longest context, V vocabulary (padded), D width, H heads, K head width,
+L blocks.
+
+References:
+    Radford et al. 2019, "Language Models are Unsupervised Multitask Learners".
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from gpt_trainer.philox import Site
+from jaxtyping import Bool, Float, Int, Int64
+from torch import Tensor
+from torch.func import vmap
+
+from gpt_torchfunc.dropout import dropout
+
+EPSILON = 1e-5
+
+
+class Block(NamedTuple):
+    """Parameters of one block; with a leading axis L, those of all blocks."""
+
+    ln1_gain: Float[Tensor, "*L D"]
+    ln1_bias: Float[Tensor, "*L D"]
+    qkv_weight: Float[Tensor, "*L D 3*D"]  # columns: queries, keys, values
+    qkv_bias: Float[Tensor, "*L 3*D"]
+    out_weight: Float[Tensor, "*L D D"]
+    out_bias: Float[Tensor, "*L D"]
+    ln2_gain: Float[Tensor, "*L D"]
+    ln2_bias: Float[Tensor, "*L D"]
+    up_weight: Float[Tensor, "*L D 4*D"]
+    up_bias: Float[Tensor, "*L 4*D"]
+    down_weight: Float[Tensor, "*L 4*D D"]
+    down_bias: Float[Tensor, "*L D"]
+
+
+class Parameters(NamedTuple):
+    """The whole model; the head is ``wte`` transposed.
+
+    The blocks are stacked along a leading axis, so that the model is 16 tensors whatever its depth:
+    few arguments for the compiled step to check, few kernels for the optimizer to launch.
+    """
+
+    wte: Float[Tensor, "V D"]
+    wpe: Float[Tensor, "C D"]
+    blocks: Block
+    ln_f_gain: Float[Tensor, " D"]
+    ln_f_bias: Float[Tensor, " D"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the forward pass needs to know beside its arrays; fixed while a model lives.
+
+    Attributes:
+        n_head: Attention heads per block, H.
+        vocab_size: Token ids before padding; columns from there on are masked in the loss.
+        dtype: Type of activations and products; statistics stay float32.
+        attention: ``"written"`` out, or ``"sdpa"``, torch's fused kernel.
+        dropout: Rate at all four sites, when there are keys.
+        chunk: Largest number of logits that exist at a time in the loss.
+    """
+
+    n_head: int
+    vocab_size: int
+    dtype: torch.dtype = torch.float32
+    attention: Literal["written", "sdpa"] = "written"
+    dropout: float = 0.0
+    chunk: int = 2**24
+
+
+class Inputs(NamedTuple):
+    """One micro-batch on the device; see ``gpt_data.batch.Batch``."""
+
+    tokens: Int[Tensor, "B T"]
+    targets: Int[Tensor, "B T"]
+    segment_starts: Int[Tensor, "B T"] | None = None
+
+
+def hidden_states(
+    params: Parameters, inputs: Inputs, plan: Plan, keys: Int64[Tensor, "L 4 2"] | None = None
+) -> Float[Tensor, "B T D"]:
+    """What the head sees: the residual stream after the last block and its LayerNorm.
+
+    Args:
+        params: Float32 parameters; matrices are cast to ``plan.dtype`` where they are used.
+        inputs: Token ids and where their documents start.
+        plan: Precision, attention and sizes.
+        keys: Dropout keys by layer and ``Site``; ``None`` means no dropout.
+    """
+    x = embed(params, inputs, plan)
+    x = dropout(x, None if keys is None else keys[0, Site.EMBEDDING], plan.dropout)
+    mask = attention_mask(inputs, plan)
+    for layer, block in enumerate(unstack(params.blocks)):
+        x = apply_block(block, x, mask, plan, None if keys is None else keys[layer])
+    return layer_norm(x, params.ln_f_gain, params.ln_f_bias)
+
+
+def logits(params: Parameters, inputs: Inputs, plan: Plan) -> Float[Tensor, "B T V"]:
+    """All logits, without dropout; columns past ``plan.vocab_size`` are padding."""
+    return hidden_states(params, inputs, plan) @ params.wte.to(plan.dtype).T
+
+
+def unstack(blocks: Block) -> list[Block]:
+    """The blocks one by one; ``unbind``'s derivative is a single ``stack``."""
+    return [Block(*leaves) for leaves in zip(*(leaf.unbind(0) for leaf in blocks), strict=True)]
+
+
+def embed(params: Parameters, inputs: Inputs, plan: Plan) -> Float[Tensor, "B T D"]:
+    """Sum of token and position embeddings.
+
+    The rows are gathered from the float32 parameters: the derivative of a gather is a sum over all
+    occurrences of a token, and frequent tokens would lose theirs in bfloat16.
+    """
+    context = inputs.tokens.shape[1]
+    if inputs.segment_starts is None:
+        position_rows = params.wpe[:context]
+    else:
+        positions = torch.arange(context, device=params.wpe.device) - inputs.segment_starts
+        position_rows = F.embedding(positions, params.wpe)
+    return (F.embedding(inputs.tokens, params.wte) + position_rows).to(plan.dtype)
+
+
+def apply_block(
+    block: Block,
+    x: Float[Tensor, "B T D"],
+    mask: Bool[Tensor, "#B T T"] | None,
+    plan: Plan,
+    keys: Int64[Tensor, "4 2"] | None,
+) -> Float[Tensor, "B T D"]:
+    """One block: attention, then the two-layer network, each normalised before and added after."""
+    embedding_site, attention_key, out_key, down_key = [None] * 4 if keys is None else keys.unbind(0)
+    del embedding_site
+    h = layer_norm(x, block.ln1_gain, block.ln1_bias)
+    h = linear(self_attention(block, h, mask, plan, attention_key), block.out_weight, block.out_bias)
+    x = x + dropout(h, out_key, plan.dropout)
+    h = layer_norm(x, block.ln2_gain, block.ln2_bias)
+    h = linear(gelu(linear(h, block.up_weight, block.up_bias)), block.down_weight, block.down_bias)
+    return x + dropout(h, down_key, plan.dropout)
+
+
+def linear(
+    x: Float[Tensor, "B T i"], weight: Float[Tensor, "i o"], bias: Float[Tensor, " o"]
+) -> Float[Tensor, "B T o"]:
+    """``x W + b`` in the precision of ``x``; the hardware accumulates in float32."""
+    return x @ weight.to(x.dtype) + bias.to(x.dtype)
+
+
+def layer_norm(
+    x: Float[Tensor, "B T D"], gain: Float[Tensor, " D"], bias: Float[Tensor, " D"]
+) -> Float[Tensor, "B T D"]:
+    """``gain * (x - mean) / sqrt(var + 1e-5) + bias`` over the last axis, in float32, rounded once."""
+    wide = x.to(gain.dtype)
+    centred = wide - wide.mean(-1, keepdim=True)
+    rstd = torch.rsqrt(centred.square().mean(-1, keepdim=True) + EPSILON)
+    return (centred * rstd * gain + bias).to(x.dtype)
+
+
+def gelu(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """GELU by its tanh approximation: ``x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))``."""
+    return F.gelu(x, approximate="tanh")
+
+
+def attention_mask(inputs: Inputs, plan: Plan) -> Bool[Tensor, "#B T T"] | None:
+    """True where a position (row) may see another (column); ``None`` if the kernel knows by itself.
+
+    The fused kernel skips the upper triangle when told that attention is causal. Packed documents
+    need the mask: one for all blocks and heads.
+    """
+    context = inputs.tokens.shape[1]
+    if inputs.segment_starts is None and plan.attention == "sdpa":
+        return None
+    index = torch.arange(context, device=inputs.tokens.device)
+    causal = (index[None, :] <= index[:, None])[None]  # [1, T, T]
+    if inputs.segment_starts is None:
+        return causal
+    return causal & (index >= inputs.segment_starts[:, :, None])  # [B, T, T]
+
+
+def self_attention(
+    block: Block,
+    h: Float[Tensor, "B T D"],
+    mask: Bool[Tensor, "#B T T"] | None,
+    plan: Plan,
+    key: Int64[Tensor, " 2"] | None,
+) -> Float[Tensor, "B T D"]:
+    """Every head looks back over the row with its own queries, keys and values."""
+    qkv = linear(h, block.qkv_weight, block.qkv_bias)
+    q, k, v = split_heads(qkv, plan.n_head)
+    if plan.attention == "sdpa" and key is None:
+        wide_mask = None if mask is None else mask[:, None]  # [#B, 1, T, T]
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=wide_mask, is_causal=mask is None)
+    else:
+        assert mask is not None
+        out = attend(q, k, v, mask, key, plan.dropout)
+    return out.transpose(1, 2).flatten(2)  # [B, T, D]
+
+
+def split_heads(
+    qkv: Float[Tensor, "B T 3*D"], n_head: int
+) -> tuple[Float[Tensor, "B H T K"], Float[Tensor, "B H T K"], Float[Tensor, "B H T K"]]:
+    """Queries, keys and values by head."""
+    q, k, v = qkv.unflatten(-1, (3, n_head, -1)).unbind(2)  # each [B, T, H, K]
+    return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+
+def attend(
+    q: Float[Tensor, "B H t K"],
+    k: Float[Tensor, "B H T K"],
+    v: Float[Tensor, "B H T K"],
+    mask: Bool[Tensor, "#B t T"],
+    key: Int64[Tensor, " 2"] | None = None,
+    rate: float = 0.0,
+) -> Float[Tensor, "B H t K"]:
+    """Attention written out for one head of one row, then mapped over heads and rows.
+
+    Args:
+        q: Queries.
+        k: Keys.
+        v: Values.
+        mask: True where a query may see a key.
+        key: Dropout key of the attention weights.
+        rate: Dropout rate.
+    """
+    over_heads = vmap(attention_weights, in_dims=(0, 0, None))
+    over_rows = vmap(over_heads, in_dims=(0, 0, 0 if mask.shape[0] > 1 else None))
+    weights = over_rows(q, k, mask if mask.shape[0] > 1 else mask[0])  # [B, H, t, T]
+    weights = dropout(weights, key, rate)
+    return vmap(vmap(torch.matmul))(weights.to(v.dtype), v)
+
+
+def attention_weights(
+    q: Float[Tensor, "t K"], k: Float[Tensor, "T K"], mask: Bool[Tensor, "t T"]
+) -> Float[Tensor, "t T"]:
+    """``softmax(q k^T / sqrt(K))`` over the visible keys of one head, in float32."""
+    scores = (q @ k.T).to(statistics_dtype(q.dtype)) / math.sqrt(q.shape[-1])  # [t, T]
+    return torch.softmax(scores.masked_fill(~mask, float("-inf")), -1)
+
+
+def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Type of softmax and loss statistics: float32, or float64 when a check runs in it."""
+    return torch.promote_types(dtype, torch.float32)

@@ -1,0 +1,107 @@
+"""One optimizer step as functions of the training state, ready to be compiled whole.
+
+``train_step`` holds everything: forward, backward, clipping, AdamW. A step of several micro-batches
+runs ``accumulate`` for each and ``finish`` once. The arithmetic is pure; only the last line of each
+writes the new values into the old buffers, so that a compiled step needs no second copy of the state.
+
+Shapes: B rows, T positions, L blocks.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from gpt_trainer.backend import OptimizerConfig
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from gpt_torchfunc.loss import loss_and_gradients
+from gpt_torchfunc.model import Inputs, Parameters, Plan
+from gpt_torchfunc.optimizer import AdamWState, StepScalars, adamw_update
+from gpt_torchfunc.tree import leaves
+
+
+class TrainingState(NamedTuple):
+    """What a step changes."""
+
+    params: Parameters
+    moments: AdamWState
+
+
+class Sums(NamedTuple):
+    """Loss and gradient over the micro-batches so far, float32."""
+
+    loss: Float[Tensor, ""]
+    gradients: Parameters
+
+
+def train_step(
+    state: TrainingState,
+    inputs: Inputs,
+    weight: Float[Tensor, ""],
+    keys: Int64[Tensor, "L 4 2"] | None,
+    scalars: StepScalars,
+    plan: Plan,
+    config: OptimizerConfig,
+) -> Float[Tensor, " 3"]:
+    """A whole step on one micro-batch.
+
+    Args:
+        state: Parameters and moments, changed in place.
+        inputs: The micro-batch.
+        weight: One over the number of targets.
+        keys: Dropout keys, or ``None``.
+        scalars: Learning rate, bias corrections and the largest norm.
+        plan: Precision, attention and sizes.
+        config: The optimizer's settings.
+
+    Returns:
+        Loss, gradient norm, and 1 if the weights were updated.
+    """
+    loss, gradients = loss_and_gradients(state.params, inputs, plan, weight, keys)
+    return finish(state, Sums(loss, gradients), scalars, config)
+
+
+def accumulate(
+    params: Parameters,
+    sums: Sums,
+    inputs: Inputs,
+    weight: Float[Tensor, ""],
+    keys: Int64[Tensor, "L 4 2"] | None,
+    plan: Plan,
+) -> None:
+    """Add one micro-batch's share to ``sums``.
+
+    Args:
+        params: Parameters, left alone.
+        sums: Loss and gradient so far, changed in place.
+        inputs: The micro-batch.
+        weight: One over the number of targets in the whole step.
+        keys: Dropout keys, or ``None``.
+        plan: Precision, attention and sizes.
+    """
+    loss, gradients = loss_and_gradients(params, inputs, plan, weight, keys)
+    for total, share in zip((sums.loss, *leaves(sums.gradients)), (loss, *leaves(gradients)), strict=True):
+        total.add_(share)
+
+
+def finish(
+    state: TrainingState, sums: Sums, scalars: StepScalars, config: OptimizerConfig
+) -> Float[Tensor, " 3"]:
+    """Clip and update by the summed gradient.
+
+    Args:
+        state: Parameters and moments, changed in place.
+        sums: Loss and gradient of the whole step.
+        scalars: Learning rate, bias corrections and the largest norm.
+        config: The optimizer's settings.
+
+    Returns:
+        Loss, gradient norm, and 1 if the weights were updated.
+    """
+    params, moments, outcome = adamw_update(state.params, sums.gradients, state.moments, config, scalars)
+    for old, new in zip((state.params, *state.moments), (params, *moments), strict=True):
+        for buffer, value in zip(leaves(old), leaves(new), strict=True):
+            buffer.copy_(value)
+    return torch.stack([sums.loss, outcome.grad_norm, outcome.updated.to(sums.loss.dtype)])

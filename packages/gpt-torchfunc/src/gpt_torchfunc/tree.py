@@ -1,0 +1,129 @@
+"""From canonical names to the tree of parameters and back, and functions over its leaves.
+
+Canonical arrays go by Hugging Face's names, one per block; the tree stacks the blocks and pads the
+vocabulary. Shapes: V vocabulary, D width, L blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+from gpt_trainer.model_config import ModelConfig
+from gpt_trainer.parameters import Parameters as Canonical
+from gpt_trainer.parameters import parameter_shapes
+from torch import Tensor
+
+from gpt_torchfunc.model import Block, Parameters
+
+VOCABULARY_MULTIPLE = 128
+"""The head's product is several times slower at an odd width (50257) than at the next multiple."""
+
+LEAF_NAMES = ("wte", "wpe", *Block._fields, "ln_f_gain", "ln_f_bias")
+
+BLOCK_NAMES = {
+    "ln1_gain": "ln_1.weight",
+    "ln1_bias": "ln_1.bias",
+    "qkv_weight": "attn.c_attn.weight",
+    "qkv_bias": "attn.c_attn.bias",
+    "out_weight": "attn.c_proj.weight",
+    "out_bias": "attn.c_proj.bias",
+    "ln2_gain": "ln_2.weight",
+    "ln2_bias": "ln_2.bias",
+    "up_weight": "mlp.c_fc.weight",
+    "up_bias": "mlp.c_fc.bias",
+    "down_weight": "mlp.c_proj.weight",
+    "down_bias": "mlp.c_proj.bias",
+}
+
+
+def leaves(tree: Parameters) -> list[Tensor]:
+    """The tree's tensors, in the order of ``LEAF_NAMES``."""
+    return [tree.wte, tree.wpe, *tree.blocks, tree.ln_f_gain, tree.ln_f_bias]
+
+
+def from_leaves(values: Iterable[Tensor]) -> Parameters:
+    """The tree that ``leaves`` took apart."""
+    wte, wpe, *blocks, ln_f_gain, ln_f_bias = values
+    return Parameters(wte, wpe, Block(*blocks), ln_f_gain, ln_f_bias)
+
+
+def map_leaves(function: Callable[[Tensor], Tensor], tree: Parameters) -> Parameters:
+    """``function`` of every tensor, as a tree."""
+    return from_leaves([function(leaf) for leaf in leaves(tree)])
+
+
+def padded_vocabulary(vocab_size: int) -> int:
+    """``vocab_size``, rounded up to a multiple of 128."""
+    return -(-vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+
+
+def zeros(config: ModelConfig, device: torch.device) -> Parameters:
+    """A tree of zeros.
+
+    Args:
+        config: The model's sizes.
+        device: Where the tensors are to live.
+    """
+    shapes = parameter_shapes(config)
+    d, n_layer = config.d_model, config.n_layer
+    blocks = {field: (n_layer, *shapes[f"transformer.h.0.{name}"]) for field, name in BLOCK_NAMES.items()}
+    ends = {
+        "wte": (padded_vocabulary(config.vocab_size), d),
+        "wpe": (config.context, d),
+        "ln_f_gain": (d,),
+        "ln_f_bias": (d,),
+    }
+    sizes = ends | blocks
+    return from_leaves([torch.zeros(sizes[name], device=device) for name in LEAF_NAMES])
+
+
+def from_canonical(values: Canonical, config: ModelConfig, device: torch.device) -> Parameters:
+    """The tree on ``device``, as a copy; rows of ``wte`` past the vocabulary are zero.
+
+    Args:
+        values: Canonical arrays, checked already.
+        config: The model's sizes.
+        device: Where the tensors are to live.
+    """
+
+    def stacked(field: str) -> Tensor:
+        name = BLOCK_NAMES[field]
+        return _copy(
+            np.stack([values[f"transformer.h.{layer}.{name}"] for layer in range(config.n_layer)]), device
+        )
+
+    wte = np.zeros((padded_vocabulary(config.vocab_size), config.d_model), np.float32)
+    wte[: config.vocab_size] = values["transformer.wte.weight"]
+    return Parameters(
+        wte=_copy(wte, device),
+        wpe=_copy(values["transformer.wpe.weight"], device),
+        blocks=Block(*(stacked(field) for field in Block._fields)),
+        ln_f_gain=_copy(values["transformer.ln_f.weight"], device),
+        ln_f_bias=_copy(values["transformer.ln_f.bias"], device),
+    )
+
+
+def to_canonical(tree: Parameters, config: ModelConfig) -> Canonical:
+    """Canonical arrays, as copies, without the padding.
+
+    Args:
+        tree: Parameters, or anything of their shapes: gradients, moments.
+        config: The model's sizes.
+    """
+    host = map_leaves(lambda leaf: leaf.detach().cpu(), tree)
+    named = {
+        "transformer.wte.weight": host.wte[: config.vocab_size],
+        "transformer.wpe.weight": host.wpe,
+        "transformer.ln_f.weight": host.ln_f_gain,
+        "transformer.ln_f.bias": host.ln_f_bias,
+    }
+    for field, name in BLOCK_NAMES.items():
+        leaf = getattr(host.blocks, field)
+        named |= {f"transformer.h.{layer}.{name}": leaf[layer] for layer in range(config.n_layer)}
+    return {name: np.array(named[name].numpy(), order="C") for name in parameter_shapes(config)}
+
+
+def _copy(values: np.ndarray, device: torch.device) -> Tensor:
+    return torch.tensor(np.ascontiguousarray(values), device=device)
