@@ -1,0 +1,78 @@
+"""Global norm and AdamW over flat buffers.
+
+    g   = grad min(1, clip / norm)
+    m  += (1 - b1) (g - m),   v += (1 - b2) (g^2 - v)
+    w  -= lr (m / c1 / (sqrt(v / c2) + eps) + decay w),   c_i = 1 - b_i^t
+
+A step whose norm is not finite or exceeds ``skip_above`` changes nothing: its rates are zero. That is
+decided on the device, so that nothing waits for the host. Shapes: P elements of a flat buffer.
+
+References:
+    Loshchilov and Hutter 2019, "Decoupled weight decay regularization", algorithm 2.
+"""
+
+from __future__ import annotations
+
+import torch
+from gpt_trainer.backend import OptimizerConfig
+from jaxtyping import Float
+from torch import Tensor
+
+from gpt_triton.reference.tiles import rows_per_tile
+
+NORM_BLOCK = 4096
+
+
+def global_norm(flat: Float[Tensor, " P"]) -> Float[Tensor, " 1"]:
+    """Euclidean norm in two stages: of blocks of 4,096 elements, then of the blocks' norms.
+
+    Two stages keep the rounding error of a float32 sum from growing with the number of elements.
+    """
+    whole = flat.numel() // NORM_BLOCK * NORM_BLOCK
+    parts = torch.linalg.vector_norm(flat[:whole].view(-1, NORM_BLOCK), dim=1)
+    rest = torch.linalg.vector_norm(flat[whole:]).view(1)
+    return torch.linalg.vector_norm(torch.cat([parts, rest])).view(1)
+
+
+def adamw_update(
+    parameters: Float[Tensor, " P"],
+    gradients: Float[Tensor, " P"],
+    first: Float[Tensor, " P"],
+    second: Float[Tensor, " P"],
+    shadow: Float[Tensor, " P"] | None,
+    decay_count: int,
+    norm: Float[Tensor, " 1"],
+    hyper: Float[Tensor, " 4"],
+    config: OptimizerConfig,
+) -> None:
+    """One step in place.
+
+    Args:
+        parameters: Master weights, changed.
+        gradients: Unclipped gradients.
+        first: First moment, changed.
+        second: Second moment, changed.
+        shadow: Copy of the weights in bfloat16, rewritten.
+        decay_count: The first so many elements decay.
+        norm: Global norm of ``gradients``.
+        hyper: On the device: learning rate, ``1 - b1^t``, ``1 - b2^t``, ``skip_above``.
+        config: The optimizer's constants.
+    """
+    learning_rate, correction1, correction2, skip_above = hyper
+    apply = (norm[0].isfinite() & (norm[0] <= skip_above)).to(norm.dtype)
+    clip = (config.clip_norm / norm[0]).clamp(max=1.0) if config.clip_norm > 0 else torch.ones_like(apply)
+    rate = learning_rate * apply
+    for begin, end, decay in ((0, decay_count, config.weight_decay), (decay_count, parameters.numel(), 0.0)):
+        shrink = 1.0 - rate * decay
+        tile = rows_per_tile(parameters, 1)
+        for start in range(begin, end, tile):
+            here = slice(start, min(start + tile, end))
+            w, m, v = parameters[here], first[here], second[here]
+            # a skipped step may hold NaN: replaced, not multiplied, by zero
+            g = torch.where(apply > 0, gradients[here] * clip, 0.0)
+            m.lerp_(g, (1.0 - config.beta1) * apply)
+            v.lerp_(g.square_(), (1.0 - config.beta2) * apply)
+            scale = (v / correction2).sqrt_().add_(config.epsilon)
+            w.mul_(shrink).sub_((m / scale).mul_(rate / correction1))
+            if shadow is not None:
+                shadow[here] = w

@@ -1,0 +1,100 @@
+"""The affine map  y = x W + b  with what follows it, and its three gradients.
+
+    d_x = d_y W^T,   d_W = x^T d_y,   d_b = sum over rows of d_y
+
+Weights are (in, out). Shapes: M rows, K input width, N output width.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gpt_triton.reference.dropout import dropout_fwd
+from gpt_triton.reference.gelu import gelu_bwd, gelu_fwd
+from gpt_triton.residuals import Dropout
+
+
+def linear_fwd(
+    x: Float[Tensor, "M K"], weight: Float[Tensor, "K N"], bias: Float[Tensor, " N"] | None
+) -> Float[Tensor, "M N"]:
+    """Affine map of every row.
+
+    Args:
+        x: Input rows.
+        weight: Matrix, (in, out), in the dtype of ``x``.
+        bias: Added to every row.
+    """
+    return x @ weight if bias is None else torch.addmm(bias.to(x.dtype), x, weight)
+
+
+def linear_gelu_fwd(
+    x: Float[Tensor, "M K"], weight: Float[Tensor, "K N"], bias: Float[Tensor, " N"]
+) -> tuple[Float[Tensor, "M N"], Float[Tensor, "M N"]]:
+    """Affine map, then GELU; returns the output and the value before GELU.
+
+    Args:
+        x: Input rows.
+        weight: Matrix, (in, out), in the dtype of ``x``.
+        bias: Added to every row.
+    """
+    pre = linear_fwd(x, weight, bias)
+    return gelu_fwd(pre), pre
+
+
+def linear_residual_fwd(
+    x: Float[Tensor, "M K"],
+    weight: Float[Tensor, "K N"],
+    bias: Float[Tensor, " N"],
+    residual: Float[Tensor, "M N"],
+    dropout: Dropout | None = None,
+) -> Float[Tensor, "M N"]:
+    """``residual + dropout(x W + b)``.
+
+    Args:
+        x: Input rows.
+        weight: Matrix, (in, out), in the dtype of ``x``.
+        bias: Added to every row.
+        residual: The stream that the branch returns to.
+        dropout: Mask of the branch.
+    """
+    branch = linear_fwd(x, weight, bias)
+    if dropout is not None:
+        branch = dropout_fwd(branch, dropout)
+    return branch.add_(residual)
+
+
+def linear_bwd_dx(
+    d_y: Float[Tensor, "M N"], weight: Float[Tensor, "K N"], pre: Float[Tensor, "M K"] | None = None
+) -> Float[Tensor, "M K"]:
+    """Gradient of the input.
+
+    Args:
+        d_y: Gradient of the output.
+        weight: Matrix, (in, out), in the dtype of ``d_y``.
+        pre: If given, the input was ``gelu(pre)``, and the gradient of ``pre`` is returned.
+    """
+    d_x = d_y @ weight.T
+    return d_x if pre is None else gelu_bwd(pre, d_x)
+
+
+def linear_bwd_dwdb(
+    x: Float[Tensor, "M K"],
+    d_y: Float[Tensor, "M N"],
+    d_weight: Float[Tensor, "K N"],
+    d_bias: Float[Tensor, " N"] | None,
+) -> None:
+    """Gradients of matrix and bias, added in place.
+
+    Args:
+        x: Input of the forward.
+        d_y: Gradient of the output.
+        d_weight: Added to.
+        d_bias: Added to, if given.
+    """
+    # a product of bfloat16 rows is summed over all rows: keep that sum in float32 before it is added
+    d_y = d_y.to(d_weight.dtype)
+    d_weight.addmm_(x.to(d_weight.dtype).T, d_y)
+    if d_bias is not None:
+        d_bias.add_(d_y.sum(0))
