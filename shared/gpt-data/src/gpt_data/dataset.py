@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gpt_data.errors import DataError
+from gpt_data.journal import JOURNAL_NAME
 from gpt_data.manifest import MANIFEST_NAME, SPLITS, TOKENIZER_NAME, FileRecord, Manifest, load_manifest
 from gpt_data.progress import Progress
 from gpt_data.shards import HEADER_BYTES, Shard, token_dtype
@@ -20,6 +21,7 @@ VERIFIED_NAME = ".verified.json"
 MAX_TOKENIZER_BYTES = 256 * 2**20
 GPT2_VOCAB_SIZE, GPT2_END_OF_TEXT = 50257, 50256
 EDGE_BYTES = 2**20
+REMEDY = "remove the folder and prepare it again"
 
 
 class Vocabulary(NamedTuple):
@@ -148,7 +150,7 @@ def _verify(folder: Path, files: Sequence[FileRecord]) -> None:
         finally:
             os.close(handle)
         if status.st_size != file.bytes:
-            raise DataError(f"{path} has {status.st_size} bytes; the manifest says {file.bytes}")
+            raise DataError(f"{path} has {status.st_size} bytes; the manifest says {file.bytes}; {REMEDY}")
         fresh[file.name] = [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, file.sha256]
         if stamps.get(file.name) != fresh[file.name]:
             found = sha256_of(path)
@@ -178,6 +180,8 @@ def _save_stamps(folder: Path, stamps: dict[str, list[object]]) -> None:
 def _open_published(folder: Path, vocabulary: Vocabulary) -> Dataset:
     if not folder.is_dir():
         raise DataError(f"no folder {folder}")
+    if (folder / JOURNAL_NAME).exists():
+        raise DataError(f"{folder} is not finished: run the same gpt-data-prepare command again")
     streams = tuple(_published_split(folder, split, vocabulary) for split in SPLITS)
     train, val = streams
     if not train.tokens:

@@ -47,6 +47,8 @@ def encode(tokenizer: bpe_scratch.Tokenizer, texts: list[str]) -> Encoded:
     Raises:
         ValueError: If a document is no valid Unicode.
     """
+    if not texts:
+        return Encoded(np.empty(0, np.uint32), np.zeros(1, np.int64))
     ids, offsets = tokenizer.encode_to_numpy(texts)
     assert tokenizer.end_of_text is not None, "build_tokenizer refuses these"
     framed = np.insert(ids.astype(np.uint32), offsets[:-1], tokenizer.end_of_text)

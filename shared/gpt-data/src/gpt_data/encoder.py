@@ -151,12 +151,14 @@ class Encoder:
             status, body = process.stdout.read(1), read_frame(process.stdout)
         except OSError:
             status, body = b"", None
+        finally:
+            # a dead one too: whoever waits for a worker must hear of it rather than wait for ever
+            self._idle.put(process)
         if body is None:
             raise DataStoppedError(
                 f"an encoding worker ended with status {process.wait()}; "
                 "run the same command again, with fewer --workers if memory was short"
             )
-        self._idle.put(process)
         if status != GOOD:
             raise DataError(_explain(texts, body.decode()))
         return unpack(body)

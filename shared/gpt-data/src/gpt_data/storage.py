@@ -142,14 +142,21 @@ class FolderLock:
         folder: An existing folder.
         wait: Whether to wait for another writer to end rather than refuse.
         should_stop: Asked while waiting; True gives up.
+        on_wait: Told once, in one line, that there is something to wait for.
     """
 
     def __init__(
-        self, folder: Path, *, wait: bool = False, should_stop: Callable[[], bool] | None = None
+        self,
+        folder: Path,
+        *,
+        wait: bool = False,
+        should_stop: Callable[[], bool] | None = None,
+        on_wait: Callable[[str], None] | None = None,
     ) -> None:
         self.path = folder / LOCK_NAME
         self.wait = wait
         self.should_stop = should_stop
+        self.on_wait = on_wait
         self.handle = -1
 
     def __enter__(self) -> FolderLock:
@@ -176,23 +183,27 @@ class FolderLock:
         os.close(self.handle)
 
     def _acquire(self) -> None:
-        while True:
-            try:
-                fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno not in (errno.EAGAIN, errno.EACCES):
-                    raise DataWriteError(f"cannot lock {self.path}: {error.strerror}") from error
-            else:
-                return
+        told = False
+        while not self._try():
             if not self.wait:
                 raise DataWriteError(
                     f"{self.path.parent} is being written by {self._owner()}; wait for it to end"
                 )
             if self.should_stop is not None and self.should_stop():
-                raise DataStoppedError(
-                    f"stopped while waiting for {self._owner()} to write {self.path.parent}"
-                )
+                raise DataStoppedError(f"stopped while {self._owner()} writes {self.path.parent}")
+            if self.on_wait is not None and not told:
+                self.on_wait(f"waiting for {self._owner()}, which writes {self.path.parent}")
+            told = True
             time.sleep(POLL_SECONDS)
+
+    def _try(self) -> bool:
+        try:
+            fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                return False
+            raise DataWriteError(f"cannot lock {self.path}: {error.strerror}") from error
+        return True
 
     def _owner(self) -> str:
         try:

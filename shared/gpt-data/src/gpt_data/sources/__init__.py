@@ -23,6 +23,7 @@ def open_source(
     *,
     pin: Mapping[str, str] | None = None,
     on_notice: Callable[[str], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
 ) -> Source:
     """The source that ``spec`` names.
 
@@ -31,6 +32,7 @@ def open_source(
         max_document_bytes: Largest document.
         pin: What the source's ``pin`` gave an earlier process that this one goes on from.
         on_notice: Told about every retry, in one line.
+        should_stop: Asked while waiting for a retry; True gives up.
 
     Raises:
         DataError: If there is no such source, or nothing in it.
@@ -42,5 +44,5 @@ def open_source(
         return TextFiles(Path(rest), max_document_bytes)
     if spec in NAMED or (kind == "hf" and rest):
         name = NAMED[spec] if spec in NAMED else parse_hub_name(rest)
-        return HubDataset(name, max_document_bytes, pin=pin, on_notice=on_notice)
+        return HubDataset(name, max_document_bytes, pin=pin, on_notice=on_notice, should_stop=should_stop)
     raise DataError(f"unknown source {spec!r}; choose one of {', '.join(KINDS)}")

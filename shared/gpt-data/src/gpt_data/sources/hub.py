@@ -19,6 +19,7 @@ from gpt_data.sources.base import Document, check_document, hold_out
 
 HELD_OUT_EVERY = 200
 TEXT_FIELD = "text"
+POLL_SECONDS = 0.5
 
 Stream = Callable[[int], Iterator[Mapping[str, Any]]]
 """Opens the records from a number on."""
@@ -64,6 +65,7 @@ class HubDataset:
         max_document_bytes: Largest document; a longer one is an error.
         pin: What ``pin`` gave an earlier process.
         on_notice: Told about every retry, in one line.
+        should_stop: Asked while waiting for a retry; True gives up.
         retry: When to give up.
         open_stream: In place of the hub, for tests.
         sleep: In place of waiting, for tests.
@@ -76,6 +78,7 @@ class HubDataset:
         *,
         pin: Mapping[str, str] | None = None,
         on_notice: Callable[[str], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
         retry: RetryPolicy = RetryPolicy(),
         open_stream: Stream | None = None,
         sleep: Callable[[float], None] = time.sleep,
@@ -84,6 +87,7 @@ class HubDataset:
         self.limit = max_document_bytes
         self.total_bytes: int | None = None
         self.on_notice = on_notice
+        self.should_stop = should_stop
         self.retry = retry
         self.open_stream = open_stream if open_stream is not None else self._open
         self.sleep = sleep
@@ -146,7 +150,11 @@ class HubDataset:
         notice = f"stream failed at record {start} ({reason}); again in {seconds:.0f} s, {left:.0f} s left"
         if self.on_notice is not None:
             self.on_notice(notice)
-        self.sleep(seconds)
+        while seconds > 0:
+            if self.should_stop is not None and self.should_stop():
+                raise DataStoppedError(f"stopped while waiting for {self.name.dataset}") from error
+            self.sleep(min(seconds, POLL_SECONDS))
+            seconds -= POLL_SECONDS
 
     def _open(self, start: int) -> Iterator[Mapping[str, Any]]:
         datasets = _library()
