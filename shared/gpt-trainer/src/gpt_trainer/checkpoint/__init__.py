@@ -1,0 +1,37 @@
+"""Checkpoints: one folder per step, written whole or not at all, verified before anything is used.
+
+The files in reading order: ``state`` (what is saved), ``files`` and ``strict_json`` (safe input and
+output), ``tensors`` (safetensors), ``model_json`` (``config.json``), ``manifest``, ``lock``, ``save``,
+``discovery``, ``load``, ``retention``, ``preflight``, ``huggingface``.
+"""
+
+from __future__ import annotations
+
+from gpt_trainer.checkpoint.discovery import find_steps, resolve
+from gpt_trainer.checkpoint.huggingface import load_huggingface
+from gpt_trainer.checkpoint.load import load_checkpoint, load_latest, load_model, load_path, verify
+from gpt_trainer.checkpoint.lock import RunLock
+from gpt_trainer.checkpoint.manifest import NewerFormatError
+from gpt_trainer.checkpoint.preflight import check_writable, step_bytes
+from gpt_trainer.checkpoint.retention import prune
+from gpt_trainer.checkpoint.save import save_checkpoint
+from gpt_trainer.checkpoint.state import CheckpointState, SavedModel
+
+__all__ = [
+    "CheckpointState",
+    "NewerFormatError",
+    "RunLock",
+    "SavedModel",
+    "check_writable",
+    "find_steps",
+    "load_checkpoint",
+    "load_huggingface",
+    "load_latest",
+    "load_model",
+    "load_path",
+    "prune",
+    "resolve",
+    "save_checkpoint",
+    "step_bytes",
+    "verify",
+]

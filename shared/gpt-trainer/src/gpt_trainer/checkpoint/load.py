@@ -1,0 +1,232 @@
+"""Reading steps back: everything is held to the manifest before anything is returned."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from gpt_trainer.backend import Moments
+from gpt_trainer.checkpoint.discovery import CHECKPOINTS, find_steps, is_step, run_of
+from gpt_trainer.checkpoint.files import RegularFile, read_small
+from gpt_trainer.checkpoint.manifest import (
+    CONFIG,
+    MODEL,
+    OPTIMIZER,
+    TOKENIZER,
+    TRAINER,
+    Manifest,
+    NewerFormatError,
+    read_manifest,
+)
+from gpt_trainer.checkpoint.model_json import model_from_json
+from gpt_trainer.checkpoint.state import CheckpointState, SavedModel, check_moments
+from gpt_trainer.checkpoint.strict_json import parse_object, shown
+from gpt_trainer.checkpoint.tensors import TensorEntry, TensorFile
+from gpt_trainer.errors import InputError
+from gpt_trainer.model_config import ModelConfig
+from gpt_trainer.parameters import Parameters, check_parameters, parameter_shapes
+
+CONFIG_LIMIT = 1 << 20
+TRAINER_LIMIT = 1 << 24
+TOKENIZER_LIMIT = 1 << 26
+T = TypeVar("T")
+
+
+def layout_differences(
+    entries: Mapping[str, TensorEntry], want: Mapping[str, tuple[int, ...]], dtypes: tuple[str, ...]
+) -> list[str]:
+    """How the tensors of a file differ from those wanted, judged by the header alone.
+
+    Args:
+        entries: The file's tensors.
+        want: Name -> shape.
+        dtypes: Element types that are accepted.
+
+    Returns:
+        One phrase for each missing, extra, misshapen or mistyped tensor.
+    """
+    wrong = [f"missing {name} {shape}" for name, shape in want.items() if name not in entries]
+    wrong += [
+        f"unexpected {shown(name)} {entry.shape}" for name, entry in entries.items() if name not in want
+    ]
+    for name, shape in want.items():
+        entry = entries.get(name)
+        if entry and entry.shape != shape:
+            hint = " (transposed?)" if entry.shape == shape[::-1] else ""
+            wrong.append(f"{name} has shape {entry.shape}, expected {shape}{hint}")
+        if entry and entry.dtype not in dtypes:
+            wrong.append(f"{name} has dtype {entry.dtype}, expected {' or '.join(dtypes)}")
+    return wrong
+
+
+def _load_tensors(path: Path, manifest: Manifest, want: Mapping[str, tuple[int, ...]]) -> Parameters:
+    with TensorFile(path, manifest.files[path.name]) as file:
+        wrong = layout_differences(file.entries, want, ("F32",))
+        if wrong:
+            raise InputError(f"{path} does not fit {CONFIG}: {'; '.join(wrong)}")
+        values = file.read(want)
+    return {name: values[name] for name in want}
+
+
+def _load_config(folder: Path, manifest: Manifest) -> ModelConfig:
+    path = folder / CONFIG
+    return model_from_json(parse_object(read_small(path, CONFIG_LIMIT, manifest.files[CONFIG]), path), path)
+
+
+def _load_parameters(folder: Path, manifest: Manifest, model: ModelConfig) -> Parameters:
+    values = _load_tensors(folder / MODEL, manifest, parameter_shapes(model))
+    try:
+        check_parameters(values, model)
+    except ValueError as error:
+        raise InputError(f"{folder / MODEL}: {error}") from None
+    return values
+
+
+def _load_moments(folder: Path, manifest: Manifest, model: ModelConfig) -> Moments:
+    shapes = parameter_shapes(model)
+    want = {f"{label}.{name}": shape for label in Moments._fields for name, shape in shapes.items()}
+    values = _load_tensors(folder / OPTIMIZER, manifest, want)
+    parts = [{name: values[f"{label}.{name}"] for name in shapes} for label in Moments._fields]
+    moments = Moments(*parts)
+    try:
+        check_moments(moments, model)
+    except ValueError as error:
+        raise InputError(f"{folder / OPTIMIZER}: {error}") from None
+    return moments
+
+
+def _load_trainer(folder: Path, manifest: Manifest) -> dict[str, Any]:
+    path = folder / TRAINER
+    values = parse_object(read_small(path, TRAINER_LIMIT, manifest.files[TRAINER]), path)
+    if values.keys() != {"step", "trainer"} or not isinstance(values["trainer"], dict):
+        raise InputError(f"{path} does not hold exactly step and trainer")
+    if type(values["step"]) is not int or values["step"] != manifest.step:
+        raise InputError(f"{path} is of step {shown(values['step'])}, the manifest says {manifest.step}")
+    return values["trainer"]
+
+
+def _load_tokenizer(folder: Path, manifest: Manifest) -> bytes | None:
+    if TOKENIZER not in manifest.files:
+        return None
+    return read_small(folder / TOKENIZER, TOKENIZER_LIMIT, manifest.files[TOKENIZER])
+
+
+def _refusing(load: Callable[[Path], T]) -> Callable[[Path], T]:
+    """Let ``load``'s errors say which step is refused and what to do about it."""
+
+    @functools.wraps(load)
+    def wrapped(folder: Path) -> T:
+        try:
+            return load(folder)
+        except NewerFormatError:
+            raise
+        except InputError as error:
+            advice = "use another step, or resume the run's folder to take the newest whole one"
+            raise InputError(f"refused {folder.name}: {error}; {advice}") from None
+
+    return wrapped
+
+
+@_refusing
+def load_checkpoint(step_folder: Path) -> CheckpointState:
+    """Load one step, verified against its manifest.
+
+    Args:
+        step_folder: The step's folder.
+
+    Raises:
+        NewerFormatError: If a later version of the program wrote it.
+        InputError: If anything in it is missing, damaged or does not fit; nothing is loaded then.
+    """
+    manifest = read_manifest(step_folder)
+    model = _load_config(step_folder, manifest)
+    trainer = _load_trainer(step_folder, manifest)
+    tokenizer = _load_tokenizer(step_folder, manifest)
+    parameters = _load_parameters(step_folder, manifest, model)
+    moments = _load_moments(step_folder, manifest, model)
+    return CheckpointState(manifest.step, model, parameters, moments, trainer, tokenizer)
+
+
+@_refusing
+def load_model(step_folder: Path) -> SavedModel:
+    """Load what sampling and evaluation need of one step; the optimizer's file is not read.
+
+    Args:
+        step_folder: The step's folder.
+
+    Raises:
+        NewerFormatError: If a later version of the program wrote it.
+        InputError: If anything that is read is missing, damaged or does not fit.
+    """
+    manifest = read_manifest(step_folder)
+    model = _load_config(step_folder, manifest)
+    tokenizer = _load_tokenizer(step_folder, manifest)
+    return SavedModel(manifest.step, model, _load_parameters(step_folder, manifest, model), tokenizer)
+
+
+def load_latest(run: Path, on_refused: Callable[[str], None]) -> CheckpointState:
+    """Load the newest whole step of a run, by step number.
+
+    Args:
+        run: The run's folder.
+        on_refused: Called with one line for each newer step that is damaged and was passed over.
+
+    Raises:
+        NewerFormatError: If the newest readable step was written by a later version of the program; an
+            older step is not taken in its place.
+        InputError: If there is no whole step.
+    """
+    steps = find_steps(run_of(run))
+    for _, folder in reversed(steps):
+        try:
+            return load_checkpoint(folder)
+        except NewerFormatError:
+            raise
+        except InputError as error:
+            on_refused(str(error))
+    found = f"{len(steps)} steps, none of them whole" if steps else "no checkpoint"
+    raise InputError(f"{run} holds {found}; give another run's folder, or start a new run")
+
+
+def load_path(path: Path, on_refused: Callable[[str], None]) -> CheckpointState:
+    """Load the step that ``path`` names, or the newest whole one of the run that it names.
+
+    Args:
+        path: A step's folder, or a run's; an explicitly named step is never replaced by another.
+        on_refused: As for ``load_latest``.
+
+    Raises:
+        InputError: If nothing can be loaded.
+    """
+    if not path.is_dir():
+        raise InputError(f"{path} is not a folder; give a run's folder or one of its {CHECKPOINTS}/step-...")
+    return load_checkpoint(path) if is_step(path) else load_latest(path, on_refused)
+
+
+def verify(step_folder: Path) -> None:
+    """Hold every file of a step to its manifest; files that have not changed since are not read again.
+
+    Args:
+        step_folder: The step's folder.
+
+    Raises:
+        InputError: If the step is not whole.
+    """
+    manifest = read_manifest(step_folder)
+    for name, record in manifest.files.items():
+        with RegularFile(step_folder / name, record):
+            pass
+        identity = os.stat(step_folder / name, follow_symlinks=False)
+        _hash_once(step_folder / name, record, (identity.st_dev, identity.st_ino, identity.st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=256)
+def _hash_once(path: Path, record: Any, identity: tuple[int, int, int]) -> None:
+    # an exception is not cached: a damaged file is read again each time
+    del identity
+    with RegularFile(path, record) as file:
+        file.skip(file.size)
+        file.finish()

@@ -1,0 +1,46 @@
+"""Finding out before the first step that the last one could not be saved."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+from gpt_trainer.checkpoint.files import make_folder, write_errors, write_file
+from gpt_trainer.errors import WriteError
+from gpt_trainer.model_config import ModelConfig
+from gpt_trainer.parameters import parameter_count
+
+FIXED_BYTES = 1 << 22
+
+
+def step_bytes(model: ModelConfig) -> int:
+    """About how many bytes one step takes: weights and two moments in float32, and the small files."""
+    return 12 * parameter_count(model) + FIXED_BYTES
+
+
+def check_writable(run: Path, bytes_needed: int) -> None:
+    """Create the run's folder, write and remove a probe, and compare the free space.
+
+    Args:
+        run: The run's folder.
+        bytes_needed: Space that must be free; two steps are a sound minimum, as the old one is deleted
+            only after the new one is whole.
+
+    Raises:
+        WriteError: If the folder cannot be written or has too little space.
+    """
+    probe = run / f".probe-{secrets.token_hex(4)}"
+    with write_errors(f"cannot write in {run}"):
+        make_folder(run)
+        try:
+            write_file(probe, [b"probe\n"])
+        finally:
+            probe.unlink(missing_ok=True)
+        space = os.statvfs(run)
+    free = space.f_bavail * space.f_frsize
+    if free < bytes_needed:
+        raise WriteError(
+            f"{run} has {free / 1e9:.2f} GB free, {bytes_needed / 1e9:.2f} GB are needed for checkpoints; "
+            "free some space there or choose another output folder"
+        )

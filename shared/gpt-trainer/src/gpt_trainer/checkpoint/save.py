@@ -1,0 +1,165 @@
+"""Writing one step: a hidden sibling folder, each file flushed, the manifest last, then one rename."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+from pathlib import Path
+
+from gpt_trainer.backend import Moments
+from gpt_trainer.checkpoint.discovery import CHECKPOINTS
+from gpt_trainer.checkpoint.files import remove_folder, sync_folder, write_errors, write_file
+from gpt_trainer.checkpoint.load import CONFIG_LIMIT, TOKENIZER_LIMIT, TRAINER_LIMIT, verify
+from gpt_trainer.checkpoint.lock import FolderLock
+from gpt_trainer.checkpoint.manifest import (
+    CONFIG,
+    MANIFEST,
+    MODEL,
+    OPTIMIZER,
+    TOKENIZER,
+    TRAINER,
+    Manifest,
+    NewerFormatError,
+    manifest_to_json,
+    read_manifest,
+    step_name,
+)
+from gpt_trainer.checkpoint.model_json import model_to_json
+from gpt_trainer.checkpoint.state import CheckpointState, check_state
+from gpt_trainer.checkpoint.tensors import write_tensors
+from gpt_trainer.errors import InputError, WriteError
+from gpt_trainer.parameters import parameter_shapes
+
+LEFTOVER = re.compile(r"\.(tmp|trash)-step-\d{8,}-[0-9a-f]{8}", re.ASCII)
+END_OF_TEXT = "<|endoftext|>"
+
+
+def save_checkpoint(run: Path, state: CheckpointState) -> Path:
+    """Save one step, whole or not at all; when this returns it is on disk.
+
+    Saving a step again with the same content changes nothing. A damaged folder of that name is
+    moved aside, to ``damaged-step-...``, and replaced.
+
+    Args:
+        run: The run's folder, created if missing.
+        state: What to save.
+
+    Returns:
+        The step's folder, ``<run>/checkpoints/step-00000100``.
+
+    Raises:
+        ValueError: If the state is not one that could be loaded again (NaN, wrong shapes, not JSON).
+        WriteError: If it cannot be written, the step exists with other content, or another process is
+            saving there. Older steps are as they were, and nothing half-written stays.
+    """
+    check_state(state)
+    files = _small_files(state)
+    checkpoints = run / CHECKPOINTS
+    with write_errors(f"cannot save step {state.step} in {checkpoints}"), FolderLock(checkpoints):
+        remove_leftovers(checkpoints)
+        temporary = hidden_name(checkpoints, "tmp", step_name(state.step))
+        try:
+            os.mkdir(temporary)
+            _write_step(temporary, state, files)
+            return _publish(temporary, checkpoints / step_name(state.step))
+        except BaseException:
+            with contextlib.suppress(OSError):
+                remove_folder(temporary)
+            raise
+
+
+def hidden_name(checkpoints: Path, kind: str, name: str) -> Path:
+    """A name, not taken, for a folder that is being written (``tmp``) or deleted (``trash``)."""
+    return checkpoints / f".{kind}-{name}-{secrets.token_hex(4)}"
+
+
+def remove_leftovers(checkpoints: Path) -> None:
+    """Remove what a process that died in the middle of a save or a deletion has left.
+
+    Args:
+        checkpoints: The folder, whose lock the caller holds: no living process owns what is removed.
+    """
+    with os.scandir(checkpoints) as entries:
+        names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+    for name in names:
+        if LEFTOVER.fullmatch(name):
+            # a leftover that cannot be removed takes space, but is no reason not to save
+            with contextlib.suppress(OSError):
+                remove_folder(checkpoints / name)
+
+
+def _small_files(state: CheckpointState) -> dict[str, bytes]:
+    trainer = {"step": state.step, "trainer": state.trainer}
+    files = {
+        CONFIG: model_to_json(state.model, _end_of_text(state)),
+        TRAINER: json.dumps(trainer, indent=2, sort_keys=True, allow_nan=False).encode() + b"\n",
+    }
+    if state.tokenizer_json is not None:
+        files[TOKENIZER] = state.tokenizer_json
+    limits = {CONFIG: CONFIG_LIMIT, TRAINER: TRAINER_LIMIT, TOKENIZER: TOKENIZER_LIMIT}
+    for name, content in files.items():
+        if len(content) > limits[name]:
+            raise ValueError(f"{name} of step {state.step} has {len(content)} bytes, limit {limits[name]}")
+    return files
+
+
+def _end_of_text(state: CheckpointState) -> int | None:
+    if state.tokenizer_json is None:
+        return None
+    try:
+        added = json.loads(state.tokenizer_json).get("added_tokens") or []
+        ids = {token["content"]: token["id"] for token in added}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"tokenizer_json is not a tokenizer's: {error}") from None
+    found = ids.get(END_OF_TEXT)
+    return found if isinstance(found, int) and found < state.model.vocab_size else None
+
+
+def _write_step(folder: Path, state: CheckpointState, files: dict[str, bytes]) -> None:
+    names = parameter_shapes(state.model)
+    moments = zip(Moments._fields, state.moments, strict=True)
+    flat = {f"{label}.{name}": values[name] for label, values in moments for name in names}
+    records = {name: write_file(folder / name, [content]) for name, content in files.items()}
+    records[MODEL] = write_tensors(folder / MODEL, {name: state.parameters[name] for name in names})
+    records[OPTIMIZER] = write_tensors(folder / OPTIMIZER, flat)
+    write_file(folder / MANIFEST, [manifest_to_json(Manifest(state.step, records))])
+    sync_folder(folder)
+
+
+def _publish(temporary: Path, target: Path) -> Path:
+    if os.path.lexists(target / MANIFEST) or (target.is_dir() and any(target.iterdir())):
+        if _same_content(temporary, target):
+            remove_folder(temporary)
+            return target
+        os.rename(target, hidden_damaged(target))
+    os.rename(temporary, target)
+    sync_folder(target.parent)
+    return target
+
+
+def hidden_damaged(target: Path) -> Path:
+    """Where a damaged step is moved to; discovery passes over the name and nothing deletes it."""
+    return target.with_name(f"damaged-{target.name}-{secrets.token_hex(4)}")
+
+
+def _same_content(temporary: Path, target: Path) -> bool:
+    """Whether the step that exists equals the new one; false if the existing one is damaged.
+
+    Raises:
+        WriteError: If it is whole and differs.
+    """
+    advice = "resume from the newest step, or choose another output folder"
+    try:
+        verify(target)
+        existing = read_manifest(target)
+    except NewerFormatError as error:
+        raise WriteError(f"{target} exists: {error}; {advice}") from None
+    except InputError:
+        return False
+    # the temporary folder's name does not say its step, so the manifests compare as they are
+    if existing == read_manifest(temporary):
+        return True
+    raise WriteError(f"{target} exists with other content; {advice}")

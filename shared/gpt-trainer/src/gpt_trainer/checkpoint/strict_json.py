@@ -1,0 +1,63 @@
+"""JSON from files that nobody has vouched for: bounded, without duplicate keys, NaN or infinity."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any, NoReturn
+
+from gpt_trainer.errors import InputError
+
+SHOWN_CHARACTERS = 80
+
+
+def shown(value: object) -> str:
+    """A value from a file as it may stand in a message: one short line, without control characters.
+
+    ``shown("a\\nb")`` is ``'a\\nb'`` in quotes, escapes and all.
+    """
+    text = ascii(value)
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"key {shown(twice)} appears twice")
+    return values
+
+
+def _no_constant(literal: str) -> NoReturn:
+    raise ValueError(f"{literal} is not JSON")
+
+
+def _finite(literal: str) -> float:
+    value = float(literal)
+    if not math.isfinite(value):
+        raise ValueError(f"{shown(literal)} overflows")
+    return value
+
+
+def parse_object(raw: bytes, path: Path) -> dict[str, Any]:
+    """Parse one JSON object.
+
+    Args:
+        raw: UTF-8 text without a byte-order mark; the caller has bounded its length.
+        path: The file it came from, for the message.
+
+    Raises:
+        InputError: If it is not exactly one JSON object with distinct keys and finite numbers.
+    """
+    try:
+        value = json.loads(
+            raw.decode(), object_pairs_hook=_no_duplicates, parse_constant=_no_constant, parse_float=_finite
+        )
+    # deep nesting ends in a RecursionError, which must not reach the user as a traceback
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path} holds a JSON {type(value).__name__}, expected an object")
+    return value
