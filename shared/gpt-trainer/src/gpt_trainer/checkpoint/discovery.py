@@ -9,6 +9,7 @@ from gpt_trainer.checkpoint.manifest import MANIFEST, parse_step_name
 from gpt_trainer.errors import InputError
 
 CHECKPOINTS = "checkpoints"
+ADVICE = f"give a run's folder or one of its {CHECKPOINTS}/step-..."
 
 
 def find_steps(run: Path) -> list[tuple[int, Path]]:
@@ -50,14 +51,12 @@ def resolve(path: Path) -> Path:
         InputError: If there is no such folder, or no step in it.
     """
     if not path.is_dir():
-        raise InputError(f"{path} is not a folder; give a run's folder or one of its {CHECKPOINTS}/step-...")
+        raise InputError(f"{path} is not a folder; {ADVICE}")
     if is_step(path):
         return path
     steps = find_steps(run_of(path))
     if not steps:
-        raise InputError(
-            f"{path} holds no checkpoint; give a run's folder or one of its {CHECKPOINTS}/step-..."
-        )
+        raise InputError(f"{path} holds no checkpoint; {ADVICE}")
     return steps[-1][1]
 
 

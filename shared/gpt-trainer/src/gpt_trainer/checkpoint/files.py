@@ -68,7 +68,7 @@ def make_folder(folder: Path) -> None:
     if folder.parent != folder:
         make_folder(folder.parent)
     try:
-        os.mkdir(folder)
+        folder.mkdir()
     except FileExistsError:
         # another process may have been faster; a file of that name is an error
         if not folder.is_dir():

@@ -24,9 +24,7 @@ SHARD_LIMIT = 1000
 SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}\.safetensors", re.ASCII)
 PREFIX = "transformer."
 # causal masks that old files carry as tensors, and the output head, which is the embedding
-IGNORED = re.compile(
-    r"(transformer\.h\.\d+\.attn\.(bias|masked_bias)|transformer\.lm_head\.weight)", re.ASCII
-)
+IGNORED = re.compile(r"transformer\.(h\.\d+\.attn\.(bias|masked_bias)|lm_head\.weight)", re.ASCII)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from gpt_trainer.backend import Moments
-from gpt_trainer.checkpoint.discovery import CHECKPOINTS, find_steps, is_step, run_of
+from gpt_trainer.checkpoint.discovery import ADVICE, find_steps, is_step, run_of
 from gpt_trainer.checkpoint.files import RegularFile, read_small
 from gpt_trainer.checkpoint.manifest import (
     CONFIG,
@@ -49,9 +48,8 @@ def layout_differences(
         One phrase for each missing, extra, misshapen or mistyped tensor.
     """
     wrong = [f"missing {name} {shape}" for name, shape in want.items() if name not in entries]
-    wrong += [
-        f"unexpected {shown(name)} {entry.shape}" for name, entry in entries.items() if name not in want
-    ]
+    extra = (name for name in entries if name not in want)
+    wrong += [f"unexpected {shown(name)} {entries[name].shape}" for name in extra]
     for name, shape in want.items():
         entry = entries.get(name)
         if entry and entry.shape != shape:
@@ -202,7 +200,7 @@ def load_path(path: Path, on_refused: Callable[[str], None]) -> CheckpointState:
         InputError: If nothing can be loaded.
     """
     if not path.is_dir():
-        raise InputError(f"{path} is not a folder; give a run's folder or one of its {CHECKPOINTS}/step-...")
+        raise InputError(f"{path} is not a folder; {ADVICE}")
     return load_checkpoint(path) if is_step(path) else load_latest(path, on_refused)
 
 
@@ -219,7 +217,7 @@ def verify(step_folder: Path) -> None:
     for name, record in manifest.files.items():
         with RegularFile(step_folder / name, record):
             pass
-        identity = os.stat(step_folder / name, follow_symlinks=False)
+        identity = (step_folder / name).lstat()
         _hash_once(step_folder / name, record, (identity.st_dev, identity.st_ino, identity.st_mtime_ns))
 
 

@@ -65,7 +65,8 @@ class FolderLock:
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 raise
             raise WriteError(
-                f"{self.folder} is in use by {_holder(descriptor)}; wait for it, stop it, or choose another folder"
+                f"{self.folder} is in use by {_holder(descriptor)}; "
+                "wait for it, stop it, or choose another folder"
             ) from None
 
     def release(self) -> None:

@@ -98,9 +98,7 @@ def _differences(values: Mapping[str, Any]) -> list[str]:
         if key in values and values[key] != want and not (key == "pruned_heads" and values[key] is None)
     ]
     names = values.get("architectures")
-    if names is not None and not (
-        isinstance(names, list) and names and all(n in ARCHITECTURES for n in names)
-    ):
+    if names is not None and names not in ([name] for name in ARCHITECTURES):
         wrong.append(f"architectures is {shown(names)}, expected one of {', '.join(sorted(ARCHITECTURES))}")
     wrong += _size_differences(values)
     rates = [values.get(key, 0.1) for key in DROPOUT_KEYS]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from pathlib import Path
 
 from gpt_trainer.checkpoint.files import make_folder, write_errors, write_file
@@ -30,9 +29,10 @@ def check_writable(run: Path, bytes_needed: int) -> None:
     Raises:
         WriteError: If the folder cannot be written or has too little space.
     """
-    probe = run / f".probe-{secrets.token_hex(4)}"
+    probe = run / ".probe"
     with write_errors(f"cannot write in {run}"):
         make_folder(run)
+        probe.unlink(missing_ok=True)
         try:
             write_file(probe, [b"probe\n"])
         finally:

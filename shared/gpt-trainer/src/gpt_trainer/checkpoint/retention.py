@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from gpt_trainer.checkpoint.discovery import CHECKPOINTS, find_steps
@@ -39,7 +38,7 @@ def prune(run: Path, keep_last: int, best_step: int | None) -> list[int]:
     with write_errors(f"cannot delete old steps in {checkpoints}"), FolderLock(checkpoints):
         remove_leftovers(checkpoints)
         old = [pair for pair in _older_than_kept(find_steps(run), keep_last) if pair[0] != best_step]
-        for step, folder in old:
+        for _, folder in old:
             _delete(checkpoints, folder)
     return [step for step, _ in old]
 
@@ -66,6 +65,6 @@ def _is_whole(folder: Path) -> bool:
 def _delete(checkpoints: Path, folder: Path) -> None:
     # under its hidden name a step that is half deleted cannot be taken for one that is damaged
     trash = hidden_name(checkpoints, "trash", folder.name)
-    os.rename(folder, trash)
+    folder.rename(trash)
     sync_folder(checkpoints)
     remove_folder(trash)

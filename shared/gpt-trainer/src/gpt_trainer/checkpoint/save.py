@@ -62,7 +62,7 @@ def save_checkpoint(run: Path, state: CheckpointState) -> Path:
         remove_leftovers(checkpoints)
         temporary = hidden_name(checkpoints, "tmp", step_name(state.step))
         try:
-            os.mkdir(temporary)
+            temporary.mkdir()
             _write_step(temporary, state, files)
             return _publish(temporary, checkpoints / step_name(state.step))
         except BaseException:
@@ -134,13 +134,13 @@ def _publish(temporary: Path, target: Path) -> Path:
         if _same_content(temporary, target):
             remove_folder(temporary)
             return target
-        os.rename(target, hidden_damaged(target))
-    os.rename(temporary, target)
+        target.rename(damaged_name(target))
+    temporary.rename(target)
     sync_folder(target.parent)
     return target
 
 
-def hidden_damaged(target: Path) -> Path:
+def damaged_name(target: Path) -> Path:
     """Where a damaged step is moved to; discovery passes over the name and nothing deletes it."""
     return target.with_name(f"damaged-{target.name}-{secrets.token_hex(4)}")
 

@@ -13,10 +13,7 @@ SHOWN_CHARACTERS = 80
 
 
 def shown(value: object) -> str:
-    """A value from a file as it may stand in a message: one short line, without control characters.
-
-    ``shown("a\\nb")`` is ``'a\\nb'`` in quotes, escapes and all.
-    """
+    """A value from a file as it may stand in a message: one short line, control characters escaped."""
     text = ascii(value)
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
 

@@ -62,7 +62,7 @@ def _blocks(tensors: Mapping[str, np.ndarray]) -> Iterator[bytes | memoryview]:
     header = _header(tensors)
     yield len(header).to_bytes(8, "little") + header
     for value in tensors.values():
-        yield memoryview(np.ascontiguousarray(value, "<f4")).cast("B")
+        yield np.ascontiguousarray(value, "<f4").data.cast("B")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> FileRecord:
@@ -200,7 +200,7 @@ class TensorFile:
         stored = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}[entry.dtype]
         value = np.empty(entry.shape, stored)
         if value.size:
-            self._file.read_into(memoryview(value.reshape(-1)).cast("B"))
+            self._file.read_into(value.reshape(-1).data.cast("B"))
         if entry.dtype == "BF16":
             # bfloat16 is the upper half of a float32
             return (value.astype(np.uint32) << np.uint32(16)).view(np.float32)
