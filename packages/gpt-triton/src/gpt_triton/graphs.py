@@ -1,0 +1,37 @@
+"""CUDA graphs: a sequence of launches recorded once and replayed, at the cost of one launch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+class Recorder:
+    """Records launches; its graphs share one memory pool, as no two of them hold results at a time."""
+
+    def __init__(self) -> None:
+        self._pool: Any = torch.cuda.graph_pool_handle()
+
+    def record(self, launch: Callable[[], None]) -> Callable[[], None]:
+        """Run ``launch`` once, then record it; the result replays it.
+
+        The run comes first because kernels are compiled, and libraries set up, at their first launch,
+        which a recording does not allow. Recording itself executes nothing.
+
+        Args:
+            launch: Launches work on fixed addresses, without reading anything back.
+        """
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            launch()
+        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        # only this thread's calls count as part of the recording: a data thread may pin memory meanwhile
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            launch()
+        replay: Callable[[], None] = graph.replay
+        return replay

@@ -1,0 +1,74 @@
+"""The loss of a micro-batch, its gradient, and the same loss alone.
+
+    loss = sum over targets of -log p(target) / targets of the whole step
+
+Weighting by the step's targets makes the gradient independent of how the step is cut into micro-batches.
+Shapes: B rows, T positions, M = B*T.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from gpt_triton.buffers import Params
+from gpt_triton.model import Inputs, backward, forward
+
+
+def loss_and_gradients(
+    ops: ModuleType,
+    params: Params,
+    d_params: Params,
+    inputs: Inputs,
+    targets: Int[Tensor, "B T"],
+    scale: Float[Tensor, ""],
+    *,
+    n_head: int,
+    vocab_size: int,
+    rate: float,
+) -> Float[Tensor, ""]:
+    """A micro-batch's share of the step's loss; its share of the gradients is added in place.
+
+    Args:
+        ops: Either set of ops.
+        params: Compute copies of the parameters.
+        d_params: Gradients, added to.
+        inputs: Tokens and what belongs to them.
+        targets: Token ids to predict, or ``IGNORE``.
+        scale: One over the number of targets in the whole step.
+        n_head: Heads per block.
+        vocab_size: Rows of the token table that are real.
+        rate: Dropout rate.
+    """
+    hidden, residuals = forward(ops, params, inputs, n_head, rate)
+    nll, d_hidden = ops.linear_cross_entropy(
+        hidden, params.wte, targets.view(-1), vocab_size, scale, d_params.wte
+    )
+    del hidden
+    backward(ops, params, d_params, inputs, residuals, d_hidden, n_head, rate)
+    return nll.sum() * scale
+
+
+def token_losses(
+    ops: ModuleType,
+    params: Params,
+    inputs: Inputs,
+    targets: Int[Tensor, "B T"],
+    *,
+    n_head: int,
+    vocab_size: int,
+) -> Float[Tensor, "B T"]:
+    """Negative log-likelihood of every target without dropout, 0 where ignored.
+
+    Args:
+        ops: Either set of ops.
+        params: Compute copies of the parameters.
+        inputs: Tokens and what belongs to them.
+        targets: Token ids to score, or ``IGNORE``.
+        n_head: Heads per block.
+        vocab_size: Rows of the token table that are real.
+    """
+    hidden, _ = forward(ops, params, inputs, n_head, keep=False)
+    return ops.linear_nll(hidden, params.wte, targets.view(-1), vocab_size).view(targets.shape)
