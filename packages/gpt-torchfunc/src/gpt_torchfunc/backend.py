@@ -38,7 +38,8 @@ class PendingMetrics:
     """Loss, norm and whether the weights moved, on their way to the host."""
 
     def __init__(self, values: Float32[Tensor, " 3"]) -> None:
-        self._values = values.to("cpu", non_blocking=True)
+        # a copy into pinned memory does not hold the host up
+        self._values = torch.empty(3, pin_memory=values.is_cuda).copy_(values, non_blocking=True)
         self._arrived = None
         if values.is_cuda:
             self._arrived = torch.cuda.Event()

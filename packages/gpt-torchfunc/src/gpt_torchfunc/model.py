@@ -18,13 +18,13 @@ References:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from gpt_trainer.philox import Site
-from jaxtyping import Bool, Float, Int, Int64
+from jaxtyping import Bool, Float, Int, Int64, Shaped
 from torch import Tensor
 from torch.func import vmap
 
@@ -104,6 +104,9 @@ def hidden_states(
         plan: Precision, attention and sizes.
         keys: Dropout keys by layer and ``Site``; ``None`` means no dropout.
     """
+    if keys is not None:
+        # torch's fused kernel would draw its own random numbers
+        plan = replace(plan, attention="written")
     x = embed(params, inputs, plan)
     x = dropout(x, None if keys is None else keys[0, Site.EMBEDDING], plan.dropout)
     mask = attention_mask(inputs, plan)
@@ -140,7 +143,7 @@ def embed(params: Parameters, inputs: Inputs, plan: Plan) -> Float[Tensor, "B T 
 def apply_block(
     block: Block,
     x: Float[Tensor, "B T D"],
-    mask: Bool[Tensor, "#B T T"] | None,
+    mask: Shaped[Tensor, "#B T T"] | None,
     plan: Plan,
     keys: Int64[Tensor, "4 2"] | None,
 ) -> Float[Tensor, "B T D"]:
@@ -177,26 +180,27 @@ def gelu(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return F.gelu(x, approximate="tanh")
 
 
-def attention_mask(inputs: Inputs, plan: Plan) -> Bool[Tensor, "#B T T"] | None:
-    """True where a position (row) may see another (column); ``None`` if the kernel knows by itself.
+def attention_mask(inputs: Inputs, plan: Plan) -> Shaped[Tensor, "#B T T"] | None:
+    """Which positions (rows) may see which others (columns); one mask for all blocks and heads.
 
-    The fused kernel skips the upper triangle when told that attention is causal. Packed documents
-    need the mask: one for all blocks and heads.
+    Written-out attention gets truth values. The fused kernel gets ``None`` where rows are whole, since it
+    then skips the upper triangle by itself, and else what it adds to the scores: 0 or minus infinity.
     """
+    fused = plan.attention == "sdpa"
     context = inputs.tokens.shape[1]
-    if inputs.segment_starts is None and plan.attention == "sdpa":
+    if inputs.segment_starts is None and fused:
         return None
     index = torch.arange(context, device=inputs.tokens.device)
-    causal = (index[None, :] <= index[:, None])[None]  # [1, T, T]
-    if inputs.segment_starts is None:
-        return causal
-    return causal & (index >= inputs.segment_starts[:, :, None])  # [B, T, T]
+    mask = (index[None, :] <= index[:, None])[None]  # [1, T, T]
+    if inputs.segment_starts is not None:
+        mask = mask & (index >= inputs.segment_starts[:, :, None])  # [B, T, T]
+    return torch.where(mask, 0.0, -torch.inf).to(plan.dtype) if fused else mask
 
 
 def self_attention(
     block: Block,
     h: Float[Tensor, "B T D"],
-    mask: Bool[Tensor, "#B T T"] | None,
+    mask: Shaped[Tensor, "#B T T"] | None,
     plan: Plan,
     key: Int64[Tensor, " 2"] | None,
 ) -> Float[Tensor, "B T D"]:
