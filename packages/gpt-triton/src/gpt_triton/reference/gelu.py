@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -24,8 +23,17 @@ A = 0.044715
 
 
 def gelu_fwd(x: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    """GELU of every element."""
-    return F.gelu(x, approximate="tanh")
+    """GELU of every element.
+
+    Args:
+        x: Any tensor.
+    """
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    tile = rows_per_tile(x, 1)
+    for x_tile, y_tile in zip(x.reshape(-1).split(tile), y.view(-1).split(tile), strict=True):
+        wide = x_tile.to(accumulation_dtype(x))
+        y_tile.copy_(_gate(wide, wide * wide).mul_(wide))
+    return y
 
 
 def gelu_bwd(x: Float[Tensor, "*n"], d_y: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
@@ -35,7 +43,7 @@ def gelu_bwd(x: Float[Tensor, "*n"], d_y: Float[Tensor, "*n"]) -> Float[Tensor, 
         x: The input of the forward.
         d_y: Gradient of the output.
     """
-    d_x = torch.empty_like(d_y)
+    d_x = torch.empty_like(x, memory_format=torch.contiguous_format)
     tile = rows_per_tile(x, 1)
     flat = (x.reshape(-1), d_y.reshape(-1), d_x.view(-1))
     for x_tile, d_y_tile, d_x_tile in zip(*(t.split(tile) for t in flat), strict=True):
@@ -43,9 +51,14 @@ def gelu_bwd(x: Float[Tensor, "*n"], d_y: Float[Tensor, "*n"]) -> Float[Tensor, 
     return d_x
 
 
+def _gate(x: Float[Tensor, " N"], square: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
+    """``s`` at ``x``, with ``square = x^2``."""
+    return torch.mul(square, 2 * C * A).add_(2 * C).mul_(x).sigmoid_()
+
+
 def _slope(x: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
     """Derivative of GELU, by s * (1 + x (1 - s) 2u')."""
     square = x * x
-    s = torch.sigmoid((square * (2 * C * A)).add_(2 * C).mul_(x))
+    s = _gate(x, square)
     slope = square.mul_(6 * C * A).add_(2 * C).mul_(x)  # x 2u'
     return slope.addcmul_(slope, s, value=-1.0).add_(1.0).mul_(s)
