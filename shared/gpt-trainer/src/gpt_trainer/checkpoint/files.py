@@ -23,6 +23,10 @@ CHUNK_BYTES = 1 << 22
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
+class UnreadableError(InputError):
+    """The system refuses to read a file; what is in it may be whole."""
+
+
 class FileRecord(NamedTuple):
     """What the manifest says of one file.
 
@@ -121,7 +125,7 @@ def _open_regular(path: Path) -> int:
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise InputError(f"{path} is a symbolic link; copy the folder with its links resolved") from None
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+        raise UnreadableError(f"{path} cannot be read: {error.strerror}") from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise InputError(f"{path} is not a regular file")
@@ -166,7 +170,7 @@ class RegularFile:
                 try:
                     count = os.readv(self._descriptor, [piece[filled:]])
                 except OSError as error:
-                    raise InputError(f"{self.path} cannot be read: {error.strerror}") from None
+                    raise UnreadableError(f"{self.path} cannot be read: {error.strerror}") from None
                 if not count:
                     raise InputError(f"{self.path} ends too early")
                 filled += count

@@ -218,7 +218,7 @@ def verify(step_folder: Path) -> None:
         with RegularFile(step_folder / name, record):
             pass
         identity = (step_folder / name).lstat()
-        _hash_once(step_folder / name, record, (identity.st_dev, identity.st_ino, identity.st_mtime_ns))
+        _hash_once(step_folder / name, record, (identity.st_ino, identity.st_mtime_ns, identity.st_ctime_ns))
 
 
 @functools.lru_cache(maxsize=256)

@@ -6,6 +6,7 @@ dead owner's lock is free at once and a recycled process id confuses nobody.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -49,9 +50,7 @@ class FolderLock:
             descriptor = os.open(self.folder / LOCK_NAME, flags, 0o644)
             try:
                 self._lock(descriptor)
-                holder = {"pid": os.getpid(), "host": socket.gethostname()}
-                os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, json.dumps(holder).encode() + b"\n", 0)
+                _write_holder(descriptor)
             except BaseException:
                 os.close(descriptor)
                 raise
@@ -109,6 +108,14 @@ def _release_in_children(lock: FolderLock) -> None:
             held.release()
 
     os.register_at_fork(after_in_child=release)
+
+
+def _write_holder(descriptor: int) -> None:
+    # a full disk must not keep old steps from being deleted: the text is worth less than the lock
+    with contextlib.suppress(OSError):
+        os.ftruncate(descriptor, 0)
+        holder = {"pid": os.getpid(), "host": socket.gethostname()}
+        os.pwrite(descriptor, json.dumps(holder).encode() + b"\n", 0)
 
 
 def _holder(descriptor: int) -> str:

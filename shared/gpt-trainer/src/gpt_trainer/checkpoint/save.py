@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gpt_trainer.backend import Moments
 from gpt_trainer.checkpoint.discovery import CHECKPOINTS
-from gpt_trainer.checkpoint.files import remove_folder, sync_folder, write_errors, write_file
+from gpt_trainer.checkpoint.files import UnreadableError, remove_folder, sync_folder, write_errors, write_file
 from gpt_trainer.checkpoint.load import CONFIG_LIMIT, TOKENIZER_LIMIT, TRAINER_LIMIT, verify
 from gpt_trainer.checkpoint.lock import FolderLock
 from gpt_trainer.checkpoint.manifest import (
@@ -63,8 +63,8 @@ def save_checkpoint(run: Path, state: CheckpointState) -> Path:
         temporary = hidden_name(checkpoints, "tmp", step_name(state.step))
         try:
             temporary.mkdir()
-            _write_step(temporary, state, files)
-            return _publish(temporary, checkpoints / step_name(state.step))
+            manifest = _write_step(temporary, state, files)
+            return _publish(temporary, manifest, checkpoints / step_name(state.step))
         except BaseException:
             with contextlib.suppress(OSError):
                 remove_folder(temporary)
@@ -118,20 +118,22 @@ def _end_of_text(state: CheckpointState) -> int | None:
     return found if isinstance(found, int) and found < state.model.vocab_size else None
 
 
-def _write_step(folder: Path, state: CheckpointState, files: dict[str, bytes]) -> None:
+def _write_step(folder: Path, state: CheckpointState, files: dict[str, bytes]) -> Manifest:
     names = parameter_shapes(state.model)
     moments = zip(Moments._fields, state.moments, strict=True)
     flat = {f"{label}.{name}": values[name] for label, values in moments for name in names}
     records = {name: write_file(folder / name, [content]) for name, content in files.items()}
     records[MODEL] = write_tensors(folder / MODEL, {name: state.parameters[name] for name in names})
     records[OPTIMIZER] = write_tensors(folder / OPTIMIZER, flat)
-    write_file(folder / MANIFEST, [manifest_to_json(Manifest(state.step, records))])
+    manifest = Manifest(state.step, records)
+    write_file(folder / MANIFEST, [manifest_to_json(manifest)])
     sync_folder(folder)
+    return manifest
 
 
-def _publish(temporary: Path, target: Path) -> Path:
+def _publish(temporary: Path, manifest: Manifest, target: Path) -> Path:
     if os.path.lexists(target / MANIFEST) or (target.is_dir() and any(target.iterdir())):
-        if _same_content(temporary, target):
+        if _same_content(manifest, target):
             remove_folder(temporary)
             return target
         target.rename(damaged_name(target))
@@ -145,7 +147,7 @@ def damaged_name(target: Path) -> Path:
     return target.with_name(f"damaged-{target.name}-{secrets.token_hex(4)}")
 
 
-def _same_content(temporary: Path, target: Path) -> bool:
+def _same_content(manifest: Manifest, target: Path) -> bool:
     """Whether the step that exists equals the new one; false if the existing one is damaged.
 
     Raises:
@@ -155,11 +157,10 @@ def _same_content(temporary: Path, target: Path) -> bool:
     try:
         verify(target)
         existing = read_manifest(target)
-    except NewerFormatError as error:
+    except (NewerFormatError, UnreadableError) as error:
         raise WriteError(f"{target} exists: {error}; {advice}") from None
     except InputError:
         return False
-    # the temporary folder's name does not say its step, so the manifests compare as they are
-    if existing == read_manifest(temporary):
+    if existing == manifest:
         return True
     raise WriteError(f"{target} exists with other content; {advice}")
