@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
+import referee
 from gpt_data.batch import IGNORE, Batch
 from gpt_trainer.backend import OptimizerConfig
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import parameter_shapes
-
-sys.path.insert(0, str(Path(__file__).parent))
-import referee
 
 TINY = ModelConfig(n_layer=2, n_head=3, d_model=12, context=9, vocab_size=17, dropout=0.25)
 
