@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from gpt_data.pipeline import Preparation
 from gpt_data.progress import OnProgress, Progress
 from gpt_data.settings import MAX_DOCUMENT_BYTES, SHARD_TOKENS, Settings
 from gpt_data.sources import Source, open_source
-from gpt_data.storage import FolderLock, explain_write, make_folder, write_atomic
+from gpt_data.storage import FolderLock, make_folder, write_atomic
 from gpt_data.tokenizers import build_tokenizer, tokenizer_identity
 from gpt_data.writer import SplitState
 
@@ -113,14 +114,17 @@ class _Task:
         _check_plan(self.folder / JOURNAL_NAME, journal.plan, self.plan(source))
         with Preparation(self.folder, source, self.settings, journal) as preparation:
             preparation.run(workers, self.tell, self.should_stop)
-        with explain_write(self.folder):
-            (self.folder / JOURNAL_NAME).unlink()
 
     def check_finished(self) -> None:
         """Refuse a finished folder that was made of something else."""
         plan = load_manifest(self.folder).plan
         wanted = self.plan(self.open_source(None))
         _check_plan(self.folder / MANIFEST_NAME, plan, wanted)
+        # the manifest is what counts now; a journal that stays, as in a read-only folder, does no harm
+        journal = self.folder / JOURNAL_NAME
+        if journal.exists():
+            with suppress(OSError):
+                journal.unlink()
 
     def _begin(self, source: Source) -> Journal:
         """Build the tokenizer and write the first journal."""
@@ -129,10 +133,10 @@ class _Task:
             raise DataError(
                 f"{self.folder} holds {strangers[0]}, which no journal knows; choose an empty folder"
             )
+        plan, states = self.plan(source), dict.fromkeys(SPLITS, SplitState())
         self.tell(Progress("tokenizer", total_bytes=source.total_bytes))
         built = build_tokenizer(self.tokenizer, self.tokenizer_files, source.sample())
         write_atomic(self.folder / TOKENIZER_NAME, built.to_json().encode())
-        plan, states = self.plan(source), dict.fromkeys(SPLITS, SplitState())
         journal = Journal(plan, source.pin(), built.sha256, 0, states)
         journal.save(self.folder)
         return journal

@@ -96,6 +96,8 @@ class Shard:
         DataError: If the file is not a whole shard.
     """
 
+    handle = -1
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self.handle = open_regular(path)

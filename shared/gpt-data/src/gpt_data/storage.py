@@ -164,13 +164,13 @@ class FolderLock:
             self.handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             self._acquire()
+            owner = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
+            with explain_write(self.path):
+                os.ftruncate(self.handle, 0)
+                os.pwrite(self.handle, owner.encode(), 0)
         except BaseException:
             os.close(self.handle)
             raise
-        owner = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
-        with explain_write(self.path):
-            os.ftruncate(self.handle, 0)
-            os.pwrite(self.handle, owner.encode(), 0)
         return self
 
     def __exit__(

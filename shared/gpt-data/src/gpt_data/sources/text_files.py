@@ -1,13 +1,14 @@
 """Text files and folders of them: .txt, .md and .jsonl, plain or compressed by .gz, .xz or .zst.
 
 A .txt or .md file is one document, and so is each line of a .jsonl file (its field ``text``). Files
-named ``val``, ``valid`` or ``validation`` (with any extension) are the held-out split; if there are
-none, the second of every fifty documents is, or the last twentieth of a lone document.
+of a folder that are named ``val``, ``valid`` or ``validation`` (with any extension) are the held-out
+split; if there are none, the second of every fifty documents is, or the last twentieth of a lone document.
 """
 
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import lzma
 import re
@@ -45,8 +46,9 @@ class TextFiles:
         self.root = path
         self.limit = max_document_bytes
         self.files = find_files(path)
-        self.val = [file for file in self.files if is_validation(file)]
-        self.train = [file for file in self.files if not is_validation(file)] if self.val else self.files
+        # a file that is asked for by its own name is wanted, whatever the name
+        self.val = [file for file in self.files if file != path and is_validation(file)]
+        self.train = [file for file in self.files if file not in self.val]
         if not self.train:
             raise DataError(f"source text:{path} holds only validation files")
         sizes = [file.stat().st_size for file in self.files]
@@ -162,7 +164,8 @@ def _open(path: Path) -> IO[bytes]:
 
 
 def _open_zstd(path: Path) -> Any:
-    return _zstd(path).open(path, "rb")
+    # zstandard's own reader has no readline
+    return io.BufferedReader(_zstd(path).open(path, "rb"))
 
 
 def _zstd(path: Path) -> Any:

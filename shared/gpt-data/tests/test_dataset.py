@@ -1,0 +1,255 @@
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import bpe_scratch
+import numpy as np
+import pytest
+from gpt_data.dataset import Dataset, Vocabulary, cached_dataset
+from gpt_data.errors import DataError
+from gpt_data.loader import BatchLoader
+from gpt_data.prepare import prepare
+
+
+@pytest.fixture
+def folder(small_corpus: Path, tmp_path: Path) -> Path:
+    prepare(f"text:{small_corpus}", "bytes", tmp_path / "out", shard_tokens=100, workers=1)
+    return tmp_path / "out"
+
+
+def data_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def test_open_gives_both_splits(folder: Path) -> None:
+    dataset = Dataset.open(folder)
+    assert (dataset.vocab_size, dataset.end_of_text) == (257, 256)
+    assert dataset.tokenizer_json == (folder / "tokenizer.json").read_bytes()
+    tokenizer = bpe_scratch.Tokenizer.from_bytes()
+    assert dataset.train.read(0, 7).tolist() == [256, *tokenizer.encode("file 0")]
+    assert dataset.val.read(0, 7).tolist() == [256, *tokenizer.encode("file 1")]
+    dataset.close()
+
+
+def test_every_flipped_bit_is_found_and_named(folder: Path) -> None:
+    draw = random.Random(0)
+    opened = Dataset.open(folder).fingerprint
+    for path in data_files(folder):
+        whole = path.read_bytes()
+        for _ in range(12 if whole else 0):
+            bit = draw.randrange(8 * len(whole))
+            damaged = bytearray(whole)
+            damaged[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(damaged)
+            if path.name == "manifest.json":
+                # one that keeps it readable and changes what decides a batch cannot fit the files' hashes
+                with suppress(DataError):
+                    assert Dataset.open(folder).fingerprint == opened
+            else:
+                with pytest.raises(DataError, match=path.name):
+                    Dataset.open(folder)
+        path.write_bytes(whole)
+    Dataset.open(folder)
+
+
+@pytest.mark.parametrize("damage", ["cut", "cut to even bytes", "empty", "longer", "missing", "swapped"])
+@pytest.mark.parametrize("name", ["train-00000.bin", "train-00001.docs", "val-00000.bin", "tokenizer.json"])
+def test_a_damaged_file_is_named(folder: Path, name: str, damage: str) -> None:
+    path = folder / name
+    whole = path.read_bytes()
+    changed = {
+        "cut": whole[:-1],
+        "cut to even bytes": whole[:-2],
+        "empty": b"",
+        "longer": whole + b"\0\0",
+        "swapped": (folder / "train-00002.bin").read_bytes(),
+    }
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(changed[damage])
+    with pytest.raises(DataError, match=name.replace(".", r"\.")):
+        Dataset.open(folder)
+
+
+def test_a_verified_file_is_not_hashed_again_until_it_changes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gpt_data import dataset
+
+    Dataset.open(folder)
+    hashed: list[str] = []
+    real = dataset.sha256_of
+    monkeypatch.setattr(dataset, "sha256_of", lambda path: (hashed.append(path.name), real(path))[1])
+    Dataset.open(folder)
+    assert hashed == []
+    os.utime(folder / "val-00000.bin", ns=(1, 1))
+    Dataset.open(folder)
+    assert hashed == ["val-00000.bin"]
+    (folder / ".verified.json").write_bytes(b"\xff[")
+    Dataset.open(folder)
+    assert len(hashed) == 1 + len(data_files(folder)) - 1
+
+
+def edit(content: dict[str, Any], key: str, value: Any) -> None:
+    *path, last = key.split("/")
+    for part in path:
+        content = content[int(part) if part.isdecimal() else part]
+    content[last] = value
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("format", "other"),
+        ("version", 2),
+        ("version", None),
+        ("vocab_size", -1),
+        ("vocab_size", "257"),
+        ("vocab_size", 200),
+        ("end_of_text", True),
+        ("splits", []),
+        ("splits/train/0/tokens", 99),
+        ("splits/train/0/data", None),
+        ("splits/train/0/data/name", "../train-00000.bin"),
+        ("splits/train/0/data/name", "/etc/passwd"),
+        ("splits/train/0/data/name", ".."),
+        ("splits/train/0/data/sha256", 5),
+        ("splits/train/0/offsets/bytes", 8.0),
+        ("tokenizer/sha256", "0" * 64),
+        ("plan", None),
+    ],
+)
+def test_a_manifest_that_does_not_fit_is_refused(folder: Path, key: str, value: Any) -> None:
+    path = folder / "manifest.json"
+    content = json.loads(path.read_bytes())
+    edit(content, key, value)
+    path.write_text(json.dumps(content))
+    if key == "vocab_size" and value == 200:
+        # the files are those that were made: only reading them tells that the ids do not fit
+        with pytest.raises(DataError, match=r"token id \d+ at position \d+, outside the vocabulary of 200"):
+            BatchLoader(Dataset.open(folder).train, rows=9, context=4).batch(0)
+    else:
+        with pytest.raises(DataError, match=str(folder)):
+            Dataset.open(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b"{}", b"[" * 100_000, b'{"format": NaN}'])
+def test_a_manifest_that_is_none_is_refused(folder: Path, content: bytes) -> None:
+    (folder / "manifest.json").write_bytes(content)
+    with pytest.raises(DataError, match=r"manifest\.json"):
+        Dataset.open(folder)
+
+
+def test_the_fingerprint_follows_the_content_and_not_the_place(
+    folder: Path, small_corpus: Path, tmp_path: Path
+) -> None:
+    first = Dataset.open(folder).fingerprint
+    assert Dataset.open(shutil.copytree(folder, tmp_path / "copy")).fingerprint == first
+    (small_corpus / "003.txt").write_text("something else")
+    prepare(f"text:{small_corpus}", "bytes", tmp_path / "other", shard_tokens=100, workers=1)
+    assert Dataset.open(tmp_path / "other").fingerprint != first
+
+
+def published(folder: Path, name: str, tokens: list[int]) -> None:
+    header = struct.pack("<3i", 20240520, 1, len(tokens)) + bytes(1012)
+    (folder / name).write_bytes(header + np.array(tokens, "<u2").tobytes())
+
+
+def test_published_shards_are_read_as_they_are(tmp_path: Path) -> None:
+    published(tmp_path, "edu_fineweb_train_000002.bin", [9, 50256, 4, 5])
+    published(tmp_path, "edu_fineweb_train_000001.bin", [50256, 1, 2, 3, 50256, 8])
+    published(tmp_path, "edu_fineweb_val_000000.bin", [50256, 7, 7])
+    before = sorted(path.name for path in tmp_path.iterdir())
+    dataset = cached_dataset(f"shards:{tmp_path}", "gpt2", cache_dir=tmp_path / "cache")
+    assert (dataset.vocab_size, dataset.end_of_text, dataset.tokenizer_json) == (50257, 50256, None)
+    assert dataset.train.read(0, 10).tolist() == [50256, 1, 2, 3, 50256, 8, 9, 50256, 4, 5]
+    assert dataset.train.document_starts(1, 10).tolist() == [4, 7]
+    assert dataset.val.tokens == 3
+    batch = BatchLoader(dataset.train, rows=1, context=9, packing="documents").batch(0)
+    assert batch.positions.tolist() == [[0, 1, 2, 3, 0, 1, 2, 0, 1]]
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    first = dataset.fingerprint
+    published(tmp_path, "edu_fineweb_val_000000.bin", [50256, 7, 8])
+    assert Dataset.open(tmp_path).fingerprint != first
+
+
+def test_published_shards_need_a_tokenizer_that_fits(tmp_path: Path) -> None:
+    published(tmp_path, "x_train_0.bin", [50256, 1, 2, 3])
+    with pytest.raises(DataError, match="--tokenizer must name what made it"):
+        cached_dataset(f"shards:{tmp_path}", "bpe-scratch:300", cache_dir=tmp_path)
+    dataset = cached_dataset(f"shards:{tmp_path}", "bytes", cache_dir=tmp_path)
+    with pytest.raises(DataError, match="token id 50256"):
+        dataset.train.read(0, 4)
+    assert Dataset.open(tmp_path, Vocabulary(50304, 50256)).vocab_size == 50304
+
+
+def test_folders_without_shards_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"no folder {tmp_path / 'none'}"):
+        Dataset.open(tmp_path / "none")
+    with pytest.raises(DataError, match=f"{tmp_path} holds neither manifest.json nor"):
+        Dataset.open(tmp_path)
+    published(tmp_path, "train.bin", [])
+    with pytest.raises(DataError, match=f"{tmp_path} holds neither manifest.json nor"):
+        Dataset.open(tmp_path)
+
+
+def test_own_shards_refuse_another_tokenizer(folder: Path, tmp_path: Path) -> None:
+    assert cached_dataset(f"shards:{folder}", "bytes", cache_dir=tmp_path).fingerprint
+    assert cached_dataset(f"shards:{folder}", str(folder / "tokenizer.json"), cache_dir=tmp_path).fingerprint
+    with pytest.raises(DataError, match="another tokenizer than gpt2: give --tokenizer bytes"):
+        cached_dataset(f"shards:{folder}", "gpt2", cache_dir=tmp_path)
+
+
+def test_the_cache_prepares_once(small_corpus: Path, tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    def get(**options: Any) -> Dataset:
+        return cached_dataset(
+            f"text:{small_corpus}",
+            "bytes",
+            cache_dir=tmp_path / "cache",
+            workers=1,
+            on_progress=seen.append,
+            **options,
+        )
+
+    first = get()
+    assert seen
+    seen.clear()
+    assert get().folder == first.folder
+    assert not seen
+    assert get(max_tokens=20).folder != first.folder
+    (small_corpus / "000.txt").write_text("changed")
+    assert get().folder != first.folder
+
+
+TWO = """
+import sys
+from pathlib import Path
+from gpt_data.dataset import cached_dataset
+dataset = cached_dataset(f"text:{sys.argv[1]}", "bytes", cache_dir=Path(sys.argv[2]), workers=1)
+print(dataset.fingerprint)
+"""
+
+
+def test_two_processes_share_a_cache(
+    small_corpus: Path, tmp_path: Path, content_of: Callable[..., Any]
+) -> None:
+    command = [sys.executable, "-c", TWO, str(small_corpus), str(tmp_path / "cache")]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(2)]
+    prints = [process.communicate(timeout=60)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert prints[0] == prints[1]
+    (folder,) = (tmp_path / "cache").iterdir()
+    assert not list(folder.glob("*.partial"))

@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import gzip
+import json
+import lzma
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from gpt_data.errors import DataError
+from gpt_data.sources import Document, open_source
+from gpt_data.sources.base import hold_out
+from gpt_data.sources.standard_library import StandardLibrary, split_of
+from gpt_data.sources.text_files import TextFiles
+from hypothesis import given
+from hypothesis import strategies as st
+
+LIMIT = 2**20
+
+
+def plain(content: bytes) -> bytes:
+    return content
+
+
+def zstd(content: bytes) -> bytes:
+    compressed: bytes = pytest.importorskip("zstandard").compress(content)
+    return compressed
+
+
+PACKERS: dict[str, Callable[[bytes], bytes]] = {
+    "": plain,
+    ".gz": gzip.compress,
+    ".xz": lzma.compress,
+    ".zst": zstd,
+}
+
+
+def texts(path: Path, limit: int = LIMIT) -> list[str]:
+    return [document.text for document in TextFiles(path, limit).documents()]
+
+
+@pytest.mark.parametrize("suffix", PACKERS)
+def test_every_kind_of_text_file(tmp_path: Path, suffix: str) -> None:
+    pack = PACKERS[suffix]
+    (tmp_path / f"a.txt{suffix}").write_bytes(pack(b"\xef\xbb\xbftext\r\n"))
+    (tmp_path / f"b.md{suffix}").write_bytes(pack("# é\n".encode()))
+    lines = [json.dumps({"id": i, "text": text}) for i, text in enumerate(("one\ntwo", "", "\u2028"))]
+    (tmp_path / f"c.jsonl{suffix}").write_bytes(pack("\n\n".join(lines).encode()))
+    (tmp_path / "d.csv").write_text("no text file")
+    (tmp_path / ".hidden.txt").write_text("hidden")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "e.txt").write_text("hidden")
+    assert texts(tmp_path) == ["text\r\n", "# é\n", "one\ntwo", "", "\u2028"]
+
+
+def test_files_come_in_the_order_of_relative_paths(tmp_path: Path) -> None:
+    for name in ("b.txt", "a/z.txt", "a/b/c.txt", "a.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    assert texts(tmp_path) == ["a.txt", "a/b/c.txt", "a/z.txt", "b.txt"]
+
+
+def test_files_named_val_are_held_out(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text('{"text": "t"}\n' * 60)
+    (tmp_path / "val.jsonl.gz").write_bytes(gzip.compress(b'{"text": "v"}\n' * 3))
+    source = TextFiles(tmp_path, LIMIT)
+    expected = [Document("val", "v")] * 3 + [Document("train", "t")] * 60
+    assert list(source.documents()) == expected
+    assert list(source.documents(2)) == expected[2:]
+    assert list(source.sample()) == ["t"] * 60
+    assert len(list(TextFiles(tmp_path / "val.jsonl.gz", LIMIT).documents())) == 3
+    (tmp_path / "train.jsonl").unlink()
+    with pytest.raises(DataError, match="only validation files"):
+        TextFiles(tmp_path, LIMIT)
+
+
+@given(st.lists(st.text(max_size=3), max_size=120), st.integers(0, 130))
+def test_holding_out_loses_nothing_and_starts_anywhere(documents: list[str], start: int) -> None:
+    everything = list(hold_out(lambda at: iter(documents[at:]), 0, 50))
+    assert list(hold_out(lambda at: iter(documents[at:]), start, 50)) == everything[start:]
+    if len(documents) == 1:
+        assert "".join(document.text for document in everything) == documents[0]
+    else:
+        assert [document.text for document in everything] == documents
+        assert [i for i, document in enumerate(everything) if document.split == "val"] == [
+            *range(1, len(documents), 50)
+        ]
+
+
+def test_a_lone_document_is_cut_after_a_line(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("".join(f"line {i:03d}\n" for i in range(100)))
+    train, val = TextFiles(tmp_path / "a.txt", LIMIT).documents()
+    assert (train.split, val.split) == ("train", "val")
+    assert val.text == "".join(f"line {i:03d}\n" for i in range(95, 100))
+    assert train.text.endswith("line 094\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"ab\xff", "is not UTF-8 at byte 2"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": \n', "line 2 is not JSON"),
+        ("a.jsonl", b"[" * 100_000, "line 1 is not JSON"),
+        ("a.jsonl", b'{"text": "\xff"}', "line 1 is not UTF-8"),
+        (
+            "a.jsonl",
+            b'{"content": "x", "id": 1}',
+            r"line 1 has no string field 'text'; it has \['content', 'id'\]",
+        ),
+        ("a.jsonl", b'{"text": 5}', "line 1 has no string field 'text'"),
+        ("a.jsonl", b'["x"]', "line 1 has no string field 'text'; it has list"),
+        ("a.jsonl", b'{"text": "\\ud800"}', "line 1 holds a lone surrogate at character 0"),
+        ("a.txt.gz", b"no gzip", "cannot read"),
+        ("a.txt.gz", gzip.compress(b"x" * 1000)[:-9], "cannot read"),
+        ("a.txt.xz", lzma.compress(b"x" * 1000)[:-9], "cannot read"),
+        ("a.txt.xz", b"no xz", "cannot read"),
+        ("a.txt.zst", b"no zstd", "cannot read"),
+    ],
+)
+def test_damaged_text_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    if name.endswith(".zst"):
+        pytest.importorskip("zstandard")
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        texts(tmp_path)
+    assert str(tmp_path / name) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["bomb.txt.gz", "bomb.jsonl.gz"])
+def test_a_document_over_the_limit_is_refused_in_bounded_memory(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(b'{"text": "' + b"a" * 100_000_000, 1))
+    tracemalloc.start()
+    with pytest.raises(DataError, match=f"{path}.* is a document of more than {LIMIT} bytes"):
+        texts(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * LIMIT
+
+
+def test_a_document_at_the_limit_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"x" * 100)
+    assert "".join(texts(tmp_path, 100)) == "x" * 100
+    with pytest.raises(DataError, match="more than 99 bytes"):
+        texts(tmp_path, 99)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("nothing", "unknown source 'nothing'; choose one of stdlib, text:PATH"),
+        ("text:", "unknown source 'text:'"),
+        ("hf:", "unknown source 'hf:'"),
+        ("hf:a:b:c:d", r"is not hf:NAME\[:CONFIG\[:SPLIT\]\]"),
+        ("text:/no/such/place", "no file or folder /no/such/place"),
+    ],
+)
+def test_unknown_sources_are_named(spec: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        open_source(spec, LIMIT)
+
+
+def test_folders_and_files_without_text_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"{tmp_path} holds no file of .txt, .md, .jsonl"):
+        open_source(f"text:{tmp_path}", LIMIT)
+    (tmp_path / "a.csv").touch()
+    with pytest.raises(DataError, match=r"a\.csv is none of"):
+        open_source(f"text:{tmp_path / 'a.csv'}", LIMIT)
+
+
+def test_the_standard_library_is_large_and_the_same_every_time() -> None:
+    source = StandardLibrary(64 * 2**20)
+    assert source.total_bytes is not None
+    assert source.total_bytes > 5_000_000
+    documents = list(source.documents())
+    assert documents == list(StandardLibrary(64 * 2**20).documents())
+    assert list(source.documents(100)) == documents[100:]
+    assert any("class OrderedDict" in document.text for document in documents)
+    held = sum(document.split == "val" for document in documents)
+    assert 0.005 < held / len(documents) < 0.05
+    assert {d.text for d in documents if d.split == "train"} == set(source.sample())
+
+
+def test_the_standard_library_leaves_out_what_is_no_text_of_its_own(tmp_path: Path) -> None:
+    names = {
+        "b.py": b"b",
+        "a/c.py": b"c",
+        "bad.py": b"\xff",
+        "site-packages/d.py": b"d",
+        "e.txt": b"e",
+        "long.py": b"x" * 99,
+    }
+    for name, content in names.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    source = StandardLibrary(50, tmp_path)
+    assert [document.text for document in source.documents()] == ["c", "b", ""]
+    with pytest.raises(DataError, match=r"no \*\.py files under"):
+        StandardLibrary(50, tmp_path / "site-packages" / "none")
+
+
+def test_a_file_stays_on_its_side_of_the_split() -> None:
+    # frozen: a changed hash would move training text into the held-out split of old runs
+    names = ("abc.py", "ast.py", "json/decoder.py", "os.py")
+    assert [name for name in names if split_of(name) == "val"] == ["abc.py"]
+    assert 150 < sum(split_of(f"{i}.py") == "val" for i in range(10_000)) < 250

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from gpt_data.errors import DataStoppedError, DataWriteError
+from gpt_data.storage import FolderLock, make_folder, write_atomic
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from gpt_data.storage import FolderLock
+with FolderLock(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_an_atomic_write_flushes_before_and_after_it_renames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    for name in ("write", "fsync", "replace"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *a, real=real, name=name: (calls.append(name), real(*a))[1])
+    write_atomic(tmp_path / "a.json", b"{}")
+    # file flushed before the rename, folder after it: what a power cut must not be able to reorder
+    assert calls == ["write", "fsync", "replace", "fsync"]
+    assert (tmp_path / "a.json").read_bytes() == b"{}"
+    assert list(tmp_path.iterdir()) == [tmp_path / "a.json"]
+
+
+@pytest.mark.parametrize("failing", ["write", "fsync", "replace"])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
+def test_a_failed_write_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str, code: int
+) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(b"old")
+
+    def fail(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, failing, fail)
+    with pytest.raises(DataWriteError, match=f"cannot write {path}: {os.strerror(code)}") as caught:
+        write_atomic(path, b"new")
+    assert caught.value.exit_status == 73
+    assert path.read_bytes() == b"old"
+
+
+def test_a_folder_that_takes_no_writes_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for folder in (file, file / "below"):
+        with pytest.raises(DataWriteError, match=f"cannot write {folder}"):
+            make_folder(folder)
+    make_folder(tmp_path / "a" / "b")
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
+def test_a_second_writer_is_refused_by_name_and_a_dead_one_is_not_waited_for(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(DataWriteError, match=f"{tmp_path} is being written by process {holder.pid} on "):
+            FolderLock(tmp_path).__enter__()
+        told: list[str] = []
+        with pytest.raises(DataStoppedError):
+            FolderLock(tmp_path, wait=True, should_stop=lambda: bool(told), on_wait=told.append).__enter__()
+        assert told == [f"waiting for process {holder.pid} on {os.uname().nodename}, which writes {tmp_path}"]
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+        with FolderLock(tmp_path):
+            assert json.loads((tmp_path / ".lock").read_bytes())["pid"] == os.getpid()
