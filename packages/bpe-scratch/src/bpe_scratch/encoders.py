@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 
 import numpy as np
@@ -41,13 +41,32 @@ class PlainEncoder:
                 chain.from_iterable([known.get(piece) or self._learn(piece) for piece in self._split(text)])
             )
 
-    def encode_arrays(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text.
+    def encode_array(self, text: str) -> npt.NDArray[np.uint32]:
+        """The ids of a text, as an array.
+
+        Args:
+            text: Any text that has a UTF-8 form.
+        """
+        return np.array(self.encode(text), dtype=np.uint32)
+
+    def encode_arrays(
+        self, texts: Sequence[str], lengths: npt.NDArray[np.int64], dtype: type
+    ) -> Iterator[npt.NDArray[np.uint32]]:
+        """The ids of many texts, in parts.
 
         Args:
             texts: Texts without special tokens.
+            lengths: Zeros; receives the number of ids of each text.
+            dtype: Type of the parts.
         """
-        return [self.encode(text) for text in texts]
+        for number, text in enumerate(texts):
+            part = np.array(self.encode(text), dtype=dtype)
+            lengths[number] = part.size
+            yield part
+
+    def clone(self) -> PlainEncoder:
+        """An encoder that another thread may use: this one, for it only ever replaces whole entries."""
+        return self
 
     def _learn(self, piece: str) -> list[int]:
         vocabulary = self._vocabulary

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Mapping, Sequence
 
 from bpe_scratch.reference import encode_piece as encode_short_piece
@@ -38,7 +39,7 @@ def merge_ids(ids: list[int], pairs: Mapping[Pair, tuple[int, int]]) -> list[int
     get = pairs.get
     heap = [
         (found[0], i, left, right)
-        for i, (left, right) in enumerate(zip(ids, ids[1:], strict=False))
+        for i, (left, right) in enumerate(itertools.pairwise(ids))
         if (found := get((left, right)))
     ]
     heapq.heapify(heap)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
@@ -18,7 +19,7 @@ class _Corpus:
         self.counts: Counter[Pair] = Counter()
         self.places: defaultdict[Pair, set[int]] = defaultdict(set)
         for index, (word, weight) in enumerate(zip(self.words, self.weights, strict=True)):
-            for pair in zip(word, word[1:], strict=False):
+            for pair in itertools.pairwise(word):
                 self.counts[pair] += weight
                 self.places[pair].add(index)
 
@@ -46,9 +47,9 @@ class _Corpus:
                 i += 1
         if not changed:
             return
-        for old in zip(word, word[1:], strict=False):
+        for old in itertools.pairwise(word):
             self.counts[old] -= weight
-        for now in zip(merged, merged[1:], strict=False):
+        for now in itertools.pairwise(merged):
             self.counts[now] += weight
             if new in now:
                 self.places[now].add(index)

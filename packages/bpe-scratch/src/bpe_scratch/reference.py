@@ -9,6 +9,7 @@ Ties go to the pair with the smaller ids, left before right, which is also Huggi
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -19,7 +20,7 @@ def count_pairs(words: Mapping[tuple[int, ...], int]) -> Counter[Pair]:
     """How often each adjacent pair occurs: ``{(1, 2, 1): 3}`` gives ``{(1, 2): 3, (2, 1): 3}``."""
     counts: Counter[Pair] = Counter()
     for word, count in words.items():
-        for pair in zip(word, word[1:], strict=False):
+        for pair in itertools.pairwise(word):
             counts[pair] += count
     return counts
 
@@ -85,9 +86,7 @@ def encode_piece(piece: bytes, byte_ids: Sequence[int], pairs: Mapping[Pair, tup
     """
     ids = [byte_ids[byte] for byte in piece]
     while True:
-        found = [
-            (pairs[pair][0], i) for i, pair in enumerate(zip(ids, ids[1:], strict=False)) if pair in pairs
-        ]
+        found = [(pairs[pair][0], i) for i, pair in enumerate(itertools.pairwise(ids)) if pair in pairs]
         if not found:
             return ids
         _, i = min(found)

@@ -6,18 +6,26 @@ import codecs
 import hashlib
 import operator
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from itertools import chain, pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import regex
 
 from bpe_scratch import files
-from bpe_scratch.encoders import IdArray, PlainEncoder
+from bpe_scratch.encoders import IdArray
 from bpe_scratch.errors import TextError, TokenIdError, TokenizerError
+from bpe_scratch.layers import Layer, make_encoder, resolve_layer
 from bpe_scratch.patterns import resolve_pattern, to_utf8
 from bpe_scratch.vocabulary import Vocabulary
 
 END_OF_TEXT = "<|endoftext|>"
+# below this many ids a list of bytes is joined faster than a kernel is called
+_SHORT = 64
 
 
 class Tokenizer:
@@ -35,14 +43,17 @@ class Tokenizer:
         *,
         pattern: str = "gpt2",
         special_tokens: Mapping[str, int] | None = None,
+        layer: Layer = "auto",
     ) -> None:
+        resolve_layer(layer, pattern)
         name, expression = resolve_pattern(pattern)
         self.vocabulary = vocabulary
         self.pattern: str = name or expression or "none"
         self.special_tokens = _checked_special(special_tokens or {}, vocabulary)
         self._special_text = {index: text for text, index in self.special_tokens.items()}
         self._token_bytes = self._all_token_bytes()
-        self._encoder = PlainEncoder(vocabulary, self.pattern)
+        self._layer = layer
+        self._clones: list[Any] = []
 
     @classmethod
     def load(cls, path: Path | str) -> Tokenizer:
@@ -121,6 +132,18 @@ class Tokenizer:
         """The smallest unsigned type that holds every id."""
         return np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
 
+    @cached_property
+    def _encoder(self) -> Any:
+        return make_encoder(self.vocabulary, self.pattern, self._layer)
+
+    @cached_property
+    def _decoder(self) -> Any:
+        if resolve_layer(self._layer, "none") != "compiled":
+            return None
+        from bpe_scratch.compiled.decoding import CompiledDecoder
+
+        return CompiledDecoder(self._token_bytes)
+
     def encode(
         self, text: str, *, allowed_special: Collection[str] = frozenset(), refuse_special: bool = False
     ) -> list[int]:
@@ -147,30 +170,70 @@ class Tokenizer:
         return ids
 
     def encode_batch(
-        self, texts: Iterable[str], *, allowed_special: Collection[str] = frozenset()
+        self, texts: Iterable[str], *, allowed_special: Collection[str] = frozenset(), threads: int = 1
     ) -> list[list[int]]:
         """The ids of each text.
 
         Args:
             texts: Texts, each encoded by itself.
             allowed_special: As in :meth:`encode`.
+            threads: Threads that share the texts; only the compiled layer gains by more than one.
         """
-        return [self.encode(text, allowed_special=allowed_special) for text in texts]
+        if allowed_special:
+            return [self.encode(text, allowed_special=allowed_special) for text in texts]
+        ids, offsets = self.encode_to_numpy(list(texts), threads=threads)
+        flat, bounds = ids.tolist(), offsets.tolist()
+        return [flat[start:end] for start, end in pairwise(bounds)]
 
-    def encode_to_numpy(self, texts: Sequence[str]) -> tuple[IdArray, np.ndarray]:
+    def encode_to_numpy(
+        self, texts: Sequence[str], *, threads: int = 1
+    ) -> tuple[IdArray, npt.NDArray[np.int64]]:
         """All ids of many texts in one array.
 
         Args:
             texts: Texts, each encoded by itself; special tokens are ordinary text.
+            threads: As in :meth:`encode_batch`.
 
         Returns:
             ``(ids, offsets)``: ids as uint16 if every id fits, else uint32; text ``i`` is
             ``ids[offsets[i]:offsets[i + 1]]``, offsets as int64.
         """
-        parts = [np.asarray(self._encoder.encode(text), dtype=self.dtype) for text in texts]
-        offsets = np.zeros(len(parts) + 1, dtype=np.int64)
-        np.cumsum([len(part) for part in parts], out=offsets[1:])
+        lengths = np.zeros(len(texts), dtype=np.int64)
+        parts = self._encode_parts(texts, lengths, threads)
+        offsets = np.zeros(len(texts) + 1, dtype=np.int64)
+        np.cumsum(lengths, out=offsets[1:])
         return (np.concatenate(parts) if parts else np.zeros(0, dtype=self.dtype)), offsets
+
+    def count(self, text: str) -> int:
+        """The number of ids of a text, without a Python object for each.
+
+        Args:
+            text: Any text; special tokens are ordinary text.
+        """
+        return len(self._encoder.encode_array(text))
+
+    def _encode_parts(
+        self, texts: Sequence[str], lengths: npt.NDArray[np.int64], threads: int
+    ) -> list[np.ndarray]:
+        if threads < 1:
+            raise TokenizerError(f"threads={threads} must be at least 1")
+        if threads == 1 or len(texts) < 2:
+            return list(self._encoder.encode_arrays(texts, lengths, self.dtype))
+        while len(self._clones) < threads:
+            self._clones.append(self._encoder.clone())
+        sizes = np.cumsum([len(text) for text in texts])
+        bounds = [
+            0,
+            *np.searchsorted(sizes, sizes[-1] * np.arange(1, threads) / threads).tolist(),
+            len(texts),
+        ]
+
+        def work(share: int) -> list[np.ndarray]:
+            mine = slice(bounds[share], bounds[share + 1])
+            return list(self._clones[share].encode_arrays(texts[mine], lengths[mine], self.dtype))
+
+        with ThreadPoolExecutor(threads) as pool:
+            return list(chain.from_iterable(pool.map(work, range(threads))))
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes that ids stand for.
@@ -181,7 +244,15 @@ class Tokenizer:
         Raises:
             TokenIdError: Naming the first id outside the vocabulary and its position.
         """
-        ids = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
+        if isinstance(ids, np.ndarray) and ids.dtype.kind not in "iu":
+            raise TokenIdError(f"ids are {ids.dtype}, not integers")
+        if not isinstance(ids, np.ndarray):
+            ids = list(ids)
+        if len(ids) > _SHORT and self._decoder is not None and (array := _as_int64(ids)) is not None:
+            found = self._decoder.decode(array)
+            if found is not None:
+                return found
+        ids = ids.tolist() if isinstance(ids, np.ndarray) else ids
         table = self._token_bytes
         try:
             parts = [table[index] for index in ids]
@@ -264,6 +335,14 @@ class TokenStream:
         rest = self._decoder.decode(b"", final=True)
         self._decoder.reset()
         return rest
+
+
+def _as_int64(ids: Sequence[int] | np.ndarray) -> npt.NDArray[np.int64] | None:
+    try:
+        array = np.asarray(ids)
+        return array.astype(np.int64) if array.dtype.kind in "iu" and array.ndim == 1 else None
+    except (ValueError, OverflowError, TypeError):
+        return None
 
 
 def _checked_special(special: Mapping[str, int], vocabulary: Vocabulary) -> dict[str, int]:

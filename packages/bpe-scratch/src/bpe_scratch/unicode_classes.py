@@ -1,0 +1,76 @@
+r"""Which characters are letters, numbers and white space, in one small table.
+
+The named patterns ask only for ``\s``, ``\p{L}``, ``\p{N}``, ``\p{M}`` and the case of a letter. Seven classes
+answer all of them. They stand as runs in ``unicode_classes.txt``, one a line: first code point, class.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import resources
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import regex
+
+OTHER, UPPER, LOWER, LETTER, MARK, NUMBER, SPACE = range(7)
+"""Lu and Lt are UPPER, Ll is LOWER, Lm and Lo (either case) are LETTER."""
+
+CODE_POINTS = 0x110000
+_BLOCK = 128
+_EXPRESSIONS = {
+    UPPER: r"[\p{Lu}\p{Lt}]",
+    LOWER: r"\p{Ll}",
+    LETTER: r"[\p{Lm}\p{Lo}]",
+    MARK: r"\p{M}",
+    NUMBER: r"\p{N}",
+    SPACE: r"\s",
+}
+
+
+class ClassTable(NamedTuple):
+    """Two-stage table: the class of ``c`` is ``classes[blocks[c >> 7] + (c & 127)]``."""
+
+    blocks: npt.NDArray[np.int32]  # [8704] offset of the block of 128 code points
+    classes: npt.NDArray[np.uint8]  # [blocks * 128]; the first block is ASCII, at offset 0
+
+
+def classes_of_regex() -> npt.NDArray[np.uint8]:
+    """The class of every code point, as the installed ``regex`` library sees it; surrogates are OTHER."""
+    classes = np.zeros(CODE_POINTS, dtype=np.uint8)
+    text = "".join(map(chr, range(0xD800))) + "".join(map(chr, range(0xE000, CODE_POINTS)))
+    for value, expression in _EXPRESSIONS.items():
+        classes[[ord(char) for char in regex.findall(expression, text)]] = value
+    return classes
+
+
+def format_runs(classes: npt.NDArray[np.uint8]) -> str:
+    """The text of ``unicode_classes.txt``.
+
+    Args:
+        classes: Class of every code point.
+    """
+    starts = np.flatnonzero(np.diff(classes, prepend=255))
+    return "".join(f"{start:04X} {classes[start]}\n" for start in starts.tolist())
+
+
+@cache
+def class_of_code_point() -> npt.NDArray[np.uint8]:
+    """The class of every code point, from the file."""
+    rows = resources.files("bpe_scratch").joinpath("unicode_classes.txt").read_text("ascii").split()
+    starts = [int(start, 16) for start in rows[::2]]
+    lengths = np.diff([*starts, CODE_POINTS])
+    classes = np.repeat(np.array(rows[1::2], dtype=np.uint8), lengths)
+    classes.flags.writeable = False
+    return classes
+
+
+@cache
+def class_table() -> ClassTable:
+    """The same, with equal blocks of 128 stored once."""
+    grid = class_of_code_point().reshape(-1, _BLOCK)
+    offsets: dict[bytes, int] = {}
+    blocks = [offsets.setdefault(row.tobytes(), len(offsets) * _BLOCK) for row in grid]
+    classes = np.frombuffer(b"".join(offsets), dtype=np.uint8)
+    return ClassTable(np.array(blocks, dtype=np.int32), classes)
