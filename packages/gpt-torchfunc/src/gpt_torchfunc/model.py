@@ -217,9 +217,9 @@ def self_attention(
 
 
 def split_heads(
-    qkv: Float[Tensor, "B T 3*D"], n_head: int
+    qkv: Float[Tensor, "B T W"], n_head: int
 ) -> tuple[Float[Tensor, "B H T K"], Float[Tensor, "B H T K"], Float[Tensor, "B H T K"]]:
-    """Queries, keys and values by head."""
+    """Queries, keys and values by head; W = 3 D."""
     q, k, v = qkv.unflatten(-1, (3, n_head, -1)).unbind(2)  # each [B, T, H, K]
     return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 

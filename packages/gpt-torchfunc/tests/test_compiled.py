@@ -1,0 +1,63 @@
+"""The compiled step: traced whole and once, and the same numbers as without a compiler."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from gpt_torchfunc.device import can_compile
+from gpt_torchfunc.options import Options
+
+pytestmark = [
+    # torch.compile cannot look through the wrapper of the shape checks
+    pytest.mark.usefixtures("unchecked"),
+    # torch's compiler uses parts of Python and of torch that are going away
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
+]
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """Trace, count the graphs, and run them as they are."""
+    found = []
+
+    def keep(graph, examples):
+        found.append(graph)
+        return graph.forward
+
+    def traced(function, **settings):
+        del settings["options"]
+        return compile_(function, backend=keep, **settings)
+
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", traced)
+    torch._dynamo.reset()
+    yield found
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_a_step_is_one_graph_traced_once(dropout, graphs, build, batch, assert_close):
+    traced, plain = build(dropout=dropout, options=Options(compile="on")), build(dropout=dropout)
+    for index in range(4):
+        lr, limit = 1e-2 / (index + 1), 100.0 + index
+        got, want = (b.train_step([batch], lr, index, skip_above=limit).fetch() for b in (traced, plain))
+        assert_close("loss", got.loss, want.loss, rel=1e-6)
+        assert len(graphs) == 1, f"step {index} was traced again"
+
+
+def test_micro_batches_add_two_graphs_however_many(graphs, build, batch):
+    backend = build(options=Options(compile="on"))
+    for count in (2, 4):
+        size = 1
+        backend.train_step([batch.rows(i, i + size) for i in range(count)], 1e-2, 0).fetch()
+        assert len(graphs) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_compile(torch.device("cpu")), reason="no C++ compiler")
+@pytest.mark.parametrize(("precision", "rel"), [("float32", 1e-5), ("bfloat16", 2e-2)])
+def test_compiled_steps_match_plain_ones(precision, rel, build, packed, assert_close):
+    compiled, plain = (build(precision=precision, options=Options(compile=c)) for c in ("on", "off"))
+    for index in range(5):
+        got, want = (b.train_step([packed], 1e-2, index).fetch() for b in (compiled, plain))
+        assert_close(f"loss {index}", got.loss, want.loss, rel=rel)
