@@ -1,0 +1,249 @@
+"""The backend on a CPU: what it promises to the trainer, in values."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gpt_data.batch import IGNORE, Batch
+from gpt_trainer.backend import Moments, OptimizerConfig, Runtime, find_backend
+from gpt_trainer.model_config import ModelConfig
+from gpt_trainer.parameters import Parameters
+from gpt_triton.backend import SPEC, TritonBackend
+from gpt_triton.device import TritonOptions
+from gpt_triton_plain import PlainModel
+
+Check = Callable[..., None]
+CPU = Runtime(device="cpu", seed=5)
+
+
+def make(config: ModelConfig, weights: Parameters, runtime: Runtime = CPU) -> TritonBackend:
+    backend = TritonBackend(config, OptimizerConfig(), runtime, TritonOptions())
+    backend.load(weights)
+    return backend
+
+
+def same(a: Parameters, b: Parameters) -> bool:
+    return a.keys() == b.keys() and all(a[name].tobytes() == b[name].tobytes() for name in a)
+
+
+def test_is_registered() -> None:
+    assert find_backend("gpt-triton") is SPEC
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_exports_what_was_loaded(precision: str, config: ModelConfig, weights: Parameters) -> None:
+    backend = make(config, weights, replace(CPU, precision=precision))
+    assert same(backend.export(), weights)
+    assert not any(value.any() for value in backend.export_moments().first.values())
+    squares = {name: value**2 for name, value in weights.items()}
+    backend.load(weights, Moments(weights, squares))
+    assert same(backend.export_moments().first, weights)
+    assert same(backend.export_moments().second, squares)
+
+
+def test_a_refused_load_changes_nothing(config: ModelConfig, weights: Parameters) -> None:
+    backend = make(config, weights)
+    doubled = {name: 2 * value for name, value in weights.items()}
+    broken = {name: value for name, value in weights.items() if "ln_f.bias" not in name}
+    with pytest.raises(ValueError, match=r"missing transformer\.ln_f\.bias"):
+        backend.load(doubled, Moments(weights, broken))
+    assert same(backend.export(), weights)
+
+
+@pytest.mark.parametrize("boundaries", [False, True])
+def test_evaluate_and_log_probs_equal_the_plain_model(
+    boundaries: bool,
+    config: ModelConfig,
+    weights: Parameters,
+    batch: Batch,
+    packed: Batch,
+    assert_close: Check,
+) -> None:
+    rows = packed if boundaries else batch
+    # dropout belongs to training alone
+    backend = make(replace(config, dropout=0.5), weights)
+    wide = {name: torch.from_numpy(value).double() for name, value in weights.items()}
+    logits = PlainModel(config, rows).logits(wide)
+    assert_close("logits", backend.logits(rows), logits, "float32")
+    targets = torch.from_numpy(rows.targets).long()[..., None]
+    picked = logits.log_softmax(-1).gather(2, targets.clamp(min=0)) * (targets != IGNORE)
+    assert_close("log_probs", backend.log_probs(rows), picked[..., 0], "float32")
+    total, count = backend.evaluate(rows)
+    assert count == rows.target_count
+    assert_close("evaluate", total, -picked.sum(), "float32")
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_training_learns_a_batch(
+    precision: str, config: ModelConfig, weights: Parameters, batch: Batch
+) -> None:
+    backend = make(config, weights, replace(CPU, precision=precision))
+    losses = [backend.train_step([batch], 1e-2, step).fetch().loss for step in range(12)]
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_a_step_reports_the_loss_and_the_norm_of_its_gradients(
+    config: ModelConfig, weights: Parameters, batch: Batch, assert_close: Check
+) -> None:
+    backend = make(config, weights)
+    loss, gradients = backend.gradients([batch], 0)
+    norm = np.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in gradients.values()))
+    metrics = backend.train_step([batch], 1e-3, 0).fetch()
+    assert_close("loss", metrics.loss, loss, "split")
+    assert_close("norm", metrics.grad_norm, norm, "optimizer")
+    assert metrics.updated
+
+
+def test_the_cut_into_micro_batches_changes_rounding_only(
+    config: ModelConfig, weights: Parameters, packed: Batch, assert_close: Check
+) -> None:
+    backend = make(config, weights)
+    loss, whole = backend.gradients([packed], 0)
+    for rows in (1, 2):
+        parts = [packed.rows(start, start + rows) for start in range(0, 4, rows)]
+        part_loss, cut = backend.gradients(parts, 0)
+        assert_close("loss", part_loss, loss, "split")
+        for name, value in cut.items():
+            assert_close(name, value, whole[name], "split")
+
+
+def test_a_run_repeats_itself_to_the_bit(config: ModelConfig, weights: Parameters, packed: Batch) -> None:
+    ends = []
+    for _ in range(2):
+        backend = make(replace(config, dropout=0.1), weights)
+        for step in range(3):
+            backend.train_step([packed.rows(0, 2), packed.rows(2, 4)], 1e-3, step)
+        ends.append((backend.export(), *backend.export_moments()))
+    assert all(same(a, b) for a, b in zip(*ends, strict=True))
+
+
+def test_a_reloaded_run_continues_to_the_bit(config: ModelConfig, weights: Parameters, batch: Batch) -> None:
+    config = replace(config, dropout=0.1)
+    straight, first = make(config, weights), make(config, weights)
+    for step in range(4):
+        straight.train_step([batch], 1e-3, step)
+    for step in range(2):
+        first.train_step([batch], 1e-3, step)
+    second = make(config, weights)
+    second.load(first.export(), first.export_moments())
+    for step in range(2, 4):
+        second.train_step([batch], 1e-3, step)
+    assert same(second.export(), straight.export())
+
+
+def test_dropout_depends_on_seed_step_and_micro_batch(
+    config: ModelConfig, weights: Parameters, batch: Batch
+) -> None:
+    config = replace(config, dropout=0.3)
+    backend = make(config, weights)
+    base = backend.gradients([batch], 0)[0]
+    assert backend.gradients([batch], 0)[0] == base
+    assert backend.gradients([batch], 1)[0] != base
+    assert make(config, weights, replace(CPU, seed=6)).gradients([batch], 0)[0] != base
+    halves = [backend.gradients([part, part], 0)[0] for part in (batch, batch)]
+    assert halves[0] == halves[1] != base
+
+
+def test_skip_above_leaves_the_weights_alone(config: ModelConfig, weights: Parameters, batch: Batch) -> None:
+    backend = make(config, weights)
+    metrics = backend.train_step([batch], 1e-3, 0, skip_above=1e-3).fetch()
+    assert not metrics.updated
+    assert metrics.grad_norm > 1e-3
+    assert same(backend.export(), weights)
+    assert backend.train_step([batch], 1e-3, 0, skip_above=1e9).fetch().updated
+
+
+def test_a_step_without_targets_is_zero_not_nan(
+    config: ModelConfig, weights: Parameters, batch: Batch
+) -> None:
+    backend = make(config, weights)
+    empty = batch._replace(targets=np.full_like(batch.targets, IGNORE))
+    metrics = backend.train_step([empty], 1e-3, 0).fetch()
+    assert metrics.loss == 0.0
+    assert metrics.grad_norm == 0.0
+    assert backend.evaluate(empty) == (0.0, 0)
+
+
+@pytest.mark.parametrize("pieces", [(13,), (1,) * 13, (5, 1, 7), (12, 1)], ids=str)
+def test_decoder_equals_the_whole_forward(
+    pieces: tuple[int, ...], config: ModelConfig, weights: Parameters, batch: Batch, assert_close: Check
+) -> None:
+    backend = make(config, weights)
+    logits = backend.logits(batch)
+    decoder = backend.decoder(4)
+    done = 0
+    for count in pieces:
+        got = decoder.feed(batch.tokens[:, done : done + count].astype(np.int64))
+        done += count
+        assert_close(f"after {done}", got, logits[:, done - 1], "float32")
+    with pytest.raises(ValueError, match="exceed the context of 13"):
+        decoder.feed(batch.tokens[:, :1])
+
+
+def test_refuses_what_would_read_foreign_memory(
+    config: ModelConfig, weights: Parameters, batch: Batch
+) -> None:
+    backend = make(config, weights)
+    for field, value in (("tokens", 151), ("tokens", -1), ("targets", 151), ("targets", -2)):
+        values = getattr(batch, field).copy()
+        values[1, 2] = value
+        with pytest.raises(ValueError, match=f"{value} outside"):
+            backend.train_step([batch._replace(**{field: values})], 1e-3, 0)
+    starts = np.zeros_like(batch.tokens)
+    starts[0, 0] = 1
+    with pytest.raises(ValueError, match="position within its segment -1"):
+        backend.evaluate(batch._replace(segment_starts=starts))
+    long = np.zeros((1, 14), np.int32)
+    with pytest.raises(ValueError, match="context is 13"):
+        backend.evaluate(Batch(long, long))
+    with pytest.raises(ValueError, match="at least one"):
+        backend.train_step([], 1e-3, 0)
+    with pytest.raises(ValueError, match="outside 0 to 150"):
+        backend.decoder(1).feed(np.array([[151]]))
+    assert same(backend.export(), weights)
+
+
+def test_triton_without_a_gpu_says_what_to_do(config: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ValueError, match="TRITON_INTERPRET=1"):
+        TritonBackend(config, OptimizerConfig(), CPU, TritonOptions(kernels="triton"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_missing_gpu_is_named(config: ModelConfig) -> None:
+    with pytest.raises(ValueError, match="no GPU"):
+        TritonBackend(config, OptimizerConfig(), Runtime(device="gpu"), TritonOptions())
+    assert not SPEC.has_gpu()
+
+
+def test_profile_writes_a_trace_and_a_table(
+    tmp_path: Path, config: ModelConfig, weights: Parameters, batch: Batch
+) -> None:
+    backend = make(config, weights)
+    with backend.profile(tmp_path / "trace") as profile:
+        backend.train_step([batch], 1e-3, 0).fetch()
+    assert "aten::addmm" in profile.table()
+    assert json.loads((tmp_path / "trace" / "trace.json").read_text())["traceEvents"]
+
+
+def test_says_what_it_runs_on(config: ModelConfig, weights: Parameters) -> None:
+    backend = make(config, weights)
+    assert backend.choices()["kernels"] == "reference"
+    assert backend.choices()["cuda_graph"] == "false"
+    assert backend.choices()["torch"] == torch.__version__
+    assert backend.device_name()
+    assert backend.peak_memory_bytes() > 10_000_000
+    backend.synchronize()
+
+
+def test_no_autograd_anywhere(config: ModelConfig, weights: Parameters, batch: Batch) -> None:
+    with torch.autograd.profiler.profile() as recorded:
+        make(config, weights).train_step([batch], 1e-3, 0).fetch()
+    names = {event.name for event in recorded.function_events}
+    assert not {name for name in names if "backward" in name.lower()}

@@ -1,0 +1,218 @@
+"""The whole model: gradients against torch.func and finite differences, and what attention may not see."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from gpt_data.batch import Batch
+from gpt_trainer.model_config import ModelConfig
+from gpt_trainer.parameters import Parameters
+from gpt_trainer.philox import dropout_keys
+from gpt_triton import reference
+from gpt_triton.buffers import layout_of, read_arrays, tree_of, write_arrays
+from gpt_triton.loss import loss_and_gradients
+from gpt_triton.model import Inputs, forward
+from gpt_triton_plain import PlainModel
+
+Check = Callable[..., None]
+MASKS = (2**33 + 1, 4, 1)  # seed, step, micro-batch
+
+
+def ours(
+    config: ModelConfig, weights: Parameters, batch: Batch, dtype: torch.dtype
+) -> tuple[float, dict[str, torch.Tensor]]:
+    """Loss and gradients by canonical name, in ``dtype`` throughout; bfloat16 gradients in float32."""
+    layout = layout_of(config)
+    wide = torch.float32 if dtype == torch.bfloat16 else dtype
+    flat, d_flat = torch.zeros(layout.size, dtype=wide), torch.zeros(layout.size, dtype=wide)
+    write_arrays(flat, layout, weights)
+    params, d_params = tree_of(flat.to(dtype), layout, flat), tree_of(d_flat, layout)
+    scale = torch.tensor(1.0 / batch.target_count, dtype=wide)
+    loss = loss_and_gradients(
+        reference,
+        params,
+        d_params,
+        _inputs(config, batch),
+        torch.from_numpy(batch.targets),
+        scale,
+        n_head=config.n_head,
+        vocab_size=config.vocab_size,
+        rate=config.dropout,
+    )
+    slots = layout.slots.items()
+    return float(loss), {
+        name: d_flat[slot.start : slot.start + int(np.prod(slot.shape))].view(slot.shape)[: slot.rows]
+        for name, slot in slots
+    }
+
+
+def _inputs(config: ModelConfig, batch: Batch) -> Inputs:
+    keys = torch.from_numpy(dropout_keys(*MASKS, config.n_layer).astype(np.int64))
+    starts = None if batch.segment_starts is None else torch.from_numpy(batch.segment_starts)
+    return Inputs(torch.from_numpy(batch.tokens), torch.from_numpy(batch.positions.copy()), starts, keys)
+
+
+def plain(
+    config: ModelConfig, weights: Parameters, batch: Batch, dtype: torch.dtype
+) -> tuple[float, dict[str, torch.Tensor]]:
+    """The same by torch.func over the plain model."""
+    model = PlainModel(config, batch, MASKS)
+    tensors = {name: torch.from_numpy(value).to(dtype) for name, value in weights.items()}
+    gradients, loss = torch.func.grad_and_value(model.loss)(tensors)
+    return float(loss), gradients
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.2])
+@pytest.mark.parametrize("boundaries", [False, True])
+def test_gradients_equal_torch_func_in_float64(
+    rate: float,
+    boundaries: bool,
+    config: ModelConfig,
+    weights: Parameters,
+    batch: Batch,
+    packed: Batch,
+    assert_close: Check,
+) -> None:
+    config = replace(config, dropout=rate)
+    rows = packed if boundaries else batch
+    loss, gradients = ours(config, weights, rows, torch.float64)
+    want_loss, want = plain(config, weights, rows, torch.float64)
+    assert_close("loss", loss, want_loss, "float64")
+    for name, value in gradients.items():
+        assert_close(name, value, want[name], "float64")
+
+
+def test_gradients_equal_finite_differences(
+    config: ModelConfig, weights: Parameters, packed: Batch, assert_close: Check
+) -> None:
+    config = replace(config, dropout=0.2)
+    _, gradients = ours(config, weights, packed, torch.float64)
+    model = PlainModel(config, packed, MASKS)
+    stream = np.random.default_rng(1)
+    for name, gradient in gradients.items():
+        direction = torch.from_numpy(stream.standard_normal(gradient.shape))
+        ends = []
+        for sign in (1.0, -1.0):
+            moved = {n: torch.from_numpy(v).double() for n, v in weights.items()}
+            moved[name] = moved[name] + sign * 1e-5 * direction / direction.norm()
+            ends.append(model.loss(moved))
+        slope = (ends[0] - ends[1]) / 2e-5
+        # key biases shift every score of a row alike, so that a part of that gradient is zero in exact terms
+        assert (
+            abs(slope - (gradient * direction).sum() / direction.norm()) <= 1e-8 * gradient.norm() + 1e-9
+        ), name
+
+
+@pytest.mark.parametrize("boundaries", [False, True])
+def test_float32_gradients_keep_the_rule(
+    boundaries: bool,
+    config: ModelConfig,
+    weights: Parameters,
+    batch: Batch,
+    packed: Batch,
+    assert_close: Check,
+) -> None:
+    rows = packed if boundaries else batch
+    loss, gradients = ours(config, weights, rows, torch.float32)
+    want_loss, want = plain(config, weights, rows, torch.float64)
+    assert_close("loss", loss, want_loss, "float32")
+    for name, value in gradients.items():
+        assert_close(name, value, want[name], "float32")
+
+
+def test_bfloat16_gradients_err_at_most_twice_as_much_as_plain_torch(
+    config: ModelConfig, weights: Parameters, batch: Batch
+) -> None:
+    _, gradients = ours(config, weights, batch, torch.bfloat16)
+    _, theirs = plain(config, weights, batch, torch.bfloat16)
+    _, want = plain(config, weights, batch, torch.float64)
+    for name, value in gradients.items():
+        ours_off = (value.double() - want[name]).norm()
+        theirs_off = (theirs[name].double() - want[name]).norm()
+        assert ours_off <= 2.0 * theirs_off, f"{name}: {ours_off:.2e} against {theirs_off:.2e}"
+
+
+def _hidden(config: ModelConfig, weights: Parameters, batch: Batch) -> torch.Tensor:
+    layout = layout_of(config)
+    flat = torch.zeros(layout.size)
+    write_arrays(flat, layout, weights)
+    hidden, _ = forward(reference, tree_of(flat, layout), _inputs(config, batch), config.n_head, keep=False)
+    return hidden.view(*batch.tokens.shape, -1)
+
+
+def test_a_token_changes_nothing_before_it(config: ModelConfig, weights: Parameters, batch: Batch) -> None:
+    before = _hidden(config, weights, batch)
+    tokens = batch.tokens.copy()
+    tokens[:, 6] = (tokens[:, 6] + 1) % config.vocab_size
+    after = _hidden(config, weights, batch._replace(tokens=tokens))
+    assert torch.equal(before[:, :6], after[:, :6])
+    assert not torch.equal(before[:, 6:], after[:, 6:])
+
+
+def test_a_packed_row_equals_its_documents_apart(
+    config: ModelConfig, weights: Parameters, packed: Batch, assert_close: Check
+) -> None:
+    assert packed.segment_starts is not None
+    together = _hidden(config, weights, packed)
+    for row, starts in enumerate(packed.segment_starts):
+        edges = [*np.unique(starts).tolist(), config.context]
+        for begin, end in pairwise(edges):
+            piece = packed.tokens[row : row + 1, begin:end]
+            apart = _hidden(config, weights, Batch(piece, piece))
+            assert_close(f"row {row}, {begin}-{end}", together[row, begin:end], apart[0], "split")
+
+
+def test_a_row_does_not_depend_on_its_neighbours(
+    config: ModelConfig, weights: Parameters, packed: Batch, assert_close: Check
+) -> None:
+    together = _hidden(config, weights, packed)
+    for row in range(4):
+        assert_close(
+            f"row {row}", together[row], _hidden(config, weights, packed.rows(row, row + 1))[0], "split"
+        )
+
+
+@pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="transformers is not installed")
+def test_logits_equal_hugging_face(
+    config: ModelConfig, weights: Parameters, batch: Batch, assert_close: Check
+) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    sizes = GPT2Config(
+        vocab_size=config.vocab_size,
+        n_positions=config.context,
+        n_embd=config.d_model,
+        n_layer=config.n_layer,
+        n_head=config.n_head,
+    )
+    with torch.random.fork_rng():
+        theirs = GPT2LMHeadModel(sizes).eval()
+    state = {name: torch.from_numpy(value) for name, value in weights.items()}
+    theirs.load_state_dict(state | {"lm_head.weight": state["transformer.wte.weight"]})
+    with torch.no_grad():
+        want = theirs(torch.from_numpy(batch.tokens).long()).logits
+    got = _hidden(config, weights, batch) @ state["transformer.wte.weight"].T
+    assert_close("logits", got, want, "float32")
+
+
+def test_layout_is_aligned_and_loads_what_it_stores(config: ModelConfig, weights: Parameters) -> None:
+    layout = layout_of(config)
+    flat = torch.full((layout.size,), float("nan"))
+    write_arrays(flat, layout, weights)
+    for name, value in read_arrays(flat, layout).items():
+        assert value.tobytes() == weights[name].tobytes(), name
+    decayed = {name for name, slot in layout.slots.items() if slot.start < layout.decay_count}
+    assert decayed == {name for name, value in weights.items() if value.ndim == 2}
+    assert all(slot.start % 64 == 0 for slot in layout.slots.values())
+    tree = tree_of(flat, layout)
+    assert tree.wte.shape[0] % 128 == 0
+    assert not tree.wte[config.vocab_size :].any()
+    written = sum(value.size for value in weights.values())
+    assert int((flat != 0).sum()) <= written
+    assert flat.isfinite().all()

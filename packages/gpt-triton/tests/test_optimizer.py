@@ -1,0 +1,85 @@
+"""AdamW and the clip against torch's own, and the steps that are skipped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from gpt_trainer.backend import OptimizerConfig
+from gpt_triton import reference
+from gpt_triton.optimizer import AdamWState, adamw_hyper, adamw_init, adamw_step
+from torch import Tensor
+
+Check = Callable[..., None]
+# past one tile, so that a tile's edge falls among the elements that decay
+SIZE, DECAY = 150_000, 140_001
+
+
+def _gradients(step: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(SIZE, generator=torch.Generator().manual_seed(step), dtype=torch.float64).to(dtype)
+
+
+def _run(config: OptimizerConfig, lr: float, dtype: torch.dtype, steps: int) -> tuple[Tensor, AdamWState]:
+    parameters = torch.linspace(-1.0, 1.0, SIZE, dtype=torch.float64).to(dtype)
+    state = adamw_init(parameters)
+    for step in range(steps):
+        hyper = torch.from_numpy(adamw_hyper(config, lr, step)).to(dtype)
+        gradients = _gradients(step, dtype) * 10.0 ** (step - 3)
+        adamw_step(reference, parameters, gradients, state, None, hyper, config, DECAY)
+    return parameters, state
+
+
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_equals_torch_adamw(clip: float, assert_close: Check) -> None:
+    config = OptimizerConfig(beta1=0.875, beta2=0.96875, epsilon=1e-6, weight_decay=0.5, clip_norm=clip)
+    want = torch.linspace(-1.0, 1.0, SIZE, dtype=torch.float64)
+    parts = [want[:DECAY].clone().requires_grad_(), want[DECAY:].clone().requires_grad_()]
+    groups = [{"params": parts[:1], "weight_decay": 0.5}, {"params": parts[1:], "weight_decay": 0.0}]
+    theirs = torch.optim.AdamW(groups, lr=0.125, betas=(0.875, 0.96875), eps=1e-6)
+    for step in range(6):
+        gradients = _gradients(step, torch.float64) * 10.0 ** (step - 3)
+        if clip:
+            gradients = gradients * min(1.0, clip / float(gradients.norm()))
+        parts[0].grad, parts[1].grad = gradients[:DECAY], gradients[DECAY:]
+        theirs.step()
+    got, _ = _run(config, 0.125, torch.float64, 6)
+    # the bias corrections reach the device in float32
+    assert_close("parameters", got, torch.cat([p.detach() for p in parts]), "optimizer")
+    single, _ = _run(config, 0.125, torch.float32, 6)
+    assert_close("float32", single, got, "optimizer")
+
+
+@pytest.mark.parametrize("size", [1, 4095, 4096, 4097, 100_000])
+def test_norm_equals_float64(size: int, assert_close: Check) -> None:
+    flat = torch.randn(size, generator=torch.Generator().manual_seed(1))
+    assert_close("norm", reference.global_norm(flat), flat.double().norm().view(1), "optimizer")
+
+
+@pytest.mark.parametrize(
+    ("poison", "limit"), [(float("nan"), float("inf")), (float("inf"), float("inf")), (9.0, 1.0)]
+)
+def test_a_bad_norm_leaves_everything_alone(poison: float, limit: float) -> None:
+    config = OptimizerConfig()
+    parameters, state = _run(config, 0.1, torch.float32, 2)
+    before = [t.clone() for t in (parameters, *state)]
+    gradients = _gradients(9, torch.float32)
+    gradients[SIZE // 2] = poison
+    hyper = torch.from_numpy(adamw_hyper(config, 0.1, 2, limit))
+    shadow = torch.zeros(SIZE, dtype=torch.bfloat16)
+    adamw_step(reference, parameters, gradients, state, shadow, hyper, config, DECAY)
+    for old, new in zip(before, (parameters, *state), strict=True):
+        assert torch.equal(old, new)
+    assert torch.equal(shadow, parameters.bfloat16())
+
+
+def test_a_norm_at_the_limit_still_updates() -> None:
+    config = OptimizerConfig()
+    parameters = torch.zeros(4096)
+    gradients = torch.zeros(4096)
+    gradients[7] = 4.0
+    hyper = torch.from_numpy(adamw_hyper(config, 0.5, 0, 4.0))
+    norm = adamw_step(reference, parameters, gradients, adamw_init(parameters), None, hyper, config, 0)
+    assert norm.tolist() == [4.0]
+    assert parameters[7].item() == pytest.approx(-0.5)
+    assert not parameters[:7].any()
