@@ -15,7 +15,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 from gpt_trainer.errors import InputError, WriteError
 
@@ -206,7 +206,7 @@ class RegularFile:
         """Close the file."""
         os.close(self._descriptor)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> RegularFile:
         return self
 
     def __exit__(

@@ -16,7 +16,6 @@ import time
 import weakref
 from pathlib import Path
 from types import TracebackType
-from typing import Self
 
 from gpt_trainer.checkpoint.files import make_folder, write_errors
 from gpt_trainer.errors import WriteError
@@ -37,7 +36,7 @@ class FolderLock:
         self.folder = folder
         self._descriptor: int | None = None
 
-    def acquire(self) -> Self:
+    def acquire(self) -> FolderLock:
         """Take the lock, without waiting.
 
         Raises:
@@ -74,7 +73,7 @@ class FolderLock:
             os.close(self._descriptor)
             self._descriptor = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> FolderLock:
         return self.acquire()
 
     def __exit__(
@@ -86,7 +85,7 @@ class FolderLock:
 class RunLock(FolderLock):
     """Holds a run's folder for the life of the run: ``with RunLock(run): train()``."""
 
-    def acquire(self) -> Self:
+    def acquire(self) -> RunLock:
         """Take the lock, without waiting; a forked child does not inherit it.
 
         Raises:
