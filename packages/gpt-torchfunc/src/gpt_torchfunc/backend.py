@@ -68,6 +68,7 @@ class TorchFuncBackend:
         params, first, second = (zeros(config, self._device) for _ in range(3))
         self._state = TrainingState(params, AdamWState(first, second))
         self._sums: Sums | None = None
+        self._evaluated: tuple[tuple[int, ...], bool] | None = None
         self._train_step = self._compile(train_step)
         self._accumulate = self._compile(accumulate)
         self._finish = self._compile(finish)
@@ -194,9 +195,11 @@ class TorchFuncBackend:
         return self._sums
 
     def _target_log_probs(self, batch: Batch) -> Tensor:
-        # other lengths come in many shapes (questions of a benchmark): not worth a compilation each
-        whole = batch.tokens.shape[1] == self.config.context
-        function = self._log_probs if whole else target_log_probs
+        # validation has one shape; a benchmark's questions have many, not worth a compilation each
+        shape = (batch.tokens.shape, batch.segment_starts is None)
+        if self._evaluated is None and batch.tokens.shape[1] == self.config.context:
+            self._evaluated = shape
+        function = self._log_probs if shape == self._evaluated else target_log_probs
         return function(self._state.params, self._inputs(batch), self._plan)
 
     def _weight(self, micro_batches: Sequence[Batch]) -> Float32[Tensor, ""]:

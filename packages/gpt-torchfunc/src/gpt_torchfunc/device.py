@@ -59,13 +59,15 @@ def set_numerics(runtime: Runtime) -> None:
 
 
 def can_compile(device: torch.device) -> bool:
-    """Whether ``torch.compile`` has what it needs: Triton on a GPU, a C++ compiler on a CPU.
+    """Whether ``torch.compile`` has what it needs: a C++ compiler on a CPU; Triton and a C one on a GPU.
 
     Args:
         device: Where the compiled code is to run.
     """
     if device.type == "cuda":
-        return importlib.util.find_spec("triton") is not None
+        # Triton compiles the code that launches its kernels
+        found = any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang"))
+        return found and importlib.util.find_spec("triton") is not None
     return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
 
 

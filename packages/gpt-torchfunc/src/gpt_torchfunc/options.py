@@ -81,8 +81,12 @@ def wants_compile(options: Options, device: torch.device) -> bool:
         ValueError: If it is wanted and this machine lacks a compiler.
     """
     if options.compile == "on" and not can_compile(device):
-        needed = "triton" if device.type == "cuda" else "a C++ compiler (g++ or clang++)"
-        raise ValueError(f"compile='on' needs {needed}, which is not found; use compile='off'")
+        needed = (
+            "triton and a C compiler (gcc or clang)"
+            if device.type == "cuda"
+            else "a C++ compiler (g++ or clang++)"
+        )
+        raise ValueError(f"compile='on' needs {needed}, not found here; use compile='off'")
     return options.compile == "on" or (
         options.compile == "auto" and device.type == "cuda" and can_compile(device)
     )
