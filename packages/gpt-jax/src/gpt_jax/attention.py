@@ -1,0 +1,110 @@
+"""Causal attention written out, by tiles of queries.
+
+    out_t = sum_s drop(softmax_s(q_t . k_s / sqrt(K))) v_s      over  start(t) <= s <= t
+
+A tile of queries sees the keys up to its last query and no further, so the upper triangle is never
+computed. Each tile is a ``jax.checkpoint``: backward forms its weights again, so that no more than
+one tile of them, ``[B, H, tile, T]``, exists at a time.
+
+Shapes: B rows, T positions, t queries of a tile, S keys that a tile sees, H heads, K head width.
+
+References:
+    Rabe and Staats 2021, "Self-attention does not need O(n^2) memory".
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, UInt32
+
+from gpt_jax.dropout import dropout_mask_tile
+from gpt_jax.precision import product
+
+TILE = 256
+"""Queries of a tile: at T = 1024 five eighths of the square are computed, by four plain products."""
+
+
+def attend(
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B T H K"],
+    v: Float[Array, "B T H K"],
+    segment_starts: Int[Array, "B T"] | None = None,
+    key: UInt32[Array, " 2"] | None = None,
+    rate: float = 0.0,
+) -> Float[Array, "B T H K"]:
+    """Causal attention, each position within its own document.
+
+    Args:
+        q: Queries.
+        k: Keys.
+        v: Values.
+        segment_starts: First position of each position's document; ``None`` means that all are 0.
+        key: Dropout key of the attention weights; ``None`` means no dropout.
+        rate: Dropout rate.
+    """
+    tiles = [
+        jax.checkpoint(partial(_attend_tile, start=start, rate=rate))(q, k, v, segment_starts, key)
+        for start in range(0, q.shape[1], TILE)
+    ]
+    return jnp.concatenate(tiles, axis=1)
+
+
+def _attend_tile(
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B T H K"],
+    v: Float[Array, "B T H K"],
+    segment_starts: Int[Array, "B T"] | None,
+    key: UInt32[Array, " 2"] | None,
+    *,
+    start: int,
+    rate: float,
+) -> Float[Array, "B t H K"]:
+    """What the queries from ``start`` on see."""
+    rows, context, heads, _ = q.shape
+    stop = min(start + TILE, context)
+    starts = None if segment_starts is None else segment_starts[:, start:stop]
+    query_index = jnp.arange(start, stop, dtype=jnp.int32)
+    weights = attention_weights(q[:, start:stop], k[:, :stop], visible(query_index, stop, starts))
+    if key is not None:
+        keep = dropout_mask_tile((rows, heads, context, context), start, stop, key, rate)
+        weights = jnp.where(keep, weights / (1.0 - rate), 0.0)
+    return weighted_sum(weights, v[:, :stop])
+
+
+def visible(
+    query_index: Int[Array, " t"], stop: int, starts: Int[Array, "B t"] | None
+) -> Bool[Array, "#B t S"]:
+    """True where a query may see a key: not ahead of it, and in the same document.
+
+    Args:
+        query_index: Position of each query.
+        stop: Number of keys, S.
+        starts: First position of each query's document, or ``None``.
+    """
+    key_index = jnp.arange(stop, dtype=jnp.int32)[None, None]
+    causal = key_index <= query_index[None, :, None]
+    return causal if starts is None else causal & (key_index >= starts[:, :, None])
+
+
+def attention_weights(
+    q: Float[Array, "B t H K"], k: Float[Array, "B S H K"], mask: Bool[Array, "#B t S"]
+) -> Float[Array, "B H t S"]:
+    """``softmax(q k^T / sqrt(K))`` over the visible keys, in float32.
+
+    Args:
+        q: Queries.
+        k: Keys.
+        mask: True where a query may see a key; at least once for every query.
+    """
+    scores = product("bthk,bshk->bhts", q, k, wide=True)
+    scores = jnp.where(mask[:, None], scores / math.sqrt(q.shape[-1]), -jnp.inf)
+    return jax.nn.softmax(scores, axis=-1)
+
+
+def weighted_sum(weights: Float[Array, "B H t S"], v: Float[Array, "B S H K"]) -> Float[Array, "B t H K"]:
+    """Mean of the values by the weights, which are rounded to the values' type first."""
+    return product("bhts,bshk->bthk", weights.astype(v.dtype), v)

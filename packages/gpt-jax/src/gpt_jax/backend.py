@@ -1,0 +1,250 @@
+"""The model, its loss and its optimizer as a backend of ``gpt_trainer``.
+
+Shapes: B rows, T positions, N micro-batches, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import jax
+import jaxlib
+import numpy as np
+from gpt_data.batch import IGNORE, Batch
+from gpt_trainer.backend import BackendSpec, Moments, OptimizerConfig, Profile, Runtime, StepMetrics
+from gpt_trainer.model_config import ModelConfig
+from gpt_trainer.parameters import Parameters as Canonical
+from gpt_trainer.parameters import check_parameters
+from jaxtyping import Array, Float32
+
+from gpt_jax import device as devices
+from gpt_jax.decoding import Decoder
+from gpt_jax.loss import target_log_probs
+from gpt_jax.model import Inputs, logits
+from gpt_jax.optimizer import AdamWState, step_scalars
+from gpt_jax.options import Options, make_plan, stacks_layers
+from gpt_jax.profiling import record
+from gpt_jax.step import TrainingState, sum_gradients, train_step
+from gpt_jax.tree import from_canonical, to_canonical, zeros
+
+EVALUATION_MULTIPLE = 64
+"""Short rows are filled up to a multiple of this, as every other length would be a compilation."""
+
+
+class PendingMetrics:
+    """Loss, norm and whether the weights moved, on their way to the host."""
+
+    def __init__(self, values: Float32[Array, " 3"]) -> None:
+        values.copy_to_host_async()
+        self._values = values
+
+    def fetch(self) -> StepMetrics:
+        """Wait for the step, not for those after it, and return its metrics."""
+        loss, grad_norm, updated = np.asarray(self._values).tolist()
+        return StepMetrics(loss, grad_norm, bool(updated))
+
+
+class JaxBackend:
+    """Implements ``gpt_trainer.backend.Backend``."""
+
+    def __init__(
+        self, config: ModelConfig, optimizer: OptimizerConfig, runtime: Runtime, options: Options
+    ) -> None:
+        self.config = config
+        self._optimizer, self._runtime = optimizer, runtime
+        self._device = devices.choose_device(runtime.device, preallocate=options.preallocate == "on")
+        self._plan = make_plan(config, runtime, options, self._device)
+        self._stacked = stacks_layers(options, self._device)
+        flags = devices.compiler_options(self._device, deterministic=runtime.deterministic)
+        self._train_step = jax.jit(
+            train_step, static_argnames=("plan", "config"), donate_argnames="state", compiler_options=flags
+        )
+        self._sum_gradients = jax.jit(sum_gradients, static_argnames="plan", compiler_options=flags)
+        self._log_probs = jax.jit(target_log_probs, static_argnames="plan", compiler_options=flags)
+        self._logits = jax.jit(logits, static_argnames="plan", compiler_options=flags)
+        params, first, second = (zeros(config, self._device, stacked=self._stacked) for _ in range(3))
+        self._state = TrainingState(params, AdamWState(first, second))
+
+    def load(self, parameters: Canonical, moments: Moments | None = None) -> None:
+        """Take over parameters, and moments (zeros if not given).
+
+        Raises:
+            ValueError: If names, shapes or dtypes do not fit the model; nothing is changed then.
+        """
+        for values in (parameters, *(moments or ())):
+            check_parameters(values, self.config)
+        trees = [
+            zeros(self.config, self._device, stacked=self._stacked)
+            if values is None
+            else from_canonical(values, self.config, self._device, stacked=self._stacked)
+            for values in (parameters, *(moments or (None, None)))
+        ]
+        self._state = TrainingState(trees[0], AdamWState(*trees[1:]))
+
+    def export(self) -> Canonical:
+        """The float32 master parameters, as copies."""
+        return to_canonical(self._state.params, self.config)
+
+    def export_moments(self) -> Moments:
+        """AdamW's moments, as copies."""
+        state = self._state.moments
+        return Moments(*(to_canonical(tree, self.config) for tree in (state.first, state.second)))
+
+    def train_step(
+        self, micro_batches: Sequence[Batch], lr: float, step: int, *, skip_above: float = float("inf")
+    ) -> PendingMetrics:
+        """One optimizer step; see ``gpt_trainer.backend.Backend.train_step``.
+
+        Args:
+            micro_batches: At least one, all of the same shape.
+            lr: Learning rate of this step.
+            step: Optimizer steps already taken, from 0.
+            skip_above: Largest global norm that still updates the weights.
+        """
+        weight = _weight(micro_batches)
+        inputs, counter = self._inputs(micro_batches), self._counter(step)
+        scalars = step_scalars(self._optimizer, lr, step, skip_above)
+        self._state, values = self._train_step(
+            self._state, inputs, weight, counter, scalars, plan=self._plan, config=self._optimizer
+        )
+        return PendingMetrics(values)
+
+    def gradients(self, micro_batches: Sequence[Batch], step: int) -> tuple[float, Canonical]:
+        """Mean loss and its gradient by canonical name, unclipped, dropout as in ``train_step``.
+
+        Args:
+            micro_batches: At least one, all of the same shape.
+            step: Optimizer steps already taken: selects the dropout masks.
+        """
+        weight = _weight(micro_batches)
+        inputs, counter = self._inputs(micro_batches), self._counter(step)
+        sums = self._sum_gradients(self._state.params, inputs, weight, counter, plan=self._plan)
+        return float(sums.loss), to_canonical(sums.gradients, self.config)
+
+    def evaluate(self, batch: Batch) -> tuple[float, int]:
+        """Sum of negative log-likelihoods in nats, and the number of targets; no dropout."""
+        return -float(self.log_probs(batch).sum(dtype=np.float64)), batch.target_count
+
+    def log_probs(self, batch: Batch) -> Float32[np.ndarray, "B T"]:
+        """Log-probability of each target given what its position may see; 0 where ignored; no dropout."""
+        inputs = self._inputs([_fill_up(batch, self.config.context)])
+        values = self._log_probs(self._state.params, _first(inputs), plan=self._plan)
+        return np.array(values[:, : batch.tokens.shape[1]])
+
+    def logits(self, batch: Batch) -> Float32[np.ndarray, "B T V"]:
+        """All logits, without dropout."""
+        values = self._logits(self._state.params, _first(self._inputs([batch])), plan=self._plan)
+        return np.array(values)[..., : self.config.vocab_size]
+
+    def decoder(self, rows: int) -> Decoder:
+        """A fresh decoder for ``rows`` sequences of at most ``config.context`` tokens."""
+        return Decoder(self._state.params, self.config, self._plan, rows)
+
+    def profile(self, folder: Path) -> AbstractContextManager[Profile]:
+        """Record with JAX's profiler; its trace is written into ``folder`` on exit."""
+        return record(folder)
+
+    def synchronize(self) -> None:
+        """Wait until all launched work is done."""
+        jax.block_until_ready(self._state)
+
+    def peak_memory_bytes(self) -> int:
+        """Highest device memory in use since the start; the process's peak on a CPU."""
+        return devices.peak_memory_bytes(self._device)
+
+    def device_name(self) -> str:
+        """The device as its vendor names it."""
+        return devices.device_name(self._device)
+
+    def choices(self) -> Mapping[str, str]:
+        """Attention, layers and versions."""
+        attention: str = self._plan.attention
+        if attention == "cudnn":
+            attention += ", written in training (dropout)" if self.config.dropout else ""
+            attention += ", written for packed documents"
+        return {
+            "attention": attention,
+            "layers": "scan" if self._stacked else "unroll",
+            "deterministic": "on" if self._runtime.deterministic else "off",
+            "jax": jax.__version__,
+            "jaxlib": jaxlib.__version__,
+        }
+
+    def _counter(self, step: int) -> np.ndarray:
+        """Seed and step as words, for the dropout masks."""
+        seed = self._runtime.seed
+        return np.array([seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF, step], np.uint32)
+
+    def _inputs(self, batches: Sequence[Batch]) -> Inputs:
+        """The batches on the device, stacked, once their shapes and ids are seen to fit the model."""
+        for batch in batches:
+            self._check(batch)
+        starts = None
+        if any(batch.segment_starts is not None for batch in batches):
+            starts = self._send([_starts(batch) for batch in batches])
+        tokens = self._send([batch.tokens for batch in batches])
+        return Inputs(tokens, self._send([batch.targets for batch in batches]), starts)
+
+    def _send(self, arrays: list[np.ndarray]) -> Array:
+        # np.stack copies, so the caller may use its arrays again at once
+        return jax.device_put(np.stack(arrays), self._device)
+
+    def _check(self, batch: Batch) -> None:
+        tokens, context = batch.tokens, self.config.context
+        if tokens.ndim != 2 or not 1 <= tokens.shape[1] <= context or not len(tokens):
+            raise ValueError(f"tokens have shape {tokens.shape}, expected (B, T) with T <= context={context}")
+        for name, ids in (("tokens", tokens), ("targets", batch.targets)):
+            devices.check_ids(name, ids, 0 if name == "tokens" else IGNORE, self.config.vocab_size)
+
+
+def create(config: ModelConfig, optimizer: OptimizerConfig, runtime: Runtime, options: Options) -> JaxBackend:
+    """Build the backend; its weights are zero until ``load``.
+
+    Args:
+        config: The model's sizes.
+        optimizer: AdamW's settings.
+        runtime: Precision, device, seed and determinism.
+        options: This backend's own flags.
+
+    Raises:
+        ValueError: For a device or an option that this machine lacks.
+    """
+    return JaxBackend(config, optimizer, runtime, options)
+
+
+def _weight(micro_batches: Sequence[Batch]) -> np.float32:
+    """One over the number of targets of a step."""
+    if not micro_batches:
+        raise ValueError("micro_batches is empty, expected at least one")
+    shapes = [batch.tokens.shape for batch in micro_batches]
+    if len(set(shapes)) > 1:
+        raise ValueError(f"micro-batches differ in shape: {shapes}")
+    total = sum(batch.target_count for batch in micro_batches)
+    if not total:
+        raise ValueError("no position of the step has a target")
+    return np.float32(1.0 / total)
+
+
+def _starts(batch: Batch) -> np.ndarray:
+    return np.zeros_like(batch.tokens) if batch.segment_starts is None else batch.segment_starts
+
+
+def _first(inputs: Inputs) -> Inputs:
+    """The only micro-batch, without its leading axis."""
+    return jax.tree.map(lambda leaf: leaf[0], inputs)
+
+
+def _fill_up(batch: Batch, context: int) -> Batch:
+    """Columns without targets on the right, which no earlier position sees."""
+    length = batch.tokens.shape[1]
+    missing = min(context, -(-length // EVALUATION_MULTIPLE) * EVALUATION_MULTIPLE) - length
+    if missing <= 0:
+        return batch
+    pad = ((0, 0), (0, missing))
+    starts = None if batch.segment_starts is None else np.pad(batch.segment_starts, pad)
+    return Batch(np.pad(batch.tokens, pad), np.pad(batch.targets, pad, constant_values=IGNORE), starts)
+
+
+SPEC = BackendSpec(name="gpt-jax", options=Options, create=create, has_gpu=devices.has_gpu)

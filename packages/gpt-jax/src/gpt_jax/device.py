@@ -1,0 +1,124 @@
+"""Where the model runs, and the settings of JAX that decide its numbers.
+
+Everything here is set when a backend is created, from its ``Runtime`` and options; nothing happens on
+import. JAX starts its platforms once in a process, at the first question for a device: what is set
+after that comes too late, and ``choose_device`` says so.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import platform
+import resource
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+PREALLOCATE = "XLA_PYTHON_CLIENT_PREALLOCATE"
+PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
+
+
+def has_gpu() -> bool:
+    """Whether JAX can use a CUDA device here; asks the driver, not JAX, which would start its platforms."""
+    return any(importlib.util.find_spec(name) for name in PLUGINS) and _driver_sees_device()
+
+
+def _driver_sees_device() -> bool:
+    """Whether CUDA's driver is there and counts at least one device."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int(0)
+    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+
+
+def choose_device(name: str, *, preallocate: bool) -> jax.Device:
+    """The device for ``Runtime.device``; ``"auto"`` takes a GPU if there is one.
+
+    A run on the CPU starts JAX's CPU platform alone, so that it neither touches a GPU nor warns of one.
+
+    Args:
+        name: ``"auto"``, ``"cpu"`` or ``"gpu"``.
+        preallocate: Take most of a GPU's memory at once.
+
+    Raises:
+        ValueError: If the name is unknown, or a GPU is asked for and there is none.
+    """
+    if name not in ("auto", "cpu", "gpu"):
+        raise ValueError(f"device={name!r} is not one of auto, cpu, gpu")
+    if name == "gpu" and not has_gpu():
+        needed = "an NVIDIA GPU and the extra gpt-jax[cuda12] or gpt-jax[cuda13]"
+        raise ValueError(f"device='gpu' needs {needed}, not found here; use device='cpu'")
+    if name == "cpu" or not has_gpu():
+        jax.config.update("jax_platforms", "cpu")
+        return jax.devices("cpu")[0]
+    os.environ[PREALLOCATE] = "true" if preallocate else "false"
+    try:
+        return jax.devices("cuda")[0]
+    except RuntimeError as error:
+        raise ValueError(f"device={name!r}: JAX cannot start CUDA ({error}); use device='cpu'") from error
+
+
+def compiler_options(device: jax.Device, *, deterministic: bool) -> dict[str, bool | str]:
+    """Options for every ``jax.jit``.
+
+    Args:
+        device: Where the compiled code is to run.
+        deterministic: On a GPU, use no routine whose order of summation differs from run to run, and
+            choose tiles by rule, not by timing them.
+    """
+    return {"xla_gpu_deterministic_ops": True} if device.platform == "gpu" and deterministic else {}
+
+
+def check_ids(name: str, ids: np.ndarray, lowest: int, vocab_size: int) -> None:
+    """Refuse ids outside the vocabulary on the host: JAX would clamp them in silence.
+
+    Args:
+        name: The argument, for the message.
+        ids: Token ids or targets, not empty.
+        lowest: Smallest that is allowed.
+        vocab_size: First that is not allowed.
+
+    Raises:
+        ValueError: Naming the argument, the ids' span and the vocabulary.
+    """
+    if ids.min() < lowest or ids.max() >= vocab_size:
+        raise ValueError(f"{name} span {ids.min()}..{ids.max()}, outside the vocabulary of {vocab_size}")
+
+
+def device_name(device: jax.Device) -> str:
+    """The device as its vendor names it.
+
+    Args:
+        device: A CPU or CUDA device.
+    """
+    if device.platform == "cpu":
+        return _cpu_model() or platform.processor() or platform.machine()
+    return device.device_kind
+
+
+def _cpu_model() -> str:
+    try:
+        with Path("/proc/cpuinfo").open(encoding="utf-8") as lines:
+            names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    except OSError:
+        return ""
+    return names[0] if names else ""
+
+
+def peak_memory_bytes(device: jax.Device) -> int:
+    """Highest memory allocated on a GPU since the start; the process's peak on a CPU.
+
+    Args:
+        device: A CPU or CUDA device.
+    """
+    if device.platform != "cpu":
+        return int(device.memory_stats()["peak_bytes_in_use"])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # macOS counts bytes, Linux KiB
+    return peak if sys.platform == "darwin" else peak * 1024

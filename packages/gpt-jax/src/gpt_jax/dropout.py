@@ -1,0 +1,132 @@
+"""Dropout by Philox-4x32-10 in JAX: the same masks, bit for bit, as every other backend draws.
+
+The rule stands in ``gpt_trainer.philox``. A mask is a pure function of its key and the element's
+index, so nothing is carried from step to step, and backward draws it again instead of keeping it.
+JAX has no 64-bit integers by default: a product of two words is put together from 16-bit halves.
+
+Shapes: L blocks, B rows, H heads, T positions, t queries of a tile, S keys; ``*n`` counters.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from gpt_trainer.philox import MULTIPLIERS, ROUNDS, WEYL, Site, dropout_threshold
+from jax import lax
+from jaxtyping import Array, Bool, Float, UInt32
+
+Words = UInt32[Array, "*n"]
+
+
+def multiply(a: Words, b: int) -> tuple[Words, Words]:
+    """High and low word of a 64-bit product.
+
+    ``multiply(0xFFFFFFFF, 0xFFFFFFFF)`` is ``(0xFFFFFFFE, 0x00000001)``.
+
+    Args:
+        a: Any words.
+        b: A constant below 2^32.
+    """
+    a_low, a_high = a & 0xFFFF, a >> 16
+    b_low, b_high = jnp.uint32(b & 0xFFFF), jnp.uint32(b >> 16)
+    low_high, high_low = a_low * b_high, a_high * b_low
+    middle = (a_low * b_low >> 16) + (low_high & 0xFFFF) + (high_low & 0xFFFF)  # below 3 * 2^16
+    high = a_high * b_high + (low_high >> 16) + (high_low >> 16) + (middle >> 16)
+    return high, a * jnp.uint32(b)
+
+
+def philox(counter: tuple[Words, Words, Words, Words], key: tuple[Array, Array]) -> tuple[Words, Words]:
+    """Words 0 and 1 of Philox-4x32-10 for each counter.
+
+    Args:
+        counter: Four words, all of one shape.
+        key: Two words, scalars.
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(ROUNDS):
+        (high0, low0), (high1, low1) = multiply(c0, MULTIPLIERS[0]), multiply(c2, MULTIPLIERS[1])
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = k0 + jnp.uint32(WEYL[0]), k1 + jnp.uint32(WEYL[1])
+    return c0, c1
+
+
+def dropout_keys(
+    seed: UInt32[Array, " 2"], step: UInt32[Array, ""], micro_batch: UInt32[Array, ""], n_layer: int
+) -> UInt32[Array, "L 4 2"]:
+    """Keys of every mask in one forward pass, by layer and ``Site``.
+
+    Args:
+        seed: The run's seed, low word first.
+        step: Optimizer steps already taken, from 0.
+        micro_batch: Index of the micro-batch within the step.
+        n_layer: Number of blocks, L.
+    """
+    shape = (n_layer, len(Site))
+    layer, site = (lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in (0, 1))
+    steps, micro_batches = (jnp.broadcast_to(word, shape) for word in (step, micro_batch))
+    return jnp.stack(philox((steps, micro_batches, layer, site), (seed[0], seed[1])), -1)
+
+
+def dropout_mask(shape: tuple[int, ...], key: UInt32[Array, " 2"], rate: float) -> Bool[Array, "*shape"]:
+    """True where an element of a tensor of ``shape`` is kept.
+
+    Args:
+        shape: Shape of the logical tensor, whose row-major index is the counter.
+        key: The mask's two key words.
+        rate: Share of elements that are dropped.
+    """
+    rows, width = math.prod(shape[:-1]), shape[-1]
+    row = lax.broadcasted_iota(jnp.uint32, (rows, width), 0)
+    column = lax.broadcasted_iota(jnp.uint32, (rows, width), 1)
+    return _keep(row, column, width, key, rate).reshape(shape)
+
+
+def dropout_mask_tile(
+    shape: tuple[int, int, int, int], start: int, stop: int, key: UInt32[Array, " 2"], rate: float
+) -> Bool[Array, "B H t S"]:
+    """The part ``[:, :, start:stop, :stop]`` of a mask, without the rest.
+
+    Args:
+        shape: ``[B, H, T, T]`` of the whole mask.
+        start: First query of the tile.
+        stop: One past its last query and key.
+        key: The mask's two key words.
+        rate: Share of elements that are dropped.
+    """
+    rows, heads, queries, width = shape
+    tile = (rows, heads, stop - start, stop)
+    b, h, t, s = (lax.broadcasted_iota(jnp.uint32, tile, axis) for axis in range(4))
+    row = (b * jnp.uint32(heads) + h) * jnp.uint32(queries) + t + jnp.uint32(start)
+    return _keep(row, s, width, key, rate)
+
+
+def _keep(row: Words, column: Words, width: int, key: UInt32[Array, " 2"], rate: float) -> Bool[Array, "*n"]:
+    """The rule itself, at index ``row * width + column``, which may take more than 32 bits."""
+    high, low = multiply(row, width)
+    index = low + column
+    high = high + (index < low).astype(jnp.uint32)
+    zero = jnp.zeros_like(index)
+    word, _ = philox((index, high, zero, zero), (key[0], key[1]))
+    return word >= jnp.uint32(dropout_threshold(rate))
+
+
+def dropout(
+    x: Float[Array, "*shape"], key: UInt32[Array, " 2"] | None, rate: float
+) -> Float[Array, "*shape"]:
+    """``x`` with a share ``rate`` of its elements set to zero and the rest scaled by ``1 / (1 - rate)``.
+
+    Args:
+        x: Any array with at least one axis.
+        key: The mask's two key words; ``None`` leaves ``x`` as it is.
+        rate: Share of elements that are dropped, in ``[0, 1)``.
+    """
+    return x if key is None else _masked(x, key, rate)
+
+
+@partial(jax.checkpoint, static_argnums=2)
+def _masked(x: Array, key: Array, rate: float) -> Array:
+    return jnp.where(dropout_mask(x.shape, key, rate), x * (1.0 / (1.0 - rate)), jnp.zeros_like(x))

@@ -1,0 +1,244 @@
+"""GPT-2 as pure functions of a tree of arrays.
+
+    x_0 = wte[token] + wpe[position]
+    y   = x_l + Attention(LayerNorm(x_l))
+    x_{l+1} = y + MLP(LayerNorm(y))
+    logits = LayerNorm(x_L) wte^T
+
+Nothing here holds state: a function takes the parameters and returns values, and ``jax.grad`` turns it
+into its derivative. Weights are ``(in, out)``, as OpenAI stored them.
+
+``jax.checkpoint`` marks what is cheaper to compute again than to keep. With it a block keeps ten
+widths for each token: x (1), queries, keys and values (3), the attention's output (1), y (1), and the
+MLP's hidden layer before GELU (4).
+
+Shapes: B rows, T positions, C longest context, V vocabulary (padded), D width, H heads, K head width,
+L blocks.
+
+References:
+    Radford et al. 2019, "Language Models are Unsupervised Multitask Learners".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from gpt_trainer.philox import Site
+from jax import lax
+from jaxtyping import Array, Float, Int, UInt32
+
+from gpt_jax.attention import attend
+from gpt_jax.dropout import dropout
+from gpt_jax.gathering import gather_rows
+from gpt_jax.precision import product, statistics_dtype
+
+EPSILON = 1e-5
+
+
+@struct.dataclass
+class Block:
+    """Parameters of one block; with a leading axis L, those of all blocks."""
+
+    ln1_gain: Float[Array, "*L D"]
+    ln1_bias: Float[Array, "*L D"]
+    qkv_weight: Float[Array, "*L D 3*D"]  # columns: queries, keys, values
+    qkv_bias: Float[Array, "*L 3*D"]
+    out_weight: Float[Array, "*L D D"]
+    out_bias: Float[Array, "*L D"]
+    ln2_gain: Float[Array, "*L D"]
+    ln2_bias: Float[Array, "*L D"]
+    up_weight: Float[Array, "*L D 4*D"]
+    up_bias: Float[Array, "*L 4*D"]
+    down_weight: Float[Array, "*L 4*D D"]
+    down_bias: Float[Array, "*L D"]
+
+
+@struct.dataclass
+class Parameters:
+    """The whole model; the head is ``wte`` transposed.
+
+    ``blocks`` is one ``Block`` whose arrays are stacked along a leading axis (the model is then a loop,
+    compiled once for all blocks), or a tuple of them (each block is compiled for itself).
+    """
+
+    wte: Float[Array, "V D"]
+    wpe: Float[Array, "C D"]
+    blocks: Block | tuple[Block, ...]
+    ln_f_gain: Float[Array, " D"]
+    ln_f_bias: Float[Array, " D"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the forward pass needs to know beside its arrays; fixed while a model lives.
+
+    Attributes:
+        n_head: Attention heads per block, H.
+        vocab_size: Token ids before padding; columns from there on are masked in the loss.
+        dtype: Type of activations and products; statistics stay float32.
+        attention: ``"written"`` out, or ``"cudnn"``, the fused kernel behind ``jax.nn``.
+        dropout: Rate at all four sites, when there are keys.
+        chunk: Largest number of logits that exist at a time in the loss.
+    """
+
+    n_head: int
+    vocab_size: int
+    dtype: str = "float32"
+    attention: Literal["written", "cudnn"] = "written"
+    dropout: float = 0.0
+    chunk: int = 2**24
+
+
+@struct.dataclass
+class Inputs:
+    """One micro-batch on the device, or several with a leading axis N; see ``gpt_data.batch.Batch``."""
+
+    tokens: Int[Array, "*N B T"]
+    targets: Int[Array, "*N B T"]
+    segment_starts: Int[Array, "*N B T"] | None = None
+
+
+def hidden_states(
+    params: Parameters, inputs: Inputs, plan: Plan, keys: UInt32[Array, "L 4 2"] | None = None
+) -> Float[Array, "B T D"]:
+    """What the head sees: the residual stream after the last block and its LayerNorm.
+
+    Args:
+        params: Float32 parameters; matrices are cast to ``plan.dtype`` where they are used.
+        inputs: Token ids and where their documents start.
+        plan: Precision, attention and sizes.
+        keys: Dropout keys by layer and ``Site``; ``None`` means no dropout.
+    """
+    x = embed(params, inputs, plan)
+    x = dropout(x, None if keys is None else keys[0, Site.EMBEDDING], plan.dropout)
+
+    def step(x: Array, layer: tuple[Block, Array | None]) -> tuple[Array, None]:
+        return apply_block(layer[0], x, inputs.segment_starts, plan, layer[1]), None
+
+    if isinstance(params.blocks, tuple):
+        for index, block in enumerate(params.blocks):
+            x, _ = step(x, (block, None if keys is None else keys[index]))
+    else:
+        x, _ = lax.scan(step, x, (params.blocks, keys))
+    return jax.checkpoint(layer_norm)(x, params.ln_f_gain, params.ln_f_bias)
+
+
+def logits(params: Parameters, inputs: Inputs, plan: Plan) -> Float[Array, "B T V"]:
+    """All logits in float32, without dropout; columns past ``plan.vocab_size`` are padding."""
+    hidden = hidden_states(params, inputs, plan)
+    return product("btd,vd->btv", hidden, params.wte.astype(plan.dtype), wide=True)
+
+
+def embed(params: Parameters, inputs: Inputs, plan: Plan) -> Float[Array, "B T D"]:
+    """Sum of token and position embeddings.
+
+    The rows are gathered from the float32 parameters: the derivative of a gather is a sum over all
+    occurrences of a token, and frequent tokens would lose theirs in bfloat16.
+    """
+    rows, context = inputs.tokens.shape
+    if inputs.segment_starts is None:
+        position_rows = jnp.broadcast_to(params.wpe[None, :context], (rows, context, params.wpe.shape[1]))
+    else:
+        positions = jnp.arange(context, dtype=jnp.int32)[None] - inputs.segment_starts
+        position_rows = gather_rows(params.wpe, positions)
+    return (gather_rows(params.wte, inputs.tokens) + position_rows).astype(plan.dtype)
+
+
+def apply_block(
+    block: Block,
+    x: Float[Array, "B T D"],
+    segment_starts: Int[Array, "B T"] | None,
+    plan: Plan,
+    keys: UInt32[Array, "4 2"] | None,
+) -> Float[Array, "B T D"]:
+    """One block: attention, then the two-layer network, each normalised before and added after."""
+    attention_key, out_key, down_key = (None, None, None) if keys is None else tuple(keys[1:])
+    h = self_attention(block, x, segment_starts, plan, attention_key)
+    h = linear(h, block.out_weight, block.out_bias)
+    x = x + dropout(h, out_key, plan.dropout)
+    h = norm_linear(x, block.ln2_gain, block.ln2_bias, block.up_weight, block.up_bias)
+    h = gelu_linear(h, block.down_weight, block.down_bias)
+    return x + dropout(h, down_key, plan.dropout)
+
+
+def self_attention(
+    block: Block,
+    x: Float[Array, "B T D"],
+    segment_starts: Int[Array, "B T"] | None,
+    plan: Plan,
+    key: UInt32[Array, " 2"] | None,
+) -> Float[Array, "B T D"]:
+    """Every head looks back over the row with its own queries, keys and values.
+
+    The fused kernel draws its own random numbers and is told of no documents: with dropout or packed
+    documents the written form is used.
+    """
+    qkv = norm_linear(x, block.ln1_gain, block.ln1_bias, block.qkv_weight, block.qkv_bias)
+    q, k, v = split_heads(qkv, plan.n_head)
+    if plan.attention == "cudnn" and key is None and segment_starts is None:
+        out = jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
+    else:
+        out = attend(q, k, v, segment_starts, key, plan.dropout)
+    return out.reshape(x.shape)
+
+
+def split_heads(
+    qkv: Float[Array, "B T 3*D"], n_head: int
+) -> tuple[Float[Array, "B T H K"], Float[Array, "B T H K"], Float[Array, "B T H K"]]:
+    """Queries, keys and values by head."""
+    rows, context, width = qkv.shape
+    split = qkv.reshape(rows, context, 3, n_head, width // (3 * n_head))
+    return split[:, :, 0], split[:, :, 1], split[:, :, 2]
+
+
+@jax.checkpoint
+def norm_linear(
+    x: Float[Array, "B T D"],
+    gain: Float[Array, " D"],
+    norm_bias: Float[Array, " D"],
+    weight: Float[Array, "D o"],
+    bias: Float[Array, " o"],
+) -> Float[Array, "B T o"]:
+    """A linear map of the normalised ``x``; backward normalises again and keeps ``x`` alone."""
+    return linear(layer_norm(x, gain, norm_bias), weight, bias)
+
+
+@jax.checkpoint
+def gelu_linear(
+    x: Float[Array, "B T i"], weight: Float[Array, "i o"], bias: Float[Array, " o"]
+) -> Float[Array, "B T o"]:
+    """A linear map of ``gelu(x)``; backward takes the GELU again and keeps ``x`` alone."""
+    return linear(gelu(x), weight, bias)
+
+
+def linear(
+    x: Float[Array, "B T i"], weight: Float[Array, "i o"], bias: Float[Array, " o"]
+) -> Float[Array, "B T o"]:
+    """``x W + b`` in the precision of ``x``; the hardware accumulates in float32.
+
+    The bias is added in float32, since its derivative is a sum over all tokens.
+    """
+    y = product("bti,io->bto", x, weight.astype(x.dtype)).astype(bias.dtype)
+    return (y + bias[None, None]).astype(x.dtype)
+
+
+def layer_norm(
+    x: Float[Array, "B T D"], gain: Float[Array, " D"], bias: Float[Array, " D"]
+) -> Float[Array, "B T D"]:
+    """``gain * (x - mean) / sqrt(var + 1e-5) + bias`` over the last axis, in float32, rounded once."""
+    wide = x.astype(gain.dtype)
+    centred = wide - wide.mean(-1, keepdims=True)
+    rstd = lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + EPSILON)
+    return (centred * rstd * gain[None, None] + bias[None, None]).astype(x.dtype)
+
+
+def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """GELU by its tanh approximation: ``x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))``.
+
+    Taken in float32 and rounded once: XLA fuses the casts, so that this costs no memory traffic.
+    """
+    return jax.nn.gelu(x.astype(statistics_dtype(x.dtype)), approximate=True).astype(x.dtype)

@@ -1,0 +1,105 @@
+"""One optimizer step as a pure function of the training state, compiled whole.
+
+Every micro-batch's forward and backward pass, clipping and AdamW are one ``jax.jit``: several
+micro-batches are the iterations of a ``lax.scan`` that carries the sums of losses and gradients.
+
+Shapes: N micro-batches, B rows, T positions, L blocks.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from gpt_trainer.backend import OptimizerConfig
+from jax import lax
+from jaxtyping import Array, Float, UInt32
+
+from gpt_jax.dropout import dropout_keys
+from gpt_jax.loss import weighted_loss
+from gpt_jax.model import Inputs, Parameters, Plan
+from gpt_jax.optimizer import AdamWState, StepScalars, adamw_update
+
+
+@struct.dataclass
+class TrainingState:
+    """What a step changes."""
+
+    params: Parameters
+    moments: AdamWState
+
+
+class Sums(NamedTuple):
+    """Loss and gradient over the micro-batches so far, float32."""
+
+    loss: Float[Array, ""]
+    gradients: Parameters
+
+
+def train_step(
+    state: TrainingState,
+    inputs: Inputs,
+    weight: Float[Array, ""],
+    counter: UInt32[Array, " 3"],
+    scalars: Float[Array, " 4"],
+    plan: Plan,
+    config: OptimizerConfig,
+) -> tuple[TrainingState, Float[Array, " 3"]]:
+    """Gradients of the mean loss over all targets, clip, AdamW.
+
+    Args:
+        state: Parameters and moments.
+        inputs: All micro-batches, with a leading axis N.
+        weight: One over the number of targets.
+        counter: Seed (low word, high word) and number of the step, for the dropout masks.
+        scalars: The fields of ``StepScalars``.
+        plan: Precision, attention and sizes.
+        config: The optimizer's settings.
+
+    Returns:
+        The new state; and loss, gradient norm, and 1 if the weights were updated.
+    """
+    sums = sum_gradients(state.params, inputs, weight, counter, plan)
+    params, moments, outcome = adamw_update(
+        state.params, sums.gradients, state.moments, config, StepScalars(*scalars)
+    )
+    metrics = jnp.stack([sums.loss, outcome.grad_norm, outcome.updated.astype(sums.loss.dtype)])
+    return TrainingState(params, moments), metrics
+
+
+def sum_gradients(
+    params: Parameters, inputs: Inputs, weight: Float[Array, ""], counter: UInt32[Array, " 3"], plan: Plan
+) -> Sums:
+    """Loss and gradient over all micro-batches.
+
+    Args:
+        params: Float32 parameters.
+        inputs: All micro-batches, with a leading axis N.
+        weight: One over the number of targets in the whole step.
+        counter: Seed and number of the step, for the dropout masks.
+        plan: Precision, attention and sizes.
+    """
+
+    def of_micro_batch(index: Array, one: Inputs) -> Sums:
+        keys = None
+        if plan.dropout:
+            keys = dropout_keys(counter[:2], counter[2], index, _depth(params))
+        return Sums(*jax.value_and_grad(weighted_loss)(params, one, plan, weight, keys))
+
+    def add(sums: Sums, indexed: tuple[Array, Inputs]) -> tuple[Sums, None]:
+        return jax.tree.map(jnp.add, sums, of_micro_batch(*indexed)), None
+
+    count = inputs.tokens.shape[0]
+    if count == 1:  # no sums to carry
+        return of_micro_batch(jnp.uint32(0), jax.tree.map(lambda leaf: leaf[0], inputs))
+    nothing = jax.tree.map(jnp.zeros_like, Sums(weight, params))
+    sums, _ = lax.scan(add, nothing, (jnp.arange(count, dtype=jnp.uint32), inputs))
+    return sums
+
+
+def _depth(params: Parameters) -> int:
+    """Number of blocks, L."""
+    blocks = params.blocks
+    return len(blocks) if isinstance(blocks, tuple) else blocks.ln1_gain.shape[0]
