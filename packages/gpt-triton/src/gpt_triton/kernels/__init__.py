@@ -1,0 +1,44 @@
+"""Every op of the model as Triton kernels, forward and backward, each derivative by hand.
+
+The same functions in plain torch are in ``gpt_triton.reference``. Reading order: primitives, gelu, dropout,
+layer_norm, reduce, matmul, linear, attention, attention_backward, cross_entropy, embedding, adamw; ``tiles``
+holds every choice of a size.
+"""
+
+from gpt_triton.kernels.adamw import adamw_update, global_norm
+from gpt_triton.kernels.attention import attention_fwd
+from gpt_triton.kernels.attention_backward import attention_bwd
+from gpt_triton.kernels.cross_entropy import linear_cross_entropy, linear_nll
+from gpt_triton.kernels.dropout import dropout_bwd, dropout_fwd
+from gpt_triton.kernels.embedding import embedding_bwd, embedding_fwd
+from gpt_triton.kernels.gelu import gelu_bwd, gelu_fwd
+from gpt_triton.kernels.layer_norm import layer_norm_bwd, layer_norm_fwd
+from gpt_triton.kernels.linear import (
+    linear_bwd_dwdb,
+    linear_bwd_dx,
+    linear_fwd,
+    linear_gelu_fwd,
+    linear_residual_fwd,
+)
+
+__all__ = [
+    "adamw_update",
+    "attention_bwd",
+    "attention_fwd",
+    "dropout_bwd",
+    "dropout_fwd",
+    "embedding_bwd",
+    "embedding_fwd",
+    "gelu_bwd",
+    "gelu_fwd",
+    "global_norm",
+    "layer_norm_bwd",
+    "layer_norm_fwd",
+    "linear_bwd_dwdb",
+    "linear_bwd_dx",
+    "linear_cross_entropy",
+    "linear_fwd",
+    "linear_gelu_fwd",
+    "linear_nll",
+    "linear_residual_fwd",
+]

@@ -1,0 +1,147 @@
+"""Global norm and AdamW over flat buffers.
+
+    g   = grad min(1, clip / norm)
+    m  += (1 - b1) (g - m),   v += (1 - b2) (g^2 - v)
+    w  -= lr (m / c1 / (sqrt(v / c2) + eps) + decay w),   c_i = 1 - b_i^t
+
+A step whose norm is not finite or exceeds ``skip_above`` writes nothing: that is decided on the device, so that
+nothing waits for the host. Shapes: P elements of a flat buffer, G blocks.
+
+References:
+    Loshchilov and Hutter 2019, "Decoupled weight decay regularization", algorithm 2.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import no_type_check
+
+import torch
+import triton
+import triton.language as tl
+from gpt_trainer.backend import OptimizerConfig
+from jaxtyping import Float
+from torch import Tensor
+
+from gpt_triton.kernels.primitives import narrow
+from gpt_triton.kernels.tiles import flat_block, norm_block
+
+
+@triton.jit
+@no_type_check
+def _squares_kernel(
+    x_ptr,  # [P]
+    parts_ptr,  # [G] written
+    P,
+    BLOCK: tl.constexpr,
+):
+    program = tl.program_id(0).to(tl.int64)
+    i = program * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + i, mask=i < P, other=0.0)
+    tl.store(parts_ptr + program, tl.sum(x * x, 0))
+
+
+@triton.jit
+@no_type_check
+def _root_of_sum_kernel(
+    parts_ptr,  # [G]
+    norm_ptr,  # [1] written
+    G,
+    BLOCK: tl.constexpr,
+):
+    total = tl.zeros([BLOCK], tl.float32)
+    for first in range(0, G, BLOCK):
+        i = tl.arange(0, BLOCK) + first
+        total += tl.load(parts_ptr + i, mask=i < G, other=0.0)
+    tl.store(norm_ptr, tl.sqrt(tl.sum(total, 0)))
+
+
+@triton.jit
+@no_type_check
+def _adamw_kernel(
+    parameters_ptr,  # [P] changed
+    gradients_ptr,  # [P]
+    first_ptr,  # [P] changed
+    second_ptr,  # [P] changed
+    shadow_ptr,  # [P] written, or None
+    norm_ptr,  # [1]
+    hyper_ptr,  # [4] learning rate, 1 - b1^t, 1 - b2^t, skip_above
+    P,
+    decay_count,
+    rate1,  # 1 - b1, subtracted in float64: 1 - 0.999 in float32 is 3e-5 off
+    rate2,
+    epsilon,
+    weight_decay,
+    clip_norm,  # infinity: no clipping
+    BLOCK: tl.constexpr,
+):
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    learning_rate, correction1 = tl.load(hyper_ptr), tl.load(hyper_ptr + 1)
+    correction2, skip_above = tl.load(hyper_ptr + 2), tl.load(hyper_ptr + 3)
+    norm = tl.load(norm_ptr)
+    # NaN and infinity compare false with the largest float
+    apply = (norm <= skip_above) & (norm <= 3.4028234663852886e38)
+    keep = i < tl.where(apply, P, 0)
+    learning_rate = tl.where(apply, learning_rate, 0.0)
+    # a norm of 0 must not divide
+    clip = tl.where(norm > clip_norm, clip_norm / tl.maximum(norm, 1e-30), 1.0)
+    g = tl.load(gradients_ptr + i, mask=keep, other=0.0) * clip
+    w = tl.load(parameters_ptr + i, mask=i < P, other=0.0)
+    m = tl.load(first_ptr + i, mask=keep, other=0.0)
+    v = tl.load(second_ptr + i, mask=keep, other=0.0)
+    m += rate1 * (g - m)
+    v += rate2 * (g * g - v)
+    decay = tl.where(i < decay_count, weight_decay, 0.0)
+    step = m / correction1 / (tl.sqrt(v / correction2) + epsilon)
+    w -= learning_rate * (step + decay * w)
+    tl.store(parameters_ptr + i, w, mask=keep)
+    tl.store(first_ptr + i, m, mask=keep)
+    tl.store(second_ptr + i, v, mask=keep)
+    if shadow_ptr is not None:
+        tl.store(shadow_ptr + i, narrow(w, shadow_ptr.dtype.element_ty), mask=i < P)
+
+
+def global_norm(flat: Float[Tensor, " P"]) -> Float[Tensor, " 1"]:
+    """Euclidean norm: blocks first, then the blocks' sums, in a fixed order.
+
+    Args:
+        flat: Buffer of float32.
+    """
+    block = norm_block()
+    blocks = triton.cdiv(flat.numel(), block)
+    parts, norm = flat.new_empty(blocks), flat.new_empty(1)
+    _squares_kernel[(blocks,)](flat, parts, flat.numel(), BLOCK=block)
+    _root_of_sum_kernel[(1,)](parts, norm, blocks, BLOCK=1024)
+    return norm
+
+
+def adamw_update(
+    parameters: Float[Tensor, " P"],
+    gradients: Float[Tensor, " P"],
+    first: Float[Tensor, " P"],
+    second: Float[Tensor, " P"],
+    shadow: Float[Tensor, " P"] | None,
+    decay_count: int,
+    norm: Float[Tensor, " 1"],
+    hyper: Float[Tensor, " 4"],
+    config: OptimizerConfig,
+) -> None:
+    """One step in place.
+
+    Args:
+        parameters: Master weights, changed.
+        gradients: Unclipped gradients.
+        first: First moment, changed.
+        second: Second moment, changed.
+        shadow: Copy of the weights in bfloat16, rewritten.
+        decay_count: The first so many elements decay.
+        norm: Global norm of ``gradients``.
+        hyper: On the device: learning rate, ``1 - b1^t``, ``1 - b2^t``, ``skip_above``.
+        config: The optimizer's constants.
+    """
+    count, block = parameters.numel(), flat_block()
+    _adamw_kernel[(triton.cdiv(count, block),)](
+        parameters, gradients, first, second, shadow, norm, hyper, count, decay_count,
+        1.0 - config.beta1, 1.0 - config.beta2, config.epsilon, config.weight_decay,
+        config.clip_norm or math.inf, BLOCK=block,
+    )  # fmt: skip

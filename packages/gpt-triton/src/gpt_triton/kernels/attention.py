@@ -1,0 +1,203 @@
+"""Causal self-attention within documents, tile by tile: the forward.
+
+    S = Q K^T / sqrt(K),   P = softmax over the keys that a query may see,   O = dropout(P) V
+
+A program owns a tile of queries and streams the keys past it, with the running maximum and sum of the online
+softmax. Key tiles after the last query or before the start of the first query's document are never loaded;
+tiles that every query sees whole skip the masks. Scores are kept in units of log 2, because exp2 is one
+instruction: log2(e) is folded into the scale. Shapes: B rows, T positions, D width, H heads, K = D/H head
+width, W padded head width.
+
+References:
+    Dao 2023, "FlashAttention-2", section 3.1.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import no_type_check
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from gpt_triton.kernels.dropout import dropout_arguments
+from gpt_triton.kernels.primitives import LN_2, LOG2_E, drop, narrow, operand, rounded_operand
+from gpt_triton.kernels.tiles import attention_tiles
+from gpt_triton.residuals import AttentionResiduals, Dropout
+
+
+@triton.jit
+@no_type_check
+def load_head_tile(
+    base_ptr,  # first element of the head in row 0
+    position,  # int64
+    stride,  # elements from one position to the next
+    T,
+    K: tl.constexpr,
+    W: tl.constexpr,
+):
+    """Rows ``position`` of one head, [rows, W]; zeros past the end and past the head width."""
+    column = tl.arange(0, W)
+    keep = (position[:, None] < T) & (column[None, :] < K)
+    return tl.load(base_ptr + position[:, None] * stride + column[None, :], mask=keep, other=0.0)
+
+
+@triton.jit
+@no_type_check
+def store_head_tile(base_ptr, position, stride, T, value, K: tl.constexpr, W: tl.constexpr):
+    """Write rows ``position`` of one head."""
+    column = tl.arange(0, W)
+    keep = (position[:, None] < T) & (column[None, :] < K)
+    at = base_ptr + position[:, None] * stride + column[None, :]
+    tl.store(at, narrow(value, base_ptr.dtype.element_ty), mask=keep)
+
+
+@triton.jit
+@no_type_check
+def visible(q_position, k_position, start, T):
+    """[q, k]: the key is not after the query, not before its document, and exists."""
+    seen = (k_position[None, :] <= q_position[:, None]) & (k_position[None, :] < T)
+    return seen & (k_position[None, :] >= start[:, None])
+
+
+@triton.jit
+@no_type_check
+def _attend(
+    acc,  # [q, W] float32
+    top,  # [q] running maximum, in units of log 2
+    total,  # [q] running sum
+    q,  # [q, W]
+    k_ptr,  # first key of the head
+    v_ptr,
+    q_position,
+    start,
+    key_first,
+    key_last,
+    index_base,  # int64: position of the head's weights among all
+    stride,
+    T,
+    scale_log2,
+    key_ptr,
+    keep_scale,
+    MASKED: tl.constexpr,
+    THRESHOLD: tl.constexpr,
+    DTYPE: tl.constexpr,
+    STREAM: tl.constexpr,
+    K: tl.constexpr,
+    W: tl.constexpr,
+):
+    """Stream the keys of ``[key_first, key_last)`` past the tile of queries."""
+    for first in range(key_first, key_last, STREAM):
+        k_position = tl.arange(0, STREAM).to(tl.int64) + first
+        k = operand(load_head_tile(k_ptr, k_position, stride, T, K, W))
+        s = tl.dot(q, k.T, input_precision="ieee") * scale_log2
+        if MASKED:
+            s = tl.where(visible(q_position, k_position, start, T), s, float("-inf"))
+        new_top = tl.maximum(top, tl.max(s, 1))
+        # a query may have seen nothing yet: then 0 stands for its maximum of -inf
+        shift = tl.where(new_top == float("-inf"), 0.0, new_top) if MASKED else new_top
+        p = tl.exp2(s - shift[:, None])
+        shrink = tl.exp2(top - shift)
+        total = total * shrink + tl.sum(p, 1)
+        if key_ptr is not None:
+            at = index_base + q_position[:, None] * T + k_position[None, :]
+            p = drop(p, at, key_ptr, keep_scale, THRESHOLD)
+        v = operand(load_head_tile(v_ptr, k_position, stride, T, K, W))
+        acc = tl.dot(rounded_operand(p, DTYPE), v, acc * shrink[:, None], input_precision="ieee")
+        top = new_top
+    return acc, top, total
+
+
+@triton.jit
+@no_type_check
+def _attention_fwd_kernel(
+    qkv_ptr,  # [B, T, 3, H, K]
+    starts_ptr,  # [B, T] or None
+    out_ptr,  # [B, T, H, K] written
+    lse_ptr,  # [B, H, T] written
+    key_ptr,  # [2] or None
+    T,
+    scale_log2,
+    keep_scale,
+    THRESHOLD: tl.constexpr,
+    H: tl.constexpr,
+    K: tl.constexpr,
+    STAY: tl.constexpr,
+    STREAM: tl.constexpr,
+    W: tl.constexpr,
+):
+    # the last tile of queries has the most keys: start with it, so that the longest work is not left over
+    q_first = (tl.num_programs(1) - 1 - tl.program_id(1)) * STAY
+    head = tl.program_id(0).to(tl.int64)
+    width: tl.constexpr = H * K
+    q_ptr = qkv_ptr + (head // H) * T * 3 * width + (head % H) * K
+    q_position = q_first.to(tl.int64) + tl.arange(0, STAY)
+    q = operand(load_head_tile(q_ptr, q_position, 3 * width, T, K, W))
+    start = tl.zeros([STAY], tl.int32)
+    whole_first = 0
+    if starts_ptr is not None:
+        starts_at = starts_ptr + (head // H) * T + q_position
+        start = tl.load(starts_at, mask=q_position < T, other=0)
+        # key tiles before any query's document are skipped; from the latest start on, all see every key
+        earliest = tl.min(tl.load(starts_at, mask=q_position < T, other=2147483647), 0)
+        seen_first = earliest // STREAM * STREAM
+        whole_first = tl.minimum(tl.cdiv(tl.max(start, 0), STREAM) * STREAM, q_first // STREAM * STREAM)
+    whole_last = tl.maximum(q_first // STREAM * STREAM, whole_first)
+    key_last = tl.minimum(q_first + STAY, T)
+    acc = tl.zeros([STAY, W], tl.float32)
+    top = tl.full([STAY], float("-inf"), tl.float32)
+    total = tl.zeros([STAY], tl.float32)
+    index_base = head * T * T
+    k_ptr, v_ptr = q_ptr + width, q_ptr + 2 * width
+    DTYPE: tl.constexpr = qkv_ptr.dtype.element_ty
+    if starts_ptr is not None:
+        acc, top, total = _attend(
+            acc, top, total, q, k_ptr, v_ptr, q_position, start, seen_first, whole_first, index_base,
+            3 * width, T, scale_log2, key_ptr, keep_scale, True, THRESHOLD, DTYPE, STREAM, K, W,
+        )  # fmt: skip
+    acc, top, total = _attend(
+        acc, top, total, q, k_ptr, v_ptr, q_position, start, whole_first, whole_last, index_base,
+        3 * width, T, scale_log2, key_ptr, keep_scale, False, THRESHOLD, DTYPE, STREAM, K, W,
+    )  # fmt: skip
+    acc, top, total = _attend(
+        acc, top, total, q, k_ptr, v_ptr, q_position, start, whole_last, key_last, index_base,
+        3 * width, T, scale_log2, key_ptr, keep_scale, True, THRESHOLD, DTYPE, STREAM, K, W,
+    )  # fmt: skip
+    out_base = out_ptr + (head // H) * T * width + (head % H) * K
+    store_head_tile(out_base, q_position, width, T, acc / total[:, None], K, W)
+    tl.store(lse_ptr + head * T + q_position, (top + tl.log2(total)) * LN_2, mask=q_position < T)
+
+
+def attention_fwd(
+    qkv: Float[Tensor, "B T 3*D"],
+    n_head: int,
+    segment_starts: Int[Tensor, "B T"] | None,
+    dropout: Dropout | None = None,
+) -> tuple[Float[Tensor, "B T D"], AttentionResiduals]:
+    """Attention of every head; softmax and sums in float32.
+
+    Args:
+        qkv: Queries, keys and values, side by side.
+        n_head: Number of heads, a divisor of the width.
+        segment_starts: First position that each position may see; ``None`` means 0.
+        dropout: Mask of the attention weights.
+    """
+    qkv = qkv.contiguous()
+    if segment_starts is not None:
+        segment_starts = segment_starts.contiguous()
+    rows, context, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
+    head_width = width // n_head
+    padded = max(16, triton.next_power_of_2(head_width))
+    out = qkv.new_empty(rows, context, width)
+    lse = torch.empty(rows, n_head, context, dtype=torch.float32, device=qkv.device)
+    tiles = attention_tiles("forward", padded, qkv.dtype)
+    key, keep_scale, threshold = dropout_arguments(dropout)
+    _attention_fwd_kernel[(rows * n_head, triton.cdiv(context, tiles.stay))](
+        qkv, segment_starts, out, lse, key, context, LOG2_E.value / math.sqrt(head_width), keep_scale,
+        THRESHOLD=threshold, H=n_head, K=head_width, STAY=tiles.stay, STREAM=tiles.stream, W=padded,
+        num_warps=tiles.warps, num_stages=tiles.stages,
+    )  # fmt: skip
+    return out, AttentionResiduals(qkv, out, lse, segment_starts)

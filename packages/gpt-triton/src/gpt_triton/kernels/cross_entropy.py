@@ -1,0 +1,149 @@
+"""Output head and cross-entropy in one pass over chunks of tokens, so that no [M, V] tensor ever exists.
+
+    z = x W^T,   nll = logsumexp(z) - z[target],   d_z = scale (softmax(z) - onehot(target)),
+    d_x = d_z W,   d_W = d_z^T x
+
+A chunk's logits lie in one buffer, in the dtype of ``x``; their gradient overwrites them. Targets of ``IGNORE``
+give no loss and no gradient, and padded columns get none. Shapes: M tokens, D width, V vocabulary, Vp padded
+vocabulary, c tokens of a chunk.
+"""
+
+from __future__ import annotations
+
+from typing import no_type_check
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from gpt_triton.kernels.matmul import product
+from gpt_triton.kernels.primitives import LN_2, LOG2_E, narrow, widen
+from gpt_triton.kernels.tiles import cross_entropy_chunk, cross_entropy_warps, vocabulary_block
+
+
+@triton.jit
+@no_type_check
+def _cross_entropy_kernel(
+    logits_ptr,  # [c, Vp] overwritten by d_logits, if scale_ptr is given
+    targets_ptr,  # [c]
+    scale_ptr,  # [] or None: no gradient
+    nll_ptr,  # [c] written
+    V,
+    Vp,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    logits_ptr += row * Vp
+    target = tl.load(targets_ptr + row)
+    column = tl.arange(0, BLOCK)
+    # every lane keeps a running maximum and sum of its own columns: one reduction at the end
+    top = tl.full([BLOCK], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK], tl.float32)
+    for first in range(0, V, BLOCK):
+        at = column + first
+        z = widen(tl.load(logits_ptr + at, mask=at < V, other=0.0)) * LOG2_E
+        z = tl.where(at < V, z, float("-inf"))
+        new_top = tl.maximum(top, z)
+        shift = tl.where(new_top == float("-inf"), 0.0, new_top)
+        total = total * tl.exp2(top - shift) + tl.exp2(z - shift)
+        top = new_top
+    highest = tl.max(top, 0)
+    lse = highest + tl.log2(tl.sum(total * tl.exp2(top - highest), 0))
+    counted = target >= 0
+    z_target = widen(tl.load(logits_ptr + target, mask=counted, other=0.0))
+    tl.store(nll_ptr + row, tl.where(counted, lse * LN_2 - z_target, 0.0))
+    if scale_ptr is not None:
+        scale = tl.where(counted, tl.load(scale_ptr), 0.0)
+        for first in range(0, Vp, BLOCK):
+            at = column + first
+            z = widen(tl.load(logits_ptr + at, mask=at < V, other=float("-inf"))) * LOG2_E
+            d_z = (tl.exp2(z - lse) - (at == target)) * scale
+            tl.store(logits_ptr + at, narrow(d_z, logits_ptr.dtype.element_ty), mask=at < Vp)
+
+
+def linear_cross_entropy(
+    x: Float[Tensor, "M D"],
+    wte: Float[Tensor, "Vp D"],
+    targets: Int[Tensor, " M"],
+    vocab_size: int,
+    scale: Float[Tensor, ""],
+    d_wte: Float[Tensor, "Vp D"],
+    chunk: int | None = None,
+) -> tuple[Float[Tensor, " M"], Float[Tensor, "M D"]]:
+    """Negative log-likelihood of every target, and the gradient of ``scale`` times their sum.
+
+    Args:
+        x: Final hidden states.
+        wte: Head, tied to the token table; rows past ``vocab_size`` are padding and take no part.
+        targets: Token ids, or ``IGNORE``.
+        vocab_size: Number of real rows of ``wte``.
+        scale: Weight of each token's loss: one over the step's number of targets.
+        d_wte: Added to, float32.
+        chunk: Tokens handled at once; by default chosen from the shape.
+
+    Returns:
+        The losses (0 where ignored), unscaled, and the gradient of ``x``.
+    """
+    x = x.contiguous()
+    d_x = torch.empty_like(x)
+    nll = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
+    for part, logits in _chunks(x, wte, chunk):
+        product(x[part], wte.T, logits)
+        _cross_entropy(logits, targets[part], nll[part], vocab_size, scale)
+        product(logits, wte, d_x[part])
+        product(logits.T, x[part], d_wte, accumulate=True)
+    return nll, d_x
+
+
+def linear_nll(
+    x: Float[Tensor, "M D"],
+    wte: Float[Tensor, "Vp D"],
+    targets: Int[Tensor, " M"],
+    vocab_size: int,
+    chunk: int | None = None,
+) -> Float[Tensor, " M"]:
+    """Negative log-likelihood of every target, 0 where ignored.
+
+    Args:
+        x: Final hidden states.
+        wte: Head; rows past ``vocab_size`` take no part.
+        targets: Token ids, or ``IGNORE``.
+        vocab_size: Number of real rows of ``wte``.
+        chunk: Tokens handled at once; by default chosen from the shape.
+    """
+    x = x.contiguous()
+    nll = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
+    for part, logits in _chunks(x, wte, chunk):
+        product(x[part], wte.T, logits)
+        _cross_entropy(logits, targets[part], nll[part], vocab_size, None)
+    return nll
+
+
+def _chunks(
+    x: Float[Tensor, "M D"], wte: Float[Tensor, "Vp D"], chunk: int | None
+) -> list[tuple[slice, Float[Tensor, "c Vp"]]]:
+    """Slices of the tokens, each with its part of one buffer of logits."""
+    tokens, padded = x.shape[0], wte.shape[0]
+    rows = min(tokens, chunk or cross_entropy_chunk(tokens, padded, x.device))
+    buffer = x.new_empty(rows, padded)
+    return [
+        (slice(first, min(first + rows, tokens)), buffer[: min(rows, tokens - first)])
+        for first in range(0, tokens, rows)
+    ]
+
+
+def _cross_entropy(
+    logits: Float[Tensor, "c Vp"],
+    targets: Int[Tensor, " c"],
+    nll: Float[Tensor, " c"],
+    vocab_size: int,
+    scale: Float[Tensor, ""] | None,
+) -> None:
+    rows, padded = logits.shape
+    block = vocabulary_block(padded)
+    _cross_entropy_kernel[(rows,)](
+        logits, targets.contiguous(), scale, nll, vocab_size, padded,
+        BLOCK=block, num_warps=cross_entropy_warps(block),
+    )  # fmt: skip

@@ -1,0 +1,103 @@
+"""The affine map  y = x W + b  with what follows it, and its three gradients.
+
+    d_x = d_y W^T,   d_W = x^T d_y,   d_b = sum over rows of d_y
+
+Weights are (in, out). Shapes: M rows, K input width, N output width.
+"""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor
+
+from gpt_triton.kernels.matmul import Epilogue, product
+from gpt_triton.kernels.reduce import add_column_sums
+from gpt_triton.residuals import Dropout
+
+
+def linear_fwd(
+    x: Float[Tensor, "M K"], weight: Float[Tensor, "K N"], bias: Float[Tensor, " N"] | None
+) -> Float[Tensor, "M N"]:
+    """Affine map of every row.
+
+    Args:
+        x: Input rows.
+        weight: Matrix, (in, out), in the dtype of ``x``.
+        bias: Added to every row, float32.
+    """
+    y = x.new_empty(x.shape[0], weight.shape[1])
+    product(x.contiguous(), weight, y, Epilogue(bias=bias))
+    return y
+
+
+def linear_gelu_fwd(
+    x: Float[Tensor, "M K"], weight: Float[Tensor, "K N"], bias: Float[Tensor, " N"]
+) -> tuple[Float[Tensor, "M N"], Float[Tensor, "M N"]]:
+    """Affine map, then GELU; returns the output and the value before GELU.
+
+    Args:
+        x: Input rows.
+        weight: Matrix, (in, out), in the dtype of ``x``.
+        bias: Added to every row, float32.
+    """
+    y, pre = (x.new_empty(x.shape[0], weight.shape[1]) for _ in range(2))
+    product(x.contiguous(), weight, y, Epilogue(bias=bias, pre_out=pre))
+    return y, pre
+
+
+def linear_residual_fwd(
+    x: Float[Tensor, "M K"],
+    weight: Float[Tensor, "K N"],
+    bias: Float[Tensor, " N"],
+    residual: Float[Tensor, "M N"],
+    dropout: Dropout | None = None,
+) -> Float[Tensor, "M N"]:
+    """``residual + dropout(x W + b)``.
+
+    Args:
+        x: Input rows.
+        weight: Matrix, (in, out), in the dtype of ``x``.
+        bias: Added to every row, float32.
+        residual: The stream that the branch returns to.
+        dropout: Mask of the branch.
+    """
+    y = x.new_empty(x.shape[0], weight.shape[1])
+    epilogue = Epilogue(bias=bias, residual=residual.contiguous(), dropout=dropout)
+    product(x.contiguous(), weight, y, epilogue)
+    return y
+
+
+def linear_bwd_dx(
+    d_y: Float[Tensor, "M N"], weight: Float[Tensor, "K N"], pre: Float[Tensor, "M K"] | None = None
+) -> Float[Tensor, "M K"]:
+    """Gradient of the input.
+
+    Args:
+        d_y: Gradient of the output.
+        weight: Matrix, (in, out), in the dtype of ``d_y``.
+        pre: If given, the input was ``gelu(pre)``, and the gradient of ``pre`` is returned.
+    """
+    d_x = d_y.new_empty(d_y.shape[0], weight.shape[0])
+    epilogue = Epilogue(pre_in=None if pre is None else pre.contiguous())
+    product(d_y.contiguous(), weight.T, d_x, epilogue)
+    return d_x
+
+
+def linear_bwd_dwdb(
+    x: Float[Tensor, "M K"],
+    d_y: Float[Tensor, "M N"],
+    d_weight: Float[Tensor, "K N"],
+    d_bias: Float[Tensor, " N"] | None,
+) -> None:
+    """Gradients of matrix and bias, added in place.
+
+    Args:
+        x: Input of the forward.
+        d_y: Gradient of the output.
+        d_weight: Added to, float32.
+        d_bias: Added to, if given, float32.
+    """
+    x, d_y = x.contiguous(), d_y.contiguous()
+    product(x.T, d_y, d_weight, accumulate=True)
+    if d_bias is not None:
+        add_column_sums(d_y, d_bias)

@@ -1,0 +1,123 @@
+"""What several kernels share: conversions, Philox, GELU and its slope.
+
+The interpreter keeps bfloat16 as raw 16-bit words: it multiplies them as integers, and it rounds float32
+down instead of to nearest. So every kernel widens right after a load and narrows right before a store
+through the two helpers here; compiled, they leave the operands of the tensor cores in bfloat16.
+"""
+
+from __future__ import annotations
+
+from typing import no_type_check
+
+import triton
+import triton.language as tl
+from gpt_trainer.philox import MULTIPLIERS, WEYL
+
+# decided when the kernels are defined, like the interpreter itself
+INTERPRET = tl.constexpr(triton.knobs.runtime.interpret)
+LOG2_E = tl.constexpr(1.4426950408889634)
+LN_2 = tl.constexpr(0.6931471805599453)
+GELU_C = tl.constexpr(0.7978845608028654)  # sqrt(2 / pi)
+GELU_A = tl.constexpr(0.044715)
+PHILOX_M0, PHILOX_M1 = tl.constexpr(MULTIPLIERS[0]), tl.constexpr(MULTIPLIERS[1])
+PHILOX_W0, PHILOX_W1 = tl.constexpr(WEYL[0]), tl.constexpr(WEYL[1])
+
+
+@triton.jit
+@no_type_check
+def widen(x):
+    """Float32 values of a loaded tile."""
+    if INTERPRET and x.dtype == tl.bfloat16:
+        return (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    else:
+        return x.to(tl.float32)
+
+
+@triton.jit
+@no_type_check
+def narrow(x, dtype: tl.constexpr):
+    """Float32 values rounded to nearest even in ``dtype``."""
+    if INTERPRET and dtype == tl.bfloat16:
+        bits = x.to(tl.uint32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        return bits.to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    else:
+        return x.to(dtype)
+
+
+@triton.jit
+@no_type_check
+def operand(x):
+    """A loaded tile as an operand of ``tl.dot``: in its own dtype when compiled."""
+    if INTERPRET:
+        return widen(x)
+    else:
+        return x
+
+
+@triton.jit
+@no_type_check
+def rounded_operand(x, dtype: tl.constexpr):
+    """A computed float32 tile as an operand of ``tl.dot``, rounded to ``dtype``."""
+    return operand(narrow(x, dtype))
+
+
+@triton.jit
+@no_type_check
+def keep_mask(
+    index,  # int64 row-major positions
+    key_ptr,  # [2] int64
+    THRESHOLD: tl.constexpr,
+):
+    """True where word 0 of Philox-4x32-10 at ``(index low, index high, 0, 0)`` reaches the threshold."""
+    k0 = tl.load(key_ptr).to(tl.uint32)
+    k1 = tl.load(key_ptr + 1).to(tl.uint32)
+    c0 = index.to(tl.uint32)
+    c1 = (index >> 32).to(tl.uint32)
+    c2 = tl.zeros_like(c0)
+    c3 = tl.zeros_like(c0)
+    m0 = tl.full(c0.shape, PHILOX_M0, tl.uint32)
+    m1 = tl.full(c0.shape, PHILOX_M1, tl.uint32)
+    for _ in tl.static_range(10):
+        high0, high1 = tl.umulhi(m0, c0), tl.umulhi(m1, c2)
+        low0, low1 = m0 * c0, m1 * c2
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0 += PHILOX_W0
+        k1 += PHILOX_W1
+    return c0 >= tl.full(c0.shape, THRESHOLD, tl.uint32)
+
+
+@triton.jit
+@no_type_check
+def drop(
+    x,  # float32 tile
+    index,  # int64 row-major positions, of the same shape
+    key_ptr,  # [2] int64
+    keep_scale,
+    THRESHOLD: tl.constexpr,
+):
+    """Zero the dropped elements, scale the kept ones."""
+    return tl.where(keep_mask(index, key_ptr, THRESHOLD), x * keep_scale, 0.0)
+
+
+@triton.jit
+@no_type_check
+def sigmoid(x):
+    """``1 / (1 + exp(-x))`` with one exp2; exact limits at both ends."""
+    return 1.0 / (1.0 + tl.exp2(x * -LOG2_E))
+
+
+@triton.jit
+@no_type_check
+def gelu(x):
+    """GELU, tanh form, as ``x sigmoid(2u)``."""
+    return x * sigmoid(x * (2.0 * GELU_C) * (x * x * GELU_A + 1.0))
+
+
+@triton.jit
+@no_type_check
+def gelu_slope(x):
+    """Derivative of GELU:  s (1 + x (1 - s) 2u')."""
+    square = x * x
+    s = sigmoid(x * (2.0 * GELU_C) * (square * GELU_A + 1.0))
+    return s * (1.0 + (1.0 - s) * x * (square * (6.0 * GELU_C * GELU_A) + 2.0 * GELU_C))

@@ -1,0 +1,218 @@
+"""Every choice of a tile, in one place: a pure function of shape, dtype and device.
+
+Nothing is tuned at run time, so that a run repeats itself bit for bit. Figures in the comments are for
+Hopper (132 multiprocessors, 227 KiB of shared memory and 65,536 registers each).
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import torch
+import triton
+
+from gpt_triton.kernels.primitives import INTERPRET
+
+SHARED_BYTES = 227 * 1024
+
+
+class MatmulTiles(NamedTuple):
+    """How a product ``[M, K] x [K, N]`` is cut.
+
+    Attributes:
+        block_m: Rows of an output tile.
+        block_n: Columns of an output tile.
+        block_k: Depth of one step of the inner loop.
+        warps: Warps of a program.
+        stages: Tiles in flight.
+        splits: Parts of K, summed in a fixed order afterwards.
+    """
+
+    block_m: int
+    block_n: int
+    block_k: int
+    warps: int
+    stages: int
+    splits: int = 1
+
+
+class AttentionTiles(NamedTuple):
+    """How attention is cut: the tile that stays and the tile that streams past it.
+
+    Attributes:
+        stay: Rows that a program owns (queries in the forward and for d_q, keys for d_k and d_v).
+        stream: Rows taken per step of its loop.
+        warps: Warps of a program.
+        stages: Tiles in flight.
+    """
+
+    stay: int
+    stream: int
+    warps: int
+    stages: int
+
+
+@functools.cache
+def multiprocessors(device: torch.device) -> int:
+    """Multiprocessors of the device; 132 for the meta device, 2 in the interpreter (short loops of waves)."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).multi_processor_count)
+    return 132 if device.type == "meta" else 2
+
+
+@functools.cache
+def has_tensor_descriptors(device: torch.device) -> bool:
+    """True where tiles can be moved by the tensor memory accelerator (from compute capability 9)."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device)[0] >= 9
+    return True
+
+
+@functools.cache
+def matmul_tiles(
+    m: int, n: int, k: int, dtype: torch.dtype, device: torch.device, split: bool
+) -> MatmulTiles:
+    """Tiles of one product.
+
+    Args:
+        m: Output rows.
+        n: Output columns.
+        k: Depth.
+        dtype: Of the operands.
+        device: Where it runs.
+        split: True if K may be split (weight gradients: few output tiles, long K).
+    """
+    if INTERPRET.value:
+        # an operation costs some 20 microseconds whatever its size: few, large tiles
+        splits = min(3, triton.cdiv(k, 64)) if split else 1
+        return MatmulTiles(64, 64, 64, 1, 1, splits)
+    if dtype == torch.float32:
+        # true float32 runs on the plain units: the operands of a step must stay in registers
+        candidates = [MatmulTiles(64, 64, 16, 4, 3)]
+    else:
+        # 128x256 reads 1.5 bytes per 256 multiply-adds, the least that fits the registers of 8 warps
+        candidates = [MatmulTiles(128, 256, 64, 8, 3), MatmulTiles(128, 128, 64, 8, 4)]
+        if m <= 64:
+            candidates = [MatmulTiles(64, 128, 64, 4, 4)]
+    plans = [t._replace(splits=s) for t in candidates for s in (range(1, 33) if split else (1,))]
+    return min(plans, key=lambda plan: _cost(plan, m, n, k, multiprocessors(device)))
+
+
+def _cost(plan: MatmulTiles, m: int, n: int, k: int, units: int) -> float:
+    """Estimated time of a plan, in multiply-adds of one multiprocessor.
+
+    Whole waves of tiles, each with a fixed overhead worth 256 steps of K; the smaller tile is 8 % slower
+    per multiply-add. A split part is written and read again in float32: 8 bytes per element at 4 TB/s
+    cost what 700 multiply-adds cost at 700 TFLOP/s, shared by all multiprocessors.
+    """
+    if plan.splits > max(1, k // (8 * plan.block_k)):
+        return float("inf")
+    programs = triton.cdiv(m, plan.block_m) * triton.cdiv(n, plan.block_n) * plan.splits
+    waves = triton.cdiv(programs, units)
+    area = plan.block_m * plan.block_n
+    work = waves * area * (triton.cdiv(k, plan.splits) + 256) * (1.0 if area > 128 * 128 else 1.08)
+    return work + (plan.splits > 1) * plan.splits * m * n * 700.0 / units
+
+
+def group_rows(n_tiles: int) -> int:
+    """Row tiles walked together, so that a wave of tiles re-reads as little as possible from L2.
+
+    Few column tiles: all of them are in flight for 8 row tiles. Many (the head): groups of 16, since the
+    head's matrix (77 MB) does not fit L2 (50 MB).
+    """
+    return 8 if n_tiles <= 32 else 16
+
+
+def attention_tiles(kind: str, head_width: int, dtype: torch.dtype) -> AttentionTiles:
+    """Tiles of one attention kernel.
+
+    Args:
+        kind: ``"forward"``, ``"d_kv"`` or ``"d_q"``.
+        head_width: Padded head width.
+        dtype: Of queries, keys and values.
+    """
+    if INTERPRET.value:
+        # smaller than the contexts of the tests, so that skipped, whole and partial tiles all occur
+        return AttentionTiles(32, 16, 1, 1)
+    if dtype == torch.float32:
+        return AttentionTiles(32, 32, 4, 2) if head_width <= 64 else AttentionTiles(16, 32, 4, 1)
+    wide = head_width > 64
+    return {
+        "forward": AttentionTiles(128, 64, 8 if wide else 4, 3),
+        "d_kv": AttentionTiles(64 if wide else 128, 64, 8, 2),
+        "d_q": AttentionTiles(128, 64, 8, 2),
+    }[kind]
+
+
+def row_tile(width: int) -> tuple[int, int]:
+    """Rows per tile and padded width, for kernels that hold whole rows; about 4,096 elements at 4 warps."""
+    block = max(16, triton.next_power_of_2(width))
+    budget = 1 << 16 if INTERPRET.value else 4096
+    rows = max(1, min(64, budget // block))
+    return rows, block
+
+
+def flat_block() -> int:
+    """Elements per program of an elementwise kernel: 8 per thread of 4 warps, two 16-byte loads of float32."""
+    return 1 << 16 if INTERPRET.value else 1024
+
+
+def norm_programs(rows: int, device: torch.device) -> int:
+    """Programs of LayerNorm's backward: each keeps a partial sum of d_gain and d_bias.
+
+    Four per multiprocessor hide the latency of the loads; more would only lengthen the last reduction.
+    """
+    return max(1, min(rows, 4 * multiprocessors(device)))
+
+
+def cross_entropy_chunk(tokens: int, padded_vocab: int, device: torch.device) -> int:
+    """Tokens per chunk of logits.
+
+    On a GPU the chunk is a number of whole waves of 128-row tiles for the head's d_x product, within about
+    1.2 GB of bfloat16 logits; elsewhere within 2^22 logits.
+    """
+    if device.type == "cpu":
+        return max(1, min(tokens, (1 << 22) // padded_vocab))
+    wave = 128 * max(1, multiprocessors(device) * 2 // 3)
+    return max(128, min(tokens, max(1, (600 << 20) // (padded_vocab * wave)) * wave))
+
+
+def vocabulary_block(padded_vocab: int) -> int:
+    """Columns per step of the softmax over one row of logits: 8 per thread of 16 warps."""
+    return min(1 << 14 if INTERPRET.value else 4096, max(16, triton.next_power_of_2(padded_vocab)))
+
+
+# sorted occurrences of ids that one program sums in a row; longer runs are summed from partial sums
+RUN_BLOCK = 32
+
+
+def partial_sum_tiles(count: int, width: int) -> tuple[int, int]:
+    """Parts and columns per step when partial sums are added.
+
+    Narrow and tall (a bias): few columns, so that enough programs exist. Wide and short (the parts of a
+    split product): whole cache lines of one part after the other.
+    """
+    if INTERPRET.value:
+        return 16, 1 << 10
+    return (64, 16) if width <= 16384 else (1, 1024) if count <= 4 else (4, 1024)
+
+
+def column_sum_tiles(rows: int, width: int, device: torch.device) -> tuple[int, int, int]:
+    """Rows and columns per step, and programs per column block, of a sum over rows."""
+    if INTERPRET.value:
+        return 32, 128, 2
+    # 128 bytes and more per row of a tile; about 8 programs per multiprocessor
+    block, tile = 128, 32
+    programs = max(1, min(triton.cdiv(rows, tile), 8 * multiprocessors(device) * block // max(width, block)))
+    return tile, block, programs
+
+
+def cross_entropy_warps(block: int) -> int:
+    """Warps per row of logits: 8 columns per thread and step."""
+    return max(1, min(16, block // 256))
+
+
+def norm_block() -> int:
+    """Elements whose squares one program sums."""
+    return 1 << 14 if INTERPRET.value else 8192
