@@ -24,8 +24,7 @@ class TritonOptions:
     """Flags that only this backend has.
 
     Attributes:
-        kernels: ``"triton"`` kernels, ``"reference"`` ops in plain torch, or ``"auto"``: Triton on a GPU,
-            the reference on a CPU.
+        kernels: triton, reference (plain torch), or auto: Triton on a GPU and the reference on a CPU.
         cuda_graph: On a GPU, record each step's launches once and replay them.
     """
 

@@ -43,14 +43,14 @@ class AttentionResiduals(NamedTuple):
     """Kept by attention; the weights are recomputed tile by tile.
 
     Attributes:
-        qkv: Queries, keys and values, side by side.
+        qkv: Queries, keys and values, side by side: W = 3 D.
         out: The output, needed for the row sums of ``d_out * out``.
         lse: Log-sum-exp of each row of scaled scores, float32: recovers the weights without a second
             pass over the row.
         segment_starts: First position that each position may see; ``None`` means 0 throughout.
     """
 
-    qkv: Float[Tensor, "B T 3*D"]
-    out: Float[Tensor, "B T D"]
+    qkv: Float[Tensor, "B T W"]
+    out: Float[Tensor, "B T W//3"]
     lse: Float[Tensor, "B H T"]
     segment_starts: Int[Tensor, "B T"] | None

@@ -32,15 +32,15 @@ QUERIES = 64
 
 
 def attention_fwd(
-    qkv: Float[Tensor, "B T 3*D"],
+    qkv: Float[Tensor, "B T W"],
     n_head: int,
     segment_starts: Int[Tensor, "B T"] | None,
     dropout: Dropout | None = None,
-) -> tuple[Float[Tensor, "B T D"], AttentionResiduals]:
+) -> tuple[Float[Tensor, "B T W//3"], AttentionResiduals]:
     """Attention of every head; softmax and sums in float32.
 
     Args:
-        qkv: Queries, keys and values, side by side.
+        qkv: Queries, keys and values, side by side: W = 3 D.
         n_head: Number of heads, a divisor of the width.
         segment_starts: First position that each position may see; ``None`` means 0.
         dropout: Mask of the attention weights.
