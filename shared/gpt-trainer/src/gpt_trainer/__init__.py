@@ -1,0 +1,1 @@
+"""What every trainer needs and no framework owns: configuration, loop, checkpoints, metrics, sampling."""

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from gpt_data.batch import Batch
@@ -81,6 +81,7 @@ class StepMetrics(NamedTuple):
     updated: bool
 
 
+@runtime_checkable
 class Pending(Protocol):
     """Metrics still on the device: reading them is what waits."""
 
@@ -89,6 +90,7 @@ class Pending(Protocol):
         ...
 
 
+@runtime_checkable
 class Decoder(Protocol):
     """A batch of sequences that grow together, their keys and values cached."""
 
@@ -101,6 +103,7 @@ class Decoder(Protocol):
         ...
 
 
+@runtime_checkable
 class Profile(Protocol):
     """A recorded stretch of training."""
 
@@ -109,6 +112,7 @@ class Profile(Protocol):
         ...
 
 
+@runtime_checkable
 class Backend(Protocol):
     """One model on one device, with its optimizer state.
 
@@ -164,7 +168,7 @@ class Backend(Protocol):
         ...
 
     def gradients(self, micro_batches: Sequence[Batch], step: int) -> tuple[float, Parameters]:
-        """Mean loss and its gradient by canonical name, unclipped, dropout as in ``train_step``: for checks."""
+        """Mean loss and its unclipped gradient, dropout as in ``train_step``: for checks."""
         ...
 
     def decoder(self, rows: int) -> Decoder:
@@ -240,7 +244,9 @@ def find_backend(name: str) -> BackendSpec:
     """
     points = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
     if name not in points:
-        raise ValueError(f"backend {name!r} is not installed; installed: {', '.join(sorted(points)) or 'none'}")
+        raise ValueError(
+            f"backend {name!r} is not installed; installed: {', '.join(sorted(points)) or 'none'}"
+        )
     spec = points[name].load()
     assert isinstance(spec, BackendSpec), f"{name} registers {type(spec)}"
     return spec

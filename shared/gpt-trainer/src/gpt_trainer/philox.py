@@ -36,7 +36,7 @@ class Site(IntEnum):
     MLP_RESIDUAL = 3
 
 
-def philox(counter: UInt32[np.ndarray, "4 *n"], key: tuple[int, int]) -> UInt32[np.ndarray, "4 *n"]:
+def philox(counter: UInt32[np.ndarray, 4 * n], key: tuple[int, int]) -> UInt32[np.ndarray, 4 * n]:
     """Ten rounds of Philox-4x32: four pseudo-random words for each counter.
 
     ``philox(0, (0, 0))`` begins ``6627e8d5 e169c58d`` (Random123's known-answer test).
@@ -72,10 +72,7 @@ def dropout_key(seed: int, step: int, micro_batch: int, layer: int, site: Site) 
 
 def dropout_keys(seed: int, step: int, micro_batch: int, n_layer: int) -> UInt32[np.ndarray, "L 4 2"]:
     """Keys of every mask in one forward pass, by layer and ``Site``."""
-    keys = [
-        [dropout_key(seed, step, micro_batch, layer, site) for site in Site]
-        for layer in range(n_layer)
-    ]
+    keys = [[dropout_key(seed, step, micro_batch, layer, site) for site in Site] for layer in range(n_layer)]
     return np.array(keys, np.uint32)
 
 
@@ -84,7 +81,7 @@ def dropout_threshold(rate: float) -> int:
     return int(rate * 2.0**32)
 
 
-def dropout_mask(shape: tuple[int, ...], key: tuple[int, int], rate: float) -> Bool[np.ndarray, "..."]:
+def dropout_mask(shape: tuple[int, ...], key: tuple[int, int], rate: float) -> Bool[np.ndarray, ...]:
     """True where an element of a tensor of ``shape`` is kept."""
     index = np.arange(int(np.prod(shape)), dtype=np.uint64)
     zero = np.zeros_like(index)

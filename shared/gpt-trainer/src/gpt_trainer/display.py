@@ -1,0 +1,203 @@
+"""What a run shows: a live panel on a terminal, plain lines otherwise.
+
+A closed standard output ends the display and not the training.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import deque
+from typing import NamedTuple, Protocol, Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+BARS = "▁▂▃▄▅▆▇█"
+REDRAWS_PER_SECOND = 4
+SPARKLINE_WIDTH = 40
+
+
+class Report(NamedTuple):
+    """The numbers of one step.
+
+    Attributes:
+        step: Steps taken.
+        steps: Steps in all.
+        loss: Training loss of the step.
+        val_loss: Latest validation loss.
+        lr: Learning rate.
+        grad_norm: Gradient norm before clipping.
+        tokens_per_second: Speed of the step.
+        mfu: Share of the device's peak; None if that is not known.
+        peak_memory_bytes: Highest memory in use.
+    """
+
+    step: int
+    steps: int
+    loss: float
+    val_loss: float | None
+    lr: float
+    grad_norm: float
+    tokens_per_second: float
+    mfu: float | None
+    peak_memory_bytes: int
+
+
+class Display(Protocol):
+    """Shows a run."""
+
+    def say(self, line: str) -> None:
+        """Show a line that stays."""
+        ...
+
+    def report(self, report: Report) -> None:
+        """Show the numbers of a step."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exception: object) -> None: ...
+
+
+def describe(report: Report) -> str:
+    """A step's numbers in one line, all but the step itself."""
+    parts = [f"loss {report.loss:.4f}"]
+    if report.val_loss is not None:
+        parts.append(f"val {report.val_loss:.4f}")
+    parts += [f"lr {report.lr:.2e}", f"norm {report.grad_norm:.2f}", f"{report.tokens_per_second:,.0f} tok/s"]
+    if report.mfu is not None:
+        parts.append(f"MFU {report.mfu:.1%}")
+    parts.append(f"{report.peak_memory_bytes / 1e9:.2f} GB")
+    return "  ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds.
+
+    >>> duration(3725.4)
+    '1:02:05'
+    """
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}"
+
+
+class PlainDisplay:
+    """Lines on the standard output, one every ``every`` steps.
+
+    Args:
+        every: Steps between lines.
+    """
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self._open = True
+        self._began: tuple[float, int] | None = None
+
+    def say(self, line: str) -> None:
+        """Print a line."""
+        if not self._open:
+            return
+        try:
+            print(line, flush=True)
+        except (OSError, ValueError):
+            self._open = False
+            give_up_stdout()
+
+    def report(self, report: Report) -> None:
+        """Print the step's line if it is one that is shown."""
+        now = time.monotonic()
+        if self._began is None:
+            self._began = (now, report.step)
+        if report.step % self.every and report.step not in (1, report.steps):
+            return
+        began, first = self._began
+        pace = (now - began) / (report.step - first) if report.step > first else 0.0
+        left = f"  {duration(pace * (report.steps - report.step))} left" if pace else ""
+        width = len(str(report.steps))
+        self.say(f"step {report.step:>{width}}/{report.steps}  {describe(report)}{left}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+
+def give_up_stdout() -> None:
+    """Point the standard output at nothing, so that its last flush does not fail at exit either."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.__stdout__.fileno() if sys.__stdout__ is not None else 1)
+    os.close(null)
+
+
+def sparkline(values: deque[float]) -> str:
+    """A row of bars, lowest to highest value.
+
+    >>> sparkline(deque([1.0, 2.0, 3.0]))
+    '▁▅█'
+    """
+    low, high = min(values), max(values)
+    scale = (len(BARS) - 1) / (high - low) if high > low else 0.0
+    return "".join(BARS[round((value - low) * scale)] for value in values)
+
+
+class LiveDisplay:
+    """A progress bar with the numbers of the last step and a curve of the loss under it."""
+
+    def __init__(self) -> None:
+        self.console = Console()
+        self._bar = Progress(
+            TextColumn("[bold]training"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True),
+            console=self.console,
+            expand=True,
+        )
+        self._task = self._bar.add_task("training", total=None)
+        self._losses: deque[float] = deque(maxlen=SPARKLINE_WIDTH)
+        self._live = Live(self._bar, console=self.console, refresh_per_second=REDRAWS_PER_SECOND)
+        self._open = True
+
+    def say(self, line: str) -> None:
+        """Print a line above the bar."""
+        if self._open:
+            try:
+                self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            except OSError:
+                self._open = False
+
+    def report(self, report: Report) -> None:
+        """Redraw the bar and the numbers."""
+        self._losses.append(report.loss)
+        self._bar.update(self._task, total=report.steps, completed=report.step)
+        curve = Text(f"loss {sparkline(self._losses)}", style="cyan")
+        try:
+            self._live.update(Group(self._bar, Text(describe(report)), curve))
+        except OSError:
+            self._open = False
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        try:
+            self._live.stop()
+        except OSError:
+            give_up_stdout()
+
+
+def choose_display(*, plain: bool, every: int) -> Display:
+    """The live display on a terminal, lines otherwise.
+
+    Args:
+        plain: Lines in any case.
+        every: Steps between lines.
+    """
+    return PlainDisplay(every) if plain or not sys.stdout.isatty() else LiveDisplay()

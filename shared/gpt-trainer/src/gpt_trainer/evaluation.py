@@ -1,0 +1,44 @@
+"""Validation loss over a fixed set of rows."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from gpt_data.loader import BatchLoader
+
+from gpt_trainer.backend import Backend
+from gpt_trainer.stopping import StopFlag
+
+
+class Evaluation(NamedTuple):
+    """The mean loss in nats and the number of targets that it is over."""
+
+    loss: float
+    targets: int
+
+    @property
+    def perplexity(self) -> float:
+        """``exp(loss)``; infinite where that overflows."""
+        try:
+            return math.exp(self.loss)
+        except OverflowError:
+            return math.inf
+
+
+def evaluate(backend: Backend, loader: BatchLoader, rows: int, stop: StopFlag) -> Evaluation | None:
+    """Mean loss over the split's first rows, the same ones every time; None if asked to stop meanwhile.
+
+    Args:
+        backend: The model.
+        loader: The validation split, in batches that fit the device.
+        rows: How many rows; all if there are fewer.
+        stop: Asked before every batch.
+    """
+    total, targets = 0.0, 0
+    for batch in loader.sequential(rows):
+        if stop():
+            return None
+        loss, count = backend.evaluate(batch)
+        total, targets = total + loss, targets + count
+    return Evaluation(total / max(1, targets), targets)

@@ -1,0 +1,200 @@
+"""Where a run's weights come from: a run to resume, a model to start from, or nothing."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import bpe_scratch
+
+from gpt_trainer.checkpoint import (
+    CheckpointState,
+    RunLock,
+    SavedModel,
+    find_steps,
+    load_huggingface,
+    load_model,
+    load_path,
+    resolve,
+)
+from gpt_trainer.checkpoint.discovery import CHECKPOINTS, is_step
+from gpt_trainer.errors import InputError
+from gpt_trainer.record import Record, RunState, read_record, read_state
+from gpt_trainer.run_folder import read_plan
+from gpt_trainer.spikes import SpikeGuard
+
+TOKENIZER_FILE = "tokenizer.json"
+GPT2_FILES = ("vocab.json", "merges.txt")
+
+
+class Resumed(NamedTuple):
+    """A run that goes on.
+
+    Attributes:
+        run: Its folder.
+        record: What it wrote down about itself.
+        state: Where it stands.
+        checkpoint: The step that it goes on from; None if it never reached its first checkpoint.
+    """
+
+    run: Path
+    record: Record
+    state: RunState
+    checkpoint: CheckpointState | None
+
+
+class Origin(NamedTuple):
+    """A model to start from.
+
+    Attributes:
+        saved: Its weights.
+        tokenizer: How to name its tokenizer on the command line, if it has one.
+        tokenizer_files: The folder with that tokenizer's files.
+    """
+
+    saved: SavedModel
+    tokenizer: str | None = None
+    tokenizer_files: Path | None = None
+
+
+def warn(line: str) -> None:
+    """Print a line that the user should see and nothing depends on."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def run_of_step(path: Path) -> Path:
+    """The run's folder that a run's, its checkpoints' or a step's path belongs to.
+
+    Args:
+        path: What the user named.
+
+    Raises:
+        InputError: If it is a step outside of a run.
+    """
+    path = path.resolve() if path.name in ("", "..") else path
+    if path.name == CHECKPOINTS:
+        return path.parent
+    if not is_step(path):
+        return path
+    if path.absolute().parent.name != CHECKPOINTS:
+        raise InputError(
+            f"{path} is not in a run's folder {CHECKPOINTS}/; start a new run with --init-from {path}"
+        )
+    return path.parent.parent
+
+
+def open_run(path: Path, locks: ExitStack | None) -> Resumed:
+    """Lock a run and load the step that it goes on from.
+
+    Args:
+        path: A run's folder, to go on from its newest whole step, or one of its steps.
+        locks: Holds the lock; None to read only.
+
+    Raises:
+        InputError: If there is nothing to resume, or it is damaged.
+        WriteError: If another process holds the run.
+    """
+    run = run_of_step(path)
+    if not path.is_dir():
+        raise InputError(f"--resume {path}: there is no such folder")
+    if locks is not None:
+        locks.enter_context(RunLock(run))
+    plan = None if is_step(path) or find_steps(run) else read_plan(run)
+    if plan is not None:
+        record = read_record(plan, str(run / "run.json"))
+        return Resumed(run, record, RunState(SpikeGuard(record.config.optimizer.skip_spikes)), None)
+    checkpoint = load_path(path, warn)
+    where = f"trainer.json of step {checkpoint.step} in {run}"
+    record = read_record(checkpoint.trainer, where)
+    state = checkpoint.trainer.get("state")
+    if not isinstance(state, dict):
+        raise InputError(f"{where} holds no state")
+    factor = record.config.optimizer.skip_spikes
+    return Resumed(run, record, read_state(state, checkpoint.step, factor, where), checkpoint)
+
+
+def open_model(path: Path) -> Origin:
+    """Load a model: a run, one of its steps, or a Hugging Face GPT-2 folder.
+
+    Args:
+        path: The folder.
+
+    Raises:
+        InputError: If it is none of these, or damaged.
+    """
+    if not path.is_dir():
+        raise InputError(f"{path} is not a folder; give a run, one of its steps or a Hugging Face GPT-2")
+    if is_step(path) or find_steps(run_of_step(path)):
+        step = resolve(path)
+        saved = load_model(step)
+        return Origin(saved, str(step / TOKENIZER_FILE) if saved.tokenizer_json is not None else None)
+    if (path / CHECKPOINTS).is_dir() or (path / "run.json").is_file():
+        raise InputError(f"{path} is a run without a checkpoint yet")
+    return _open_huggingface(path)
+
+
+def _open_huggingface(path: Path) -> Origin:
+    model, parameters = load_huggingface(path)
+    content = (path / TOKENIZER_FILE).read_bytes() if (path / TOKENIZER_FILE).is_file() else None
+    if content is not None:
+        return Origin(SavedModel(0, model, parameters, content), str(path / TOKENIZER_FILE))
+    saved = SavedModel(0, model, parameters, None)
+    if all((path / name).is_file() for name in GPT2_FILES):
+        return Origin(saved, "gpt2", path)
+    return Origin(saved, "gpt2" if model.vocab_size == 50257 else None)
+
+
+def parse_tokenizer(content: bytes, where: str) -> bpe_scratch.Tokenizer:
+    """A tokenizer from the bytes of its file.
+
+    Args:
+        content: A ``tokenizer.json``.
+        where: Where it is from, for the message.
+
+    Raises:
+        InputError: If it is not one that is supported.
+    """
+    return _guarded(lambda: bpe_scratch.Tokenizer.from_json(content.decode()), where)
+
+
+def _guarded(make: Callable[[], bpe_scratch.Tokenizer], where: Path | str) -> bpe_scratch.Tokenizer:
+    try:
+        return make()
+    except (ValueError, OSError) as error:
+        raise InputError(f"cannot read the tokenizer of {where}: {error}") from None
+
+
+def tokenizer_of(origin: Origin, where: Path, files: Path | None = None) -> bpe_scratch.Tokenizer:
+    """The tokenizer that a model came with.
+
+    Args:
+        origin: The model.
+        where: Its folder, for messages.
+        files: Folder with ``vocab.json`` and ``merges.txt``, or ``encoder.json`` and ``vocab.bpe``.
+
+    Raises:
+        InputError: If there is none, or it does not fit the model.
+    """
+    if origin.saved.tokenizer_json is not None and files is None:
+        tokenizer = parse_tokenizer(origin.saved.tokenizer_json, str(where))
+    else:
+        tokenizer = _from_files(files or origin.tokenizer_files, where)
+    if tokenizer.vocab_size != origin.saved.model.vocab_size:
+        raise InputError(
+            f"the tokenizer has a vocabulary of {tokenizer.vocab_size}, the model {where} one of "
+            f"{origin.saved.model.vocab_size}"
+        )
+    return tokenizer
+
+
+def _from_files(folder: Path | None, where: Path) -> bpe_scratch.Tokenizer:
+    for pair in (GPT2_FILES, ("encoder.json", "vocab.bpe")):
+        if folder is not None and all((folder / name).is_file() for name in pair):
+            return _guarded(
+                partial(bpe_scratch.Tokenizer.from_gpt2, *(folder / name for name in pair)), folder
+            )
+    raise InputError(f"{where} has no tokenizer; name its files with --tokenizer-files")

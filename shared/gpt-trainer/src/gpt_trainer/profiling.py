@@ -1,0 +1,58 @@
+"""Recording a few steps with the framework's own profiler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Self
+
+from gpt_trainer.backend import Backend, Profile
+
+WARMUP_STEPS = 3
+"""Steps before the recording: compilation and first allocations tell nothing about the rest."""
+FOLDER = "profile"
+
+
+class ProfileWindow:
+    """Records the steps after the first few of this process.
+
+    Args:
+        backend: Has the profiler.
+        run: The run's folder; the trace goes into ``profile`` in it.
+        count: Steps to record; 0 for none.
+        start: Step at which this process begins.
+    """
+
+    def __init__(self, backend: Backend, run: Path, count: int, start: int) -> None:
+        self._backend, self._folder = backend, run / FOLDER
+        self._first, self._last = start + WARMUP_STEPS, start + WARMUP_STEPS + count
+        self._recording = ExitStack()
+        self._profile: Profile | None = None
+
+    def before(self, step: int) -> None:
+        """Begin to record if ``step`` is the first one to be recorded."""
+        if step == self._first < self._last:
+            self._backend.synchronize()
+            self._profile = self._recording.enter_context(self._backend.profile(self._folder))
+
+    def after(self, step: int, say: Callable[[str], None]) -> bool:
+        """End the recording if ``step`` steps are taken; True if it was ended.
+
+        Args:
+            step: Steps taken.
+            say: Shows the table.
+        """
+        if self._profile is None or step < self._last:
+            return False
+        self._backend.synchronize()
+        self._recording.close()
+        say(f"{self._last - self._first} steps recorded in {self._folder}\n{self._profile.table()}")
+        self._profile = None
+        return True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._recording.close()

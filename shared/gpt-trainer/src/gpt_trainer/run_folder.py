@@ -1,0 +1,127 @@
+"""A run's folder: its name, what says that it is taken, and the plan that lets it start again.
+
+``run.json`` is written before the first step. It holds the configuration, so that a run that was killed
+before its first checkpoint still resumes, from the start.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+from gpt_trainer.checkpoint import find_steps
+from gpt_trainer.errors import InputError, WriteError
+from gpt_trainer.metrics import METRICS_NAME
+
+PLAN_NAME = "run.json"
+RUNS = Path("runs")
+PLAN_LIMIT = 1 << 20
+
+
+def create_folder(out: Path | None, preset: str) -> Path:
+    """The folder for a new run, created.
+
+    Args:
+        out: The folder that the user named; ``runs/<preset>-<n>`` with the first free n if None.
+        preset: The preset's name.
+
+    Raises:
+        InputError: If the folder holds a run already.
+        WriteError: If it cannot be created.
+    """
+    try:
+        if out is None:
+            return _first_free(preset)
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        where = out or RUNS
+        raise WriteError(
+            f"cannot create {where}: {error.strerror or error}; choose another folder with --out"
+        ) from None
+    return out
+
+
+def refuse_existing(run: Path) -> None:
+    """Make sure that a new run overwrites nothing.
+
+    Raises:
+        InputError: If the folder holds a run.
+    """
+    if (run / PLAN_NAME).exists() or (run / METRICS_NAME).exists() or find_steps(run):
+        raise InputError(f"{run} holds a run already: go on with --resume {run}, or choose another --out")
+
+
+def _first_free(preset: str) -> Path:
+    RUNS.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        folder = RUNS / f"{preset}-{number}"
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return folder
+
+
+def write_plan(run: Path, plan: dict[str, Any]) -> None:
+    """Write ``run.json``, whole or not at all.
+
+    Args:
+        run: The run's folder.
+        plan: JSON values.
+
+    Raises:
+        WriteError: If it cannot be written.
+    """
+    temporary = run / f".{PLAN_NAME}-{secrets.token_hex(4)}"
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(plan, file, indent=2, sort_keys=True, allow_nan=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(run / PLAN_NAME)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise WriteError(f"cannot write {run / PLAN_NAME}: {error.strerror or error}") from None
+
+
+def read_plan(run: Path) -> dict[str, Any] | None:
+    """The content of ``run.json``; None if there is no such file.
+
+    Raises:
+        InputError: If it cannot be read or is damaged.
+    """
+    path = run / PLAN_NAME
+    if not path.is_file():
+        return None
+    try:
+        with path.open(encoding="utf-8") as file:
+            plan = json.loads(file.read(PLAN_LIMIT))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"cannot read {path}: {error}; start a new run") from None
+    if not isinstance(plan, dict):
+        raise InputError(f"{path} holds no object; start a new run")
+    return plan
+
+
+def set_aside_later(run: Path, step: int) -> list[int]:
+    """Rename the steps after ``step``: the run goes on from there and will take them again.
+
+    Nothing is deleted; ``superseded-step-...`` is passed over by whatever looks for steps.
+
+    Args:
+        run: The run's folder.
+        step: The step that the user chose to go on from.
+
+    Returns:
+        The steps that were renamed.
+    """
+    later = [(number, folder) for number, folder in find_steps(run) if number > step]
+    for _, folder in later:
+        folder.rename(folder.with_name(f"superseded-{folder.name}-{secrets.token_hex(4)}"))
+    return [number for number, _ in later]

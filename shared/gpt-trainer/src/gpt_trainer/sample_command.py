@@ -1,0 +1,153 @@
+"""``gpt-*-sample``: continue a prompt with a trained model."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, make_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import bpe_scratch
+import numpy as np
+import tyro
+
+from gpt_trainer.backend import Backend, BackendSpec, OptimizerConfig, Precision, Runtime
+from gpt_trainer.errors import InputError
+from gpt_trainer.generation import encode_prompt, generate
+from gpt_trainer.origin import open_model, tokenizer_of
+from gpt_trainer.sampling import SamplingConfig
+from gpt_trainer.stopping import StopFlag
+
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """What to sample.
+
+    Attributes:
+        model: A run, one of its steps, or a Hugging Face GPT-2 folder.
+        prompt: Text to continue; from the start of a document if empty.
+        count: How many continuations.
+        tokens: Tokens of each; it ends early at the end-of-text token.
+        temperature: Divides the logits; 0 always takes the most likely token.
+        top_k: Draw from this many most likely tokens.
+        top_p: Draw from the fewest most likely tokens that together have this probability.
+        seed: Decides the draws.
+        tokenizer_files: Folder with GPT-2's tokenizer files, for a model that comes without.
+        device: cpu, gpu, or auto.
+        precision: Precision of products.
+    """
+
+    model: Path
+    prompt: str = ""
+    count: int = 1
+    tokens: int = 200
+    temperature: float = 0.8
+    top_k: int | None = 50
+    top_p: float = 1.0
+    seed: int = 0
+    tokenizer_files: Path | None = None
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    precision: Precision = "float32"
+
+
+def sample(spec: BackendSpec, argv: Sequence[str]) -> int:
+    """Print continuations; the exit status is 0, or 130 if interrupted.
+
+    Args:
+        spec: The backend.
+        argv: The command's arguments.
+
+    Raises:
+        InputError: If the model or a value is unusable.
+    """
+    options, backend_options = _parse(spec, argv)
+    drawing = _check(options)
+    origin = open_model(options.model)
+    tokenizer = tokenizer_of(origin, options.model, options.tokenizer_files)
+    prompt = _encode(tokenizer, options.prompt)
+    runtime = Runtime(options.precision, options.device)
+    try:
+        backend = spec.create(origin.saved.model, OptimizerConfig(), runtime, backend_options)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    backend.load(origin.saved.parameters)
+    stop = StopFlag()
+    with stop.installed():
+        try:
+            _print_samples(backend, tokenizer, prompt, options, drawing, stop)
+        except BrokenPipeError:
+            # the reader has what it wanted
+            sys.stdout = None  # type: ignore[assignment]
+    return INTERRUPTED if stop() else 0
+
+
+def _parse(spec: BackendSpec, argv: Sequence[str]) -> tuple[SampleOptions, Any]:
+    kind = make_dataclass(
+        "Flags",
+        [("sampling", SampleOptions), ("backend", spec.options, field(default_factory=spec.options))],
+        frozen=True,
+    )
+    flags: Any = tyro.cli(
+        kind,
+        config=(tyro.conf.OmitArgPrefixes,),
+        prog=f"{spec.name}-sample",
+        description=f"Continue a text with a GPT-2, by {spec.name}.",
+        args=list(argv),
+    )
+    return flags.sampling, flags.backend
+
+
+def _check(options: SampleOptions) -> SamplingConfig:
+    for name in ("count", "tokens"):
+        if getattr(options, name) < 1:
+            raise InputError(f"--{name} {getattr(options, name)} is not positive")
+    try:
+        return SamplingConfig(options.temperature, options.top_k, options.top_p, options.seed)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+def _encode(tokenizer: bpe_scratch.Tokenizer, prompt: str) -> np.ndarray:
+    try:
+        ids = encode_prompt(tokenizer, prompt)
+    except ValueError as error:
+        raise InputError(f"--prompt: {error}") from None
+    if len(ids) == 0:
+        raise InputError("--prompt is empty, and the tokenizer has no end-of-text token to start from")
+    return ids
+
+
+def _print_samples(
+    backend: Backend,
+    tokenizer: bpe_scratch.Tokenizer,
+    prompt: np.ndarray,
+    options: SampleOptions,
+    drawing: SamplingConfig,
+    stop: StopFlag,
+) -> None:
+    """One continuation appears as it is drawn; several are printed together at the end."""
+    streams = [tokenizer.stream() for _ in range(options.count)]
+    texts = [options.prompt] * options.count
+    open_rows = set(range(options.count))
+    if options.count == 1:
+        print(options.prompt, end="", flush=True)
+    for _, drawn in zip(
+        range(options.tokens), generate(backend, prompt, options.count, drawing), strict=False
+    ):
+        open_rows -= {row for row in open_rows if int(drawn[row]) == tokenizer.end_of_text}
+        if stop() or not open_rows:
+            break
+        for row in open_rows:
+            piece = streams[row].feed(int(drawn[row]))
+            texts[row] += piece
+            if options.count == 1:
+                print(piece, end="", flush=True)
+    tails = [stream.flush() for stream in streams]
+    if options.count == 1:
+        print(tails[0], flush=True)
+        return
+    for number, (text, tail) in enumerate(zip(texts, tails, strict=True), 1):
+        print(f"--- {number}\n{text}{tail}", flush=True)

@@ -1,0 +1,150 @@
+"""A configuration as flat keys: read from TOML and JSON, compared, and written back.
+
+Keys are the fields' names; in a TOML file hyphens may stand for underscores, and tables only group.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from gpt_trainer.config import SECTIONS, TrainConfig
+from gpt_trainer.errors import InputError
+
+S = TypeVar("S")
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The file's keys, tables flattened, hyphens turned into underscores.
+
+    Raises:
+        InputError: If it cannot be read, is not TOML, or says something twice.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read --config {path}: {error.strerror or error}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"--config {path} is not TOML: {error}") from None
+    found: dict[str, Any] = {}
+    for key, value in _leaves(content):
+        name = key.replace("-", "_")
+        if name in found:
+            raise InputError(f"--config {path} gives {key} twice")
+        found[name] = value
+    return found
+
+
+def _leaves(table: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _leaves(value)
+        else:
+            yield key, value
+
+
+def flat(config: TrainConfig) -> dict[str, Any]:
+    """Every field of every section by name, as JSON values."""
+    values = {name: value for section in asdict(config).values() for name, value in section.items()}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+
+def field_names(kind: type[Any]) -> set[str]:
+    """Names of a dataclass's fields."""
+    return {item.name for item in fields(kind)}
+
+
+def config_names() -> set[str]:
+    """Every key that a configuration has."""
+    return set(flat(TrainConfig()))
+
+
+def overlay(config: TrainConfig, values: Mapping[str, Any], where: str) -> TrainConfig:
+    """``config`` with some values replaced; keys that it does not have are left to the caller.
+
+    Args:
+        config: The values otherwise.
+        values: Flat keys.
+        where: Their origin, for messages.
+
+    Raises:
+        InputError: If a value has the wrong type or does not fit.
+    """
+    sections = {name: overlay_section(getattr(config, name), values, where) for name in SECTIONS}
+    try:
+        return TrainConfig(**sections)
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def overlay_section(section: S, values: Mapping[str, Any], where: str) -> S:
+    """One dataclass with those of its fields replaced that ``values`` names.
+
+    Args:
+        section: The dataclass.
+        values: Flat keys; others than its fields are passed over.
+        where: Their origin, for messages.
+
+    Raises:
+        InputError: If a value has the wrong type.
+    """
+    hints = get_type_hints(type(section))
+    known = field_names(type(section))
+    given = {name: convert(name, values[name], hints[name], where) for name in known & values.keys()}
+    try:
+        return replace(section, **given)  # type: ignore[type-var]
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def convert(name: str, value: Any, kind: Any, where: str) -> Any:
+    """A TOML or JSON value as what a field of type ``kind`` holds.
+
+    Args:
+        name: The key.
+        value: Its value.
+        kind: bool, int, float, str, Path, a Literal, or one of these or None.
+        where: The origin, for the message.
+
+    Raises:
+        InputError: If it does not fit.
+    """
+    options = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    if value is None and NoneType in options:
+        return None
+    for option in options:
+        if get_origin(option) is Literal:
+            if value in get_args(option):
+                return value
+        elif option is Path and isinstance(value, str):
+            return Path(value)
+        elif option is float and type(value) in (int, float):
+            return float(value)
+        elif type(value) is option:
+            return value
+    raise InputError(f"{where}: {name}={value!r} is not {_expected(options)}")
+
+
+def _expected(options: Iterable[Any]) -> str:
+    words = []
+    for option in options:
+        if get_origin(option) is Literal:
+            words += [str(value) for value in get_args(option)]
+        elif option is not NoneType:
+            words.append("a path" if option is Path else option.__name__)
+    return "one of " + ", ".join(words) if len(words) > 1 else " ".join(words)
+
+
+def changed(before: TrainConfig, after: TrainConfig) -> list[str]:
+    """Names of the fields that differ."""
+    old, new = flat(before), flat(after)
+    return [name for name in old if old[name] != new[name]]
+
+
+def flag(name: str) -> str:
+    """A field's name as it is typed: ``n_layer`` -> ``--n-layer``."""
+    return "--" + name.replace("_", "-")
