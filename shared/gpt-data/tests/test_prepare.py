@@ -168,7 +168,7 @@ def test_kill_at_random_moments_then_go_on(
     run(corpus, tmp_path / "clean")
     out = tmp_path / "out"
     command = [sys.executable, "-c", CHILD, str(corpus), str(out), str(workers)]
-    for lines in (2, 9, 23):
+    for lines in (3, 20):
         with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
             assert child.stdout is not None
             for _ in range(lines):
@@ -179,7 +179,7 @@ def test_kill_at_random_moments_then_go_on(
     assert content_of(out) == content_of(tmp_path / "clean")
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(limit=st.integers(1, 1500))
 def test_max_tokens_ends_after_a_whole_document(tmp_path_factory: pytest.TempPathFactory, limit: int) -> None:
     folder = tmp_path_factory.mktemp("max")

@@ -8,7 +8,7 @@ import pytest
 from gpt_data.errors import DataError
 from gpt_data.shards import Shard, read_documents
 from gpt_data.writer import SplitState, SplitWriter
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 DOCUMENTS = [np.array([256, *range(n)]) for n in (3, 0, 12, 1, 7, 0, 0, 25, 4)]
@@ -62,6 +62,7 @@ def test_a_wide_vocabulary_takes_four_bytes(tmp_path: Path) -> None:
     assert record.data.bytes == 1024 + 3 * 4
 
 
+@settings(max_examples=25)
 @given(
     committed=st.integers(0, len(DOCUMENTS)),
     lost=st.integers(0, len(DOCUMENTS)),

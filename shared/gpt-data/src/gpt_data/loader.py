@@ -14,7 +14,7 @@ import numpy as np
 
 from gpt_data.batch import IGNORE, Batch
 from gpt_data.errors import DataError
-from gpt_data.packing import PACKINGS, Packing, Row, pack_documents, window_count
+from gpt_data.packing import PACKINGS, Row, pack_documents, window_count
 from gpt_data.permutation import permute
 from gpt_data.stream import TokenStream
 
@@ -49,7 +49,7 @@ class BatchLoader:
         rows: int,
         context: int,
         seed: int = 0,
-        packing: Packing = "stream",
+        packing: str = "stream",
         rank: int = 0,
         world: int = 1,
     ) -> None:

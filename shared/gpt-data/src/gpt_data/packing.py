@@ -4,7 +4,7 @@ Window w is tokens w*T to w*T+T, and its targets are the same one place on, so t
 every token is input once and target once. ``stream`` lets a position see the whole row before it;
 ``documents`` lets it see its own document only.
 
-Shapes: T context, d documents that begin in the window.
+Shapes: T context, n = T + 1 tokens of a window, d documents that begin in it.
 """
 
 from __future__ import annotations
@@ -33,9 +33,7 @@ def window_count(tokens: int, context: int) -> int:
     return max(0, (tokens - 1) // context)
 
 
-def pack_documents(
-    window: Int32[np.ndarray, " T+1"], starts: Int64[np.ndarray, " d"], end_of_text: int
-) -> Row:
+def pack_documents(window: Int32[np.ndarray, " n"], starts: Int64[np.ndarray, " d"], end_of_text: int) -> Row:
     """A row whose positions see their own document only.
 
     A target is kept if it belongs to the same document, or is the end-of-text token by which the next

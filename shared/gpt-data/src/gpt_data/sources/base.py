@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import chain, islice
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from gpt_data.errors import DataError
 
@@ -19,6 +19,7 @@ class Document(NamedTuple):
     text: str
 
 
+@runtime_checkable
 class Source(Protocol):
     """Documents in a fixed order, from any place in it.
 

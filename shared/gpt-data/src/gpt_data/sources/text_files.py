@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from gpt_data.errors import DataError
 from gpt_data.sources.base import Document, check_document, hold_out, too_long
@@ -142,7 +142,7 @@ def read_documents(path: Path, limit: int) -> Iterator[str]:
 
 
 @contextmanager
-def open_text(path: Path) -> Iterator[IO[bytes]]:
+def open_text(path: Path) -> Iterator[io.BufferedIOBase]:
     """Open a file through its compression; damage met while it is read is a ``DataError``.
 
     Raises:
@@ -157,9 +157,9 @@ def open_text(path: Path) -> Iterator[IO[bytes]]:
         raise DataError(f"cannot read {path}: {error}") from error
 
 
-def _open(path: Path) -> IO[bytes]:
+def _open(path: Path) -> io.BufferedIOBase:
     openers: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".xz": lzma.open, ".zst": _open_zstd}
-    file: IO[bytes] = openers.get(path.suffix, lambda plain: plain.open("rb"))(path)
+    file: io.BufferedIOBase = openers.get(path.suffix, lambda plain: plain.open("rb"))(path)
     return file
 
 
@@ -181,7 +181,7 @@ def _zstd_errors(path: Path) -> tuple[type[Exception], ...]:
     return (_zstd(path).ZstdError,) if path.suffix == ".zst" else ()
 
 
-def _read_lines(path: Path, file: IO[bytes], limit: int) -> Iterator[str]:
+def _read_lines(path: Path, file: io.BufferedIOBase, limit: int) -> Iterator[str]:
     number = 0
     while line := file.readline(limit + 1):
         number += 1
