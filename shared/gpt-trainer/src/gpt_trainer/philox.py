@@ -36,7 +36,7 @@ class Site(IntEnum):
     MLP_RESIDUAL = 3
 
 
-def philox(counter: UInt32[np.ndarray, 4 * n], key: tuple[int, int]) -> UInt32[np.ndarray, 4 * n]:
+def philox(counter: UInt32[np.ndarray, " 4 *n"], key: tuple[int, int]) -> UInt32[np.ndarray, " 4 *n"]:
     """Ten rounds of Philox-4x32: four pseudo-random words for each counter.
 
     ``philox(0, (0, 0))`` begins ``6627e8d5 e169c58d`` (Random123's known-answer test).
@@ -81,7 +81,7 @@ def dropout_threshold(rate: float) -> int:
     return int(rate * 2.0**32)
 
 
-def dropout_mask(shape: tuple[int, ...], key: tuple[int, int], rate: float) -> Bool[np.ndarray, ...]:
+def dropout_mask(shape: tuple[int, ...], key: tuple[int, int], rate: float) -> Bool[np.ndarray, " ..."]:
     """True where an element of a tensor of ``shape`` is kept."""
     index = np.arange(int(np.prod(shape)), dtype=np.uint64)
     zero = np.zeros_like(index)
