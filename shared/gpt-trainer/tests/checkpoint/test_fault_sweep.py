@@ -18,7 +18,6 @@ FINAL = {"save": [1, 2], "save-over-damaged": [1, 2], "save-again": [1, 2], "pru
 OLD_LEFTOVER = ".tmp-step-00000002-0badc0de"
 # kill-half: a write is cut in the middle, every other call is not reached
 SWEEPS = [
-    ("save", "kill"),
     ("save", "kill-half"),
     ("save", "ENOSPC"),
     ("save", "EIO"),
