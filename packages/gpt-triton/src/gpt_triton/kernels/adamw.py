@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 from typing import no_type_check
 
-import torch
 import triton
 import triton.language as tl
 from gpt_trainer.backend import OptimizerConfig

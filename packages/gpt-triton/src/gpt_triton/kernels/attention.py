@@ -193,7 +193,7 @@ def attention_fwd(
     padded = max(16, triton.next_power_of_2(head_width))
     out = qkv.new_empty(rows, context, width)
     lse = torch.empty(rows, n_head, context, dtype=torch.float32, device=qkv.device)
-    tiles = attention_tiles("forward", padded, qkv.dtype)
+    tiles = attention_tiles("forward", padded, qkv.dtype, dropout is not None)
     key, keep_scale, threshold = dropout_arguments(dropout)
     _attention_fwd_kernel[(rows * n_head, triton.cdiv(context, tiles.stay))](
         qkv, segment_starts, out, lse, key, context, LOG2_E.value / math.sqrt(head_width), keep_scale,

@@ -301,7 +301,7 @@ def attention_bwd(
     key, keep_scale, threshold = dropout_arguments(dropout)
     scale = 1.0 / math.sqrt(head_width)
     for kernel, kind in ((_d_kv_kernel, "d_kv"), (_d_q_kernel, "d_q")):
-        tiles = attention_tiles(kind, padded, d_out.dtype)
+        tiles = attention_tiles(kind, padded, d_out.dtype, dropout is not None)
         kernel[(rows * n_head, triton.cdiv(context, tiles.stay))](
             res.qkv, d_out, res.lse, delta, res.segment_starts, d_qkv, key, context,
             scale, scale * LOG2_E.value, keep_scale,

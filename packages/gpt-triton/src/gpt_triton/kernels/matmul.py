@@ -255,13 +255,14 @@ def product(
         accumulate: Add to ``out``, which is float32.
     """
     (m, k), n = a.shape, b.shape[1]
-    tiles = matmul_tiles(m, n, k, a.dtype, a.device, accumulate)
+    epilogue = epilogue or Epilogue()
+    tiles = matmul_tiles(m, n, k, a.dtype, a.device, accumulate, epilogue.dropout is not None)
     parts = out.new_empty(tiles.splits, m, n) if tiles.splits > 1 else out
     # descriptors in the interpreter are for tests: pointers are its plainer path
     fast = not INTERPRET.value and a.dtype == torch.bfloat16 and has_tensor_descriptors(a.device)
     fast = fast and all(_describable(t) for t in (a, b)) and (out.dtype == torch.float32 or _describable(out))
     launch = launch_descriptors if fast else launch_pointers
-    launch(a, b, parts, tiles, epilogue or Epilogue(), accumulate and tiles.splits == 1)
+    launch(a, b, parts, tiles, epilogue, accumulate and tiles.splits == 1)
     if tiles.splits > 1:
         add_partial_sums(parts.view(tiles.splits, -1), out.view(-1))
 

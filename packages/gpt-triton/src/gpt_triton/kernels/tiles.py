@@ -82,6 +82,7 @@ def matmul_tiles(
         dtype: Of the operands.
         device: Where it runs.
         split: True if K may be split (weight gradients: few output tiles, long K).
+        dropout: True if the epilogue draws a mask: ten rounds of Philox need the registers of half a tile.
     """
     if INTERPRET.value:
         # an operation costs some 20 microseconds whatever its size: few, large tiles
@@ -93,6 +94,8 @@ def matmul_tiles(
     else:
         # 128x256 reads 1.5 bytes per 256 multiply-adds, the least that fits the registers of 8 warps
         candidates = [MatmulTiles(128, 256, 64, 8, 3), MatmulTiles(128, 128, 64, 8, 4)]
+        if dropout:
+            candidates = candidates[1:]
         if m <= 64:
             candidates = [MatmulTiles(64, 128, 64, 4, 4)]
     plans = [t._replace(splits=s) for t in candidates for s in (range(1, 33) if split else (1,))]
@@ -124,13 +127,14 @@ def group_rows(n_tiles: int) -> int:
     return 8 if n_tiles <= 32 else 16
 
 
-def attention_tiles(kind: str, head_width: int, dtype: torch.dtype) -> AttentionTiles:
+def attention_tiles(kind: str, head_width: int, dtype: torch.dtype, dropout: bool) -> AttentionTiles:
     """Tiles of one attention kernel.
 
     Args:
         kind: ``"forward"``, ``"d_kv"`` or ``"d_q"``.
         head_width: Padded head width.
         dtype: Of queries, keys and values.
+        dropout: True if a mask is drawn, which takes registers.
     """
     if INTERPRET.value:
         # smaller than the contexts of the tests, so that skipped, whole and partial tiles all occur
@@ -139,8 +143,8 @@ def attention_tiles(kind: str, head_width: int, dtype: torch.dtype) -> Attention
         return AttentionTiles(32, 32, 4, 2) if head_width <= 64 else AttentionTiles(16, 32, 4, 1)
     wide = head_width > 64
     return {
-        "forward": AttentionTiles(128, 64, 8 if wide else 4, 3),
-        "d_kv": AttentionTiles(64 if wide else 128, 64, 8, 2),
+        "forward": AttentionTiles(128, 64, 8 if wide or dropout else 4, 3),
+        "d_kv": AttentionTiles(64 if wide else 128, 32 if dropout else 64, 8, 2),
         "d_q": AttentionTiles(128, 64, 8, 2),
     }[kind]
 
@@ -154,7 +158,7 @@ def row_tile(width: int) -> tuple[int, int]:
 
 
 def flat_block() -> int:
-    """Elements per program of an elementwise kernel: 8 per thread of 4 warps, two 16-byte loads of float32."""
+    """Elements per program of an elementwise kernel: 8 per thread of 4 warps, two float32 loads."""
     return 1 << 16 if INTERPRET.value else 1024
 
 
