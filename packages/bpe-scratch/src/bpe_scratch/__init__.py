@@ -5,7 +5,7 @@ from __future__ import annotations
 from bpe_scratch.errors import FileFormatError, TextError, TokenIdError, TokenizerError
 from bpe_scratch.patterns import PATTERNS
 from bpe_scratch.tokenizer import Tokenizer, TokenStream
-from bpe_scratch.training import count_words, train
+from bpe_scratch.training import count_words, train, train_from_counts
 from bpe_scratch.vocabulary import Vocabulary
 
 __all__ = [
@@ -19,4 +19,5 @@ __all__ = [
     "Vocabulary",
     "count_words",
     "train",
+    "train_from_counts",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,7 @@ from bpe_scratch.vocabulary import Vocabulary
 _CACHE_LIMIT = 1 << 18
 _LONGEST_CACHED = 64
 
-IdArray = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
+IdArray = npt.NDArray[np.unsignedinteger[Any]]
 
 
 class PlainEncoder:
@@ -60,7 +61,7 @@ class PlainEncoder:
             dtype: Type of the parts.
         """
         for number, text in enumerate(texts):
-            part = np.array(self.encode(text), dtype=dtype)
+            part: npt.NDArray[np.uint32] = np.array(self.encode(text), dtype=dtype)
             lengths[number] = part.size
             yield part
 

@@ -1,4 +1,7 @@
-"""What can go wrong, by kind. Every error is a ``ValueError`` whose one line names the place and the value."""
+"""What can go wrong, by kind.
+
+Every error is a ``ValueError`` whose one line names the place and the value.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which implementation does the work: the compiled one where Numba is installed, else plain Python and NumPy."""
+"""Which layer does the work: the compiled one where Numba is installed, else Python and NumPy."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """BPE in its obvious form: the layer that the fast ones must equal.
 
 Training: write each distinct word as a list of byte ids; count every adjacent pair, weighted by how often the
-word occurs; merge the most frequent pair everywhere; repeat. Encoding: replay the merges, the earliest learned
-first. ``abab`` with the merges ``a b -> X`` and ``X X -> Y`` goes ``a b a b``, ``X X``, ``Y``.
+word occurs; merge the most frequent pair everywhere; repeat. Encoding: replay the merges, the earliest
+learned first. ``abab`` with the merges ``a b -> X`` and ``X X -> Y`` goes ``a b a b``, ``X X``, ``Y``.
 
 Ties go to the pair with the smaller ids, left before right, which is also Hugging Face's rule.
 """
@@ -69,8 +69,8 @@ def train_merges(
         new = ids.setdefault(joined, len(ids))
         tokens[new] = joined
         merged: Counter[tuple[int, ...]] = Counter()
-        for word, count in table.items():
-            merged[merge_pair(word, pair, new)] += count
+        for symbols, count in table.items():
+            merged[merge_pair(symbols, pair, new)] += count
         table = merged
         learned.append(pair)
     return learned

@@ -1,7 +1,8 @@
 r"""Which characters are letters, numbers and white space, in one small table.
 
-The named patterns ask only for ``\s``, ``\p{L}``, ``\p{N}``, ``\p{M}`` and the case of a letter. Seven classes
-answer all of them. They stand as runs in ``unicode_classes.txt``, one a line: first code point, class.
+The named patterns ask only for ``\s``, ``\p{L}``, ``\p{N}``, ``\p{M}`` and the case of a letter. Seven
+classes answer all of them. They stand as runs in ``unicode_classes.txt``, one a line: first code point,
+class.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bpe_scratch.compiled import encoding, merging, word_table
-from bpe_scratch.compiled.memory import address
-from bpe_scratch.compiled.pieces import KINDS, piece_end
+from bpe_scratch.compiled.cutting import find_piece_end
+from bpe_scratch.compiled.pieces import KINDS
 from bpe_scratch.patterns import to_utf8
 from bpe_scratch.unicode_classes import class_table
 from bpe_scratch.vocabulary import Vocabulary
@@ -178,9 +178,9 @@ class CompiledEncoder:
             state[encoding.WRITTEN] = 0
             words = self._words
             reason = encoding.encode_documents(
-                kind, text, ends, lengths, state, *self._table, words.slots, 64 - words.log, words.arena, words.pool,
-                self._byte_ids, self._pairs, 64 - self._pair_log, self._whole, seeds, self._ids, self._found,
-                self._batch, self._out,
+                kind, text, ends, lengths, state, *self._table, words.slots, 64 - words.log, words.arena,
+                words.pool, self._byte_ids, self._pairs, 64 - self._pair_log, self._whole, seeds, self._ids,
+                self._found, self._batch, self._out,
             )  # fmt: skip
             yield self._out[: state[encoding.WRITTEN]]
             if reason == encoding.DONE:
@@ -223,9 +223,3 @@ class CompiledEncoder:
 
 
 _NO_SEEDS = np.zeros(0, dtype=np.int64)
-
-
-@merging.kernel
-def find_piece_end(kind, text, i, end, blocks, classes):
-    """:func:`piece_end`, to be called from Python."""
-    return piece_end(kind, address(text), i, end, address(blocks), address(classes))

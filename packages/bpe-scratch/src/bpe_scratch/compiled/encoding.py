@@ -28,7 +28,10 @@ _INLINE_IDS = 4
 
 @inner
 def store_value(slots, at, pool, used, ids, count):
-    """Write the ids of a piece into its slot, four at most, or else into the pool; returns the pool's new end."""
+    """Write the ids of a piece into its slot, four at most, or else into the pool.
+
+    Returns the pool's new end.
+    """
     value, more = np.uint64(count) | np.uint64(load32(ids, 0)) << _8, np.uint64(0)
     if count > 1:
         value |= np.uint64(load32(ids, 1)) << _36
@@ -67,8 +70,8 @@ def emit(slots, at, pool, out, written):
 def cut_batch(kind, text, i, end, blocks, classes, slots, shift, batch):
     """Cut up to ``BATCH`` pieces and ask for their slots, so that the memory answers while others are cut.
 
-    ``batch`` receives for each piece its start, length, two keys and first slot. Returns the number of pieces and
-    the place where cutting stopped: before a piece that is too long, or at the end.
+    ``batch`` receives for each piece its start, length, two keys and first slot. Returns the number of
+    pieces and the place where cutting stopped: before a piece that is too long, or at the end.
     """
     m = 0
     while i < end and m < BATCH:
@@ -96,8 +99,9 @@ def encode_documents(
 ):  # fmt: skip
     """Encode documents that stand one after another in ``text`` until done or until something is full.
 
-    ``ends`` [documents] are their ends, ``lengths`` [documents] receives the ids of each so far. With ``seeds`` a
-    piece is a document and the number of ids that it may have is 1: used once to enter the vocabulary.
+    ``ends`` [documents] are their ends, ``lengths`` [documents] receives the ids of each so far. With
+    ``seeds`` a piece is a document and the number of ids that it may have is 1: used once to enter the
+    vocabulary.
     """
     room, arena_size, pool_size, out_size = (slots.size // 4) * 3 // 4, arena.size, pool.size, out.size
     text, blocks, classes, slots, arena = (

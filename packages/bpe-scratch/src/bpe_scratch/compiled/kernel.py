@@ -1,14 +1,15 @@
 """How kernels are compiled and kept.
 
 Numba keeps compiled code beside the source, or in the user's cache when that folder is read-only, or where
-``NUMBA_CACHE_DIR`` says. It decides by the date of one file whether the code is current; a kernel here is made
-of several files, so the digest of all of them decides instead.
+``NUMBA_CACHE_DIR`` says. It decides by the date of one file whether the code is current; a kernel here is
+made of several files, so the digest of all of them decides instead.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -25,18 +26,25 @@ def _digest() -> str:
 
 
 def _stamped(locator: type[Any]) -> type[Any]:
-    def get_source_stamp(self: Any) -> str:
+    def get_source_stamp(_: Any) -> str:
         return _digest()
 
     return type(locator.__name__, (locator,), {"get_source_stamp": get_source_stamp})
 
 
 class _Implementation(caching.CompileResultCacheImpl):
-    _locator_classes = tuple(_stamped(locator) for locator in caching.CompileResultCacheImpl._locator_classes)
+    _locator_classes = [  # noqa: RUF012 - as Numba declares it
+        _stamped(locator) for locator in caching.CompileResultCacheImpl._locator_classes
+    ]
 
 
 class _Cache(caching.FunctionCache):
     _impl_class = _Implementation
+
+    def save_overload(self, signature: Any, data: Any) -> None:
+        # a full disk only means compiling again next time
+        with suppress(OSError):
+            super().save_overload(signature, data)
 
 
 def kernel(function: Callable[..., Any]) -> Any:
@@ -45,7 +53,7 @@ def kernel(function: Callable[..., Any]) -> Any:
     Args:
         function: Code that Numba understands.
     """
-    dispatcher = njit(nogil=True, boundscheck=False)(function)
+    dispatcher: Any = njit(nogil=True, boundscheck=False)(function)
     try:
         dispatcher._cache = _Cache(function)
     except RuntimeError:

@@ -1,8 +1,9 @@
+# ruff: noqa: ARG001 - Numba fixes the parameters of an intrinsic
 """Plain loads and stores at an address, and the position of the lowest set bit.
 
-Kernels take NumPy arrays and hand their addresses on: Numba counts references of arrays at every call, and checks
-every index for a negative sign, which would cost more than the work itself.  An address is an int64; indexes
-count elements.  Nothing here checks a bound: the caller of a kernel makes the room.
+Kernels take NumPy arrays and hand their addresses on: Numba counts references of arrays at every call, and
+checks every index for a negative sign, which would cost more than the work itself.  An address is an int64;
+indexes count elements.  Nothing here checks a bound: the caller of a kernel makes the room.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import types
+from numba import extending, types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
 from bpe_scratch.compiled.kernel import inner
+
+# a decorator whose result has another signature than the function it is given
+intrinsic: Any = extending.intrinsic
 
 _A_TO_TOP = np.uint64(0x1F1F1F1F1F1F1F1F)  # 0x80 - "a" in each byte
 _Z_TO_TOP = np.uint64(0x0505050505050505)  # 0x80 - "z" - 1 in each byte
@@ -45,21 +48,13 @@ def _loader(name: str, doc: str, bits: int, scale: int, result: Any) -> Any:
     def load(typing: Any, base: Any, index: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             value = builder.load(_pointer(builder, args[0], args[1], bits, scale), align=min(scale, 8))
-            return (
-                value
-                if bits == 64
-                else builder.sext(value, ir.IntType(64))
-                if bits == 32
-                else _zext(builder, value)
-            )
+            if bits == 64:
+                return value
+            return (builder.sext if bits == 32 else builder.zext)(value, ir.IntType(64))
 
         return result(types.int64, types.int64), generate
 
     return _named(load, name, doc)
-
-
-def _zext(builder: Any, value: Any) -> Any:
-    return builder.zext(value, ir.IntType(64))
 
 
 def _storer(name: str, doc: str, bits: int, scale: int, stored: Any) -> Any:
@@ -122,8 +117,8 @@ def prefetch(typing: Any, base: Any, index: Any) -> Any:
 def not_letters(word: np.uint64) -> np.uint64:
     """The top bit of each byte that is not an ASCII letter.
 
-    In lower case a letter plus ``0x80 - "a"`` reaches the top bit and plus ``0x80 - "z" - 1`` does not. The sums
-    stay in their bytes since the top bits are cleared before.
+    In lower case a letter plus ``0x80 - "a"`` reaches the top bit and plus ``0x80 - "z" - 1`` does not. The
+    sums stay in their bytes since the top bits are cleared before.
     """
     lower = (word | _CASE) & _LOW7
     letter = (lower + _A_TO_TOP) & ~(lower + _Z_TO_TOP) & ~word

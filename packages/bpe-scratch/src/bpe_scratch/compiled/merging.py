@@ -1,7 +1,8 @@
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 """Applying merges to one piece, short or long, and the table of merges.
 
-The pair table holds two 64-bit numbers a slot: ``left << 32 | right`` plus one, and ``rank << 32 | merged id``.
+The pair table holds two 64-bit numbers a slot: ``left << 32 | right`` plus one, and ``rank << 32 | merged
+id``.
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ def push(heap, size, value):
 
 @kernel
 def start_long(text, byte_ids, pairs, shift, ids, links, heap):
-    """Symbols, links to both sides (in one array: previous, next) and the heap of ``rank << 32 | position``."""
+    """Fill symbols, links (previous, next) and the heap of ``rank << 32 | position``; returns its size."""
     n, size = ids.size, 0
     text, byte_ids, pairs, heap = address(text), address(byte_ids), address(pairs), address(heap)
     for i in range(n):

@@ -1,9 +1,9 @@
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 r"""Where a piece ends: the named patterns as automata over UTF-8 bytes.
 
-Each function takes valid UTF-8 ``text`` (with at least 16 bytes after ``end``), the start ``i < end`` of a piece
-and the end of the document, and returns the end of the piece.  ``blocks`` and ``classes`` are the class table;
-all three arrays are given by address.
+Each function takes valid UTF-8 ``text`` (with at least 16 bytes after ``end``), the start ``i < end`` of a
+piece and the end of the document, and returns the end of the piece.  ``blocks`` and ``classes`` are the
+class table; all three arrays are given by address.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def others_end(text, i, end, blocks, classes):
 
 @inner
 def spaces_end(text, i, end, blocks, classes):
-    """``(end, start of the last character, end of the last line break or 0)`` of the white space from ``i`` on."""
+    """``(end, start of the last character, end of the last line break or 0)`` of white space."""
     last, line = i, 0
     while i < end:
         kind, width = class_at(text, i, blocks, classes)
@@ -88,13 +88,16 @@ def spaces_end(text, i, end, blocks, classes):
 
 @inner
 def leave_one(i, stop, last, end):
-    r"""``\s+(?!\S)|\s+``: all white space at the end of the text, else all but the last character, at least one."""
+    r"""``\s+(?!\S)|\s+``: all white space if the text ends, else all but its last character, at least one."""
     return stop if stop == end or last == i else last
 
 
 @inner
 def contraction_end(text, i, end, any_case):
-    """End of ``'s 't 'm 'd 'll 've 're`` at the apostrophe ``i``, or ``i``; U+017F is an ``s`` in another case."""
+    """End of ``'s 't 'm 'd 'll 've 're`` at the apostrophe ``i``, or ``i``.
+
+    U+017F is an ``s`` in another case.
+    """
     if i + 1 >= end or load8(text, i) != _APOSTROPHE:
         return i
     fold = 0x20 if any_case else 0
@@ -177,7 +180,7 @@ def cl100k_end(text, i, end, blocks, classes):
 
 @inner
 def cased_word_end(text, i, end, blocks, classes):
-    r"""``(end of [Lu Lt Lm Lo M]*[Ll Lm Lo M]+, end of [Lu Lt Lm Lo M]+)`` from ``i`` on; ``i`` where none matches.
+    r"""``(end of [Lu Lt Lm Lo M]*[Ll Lm Lo M]+, end of [Lu Lt Lm Lo M]+)``; ``i`` where none matches.
 
     The first part is greedy. If no lower-case letter follows it, it gives back characters until the last one
     that may also count as lower case, and the match ends behind that one.
@@ -202,7 +205,10 @@ def cased_word_end(text, i, end, blocks, classes):
 
 @inner
 def o200k_word_end(text, i, end, blocks, classes):
-    """The two word alternatives of ``o200k``, each with and without the character before; ``i`` if none matches."""
+    """The two word alternatives of ``o200k``, each with and without the character before.
+
+    ``i`` if none matches.
+    """
     kind, width = class_at(text, i, blocks, classes)
     lower, upper = cased_word_end(text, i, end, blocks, classes)
     is_prefix = (

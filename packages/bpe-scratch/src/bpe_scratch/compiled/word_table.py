@@ -70,15 +70,19 @@ def find_slot(slots, shift, arena, text, i, n, k0, k1, at):
         s0, s1 = load64(slots, at * SLOT), load64(slots, at * SLOT + 1)
         if s1 == 0:
             return at * SLOT, False
-        if s0 == k0 and (s1 == k1 or (k1 == _LONG and s1 >= _LONG)):
-            if n <= _INLINE or same_bytes(text, i, n, arena, np.int64(s1 & _OFFSET)):
-                return at * SLOT, True
+        same = s0 == k0 and (s1 == k1 or (k1 == _LONG and s1 >= _LONG))
+        # a long piece shares its keys with every piece of the same hash
+        if same and (n <= _INLINE or same_bytes(text, i, n, arena, np.int64(s1 & _OFFSET))):
+            return at * SLOT, True
         at = (at + 1) & mask
 
 
 @inner
 def fill_slot(slots, at, arena, arena_used, text, i, n, k0, k1):
-    """Write the key into a free slot; returns the new end of the arena, which must have ``n + 24`` bytes free."""
+    """Write the key into a free slot.
+
+    Returns the new end of the arena, which must have ``n + 24`` bytes free.
+    """
     store64(slots, at, k0)
     store64(slots, at + 1, k1)
     if n <= _INLINE:
