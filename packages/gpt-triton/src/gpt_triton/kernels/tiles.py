@@ -71,7 +71,7 @@ def has_tensor_descriptors(device: torch.device) -> bool:
 
 @functools.cache
 def matmul_tiles(
-    m: int, n: int, k: int, dtype: torch.dtype, device: torch.device, split: bool
+    m: int, n: int, k: int, dtype: torch.dtype, device: torch.device, split: bool, dropout: bool
 ) -> MatmulTiles:
     """Tiles of one product.
 
