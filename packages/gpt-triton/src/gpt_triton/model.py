@@ -47,7 +47,7 @@ class Inputs(NamedTuple):
 
 
 class BlockResiduals(NamedTuple):
-    """Kept by one block: 8 D numbers per token, and the statistics.
+    """Kept by one block: 10 D numbers per token, and the statistics.
 
     Attributes:
         norm1: Of the norm before attention; its ``x`` is the block's input.
