@@ -3,13 +3,13 @@
     y_m = table[index_m],     d_table[v] = sum over { m : index_m = v } of d_y_m
 
 XLA's own derivative scatters with atomic additions on a GPU, whose order differs from run to run. Here
-the occurrences of an index are brought together by a stable sort, summed by a segmented scan (a tree
-of fixed shape), and each sum is written once.
+the occurrences of an index are brought together by a stable sort, summed by a segmented scan in
+``log2(M)`` passes, and each sum is written once.
 
 Shapes: M indices, V rows of the table, D width.
 
 References:
-    Blelloch 1990, "Prefix sums and their applications", section 1.5 (segmented scans).
+    Hillis and Steele 1986, "Data parallel algorithms" (prefix sums by doubling).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 
 @jax.custom_vjp
@@ -61,20 +61,20 @@ def sum_by_index(
         height: Rows of the result.
     """
     order = jnp.argsort(index, stable=True)
-    index = index[order]
-    changes = index[1:] != index[:-1]
-    edge = jnp.ones(1, bool)
-    starts, ends = jnp.concatenate([edge, changes]), jnp.concatenate([changes, edge])
-    sums, _ = lax.associative_scan(_add_within_segment, (values[order], starts[:, None]))
+    index, sums = index[order], values[order]
+    count = len(index)
+    place = jnp.arange(count, dtype=jnp.int32)
+
+    def widen(step: int, sums: Float[Array, "M D"]) -> Float[Array, "M D"]:
+        """Each row holds the sum of up to ``2^step`` rows that end in it; join it with those before."""
+        reach = jnp.int32(1) << step
+        joins = (place >= reach) & (jnp.roll(index, reach) == index)
+        return jnp.where(joins[:, None], sums + jnp.roll(sums, reach, axis=0), sums)
+
+    # a loop, not an unrolled scan, which XLA fuses into code that takes minutes to compile
+    sums = lax.fori_loop(0, (count - 1).bit_length(), widen, sums)
     # the last row of a segment holds its sum; all others go past the end, where they are dropped
-    target = jnp.where(ends, index, height + jnp.arange(len(index), dtype=index.dtype))
+    ends = jnp.concatenate([index[1:] != index[:-1], jnp.ones(1, bool)])
+    target = jnp.where(ends, index, height + place)
     empty = jnp.zeros((height, values.shape[1]), values.dtype)
     return empty.at[target].set(sums, mode="drop", unique_indices=True)
-
-
-def _add_within_segment(
-    left: tuple[Float[Array, "m D"], Bool[Array, "m 1"]],
-    right: tuple[Float[Array, "m D"], Bool[Array, "m 1"]],
-) -> tuple[Float[Array, "m D"], Bool[Array, "m 1"]]:
-    """The right part starts afresh if a segment starts in it."""
-    return jnp.where(right[1], right[0], left[0] + right[0]), left[1] | right[1]
