@@ -73,6 +73,20 @@ def test_hostile_tensors_are_refused(case: str, run: Path) -> None:
     assert error.exit_status == 65
 
 
+# well-formed files: what is wrong with them shows only beside the model's names
+WELL_FORMED = {"name-is-a-path", "name-with-escapes", "name-is-a-surrogate", "no-tensors"}
+
+
+@pytest.mark.parametrize("case", HEADERS)
+def test_the_header_alone_is_reason_enough(case: str, tmp_path: Path) -> None:
+    path = tmp_path / "tensors"
+    path.write_bytes(HEADERS[case])
+    if case in WELL_FORMED:
+        TensorFile(path).close()
+    else:
+        assert "tensors" in str(refused(lambda: TensorFile(path)))
+
+
 JSONS = [b"", b"{}", b"null", b"[]", b"{", b"[" * 60_000, b'{"a":' * 10_000, b'{"a":1,"a":2}', b'{"a":NaN}']
 JSONS += [b'{"a":-Infinity}', b'{"a":1e999}', b"\xff", b"\xef\xbb\xbf{}", b'{"b":' + b"9" * 5000 + b"}"]
 JSONS += [b" " * (1 << 25)]
