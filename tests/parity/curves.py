@@ -77,9 +77,8 @@ def main() -> None:
     for name, run in runs.items():
         speed, memory = speed_of(run)
         last = smoothed(curves[name], given.window)[-1]
-        print(
-            f"{name}: {len(curves[name])} steps, loss {last:.4f}, {speed:,.0f} tokens/s, {memory / 1e9:.2f} GB"
-        )
+        speed_text = f"{speed:,.0f} tokens/s, {memory / 1e9:.1f} GB"
+        print(f"{name}: {len(curves[name])} steps, loss {last:.4f}, {speed_text}")
     for one, other in itertools.combinations(curves, 2):
         gap = largest_gap(curves[one], curves[other], given.window)
         print(f"{one} and {other}: at most {100.0 * gap:.3f} % apart, smoothed over {given.window} steps")
