@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,13 @@ import torch
 from gpt_data.batch import IGNORE, Batch
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import Parameters, init_parameters
+
+# without a GPU the kernels run in Triton's interpreter, which is chosen before Triton is first imported
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# cuBLAS reads this when it starts, and refuses to be deterministic without it
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 # the helpers beside this file carry the package's name, so that no other member's can be meant
 sys.path.insert(0, str(Path(__file__).parent))

@@ -86,7 +86,12 @@ MUTATIONS = [
         "attention_segments",
     ),
     ("attention.py", "heads.start) * context", "heads.start) * (context + 1)", "attention_dropout"),
-    ("cross_entropy.py", "torch.full_like(lse, -1.0)", "torch.full_like(lse, -1.01)", "cross_entropy"),
+    (
+        "cross_entropy.py",
+        "d_logits.gather(1, index) - 1.0",
+        "d_logits.gather(1, index) - 1.01",
+        "cross_entropy",
+    ),
     (
         "cross_entropy.py",
         "d_logits.mul_(valid * scale)",

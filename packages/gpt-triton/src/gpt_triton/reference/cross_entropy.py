@@ -47,7 +47,7 @@ def linear_cross_entropy(
         logits, lse, index, valid = _chunk_logits(x[part], weight, targets[part])
         nll[part] = (lse - logits.gather(1, index)).mul_(valid).squeeze(1)
         d_logits = logits.sub_(lse).exp_()
-        d_logits.scatter_add_(1, index, torch.full_like(lse, -1.0))
+        d_logits.scatter_(1, index, d_logits.gather(1, index) - 1.0)
         d_logits.mul_(valid * scale)
         d_x[part] = d_logits.to(x.dtype) @ weight
         d_weight.addmm_(d_logits.mT, x[part].to(d_weight.dtype))
