@@ -1,0 +1,62 @@
+"""The suite runs on the CPU, with JAX's silent conversions turned into errors."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+from gpt_data.batch import IGNORE, Batch
+from gpt_jax.backend import JaxBackend, create
+from gpt_jax.options import Options
+from gpt_trainer.backend import OptimizerConfig, Runtime
+from gpt_trainer.model_config import ModelConfig
+from gpt_trainer.parameters import init_parameters
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# odd sizes: 61 ids do not fill the padded vocabulary, 19 positions no power of two
+SMALL = ModelConfig(n_layer=2, n_head=2, d_model=12, context=19, vocab_size=61)
+
+
+def relative_error(got: np.ndarray, want: np.ndarray) -> float:
+    got, want = (np.asarray(a, np.float64) for a in (got, want))
+    assert got.shape == want.shape, f"{got.shape} != {want.shape}"
+    assert np.isfinite(got).all()
+    return float(np.linalg.norm(got - want) / max(np.linalg.norm(want), 1e-30))
+
+
+def assert_close(name: str, got: np.ndarray, want: np.ndarray, *, rel: float) -> None:
+    error = relative_error(got, want)
+    assert error <= rel, f"{name}: relative error {error:.1e} > {rel:.0e}"
+
+
+def build(config: ModelConfig = SMALL, layers: str = "scan", precision: str = "float32") -> JaxBackend:
+    runtime = Runtime(precision=precision, device="cpu", seed=3)
+    backend = create(config, OptimizerConfig(), runtime, Options(layers=layers))
+    backend.load(noisy_parameters(config))
+    return backend
+
+
+def noisy_parameters(config: ModelConfig) -> dict[str, np.ndarray]:
+    """Gains and biases away from one and zero, so that none of them can be left out unseen."""
+    rng = np.random.default_rng(1)
+    values = init_parameters(config, 0)
+    return {n: v * 4 + rng.normal(0, 0.1, v.shape).astype(np.float32) for n, v in values.items()}
+
+
+def make_batch(rows: int, context: int, *, packed: bool = False, seed: int = 0) -> Batch:
+    """Random tokens, some targets ignored; with ``packed``, documents of seven tokens."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(0, SMALL.vocab_size, (rows, context)).astype(np.int32)
+    targets = rng.integers(0, SMALL.vocab_size, (rows, context)).astype(np.int32)
+    targets[:, ::5] = IGNORE
+    starts = np.arange(context, dtype=np.int32) // 7 * 7
+    return Batch(tokens, targets, np.tile(starts, (rows, 1)) if packed else None)
+
+
+@pytest.fixture(scope="session")
+def backend() -> JaxBackend:
+    """One that no test trains, so that its compilations are shared."""
+    return build()

@@ -1,0 +1,94 @@
+"""The function itself: values, causality, documents, precision, decoding."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gpt_data.batch import IGNORE, Batch
+from gpt_jax.backend import JaxBackend
+
+sys.path.insert(0, str(Path(__file__).parent))
+import oracle
+from conftest import SMALL, assert_close, build, make_batch, noisy_parameters, relative_error
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["stream", "documents"])
+def test_logits_and_log_probs_equal_float64(backend: JaxBackend, packed: bool) -> None:
+    batch = make_batch(2, 19, packed=packed)
+    values = noisy_parameters(SMALL)
+    assert_close("logits", backend.logits(batch), oracle.logits(values, batch, SMALL), rel=1e-5)
+    want = oracle.log_probs(values, batch, SMALL)
+    assert_close("log-probabilities", backend.log_probs(batch), want, rel=1e-5)
+    total, count = backend.evaluate(batch)
+    assert count == batch.target_count
+    assert total == pytest.approx(-want.sum(), rel=1e-5)
+
+
+def test_logits_equal_hugging_face(backend: JaxBackend) -> None:
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    sizes = {"n_layer": 2, "n_head": 2, "n_embd": 12, "n_positions": 19, "vocab_size": 61}
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes)).double().eval()
+    weights = {n: torch.from_numpy(v).double() for n, v in noisy_parameters(SMALL).items()}
+    model.load_state_dict(weights | {"lm_head.weight": weights["transformer.wte.weight"]})
+    batch = make_batch(2, 19)
+    want = model(torch.from_numpy(batch.tokens).long()).logits.detach().numpy()
+    assert_close("logits", backend.logits(batch), want, rel=1e-5)
+
+
+def test_later_tokens_leave_earlier_logits_bit_equal(backend: JaxBackend) -> None:
+    batch = make_batch(2, 19)
+    changed = batch.tokens.copy()
+    changed[:, 11:] = (changed[:, 11:] + 1) % SMALL.vocab_size
+    before, after = backend.logits(batch), backend.logits(batch._replace(tokens=changed))
+    assert np.array_equal(before[:, :11], after[:, :11])
+    assert not np.array_equal(before[:, 11:], after[:, 11:])
+
+
+def test_packed_documents_equal_documents_apart(backend: JaxBackend) -> None:
+    batch = make_batch(1, 14, packed=True)  # two documents of seven tokens
+    halves = [Batch(batch.tokens[:, s], batch.targets[:, s]) for s in (slice(0, 7), slice(7, 14))]
+    apart = np.concatenate([backend.log_probs(half) for half in halves], 1)
+    assert_close("log-probabilities", backend.log_probs(batch), apart, rel=1e-6)
+
+
+def test_equal_logits_cost_log_vocabulary() -> None:
+    backend = build()
+    backend.load({name: np.zeros_like(value) for name, value in noisy_parameters(SMALL).items()})
+    total, count = backend.evaluate(make_batch(2, 19))
+    # padding columns must take no share of the probability
+    assert total / count == pytest.approx(np.log(SMALL.vocab_size), rel=1e-6)
+
+
+def test_decoder_equals_the_full_pass(backend: JaxBackend) -> None:
+    tokens, full = make_batch(2, 19).tokens, backend.logits(make_batch(2, 19))
+    decoder = backend.decoder(2)
+    # a prompt, single tokens, several at once up to the very end of the context
+    for start, stop in [(0, 5), (5, 6), (6, 7), (7, 19)]:
+        assert_close(f"to {stop}", decoder.feed(tokens[:, start:stop]), full[:, stop - 1], rel=1e-5)
+    with pytest.raises(ValueError, match="context of 19"):
+        decoder.feed(tokens[:, :1])
+
+
+def test_bfloat16_is_near_float32(backend: JaxBackend) -> None:
+    batch = make_batch(2, 19)
+    error = relative_error(build(precision="bfloat16").logits(batch), backend.logits(batch))
+    assert 1e-4 < error < 3e-2  # 8 bits of mantissa: not float32 under another name, and no worse than that
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (np.full((1, 4), 61), "tokens span 0..61, outside the vocabulary of 61"),
+        (np.full((1, 4), -1), "tokens span"),
+        (np.zeros((1, 20)), "context=19"),
+    ],
+    ids=["above", "below", "long"],
+)
+def test_bad_tokens_are_refused(backend: JaxBackend, tokens: np.ndarray, message: str) -> None:
+    tokens = tokens.astype(np.int32)
+    with pytest.raises(ValueError, match=message):
+        backend.log_probs(Batch(tokens, np.full_like(tokens, IGNORE)))

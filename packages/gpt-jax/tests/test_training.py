@@ -1,0 +1,166 @@
+"""Gradients, the optimizer, dropout, and what a step promises."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from gpt_data.batch import IGNORE
+from gpt_jax.backend import JaxBackend
+from gpt_jax.dropout import dropout_keys, dropout_mask, dropout_mask_tile
+from gpt_jax.gathering import sum_by_index
+from gpt_jax.loss import head_loss
+from gpt_jax.model import Plan
+from gpt_trainer import philox
+from gpt_trainer.parameters import decays
+
+sys.path.insert(0, str(Path(__file__).parent))
+import oracle
+from conftest import SMALL, assert_close, build, make_batch, noisy_parameters
+
+
+@pytest.fixture(scope="module")
+def scan_gradients(backend: JaxBackend) -> tuple[float, dict[str, np.ndarray]]:
+    return backend.gradients([make_batch(2, 19, packed=True)], 0)
+
+
+def test_gradients_equal_finite_differences(scan_gradients: tuple[float, dict[str, np.ndarray]]) -> None:
+    """Every tensor, along a direction of its own, by the float64 oracle."""
+    loss, gradients = scan_gradients
+    values = {n: v.astype(np.float64) for n, v in noisy_parameters(SMALL).items()}
+    batch, rng, step = make_batch(2, 19, packed=True), np.random.default_rng(7), 1e-5
+    assert loss == pytest.approx(oracle.mean_loss(values, batch, SMALL), rel=1e-6)
+    for name, gradient in gradients.items():
+        # half the direction is the gradient's own, so that the product does not vanish
+        direction = rng.normal(size=gradient.shape)
+        direction = direction / np.linalg.norm(direction) + gradient / np.linalg.norm(gradient)
+        ahead, behind = (
+            oracle.mean_loss(values | {name: values[name] + sign * step * direction}, batch, SMALL)
+            for sign in (1, -1)
+        )
+        want = (ahead - behind) / (2 * step)
+        assert np.vdot(direction, gradient) == pytest.approx(want, rel=2e-5), name
+
+
+def test_unrolled_layers_give_the_same_gradients(
+    scan_gradients: tuple[float, dict[str, np.ndarray]],
+) -> None:
+    _, gradients = build(layers="unroll").gradients([make_batch(2, 19, packed=True)], 0)
+    for name, want in scan_gradients[1].items():
+        assert_close(name, gradients[name], want, rel=1e-6)
+
+
+def test_split_into_micro_batches_changes_rounding_only(
+    backend: JaxBackend, scan_gradients: tuple[float, dict[str, np.ndarray]]
+) -> None:
+    batch = make_batch(2, 19, packed=True)
+    loss, gradients = backend.gradients([batch.rows(0, 1), batch.rows(1, 2)], 0)
+    assert loss == pytest.approx(scan_gradients[0], rel=1e-6)
+    for name, want in scan_gradients[1].items():
+        assert_close(name, gradients[name], want, rel=1e-6)
+
+
+def test_head_loss_over_chunks_equals_one_chunk() -> None:
+    rng = np.random.default_rng(0)
+    hidden, wte = rng.normal(size=(23, 12)).astype(np.float32), rng.normal(size=(128, 12)).astype(np.float32)
+    targets = rng.integers(IGNORE, 61, 23).astype(np.int32)
+
+    def answer(chunk: int) -> tuple:
+        plan = Plan(2, 61, chunk=chunk)
+        return jax.value_and_grad(head_loss, (0, 1))(hidden, wte, targets, np.float32(1 / 23), plan)
+
+    (loss, grads), (want, want_grads) = answer(61 * 5), answer(10**6)  # chunks of five tokens, the last short
+    assert float(loss) == pytest.approx(float(want), rel=1e-6)
+    for name, got, expected in zip(("d_hidden", "d_wte"), grads, want_grads, strict=True):
+        assert_close(name, got, expected, rel=1e-6)
+    assert not np.asarray(grads[1])[61:].any(), "padding rows of the vocabulary have a gradient"
+
+
+@pytest.mark.parametrize("count", [1, 2, 63, 64, 65])
+def test_sum_by_index(count: int) -> None:
+    rng = np.random.default_rng(count)
+    values, index = rng.normal(size=(count, 3)).astype(np.float32), rng.integers(0, 5, count).astype(np.int32)
+    want = np.zeros((9, 3))
+    np.add.at(want, index, values)
+    assert_close("sums", sum_by_index(values, index, 9), want, rel=1e-6)
+
+
+def test_masks_are_bit_equal_to_the_shared_ones() -> None:
+    shape, rate, seed = (2, 3, 19, 19), 0.3, 2**40 + 5
+    words = np.array([seed & 0xFFFFFFFF, seed >> 32], np.uint32)
+    keys = np.asarray(dropout_keys(words, np.uint32(7), np.uint32(2), 3))
+    assert np.array_equal(keys, philox.dropout_keys(seed, 7, 2, 3))
+    want = philox.dropout_mask(shape, (int(keys[1, 2, 0]), int(keys[1, 2, 1])), rate)
+    assert np.array_equal(np.asarray(dropout_mask(shape, keys[1, 2], rate)), want)
+    tile = np.asarray(dropout_mask_tile(shape, 5, 12, keys[1, 2], rate))
+    assert np.array_equal(tile, want[:, :, 5:12, :12])
+
+
+def test_mask_index_passes_32_bits() -> None:
+    """The last query of a mask of more than 2^32 elements has a counter of two words."""
+    shape, key = (1, 1, 2**16 + 1, 2**16 + 1), np.array([1, 2], np.uint32)
+    got = np.asarray(dropout_mask_tile(shape, 2**16, 2**16 + 1, key, 0.5))[0, 0, 0]
+    index = np.uint64(2**16) * np.uint64(2**16 + 1) + np.arange(2**16 + 1, dtype=np.uint64)
+    zero = np.zeros_like(index)
+    words = philox.philox(np.stack([index & philox.LOW, index >> np.uint64(32), zero, zero]), (1, 2))[0]
+    assert np.array_equal(got, words >= 2**31)
+
+
+def test_step_equals_numpy_adamw(backend: JaxBackend) -> None:
+    """Two steps with clipping, against the rule written out in float64."""
+    trained, c = build(), backend._optimizer
+    values = {n: v.astype(np.float64) for n, v in noisy_parameters(SMALL).items()}
+    first, second = ({n: np.zeros_like(v) for n, v in values.items()} for _ in range(2))
+    for step in range(2):
+        batch, lr = make_batch(2, 19, packed=True, seed=step), 1e-2 / (step + 1)
+        _, gradients = trained.gradients([batch], step)
+        metrics = trained.train_step([batch], lr, step).fetch()
+        norm = np.sqrt(sum(np.square(g.astype(np.float64)).sum() for g in gradients.values()))
+        assert metrics.grad_norm == pytest.approx(norm, rel=1e-5)
+        assert metrics.updated
+        assert norm > 1.0, "clipping is not exercised"
+        for name, p in values.items():
+            g = gradients[name] / norm
+            first[name] = c.beta1 * first[name] + (1 - c.beta1) * g
+            second[name] = c.beta2 * second[name] + (1 - c.beta2) * g**2
+            m, v = first[name] / (1 - c.beta1 ** (step + 1)), second[name] / (1 - c.beta2 ** (step + 1))
+            decay = c.weight_decay * p if decays(name, p.shape) else 0.0
+            values[name] = p - lr * (m / (np.sqrt(v) + c.epsilon) + decay)
+    moments = trained.export_moments()
+    for name, got in trained.export().items():
+        assert_close(name, got, values[name], rel=1e-5)
+        assert_close(name, moments.second[name], second[name], rel=1e-5)
+
+
+def test_steps_skip_repeat_and_compile_once() -> None:
+    config = replace(SMALL, dropout=0.2)
+    runs = []
+    for _ in range(2):
+        backend = build(config)
+        batch = make_batch(2, 19)
+        before = backend.export()
+        skipped = backend.train_step([batch], 1e-2, 0, skip_above=1e-6).fetch()
+        assert not skipped.updated
+        compiled = backend._train_step._cache_size()  # of all shapes that this process has seen
+        assert all(np.array_equal(before[name], value) for name, value in backend.export().items())
+        losses = [backend.train_step([batch], 1e-2, step).fetch().loss for step in range(3)]
+        assert losses[0] == skipped.loss, "the same step has another mask"
+        assert len(set(losses)) == 3
+        assert backend._train_step._cache_size() == compiled
+        runs.append((losses, backend.export()))
+    assert runs[0][0] == runs[1][0]
+    assert all(np.array_equal(runs[0][1][name], value) for name, value in runs[1][1].items())
+
+
+@pytest.mark.parametrize("layers", ["scan", "unroll"])
+def test_export_returns_what_was_loaded(layers: str) -> None:
+    backend, values = build(layers=layers), noisy_parameters(SMALL)
+    assert all(np.array_equal(values[name], value) for name, value in backend.export().items())
+    assert list(backend.export()) == list(values)
+    bad = values | {"transformer.wpe.weight": values["transformer.wpe.weight"][:-1]}
+    with pytest.raises(ValueError, match=r"wpe\.weight has shape"):
+        backend.load(bad)
