@@ -163,8 +163,8 @@ def _base(
             raise InputError("preset in --config does not go with --resume: the run has its own settings")
         return resumed.record.preset, resumed.record.config
     if named is None:
-        on_gpu = early.device == "gpu" or ((early.device or file.get("device")) != "cpu" and spec.has_gpu())
-        named = GPU_PRESET if on_gpu else CPU_PRESET
+        device = early.device or file.get("device", "auto")
+        named = GPU_PRESET if device == "gpu" or (device == "auto" and spec.has_gpu()) else CPU_PRESET
     if named not in PRESETS:
         raise InputError(f"unknown preset {named!r}; choose one of {', '.join(PRESETS)}")
     base = PRESETS[named]
@@ -251,5 +251,14 @@ def with_precision(config: TrainConfig, spec: BackendSpec) -> TrainConfig:
     """
     if config.runtime.precision is not None:
         return config
-    on_gpu = config.runtime.device == "gpu" or (config.runtime.device == "auto" and spec.has_gpu())
-    return overlay(config, {"precision": "bfloat16" if on_gpu else "float32"}, "precision")
+    return overlay(config, {"precision": "bfloat16" if on_gpu(config, spec) else "float32"}, "precision")
+
+
+def on_gpu(config: TrainConfig, spec: BackendSpec) -> bool:
+    """Whether the run will use a GPU.
+
+    Args:
+        config: The settings.
+        spec: The backend.
+    """
+    return config.runtime.device == "gpu" or (config.runtime.device == "auto" and spec.has_gpu())

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from gpt_data.errors import DataError
 
 from gpt_trainer.backend import BackendSpec
-from gpt_trainer.command_line import Request, check_early, read_early, read_request, with_precision
+from gpt_trainer.command_line import Request, check_early, on_gpu, read_early, read_request, with_precision
 from gpt_trainer.display import choose_display
 from gpt_trainer.errors import STOPPED, InputError, TrainerError
 from gpt_trainer.evaluation import evaluate
@@ -28,6 +28,7 @@ from gpt_trainer.launch import (
 from gpt_trainer.loop import Loop, RunParts
 from gpt_trainer.metrics import MetricsFile
 from gpt_trainer.origin import Origin, Resumed, open_model, open_run
+from gpt_trainer.parameters import parameter_count
 from gpt_trainer.plot import plot_losses
 from gpt_trainer.record import RunState
 from gpt_trainer.run_folder import write_plan
@@ -134,12 +135,12 @@ def _train(
     write_plan(run, record.as_json())
     state = RunState(SpikeGuard(config.optimizer.skip_spikes)) if resumed is None else resumed.state
     began = state.step if resumed is not None and resumed.checkpoint is not None else -1
-    metrics = MetricsFile(run, began)
+    metrics = MetricsFile(run, began, state.evaluated)
     stack.callback(metrics.close)
     display = choose_display(plain=config.reports.plain, every=config.reports.log_every)
     parts = RunParts(
         run, record, backend, train, val, data_tokenizer(dataset), display, metrics, sinks, stop,
-        request.actions.profile,
+        request.actions.profile, on_gpu(config, spec),
     )  # fmt: skip
     display.say(_heading(spec, parts))
     with display:
@@ -150,8 +151,6 @@ def _train(
 
 
 def _heading(spec: BackendSpec, parts: RunParts) -> str:
-    from gpt_trainer.parameters import parameter_count
-
     model, config = parts.backend.config, parts.config
     made = ", ".join(f"{name} {value}" for name, value in parts.backend.choices().items())
     return (

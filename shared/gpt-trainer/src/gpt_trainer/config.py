@@ -101,7 +101,7 @@ class ScheduleSection:
     Attributes:
         steps: Optimizer steps in all.
         schedule: Shape of the learning rate after warm-up; wsd is warm-up, stable, decay.
-        warmup: Steps of linear warm-up.
+        warmup: Steps of linear warm-up; all of a run that is shorter.
         lr_floor: Last learning rate as a fraction of the highest (cosine, linear, wsd).
         decay_fraction: Share of the steps in which wsd decays.
     """
@@ -244,8 +244,6 @@ def _check_batch(config: TrainConfig) -> None:
 
 def _check_ranges(config: TrainConfig) -> None:
     schedule, skip = config.schedule, config.optimizer.skip_spikes
-    if schedule.warmup > schedule.steps:
-        raise ValueError(f"warmup={schedule.warmup} exceeds steps={schedule.steps}")
     for name, value in (("lr_floor", schedule.lr_floor), ("decay_fraction", schedule.decay_fraction)):
         if not 0.0 <= value <= 1.0:
             raise ValueError(f"{name}={value} is not in [0, 1]")

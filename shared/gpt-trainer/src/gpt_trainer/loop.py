@@ -148,7 +148,7 @@ class Loop:
             schedule.schedule,
             step,
             peak=self.parts.config.optimizer.lr,
-            warmup=schedule.warmup,
+            warmup=min(schedule.warmup, schedule.steps),
             total=schedule.steps,
             floor=schedule.lr_floor,
             decay=schedule.decay_fraction,

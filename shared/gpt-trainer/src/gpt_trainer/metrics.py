@@ -21,16 +21,17 @@ class MetricsFile:
     Args:
         folder: The run's folder.
         last_step: Lines of later steps, and half a line, are cut off: those steps will be taken again.
+        last_evaluated: The same for evaluations, which may lag behind.
 
     Raises:
         WriteError: If the file cannot be written.
     """
 
-    def __init__(self, folder: Path, last_step: int = -1) -> None:
+    def __init__(self, folder: Path, last_step: int = -1, last_evaluated: int = -1) -> None:
         self.path = folder / METRICS_NAME
         try:
             self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            self._size = _end_of_step(self.path, last_step)
+            self._size = _end_of_steps(self.path, last_step, last_evaluated)
             os.ftruncate(self._descriptor, self._size)
         except OSError as error:
             raise self._refuse(error) from None
@@ -91,10 +92,10 @@ def _whole_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             yield position, values
 
 
-def _end_of_step(path: Path, last_step: int) -> int:
+def _end_of_steps(path: Path, last_step: int, last_evaluated: int) -> int:
     end = 0
     for position, values in _whole_lines(path):
-        if values["step"] > last_step:
+        if values["step"] > (last_evaluated if "val_loss" in values else last_step):
             break
         end = position
     return end

@@ -1,0 +1,226 @@
+"""A run that stops and goes on equals one that never stopped, to the bit."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Train, start
+from gpt_trainer.checkpoint import find_steps, load_checkpoint
+from gpt_trainer.metrics import TIMING_FIELDS, read_metrics
+from gpt_trainer_toy import SPEC
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    return [
+        {name: value for name, value in line.items() if name not in TIMING_FIELDS}
+        for line in read_metrics(run / "metrics.jsonl")
+    ]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    steps = [find_steps(run)[-1] for run in (one, other)]
+    assert steps[0][0] == steps[1][0]
+    a, b = (load_checkpoint(folder) for _, folder in steps)
+    for tree, same in (
+        (a.parameters, b.parameters),
+        (a.moments.first, b.moments.first),
+        (a.moments.second, b.moments.second),
+    ):
+        assert all(np.array_equal(tree[name], same[name]) for name in tree)
+    assert a.trainer == b.trainer
+    assert lines(one) == lines(other)
+
+
+@pytest.fixture
+def whole(train: Train, flags: list[str], tmp_path: Path) -> Path:
+    assert train(*flags, "--out=whole") == 0
+    return tmp_path / "whole"
+
+
+def test_a_whole_run_learns_and_counts_every_step_once(whole: Path) -> None:
+    found = lines(whole)
+    assert [line["step"] for line in found if "loss" in line] == list(range(1, 13))
+    assert [line["step"] for line in found if "val_loss" in line] == [0, 4, 8, 12]
+    val = [line["val_loss"] for line in found if "val_loss" in line]
+    assert abs(val[0] - np.log(257)) < 0.05
+    assert val[-1] < val[0] - 0.3
+    assert (whole / "loss.png").stat().st_size > 10_000
+
+
+# first step, before and at a save, at an evaluation
+@pytest.mark.parametrize("step", [0, 2, 3, 4])
+def test_stopped_by_a_signal_and_resumed(
+    whole: Path, train: Train, flags: list[str], tmp_path: Path, step: int
+) -> None:
+    assert train(*flags, "--out=cut", fault=f"sigterm:{step}") == 75
+    assert find_steps(tmp_path / "cut")[-1][0] == step + 1
+    assert train("--resume=cut") == 0
+    assert_same_run(whole, tmp_path / "cut")
+
+
+def test_stopped_in_the_last_step_and_resumed_twice(
+    whole: Path, train: Train, flags: list[str], tmp_path: Path
+) -> None:
+    """Its checkpoint is written before the last evaluation, which each resume finds missing."""
+    assert train(*flags, "--out=cut", fault="sigterm:11") == 75
+    for _ in range(2):
+        assert train("--resume=cut") == 0
+        assert lines(whole) == lines(tmp_path / "cut")
+
+
+# before the first step, and in the middle of training
+@pytest.mark.parametrize(("evaluation", "step"), [(0, 0), (3, 4)])
+def test_stopped_in_an_evaluation_and_resumed(
+    whole: Path, train: Train, flags: list[str], tmp_path: Path, evaluation: int, step: int
+) -> None:
+    assert train(*flags, "--out=cut", fault=f"sigterm-eval:{evaluation}") == 75
+    assert find_steps(tmp_path / "cut")[-1][0] == step
+    assert train("--resume=cut") == 0
+    assert_same_run(whole, tmp_path / "cut")
+
+
+def test_stopped_and_resumed_three_times(whole: Path, train: Train, flags: list[str], tmp_path: Path) -> None:
+    assert train(*flags, "--out=cut", fault="sigterm:1") == 75
+    for step in (4, 6):
+        assert train("--resume=cut", fault=f"sigterm:{step}") == 75
+    assert train("--resume=cut") == 0
+    assert_same_run(whole, tmp_path / "cut")
+
+
+def test_killed_before_the_first_checkpoint_starts_again(
+    whole: Path, flags: list[str], train: Train, tmp_path: Path
+) -> None:
+    killed = start("train", *flags, "--out=cut", cwd=tmp_path, fault="kill:1")
+    assert killed.wait(120) == -signal.SIGKILL
+    killed.communicate()
+    assert find_steps(tmp_path / "cut") == []
+    assert train("--resume=cut") == 0
+    # the other process counted its threads differently
+    assert lines(whole) == lines(tmp_path / "cut")
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_killed_at_random_times_until_done(whole: Path, flags: list[str], tmp_path: Path, seed: int) -> None:
+    """Fresh processes, killed anywhere (also while they start, save or evaluate)."""
+    chance = random.Random(seed)
+    again = ["--resume=cut"]
+    command = [*flags, "--out=cut"]
+    for attempt in range(8):
+        fault = "" if attempt > 2 else f"kill:{chance.randrange(3 * attempt, 3 * attempt + 4)}"
+        run = start("train", *command, cwd=tmp_path, fault=fault)
+        if attempt in (1, 2):
+            time.sleep(chance.uniform(0.5, 4.0))
+            run.kill()
+        run.communicate(timeout=120)
+        if run.returncode == 0:
+            break
+        command = again if (tmp_path / "cut" / "run.json").exists() else command
+    assert run.returncode == 0
+    assert lines(whole) == lines(tmp_path / "cut")
+
+
+def test_metrics_beyond_the_checkpoint_and_half_lines_are_cut(
+    whole: Path, train: Train, flags: list[str], tmp_path: Path
+) -> None:
+    assert train(*flags, "--out=cut", fault="sigterm:4") == 75
+    with (tmp_path / "cut" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "loss": 1.0}\n{"step": 7, "lo')
+    assert train("--resume=cut") == 0
+    assert_same_run(whole, tmp_path / "cut")
+
+
+def test_an_older_step_is_gone_on_from_and_later_ones_set_aside(
+    whole: Path, train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = lines(whole)
+    step = whole / "checkpoints" / "step-00000009"
+    assert train(f"--resume={step}", "--steps=12") == 0
+    assert "steps 12 are set aside" in capsys.readouterr().err
+    assert lines(whole) == before
+
+
+def test_a_damaged_newest_step_is_passed_over_with_a_word(
+    whole: Path, train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = lines(whole)
+    weights = whole / "checkpoints" / "step-00000012" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert train("--resume=whole") == 0
+    assert "refused step-00000012" in capsys.readouterr().err
+    assert lines(whole) == before
+
+
+def test_more_steps_may_be_added(whole: Path, train: Train) -> None:
+    assert train("--resume=whole", "--steps=14") == 0
+    assert find_steps(whole)[-1][0] == 14
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "--seed=1",
+        "--context=8",
+        "--tokens-per-step=32",
+        "--n-layer=2",
+        "--lr=0.5",
+        "--packing=documents",
+        "--max-tokens=5",
+    ],
+)
+def test_what_would_make_it_another_run_is_refused_by_name(
+    whole: Path, train: Train, capsys: pytest.CaptureFixture[str], given: str
+) -> None:
+    capsys.readouterr()
+    assert train("--resume=whole", given) == 65
+    said = capsys.readouterr().err
+    assert given.partition("=")[0] in said
+    assert said.count("\n") == 1
+
+
+def test_other_data_is_refused(
+    whole: Path, train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "other.txt").write_text("something else entirely\n" * 200)
+    capsys.readouterr()
+    other = [f"--data=text:{tmp_path / 'other.txt'}", f"--data-cache={tmp_path}", "--workers=1"]
+    assert train("--resume=whole", *other) == 65
+    assert "is other data than" in capsys.readouterr().err
+
+
+def test_another_micro_batch_is_allowed_with_a_warning(
+    whole: Path, train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("--resume=whole", "--micro-batch=4", "--steps=13") == 0
+    assert "may differ in its last bits" in capsys.readouterr().err
+
+
+def test_keep_last_and_best(train: Train, flags: list[str], tmp_path: Path) -> None:
+    assert train(*flags, "--out=few", "--save-every=2", "--keep-last=2") == 0
+    assert [step for step, _ in find_steps(tmp_path / "few")] == [10, 12]
+
+
+def test_the_second_signal_ends_at_once_and_the_store_is_whole(flags: list[str], tmp_path: Path) -> None:
+    run = start("train", *flags, "--steps=100000", "--out=cut", cwd=tmp_path, stdout=subprocess.PIPE)
+    assert run.stdout is not None
+    for line in run.stdout:
+        if "saved" in line:
+            break
+    run.send_signal(signal.SIGINT)
+    run.send_signal(signal.SIGTERM)
+    run.communicate(timeout=60)
+    assert run.returncode in (75, -signal.SIGTERM, -signal.SIGINT)
+    step, folder = find_steps(tmp_path / "cut")[-1]
+    assert load_checkpoint(folder).step == step
+
+
+def test_the_spec_is_a_backend_without_a_framework() -> None:
+    assert SPEC.name == "gpt-toy"

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from gpt_trainer.sampling import Sampler, SamplingConfig, token_probabilities
+from hypothesis import given
+from hypothesis import strategies as st
+
+LOGITS = np.log(np.array([[0.1, 0.4, 0.2, 0.3]], np.float32))
+
+
+def support(config: SamplingConfig, logits: np.ndarray = LOGITS) -> list[int]:
+    return np.flatnonzero(token_probabilities(logits, config)[0]).tolist()
+
+
+@pytest.mark.parametrize(
+    ("k", "want"), [(1, [1]), (2, [1, 3]), (3, [1, 2, 3]), (4, [0, 1, 2, 3]), (9, [0, 1, 2, 3])]
+)
+def test_top_k_keeps_exactly_the_k_most_likely(k: int, want: list[int]) -> None:
+    assert support(SamplingConfig(top_k=k)) == want
+
+
+# 0.4 + 0.3 = 0.7: at 0.69 two tokens reach it, at 0.71 a third is needed
+@pytest.mark.parametrize(
+    ("p", "want"), [(0.01, [1]), (0.39, [1]), (0.69, [1, 3]), (0.71, [1, 2, 3]), (1.0, [0, 1, 2, 3])]
+)
+def test_top_p_keeps_the_fewest_that_reach_it(p: float, want: list[int]) -> None:
+    assert support(SamplingConfig(top_p=p)) == want
+
+
+def test_top_p_works_on_what_top_k_left() -> None:
+    # of {0.4, 0.3} renormalized to {0.571, 0.429} the first alone reaches 0.5
+    assert support(SamplingConfig(top_k=2, top_p=0.5)) == [1]
+
+
+def test_of_equal_logits_the_lower_ids_stay() -> None:
+    assert support(SamplingConfig(top_k=2), np.zeros((1, 5), np.float32)) == [0, 1]
+
+
+def test_temperature_zero_is_greedy() -> None:
+    assert token_probabilities(LOGITS, SamplingConfig(temperature=0.0))[0].tolist() == [0.0, 1.0, 0.0, 0.0]
+
+
+def test_temperature_takes_the_root_of_the_probabilities() -> None:
+    got = token_probabilities(LOGITS, SamplingConfig(temperature=2.0))[0]
+    want = np.sqrt([0.1, 0.4, 0.2, 0.3])
+    assert got == pytest.approx(want / want.sum(), rel=1e-6)
+
+
+def test_extreme_logits_stay_finite() -> None:
+    logits = np.array([[1e4, -1e4, -np.inf, 1e4]], np.float32)
+    assert token_probabilities(logits, SamplingConfig(temperature=0.1))[0].tolist() == [0.5, 0.0, 0.0, 0.5]
+
+
+def test_drawn_frequencies_follow_the_distribution() -> None:
+    rows, config = 4000, SamplingConfig(top_k=3, seed=5)
+    drawn = Sampler(config, rows).draw(np.repeat(LOGITS, rows, axis=0))
+    counts = np.bincount(drawn, minlength=4)
+    want = token_probabilities(LOGITS, config)[0]
+    assert counts[0] == 0
+    # six standard deviations
+    assert np.abs(counts / rows - want).max() < 6 * np.sqrt(0.25 / rows)
+
+
+def test_a_row_draws_the_same_beside_any_number_of_others() -> None:
+    config = SamplingConfig(seed=3)
+    alone, many = Sampler(config, 1), Sampler(config, 5)
+    for _ in range(20):
+        assert alone.draw(LOGITS)[0] == many.draw(np.repeat(LOGITS, 5, axis=0))[0]
+
+
+def test_seeds_differ() -> None:
+    draws = [
+        [int(sampler.draw(np.zeros((1, 1000), np.float32))[0]) for _ in range(3)]
+        for sampler in (Sampler(SamplingConfig(seed=seed), 1) for seed in (0, 1, 2**64 - 1))
+    ]
+    assert len({tuple(draw) for draw in draws}) == 3
+
+
+@given(
+    logits=st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=30),
+    k=st.none() | st.integers(1, 40),
+    p=st.floats(0.01, 1.0),
+    temperature=st.floats(0.0, 5.0),
+)
+def test_always_a_distribution_over_the_most_likely(
+    logits: list[float], k: int | None, p: float, temperature: float
+) -> None:
+    values = np.array([logits], np.float32)
+    got = token_probabilities(values, SamplingConfig(temperature, k, p))[0]
+    assert got.sum() == pytest.approx(1.0)
+    kept = values[0][got > 0]
+    assert 1 <= len(kept) <= (k or len(logits))
+    assert kept.min() >= np.sort(values[0])[::-1][len(kept) - 1]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"temperature": -1.0}, "temperature=-1.0"),
+        ({"top_k": 0}, "top_k=0"),
+        ({"top_p": 0.0}, "top_p=0.0"),
+        ({"top_p": 1.5}, "top_p=1.5"),
+        ({"seed": -1}, "seed=-1"),
+    ],
+)
+def test_values_out_of_range_are_refused(given: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SamplingConfig(**given)  # type: ignore[arg-type]
