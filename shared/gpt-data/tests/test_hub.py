@@ -134,7 +134,7 @@ def test_waits_double_up_to_the_cap_and_end_with_the_budget() -> None:
         starts.append(start)
         raise ConnectionError("down")
 
-    policy = RetryPolicy(first_wait=1, longest_wait=8, budget=60)
+    policy = RetryPolicy(first_wait=1.0, longest_wait=8.0, budget=60.0)
     source = HubDataset(HubName("a/b"), LIMIT, pin={}, retry=policy, open_stream=broken, sleep=waited.append)
     with pytest.raises(
         DataStoppedError, match=r"a/b failed at record 0 \(ConnectionError: down\).*60 s"
@@ -178,11 +178,7 @@ def test_what_was_written_before_giving_up_is_gone_on_with(
     options: dict[str, Any] = {"shard_tokens": 2000, "workers": 1}
     prepare(f"hf:{hub_folder}", "bytes", tmp_path / "clean", **options)
     monkeypatch.setattr(hub, "POLL_SECONDS", 10.0)
-    monkeypatch.setattr(
-        HubDataset.__init__,
-        "__kwdefaults__",
-        HubDataset.__init__.__kwdefaults__ | {"retry": RetryPolicy(0.001, 0.001, 0.01)},
-    )
+    monkeypatch.setattr(hub, "RETRY", RetryPolicy(0.001, 0.001, 0.01))
     for records in (47, 160):
         # good for some records, then down for good
         flaky = Flaky(real, [records] + [0] * 1000, ConnectionError("gone"))

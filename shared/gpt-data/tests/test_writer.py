@@ -27,8 +27,8 @@ def append(writer: SplitWriter, documents: list[np.ndarray]) -> None:
 
 def test_shards_are_cut_where_they_are_full(tmp_path: Path) -> None:
     writer = open_writer(tmp_path)
-    append(writer, DOCUMENTS[:4])
-    append(writer, DOCUMENTS[4:])
+    append(writer, DOCUMENTS[:3])
+    append(writer, DOCUMENTS[3:])
     state = writer.finish()
     whole = np.concatenate(DOCUMENTS)
     assert [shard.tokens for shard in state.shards] == [10] * 6 + [1]

@@ -54,6 +54,9 @@ class RetryPolicy:
     budget: float = 600.0
 
 
+RETRY = RetryPolicy()
+
+
 class HubDataset:
     """The records of one split, in the order in which the hub streams them.
 
@@ -66,7 +69,7 @@ class HubDataset:
         pin: What ``pin`` gave an earlier process.
         on_notice: Told about every retry, in one line.
         should_stop: Asked while waiting for a retry; True gives up.
-        retry: When to give up.
+        retry: When to give up; after ten minutes without progress if None.
         open_stream: In place of the hub, for tests.
         sleep: In place of waiting, for tests.
     """
@@ -79,7 +82,7 @@ class HubDataset:
         pin: Mapping[str, str] | None = None,
         on_notice: Callable[[str], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
-        retry: RetryPolicy = RetryPolicy(),
+        retry: RetryPolicy | None = None,
         open_stream: Stream | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -88,7 +91,7 @@ class HubDataset:
         self.total_bytes: int | None = None
         self.on_notice = on_notice
         self.should_stop = should_stop
-        self.retry = retry
+        self.retry = retry if retry is not None else RETRY
         self.open_stream = open_stream if open_stream is not None else self._open
         self.sleep = sleep
         self._pin = None if pin is None else dict(pin)
