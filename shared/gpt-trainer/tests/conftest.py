@@ -14,7 +14,12 @@ HERE = Path(__file__).parent
 # gpt_trainer_toy is a module beside the tests, for them and for the processes that they start
 sys.path.insert(0, str(HERE))
 
-TINY = ["--n-layer=1", "--n-head=1", "--d-model=16", "--context=16", "--tokens-per-step=64", "--micro-batch=2", "--steps=12", "--warmup=3", "--lr=0.01", "--eval-every=4", "--eval-rows=4", "--save-every=3", "--sample-tokens=8", "--log-every=4", "--sample-every=6", "--device=cpu"]
+TINY = [
+    *("--n-layer=1", "--n-head=1", "--d-model=16", "--context=16", "--device=cpu"),
+    *("--tokens-per-step=64", "--micro-batch=2", "--steps=12", "--warmup=3", "--lr=0.01"),
+    *("--eval-every=4", "--eval-rows=4", "--save-every=3", "--log-every=4"),
+    *("--sample-every=6", "--sample-tokens=8"),
+]
 
 Train = Callable[..., int]
 

@@ -30,11 +30,8 @@ FC, FC_BIAS = "transformer.h.0.mlp.c_fc.weight", "transformer.h.0.mlp.c_fc.bias"
 PROJ, PROJ_BIAS = "transformer.h.0.mlp.c_proj.weight", "transformer.h.0.mlp.c_proj.bias"
 
 
-class MemoryFault(Exception):
-    pass
-
-
-MemoryFault.__name__ = "OutOfMemoryError"
+class OutOfMemoryError(Exception):
+    """Named as torch names its own."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +159,7 @@ class ToyBackend:
         if fault("kill", step):
             os.kill(os.getpid(), signal.SIGKILL)
         if fault("memory", step):
-            raise MemoryFault("tried to allocate 20 GiB")
+            raise OutOfMemoryError("tried to allocate 20 GiB")
         loss, grads = self.gradients(micro_batches, step)
         if fault("nan", step):
             grads[FC][0, 0] = np.nan

@@ -10,8 +10,8 @@ from typing import Any
 from gpt_trainer.metrics import METRICS_NAME, read_metrics
 
 PLOT_NAME = "loss.png"
-SMOOTHED_OVER = 50
-"""The smooth curve averages over about one in so many of all steps."""
+SMOOTHED_SHARE, SMOOTHED_LEAST = 0.02, 10
+"""The smooth curve averages over about this share of all steps, and at least over so many."""
 INK, PALE, ACCENT = "#1f4e79", "#a9c4de", "#d1495b"
 
 
@@ -68,7 +68,7 @@ def smooth(losses: tuple[float, ...]) -> list[float]:
     >>> smooth((4.0, 2.0, 3.0))
     [4.0, 3.0, 3.0]
     """
-    least = 1.0 / max(1.0, len(losses) / SMOOTHED_OVER)
+    least = 1.0 / max(SMOOTHED_LEAST, SMOOTHED_SHARE * len(losses))
     smoothed: list[float] = []
     mean = 0.0
     for count, loss in enumerate(losses, 1):

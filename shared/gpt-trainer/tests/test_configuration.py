@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from gpt_trainer.command_line import Request, check_early, read_early, read_request, with_precision
+from gpt_trainer.config import TrainConfig
+from gpt_trainer.errors import InputError
+from gpt_trainer.model_config import MODEL_PRESETS
+from gpt_trainer.presets import PRESETS
+from gpt_trainer.settings import flat, overlay, read_toml
+from gpt_trainer_toy import SPEC
+
+
+def request(*argv: str) -> Request:
+    early = read_early(argv)
+    check_early(early)
+    return read_request(SPEC, argv, early)
+
+
+def test_preset_then_file_then_flags(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(
+        'preset = "gpt2-350m"\nlr = 1\n[schedule]\nwarmup = 7\nlr-floor = 0.5\n[x]\nflavour = "sweet"\n'
+    )
+    got = request(f"--config={file}", "--warmup=9")
+    want = PRESETS["gpt2-350m"]
+    assert (got.preset, got.config.model) == ("gpt2-350m", want.model)
+    assert (got.config.optimizer.lr, got.config.schedule.warmup, got.config.schedule.lr_floor) == (
+        1.0,
+        9,
+        0.5,
+    )
+    assert got.options.flavour == "sweet"
+    assert request(f"--config={file}", "--preset=cpu-demo").config.model == PRESETS["cpu-demo"].model
+
+
+def test_a_file_and_a_flag_may_fit_only_together(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text("context = 96\n")
+    with pytest.raises(InputError, match="not a multiple of context=96"):
+        request(f"--config={file}")
+    assert request(f"--config={file}", "--tokens-per-step=3072").config.rows == 32
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("stepz = 3", "unknown key 'stepz'"),
+        ('steps = "3"', "steps='3' is not int"),
+        ("steps = 3.5", "steps=3.5 is not int"),
+        ("steps = true", "steps=True is not int"),
+        ('packing = "tight"', "packing='tight' is not one of stream, documents"),
+        ("steps = ", "is not TOML"),
+        ("lr = 1.0\n[optimizer]\nlr = 2.0", "gives lr twice"),
+        ('preset = "huge"', "unknown preset 'huge'"),
+    ],
+)
+def test_bad_files_are_refused_in_one_line(tmp_path: Path, content: str, said: str) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(content)
+    with pytest.raises(InputError, match=said) as caught:
+        request(f"--config={file}")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_default_preset_follows_the_device() -> None:
+    assert request().preset == "cpu-demo"
+    assert request("--device=gpu").preset == "gpt2-124m"
+
+
+def test_precision_follows_the_device_unless_given() -> None:
+    cpu, gpu, given = (request(*argv).config for argv in ((), ("--device=gpu",), ("--precision=bfloat16",)))
+    assert [with_precision(config, SPEC).runtime.precision for config in (cpu, gpu, given)] == [
+        "float32",
+        "bfloat16",
+        "bfloat16",
+    ]
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_presets_survive_being_written_down(name: str) -> None:
+    assert overlay(TrainConfig(), flat(PRESETS[name]), "here") == PRESETS[name]
+
+
+@pytest.mark.parametrize("name", list(MODEL_PRESETS))
+def test_published_sizes(name: str) -> None:
+    assert PRESETS[name].model_config(50257) == MODEL_PRESETS[name]
+
+
+def test_a_key_in_two_sections_would_be_ambiguous() -> None:
+    from dataclasses import fields
+
+    names = [item.name for section in vars(TrainConfig()).values() for item in fields(section)]
+    assert len(names) == len(set(names))
+
+
+def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        request("--help")
+    assert caught.value.code == 0
+    said = capsys.readouterr().out
+    for name in [*flat(TrainConfig()), "resume", "init_from", "eval_only", "profile", "out", "flavour"]:
+        assert "--" + name.replace("_", "-") in said
+
+
+def test_read_toml_names_a_missing_file() -> None:
+    with pytest.raises(InputError, match=r"cannot read --config nowhere\.toml"):
+        read_toml(Path("nowhere.toml"))

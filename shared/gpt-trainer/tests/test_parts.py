@@ -1,0 +1,201 @@
+"""Generation, spike guard, metrics file, display, FLOPs and plot, each by itself."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import deque
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gpt_data.batch import Batch
+from gpt_trainer.backend import OptimizerConfig, Runtime
+from gpt_trainer.display import LiveDisplay, PlainDisplay, Report, describe, duration, sparkline
+from gpt_trainer.flops import flops_per_token, peak_flops
+from gpt_trainer.generation import generate
+from gpt_trainer.metrics import MetricsFile, read_metrics
+from gpt_trainer.model_config import MODEL_PRESETS, ModelConfig
+from gpt_trainer.parameters import init_parameters
+from gpt_trainer.plot import smooth
+from gpt_trainer.sampling import SamplingConfig
+from gpt_trainer.spikes import SpikeGuard
+from gpt_trainer_toy import ToyBackend, ToyOptions
+
+CONFIG = ModelConfig(n_layer=1, n_head=1, d_model=8, context=6, vocab_size=11)
+
+
+@pytest.fixture
+def backend() -> ToyBackend:
+    toy = ToyBackend(CONFIG, OptimizerConfig(), Runtime(), ToyOptions())
+    toy.load(init_parameters(CONFIG, 1))
+    return toy
+
+
+def test_the_toys_gradient_is_that_of_its_loss(backend: ToyBackend) -> None:
+    """Central differences in float64: the toy must be a real model for the tests to mean anything."""
+    backend.params = {name: value.astype(np.float64) for name, value in init_parameters(CONFIG, 1).items()}
+    tokens = np.array([[1, 2, 3, 4, 5, 6]], np.int32)
+    batch = [Batch(tokens, np.array([[2, 3, 4, 5, 6, -1]], np.int32))]
+    _, grads = backend.gradients(batch, 0)
+    for name in ("transformer.wte.weight", "transformer.h.0.mlp.c_fc.weight", "transformer.wpe.weight"):
+        value = backend.params[name]
+        before = value[2, 3]
+        losses = []
+        for shift in (1e-5, -1e-5):
+            value[2, 3] = before + shift
+            losses.append(backend.gradients(batch, 0)[0])
+        value[2, 3] = before
+        assert grads[name][2, 3] == pytest.approx((losses[0] - losses[1]) / 2e-5, rel=1e-5)
+
+
+@pytest.mark.parametrize("length", [1, 5, 6, 7, 20])
+def test_generation_restarts_from_half_a_context(
+    backend: ToyBackend, monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    fed: list[int] = []
+    real = backend.decoder
+
+    def decoder(rows: int) -> object:
+        made = real(rows)
+        fed.append(0)
+        feed = made.feed
+
+        def counted(tokens: np.ndarray) -> np.ndarray:
+            fed[-1] += tokens.shape[1]
+            return feed(tokens)
+
+        made.feed = counted  # type: ignore[method-assign]
+        return made
+
+    monkeypatch.setattr(backend, "decoder", decoder)
+    prompt = np.arange(length, dtype=np.int32) % 11
+    drawn = list(itertools.islice(generate(backend, prompt, 2, SamplingConfig()), 14))
+    assert len(drawn) == 14
+    assert all(row.shape == (2,) and row.min() >= 0 and row.max() < 11 for row in drawn)
+    start = length if length <= 6 else 3
+    # the first decoder is filled to the context, every later one begins with the last half of it
+    whole, used = [6 - start + 1], 14
+    assert fed[0] == 6 or used <= whole[0]
+    assert all(count == 6 for count in fed[:-1])
+
+
+def test_greedy_generation_is_the_argmax_of_the_logits(backend: ToyBackend) -> None:
+    drawn = next(generate(backend, np.array([4, 7], np.int32), 1, SamplingConfig(temperature=0.0)))
+    tokens = np.array([[4, 7]], np.int32)
+    assert drawn[0] == backend.logits(Batch(tokens, tokens))[0, -1].argmax()
+
+
+def test_an_empty_prompt_is_refused(backend: ToyBackend) -> None:
+    with pytest.raises(ValueError, match="prompt has no tokens"):
+        next(generate(backend, np.array([], np.int32), 1, SamplingConfig()))
+
+
+def test_the_spike_bound_does_not_depend_on_when_norms_arrive() -> None:
+    norms = [1.0 + 0.1 * (step % 7) for step in range(60)]
+    early, late = SpikeGuard(3.0), SpikeGuard(3.0)
+    for step, norm in enumerate(norms):
+        want = early.bound(step)
+        assert late.bound(step) == want
+        early.observe(step, norm)
+        # every seventh step all norms are read at once, as before a checkpoint; then the state is reloaded
+        if step > 0 and (step - 1) % 7 != 6:
+            late.observe(step - 1, norms[step - 1])
+        if step % 7 == 6:
+            late.observe(step, norm)
+            late = SpikeGuard(3.0, late.state())
+
+
+def test_spikes_pass_at_first_and_without_a_factor() -> None:
+    guard = SpikeGuard(2.0)
+    assert guard.bound(0) == math.inf
+    for step in range(30):
+        guard.observe(step, 1.0)
+    assert guard.bound(30) == pytest.approx(2.0)
+    assert SpikeGuard(None, guard.state()).bound(30) == math.inf
+
+
+def test_a_lasting_change_raises_the_bound() -> None:
+    guard = SpikeGuard(2.0)
+    for step in range(30):
+        guard.observe(step, 1.0)
+    for step in range(30, 230):
+        guard.observe(step, 50.0)
+    assert guard.bound(230) > 10.0
+
+
+def test_metrics_are_cut_to_the_checkpoint(tmp_path: Path) -> None:
+    file = MetricsFile(tmp_path)
+    for step in range(1, 6):
+        file.write({"step": step, "loss": 1.0})
+        if step % 2 == 0:
+            file.write({"step": step, "val_loss": 2.0})
+    file.close()
+    MetricsFile(tmp_path, last_step=4, last_evaluated=2).close()
+    found = [(line["step"], "val_loss" in line) for line in read_metrics(tmp_path / "metrics.jsonl")]
+    assert found == [(1, False), (2, False), (2, True), (3, False), (4, False)]
+
+
+@pytest.mark.parametrize("tail", [b'{"step": 2', b'{"step": 2}', b"\x00\xff\n", b"[]\n", b"{}\n"])
+def test_a_damaged_line_ends_the_file(tmp_path: Path, tail: bytes) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + tail)
+    assert read_metrics(path) == [{"step": 1}]
+    file = MetricsFile(tmp_path, last_step=9)
+    file.write({"step": 2})
+    file.close()
+    assert path.read_bytes() == b'{"step": 1}\n{"step": 2}\n'
+
+
+def test_flops_of_gpt2_by_hand() -> None:
+    # 124,439,808 parameters, of which 1024 * 768 are positions; 12 * 12 layers * 768 * 1024 for attention
+    want = 6 * (124_439_808 - 786_432) + 12 * 12 * 768 * 1024
+    assert flops_per_token(MODEL_PRESETS["gpt2-124m"], 1024) == want
+
+
+def test_device_peaks() -> None:
+    assert peak_flops("NVIDIA H100 80GB HBM3", "bfloat16") == pytest.approx(989.4e12)
+    assert peak_flops("NVIDIA H100 PCIe", "bfloat16") == pytest.approx(756e12)
+    assert peak_flops("NVIDIA H200", "float32") == pytest.approx(66.9e12)
+    assert peak_flops("AMD EPYC", "float32") is None
+
+
+REPORT = Report(4, 10, 3.25, None, 1e-3, 0.5, 12_345.6, None, 2_000_000_000)
+
+
+def test_a_report_in_one_line() -> None:
+    assert describe(REPORT) == "loss 3.2500  lr 1.00e-03  norm 0.50  12,346 tok/s  2.00 GB"
+    assert "val 3.5000" in describe(REPORT._replace(val_loss=3.5, mfu=0.412))
+    assert "MFU 41.2%" in describe(REPORT._replace(mfu=0.412))
+    assert duration(3725.4) == "1:02:05"
+
+
+def test_plain_lines_come_every_so_many_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    display = PlainDisplay(every=4)
+    with display:
+        for step in range(1, 11):
+            display.report(REPORT._replace(step=step))
+    shown = [line.split()[1] for line in capsys.readouterr().out.splitlines()]
+    assert shown == ["1/10", "4/10", "8/10", "10/10"]
+
+
+def test_the_live_display_shows_what_is_said_and_the_numbers(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with LiveDisplay() as display:
+        display.say("step 4: saved [here]")
+        display.report(REPORT)
+    said = capsys.readouterr().out
+    assert "saved [here]" in said
+    assert "loss 3.2500" in said
+
+
+def test_sparkline_ends() -> None:
+    assert sparkline(deque([3.0, 1.0, 2.0])) == "█▁▅"
+    assert sparkline(deque([2.0, 2.0])) == "▁▁"
+
+
+def test_smoothing_counts_the_first_values_equally() -> None:
+    assert smooth((4.0, 2.0, 3.0)) == [4.0, 3.0, 3.0]
+    assert smooth(tuple([1.0] * 500))[-1] == pytest.approx(1.0)
