@@ -13,7 +13,7 @@ from torch import Tensor
 
 Check = Callable[..., None]
 # past one tile, so that a tile's edge falls among the elements that decay
-SIZE, DECAY = 150_000, 140_001
+SIZE, DECAY = 300_000, 280_001
 
 
 def _gradients(step: int, dtype: torch.dtype) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 # elements of one tile: on a CPU a float32 tile and its scratch stay in a core's second-level cache; on a
 # GPU, where each tile costs launches, tiles only bound the memory
-CPU_TILE = 1 << 17
+CPU_TILE = 1 << 18
 GPU_TILE = 1 << 26
 
 
