@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import lzma
-from importlib.util import find_spec
+import sys
 from pathlib import Path
 
 import pytest
 from bpe_scratch import Tokenizer
 
-DATA = Path(__file__).parents[3].parent / "shared" / "data"
-LAYERS = [
-    "arrays",
-    pytest.param("compiled", marks=pytest.mark.skipif(not find_spec("numba"), reason="no Numba")),
-]
+# the helpers of these tests are a module beside them
+sys.path.insert(0, str(Path(__file__).parent))
+
+from bpe_oracles import DATA, LAYERS, read_wiki
 
 
 @pytest.fixture(params=LAYERS)
@@ -46,11 +43,3 @@ def shakespeare() -> str:
 @pytest.fixture(scope="session")
 def wiki() -> list[str]:
     return read_wiki("val")
-
-
-def read_wiki(split: str) -> list[str]:
-    path = DATA / "text" / "enwiki2015" / f"{split}.jsonl.xz"
-    if not path.exists():
-        pytest.skip("enwiki2015 is not beside the repository")
-    with lzma.open(path, "rt", encoding="utf-8") as lines:
-        return [json.loads(line)["text"] for line in lines]

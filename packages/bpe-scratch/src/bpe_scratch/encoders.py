@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bpe_scratch.errors import TextError
 from bpe_scratch.heap_merge import encode_piece
 from bpe_scratch.patterns import splitter, to_utf8
 from bpe_scratch.vocabulary import Vocabulary
@@ -34,13 +35,17 @@ class PlainEncoder:
         Args:
             text: Any text that has a UTF-8 form.
         """
-        known = self._known
+        known, pieces = self._known, self._split(text)
         try:
-            return list(chain.from_iterable([known[piece] for piece in self._split(text)]))
+            return list(chain.from_iterable([known[piece] for piece in pieces]))
         except KeyError:
-            return list(
-                chain.from_iterable([known.get(piece) or self._learn(piece) for piece in self._split(text)])
-            )
+            pass
+        try:
+            return list(chain.from_iterable([known.get(piece) or self._learn(piece) for piece in pieces]))
+        except TextError:
+            # again, to name the position in the text and not in the piece
+            to_utf8(text)
+            raise
 
     def encode_array(self, text: str) -> npt.NDArray[np.uint32]:
         """The ids of a text, as an array.

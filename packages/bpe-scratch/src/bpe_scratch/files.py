@@ -232,6 +232,19 @@ def format_tokenizer_json(parts: Parts) -> str:
     return json.dumps(document, ensure_ascii=False, indent=1) + "\n"
 
 
+def format_gpt2(parts: Parts) -> tuple[str, str]:
+    """The texts of ``vocab.json`` and ``merges.txt``.
+
+    Args:
+        parts: What to write.
+    """
+    vocabulary = parts.vocabulary
+    text = {index: to_printable(token) for index, token in enumerate(vocabulary.tokens) if token is not None}
+    vocab = {token: index for index, token in text.items()} | dict(parts.special_tokens)
+    rows = [f"{text[left]} {text[right]}\n" for left, right, _ in vocabulary.merges]
+    return json.dumps(vocab, ensure_ascii=False) + "\n", "".join(["#version: 0.2\n", *rows])
+
+
 def _added_token(index: int, content: str) -> dict[str, Any]:
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     return {"id": index, "content": content, **flags}

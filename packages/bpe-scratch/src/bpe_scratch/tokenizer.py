@@ -16,11 +16,12 @@ import numpy as np
 import numpy.typing as npt
 import regex
 
-from bpe_scratch import files
+from bpe_scratch import dropout, files
 from bpe_scratch.encoders import IdArray
 from bpe_scratch.errors import TextError, TokenIdError, TokenizerError
 from bpe_scratch.layers import Layer, make_encoder, resolve_layer
-from bpe_scratch.patterns import resolve_pattern, to_utf8
+from bpe_scratch.patterns import resolve_pattern, splitter, to_utf8
+from bpe_scratch.tiktoken_file import read_tiktoken, write_tiktoken
 from bpe_scratch.vocabulary import Vocabulary
 
 END_OF_TEXT = "<|endoftext|>"
@@ -92,6 +93,19 @@ class Tokenizer:
         return cls(vocabulary, pattern=pattern, special_tokens=special)
 
     @classmethod
+    def from_tiktoken(
+        cls, path: Path | str, *, pattern: str, special_tokens: Mapping[str, int] | None = None
+    ) -> Tokenizer:
+        """Read tiktoken's rank file.
+
+        Args:
+            path: The file.
+            pattern: Pattern that the file was trained with; it does not say.
+            special_tokens: Special tokens; the file has none.
+        """
+        return cls(read_tiktoken(Path(path)), pattern=pattern, special_tokens=special_tokens)
+
+    @classmethod
     def from_bytes(cls) -> Tokenizer:
         """256 bytes and the end of text: 257 ids, no merges."""
         return cls(Vocabulary.from_merges([]), pattern="none", special_tokens={END_OF_TEXT: 256})
@@ -102,7 +116,7 @@ class Tokenizer:
 
     def to_json(self) -> str:
         """The text of a ``tokenizer.json`` that Hugging Face ``tokenizers`` loads too."""
-        return files.format_tokenizer_json(files.Parts(self.vocabulary, self.pattern, self.special_tokens))
+        return files.format_tokenizer_json(self._parts())
 
     def save(self, path: Path | str) -> None:
         """Write ``tokenizer.json``.
@@ -111,6 +125,28 @@ class Tokenizer:
             path: The file; replaced if it exists.
         """
         files.write_text(Path(path), self.to_json())
+
+    def save_gpt2(self, vocab_path: Path | str, merges_path: Path | str) -> None:
+        """Write GPT-2's two files.
+
+        Args:
+            vocab_path: ``vocab.json``; replaced if it exists.
+            merges_path: ``merges.txt``; replaced if it exists.
+        """
+        vocab, merges = files.format_gpt2(self._parts())
+        files.write_text(Path(vocab_path), vocab)
+        files.write_text(Path(merges_path), merges)
+
+    def save_tiktoken(self, path: Path | str) -> None:
+        """Write tiktoken's rank file; pattern and special tokens are not part of it.
+
+        Args:
+            path: The file; replaced if it exists.
+        """
+        write_tiktoken(self.vocabulary, Path(path))
+
+    def _parts(self) -> files.Parts:
+        return files.Parts(self.vocabulary, self.pattern, self.special_tokens)
 
     @property
     def sha256(self) -> str:
@@ -203,6 +239,55 @@ class Tokenizer:
         offsets = np.zeros(len(texts) + 1, dtype=np.int64)
         np.cumsum(lengths, out=offsets[1:])
         return (np.concatenate(parts) if parts else np.zeros(0, dtype=self.dtype)), offsets
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids, and for each the characters that it touches.
+
+        Args:
+            text: Any text; special tokens are ordinary text.
+
+        Returns:
+            ``(ids, spans)``: token ``i`` touches ``text[start:end]`` with ``start, end = spans[i]``. Tokens
+            that share a character's bytes both touch it.
+        """
+        ids = self._encoder.encode_array(text)
+        raw = np.frombuffer(to_utf8(text), dtype=np.uint8)
+        character = np.cumsum((raw & 0xC0) != 0x80) - 1
+        ends = np.cumsum([len(self._token_bytes[index] or b"") for index in ids], dtype=np.int64)
+        starts = np.concatenate([[0], ends[:-1]]).astype(np.int64) if ids.size else ends
+        spans = zip(character[starts].tolist(), (character[ends - 1] + 1).tolist(), strict=True)
+        return ids.tolist(), list(spans)
+
+    def encode_dropout(self, text: str, rate: float, *, seed: int) -> list[int]:
+        """The ids of a text under BPE-dropout; they always decode to the text.
+
+        Args:
+            text: Any text; special tokens are ordinary text.
+            rate: Probability of leaving a merge out at a step, from 0 (the usual ids) to 1 (bytes).
+            seed: The same seed gives the same ids.
+        """
+        if not 0 <= rate <= 1:
+            raise TokenizerError(f"rate={rate} must be from 0 to 1")
+        random, known = np.random.default_rng(seed), self.vocabulary
+        pieces = [to_utf8(piece) for piece in splitter(self.pattern)(text)]
+        parts = [dropout.encode_piece(piece, known.byte_ids, known.pairs, rate, random) for piece in pieces]
+        return list(chain.from_iterable(parts))
+
+    def pieces(self, text: str) -> list[str]:
+        """The pieces that a text is cut into before BPE.
+
+        Args:
+            text: Any text.
+        """
+        return splitter(self.pattern)(text)
+
+    def token_bytes(self, index: int) -> bytes:
+        """The bytes of one id.
+
+        Args:
+            index: An id of the vocabulary.
+        """
+        return self.decode_bytes([index])
 
     def count(self, text: str) -> int:
         """The number of ids of a text, without a Python object for each.

@@ -205,6 +205,7 @@ def _count_plain(
     split = splitter(pattern)
     counts: Counter[str] = Counter()
     for number, document in enumerate(documents, start=1):
+        to_utf8(document)
         counts.update(split(document))
         dropped = 1
         while len(counts) > max_words // (1 if dropped == 1 else 2):
@@ -212,8 +213,6 @@ def _count_plain(
             dropped *= 2
         if on_documents is not None:
             on_documents(number)
-    for word in counts:
-        to_utf8(word)
     return counts
 
 

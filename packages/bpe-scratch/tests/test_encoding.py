@@ -1,0 +1,254 @@
+"""Ids equal those of tiktoken, of Hugging Face and of the reference, in every layer."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+
+import numpy as np
+import pytest
+from bpe_oracles import LAYERS, as_hugging_face, as_tiktoken, read_wiki
+from bpe_scratch import TextError, TokenIdError, Tokenizer, TokenizerError, Vocabulary, reference, train
+from bpe_scratch.patterns import PATTERNS, splitter
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+any_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=200)
+
+
+def with_layer(tokenizer: Tokenizer, layer: str) -> Tokenizer:
+    return Tokenizer(
+        tokenizer.vocabulary, pattern=tokenizer.pattern, special_tokens=tokenizer.special_tokens, layer=layer
+    )
+
+
+@pytest.fixture(scope="module")
+def small() -> Tokenizer:
+    words = (
+        "the cat sat on the mat, aaaa aaa aaaaaaa; that's 1999's naïve café 中文中文 don't DON'T \n\n  x\t"
+    )
+    return train([words * 7, "hello hello"], 256 + 90 + 1)
+
+
+def test_hello_world(gpt2: Tokenizer) -> None:
+    assert gpt2.encode("Hello world") == [15496, 995]
+    assert gpt2.decode([15496, 995]) == "Hello world"
+
+
+def test_ids_of_real_text_equal_tiktoken_and_hugging_face(
+    gpt2: Tokenizer, layer: str, shakespeare: str, wiki: list[str]
+) -> None:
+    texts = [shakespeare[:200_000], *wiki[:40]]
+    ids, offsets = with_layer(gpt2, layer).encode_to_numpy(texts)
+    assert ids.dtype == np.uint16
+    want = as_tiktoken(gpt2).encode_ordinary_batch(texts, num_threads=1)
+    assert ids.tolist() == [i for part in want for i in part]
+    assert np.diff(offsets).tolist() == [len(part) for part in want]
+    assert [e.ids for e in as_hugging_face(gpt2).encode_batch_fast(texts)] == want
+
+
+@pytest.mark.slow
+def test_ids_of_the_whole_corpus_equal_tiktoken(gpt2: Tokenizer) -> None:
+    texts = read_wiki("train")
+    ids, _ = gpt2.encode_to_numpy(texts)
+    want = as_tiktoken(gpt2).encode_ordinary_batch(texts, num_threads=1)
+    assert np.array_equal(ids, np.concatenate([np.array(part, np.uint16) for part in want]))
+
+
+def test_every_code_point_equals_tiktoken_and_hugging_face(gpt2: Tokenizer) -> None:
+    chars = [chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000]
+    texts = ["a".join(chars[i : i + 512]) for i in range(0, len(chars), 512)]
+    ids, _ = gpt2.encode_to_numpy(texts)
+    assert ids.tolist() == [
+        i for part in as_tiktoken(gpt2).encode_ordinary_batch(texts, num_threads=1) for i in part
+    ]
+    assert ids.tolist() == [i for e in as_hugging_face(gpt2).encode_batch_fast(texts) for i in e.ids]
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=any_text)
+def test_ids_of_any_text_equal_tiktoken_and_hugging_face(gpt2: Tokenizer, text: str) -> None:
+    ids = gpt2.encode(text)
+    assert ids == as_tiktoken_once(gpt2).encode_ordinary(text)
+    assert ids == as_hugging_face_once(gpt2).encode(text).ids
+    assert gpt2.decode(ids) == text
+
+
+@pytest.mark.slow
+@settings(max_examples=100_000, deadline=None)
+@given(text=any_text)
+def test_ids_of_any_text_equal_tiktoken_and_hugging_face_at_length(gpt2: Tokenizer, text: str) -> None:
+    ids = gpt2.encode(text)
+    assert ids == as_tiktoken_once(gpt2).encode_ordinary(text)
+    assert ids == as_hugging_face_once(gpt2).encode(text).ids
+    assert gpt2.decode(ids) == text
+
+
+_cache: dict[str, object] = {}
+
+
+def as_tiktoken_once(tokenizer: Tokenizer) -> object:
+    return (
+        _cache.setdefault("tiktoken", None)
+        or _cache.update(tiktoken=as_tiktoken(tokenizer))
+        or _cache["tiktoken"]
+    )
+
+
+def as_hugging_face_once(tokenizer: Tokenizer) -> object:
+    return _cache.setdefault("hf", None) or _cache.update(hf=as_hugging_face(tokenizer)) or _cache["hf"]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("layer", LAYERS)
+@settings(max_examples=100, deadline=None)
+@given(text=any_text | st.text("ab 1'st中\n", max_size=60))
+def test_layers_equal_the_reference(small: Tokenizer, pattern: str, layer: str, text: str) -> None:
+    known = small.vocabulary
+    pieces = [piece.encode() for piece in splitter(pattern)(text)]
+    want = [i for piece in pieces for i in reference.encode_piece(piece, known.byte_ids, known.pairs)]
+    tokenizer = with_layer(Tokenizer(known, pattern=pattern), layer)
+    assert tokenizer.encode(text) == want
+    assert tokenizer.count(text) == len(want)
+
+
+# 15/16: the longest key held in a slot and the first in the arena; 255/256: the longest that is remembered
+@pytest.mark.parametrize("size", [1, 7, 8, 9, 15, 16, 17, 23, 24, 25, 63, 254, 255, 256, 257, 1000])
+def test_pieces_at_the_edges_of_the_tables(small: Tokenizer, layer: str, size: int) -> None:
+    known = small.vocabulary
+    tokenizer = with_layer(Tokenizer(known, pattern="none"), layer)
+    for piece in ("a" * size, "theca" * size, "é" * size, "q" * size + "z", "q" * size + "y"):
+        for text in (piece, piece):
+            want = reference.encode_piece(text.encode(), known.byte_ids, known.pairs)
+            assert tokenizer.encode(text) == want
+
+
+def test_the_cache_is_bounded_and_forgetting_changes_nothing(
+    small: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = pytest.importorskip("bpe_scratch.compiled.encoder")
+    monkeypatch.setattr(encoder, "_LAST_LOG", 17)
+    monkeypatch.setattr(encoder, "_LARGEST_ARENA", 1 << 16)
+    texts = [f"w{i:x}q {'long' * 5}{i}" for i in range(150_000)]
+    compiled = with_layer(small, "compiled")
+    first, _ = compiled.encode_to_numpy(texts)
+    words = compiled._encoder._words
+    assert words.log == 17
+    assert words.arena.size <= 1 << 17
+    monkeypatch.undo()
+    again, _ = with_layer(small, "compiled").encode_to_numpy(texts)
+    assert np.array_equal(first, again)
+
+
+def test_threads_give_the_same_ids(small: Tokenizer, layer: str) -> None:
+    texts = [f"the cat {i} sat on {'mat' * (i % 50)}" for i in range(500)] + ["", "x"]
+    tokenizer = with_layer(small, layer)
+    want = tokenizer.encode_batch(texts)
+    assert tokenizer.encode_batch(texts, threads=3) == want
+    assert want == [tokenizer.encode(text) for text in texts]
+    found: list[list[list[int]]] = []
+    runners = [threading.Thread(target=lambda: found.append(tokenizer.encode_batch(texts))) for _ in range(8)]
+    for runner in runners:
+        runner.start()
+    for runner in runners:
+        runner.join()
+    assert found == [want] * 8
+
+
+def test_nothing_gives_nothing(small: Tokenizer, layer: str) -> None:
+    tokenizer = with_layer(small, layer)
+    assert tokenizer.encode("") == []
+    assert tokenizer.encode_batch([]) == []
+    ids, offsets = tokenizer.encode_to_numpy(["", ""])
+    assert ids.tolist() == []
+    assert offsets.tolist() == [0, 0, 0]
+    assert tokenizer.decode([]) == ""
+
+
+def test_special_tokens_are_ordinary_text_unless_allowed(gpt2: Tokenizer, layer: str) -> None:
+    tokenizer = with_layer(gpt2, layer)
+    text = "a<|endoftext|>b"
+    assert 50256 not in tokenizer.encode(text)
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.encode(text, allowed_special={"<|endoftext|>"}) == [64, 50256, 65]
+    with pytest.raises(TextError, match="character 1 is not allowed"):
+        tokenizer.encode(text, refuse_special=True)
+    with pytest.raises(TokenizerError, match=r"known: <\|endoftext\|>"):
+        tokenizer.encode(text, allowed_special={"<pad>"})
+
+
+@pytest.mark.parametrize(("text", "position"), [("\ud800", 0), ("ab\udfff", 2), ("中😀\ud83d!", 2)])
+def test_lone_surrogates_are_refused_by_position(
+    small: Tokenizer, layer: str, text: str, position: int
+) -> None:
+    tokenizer = with_layer(small, layer)
+    for work in (
+        tokenizer.encode,
+        tokenizer.count,
+        lambda t: tokenizer.encode_to_numpy([t]),
+        lambda t: train([t], 300),
+    ):
+        with pytest.raises(TextError, match=f"at character {position} has"):
+            work(text)
+
+
+@pytest.mark.parametrize("bad", [-1, 50257, 1 << 31, 1 << 64, -(1 << 70), 1.5, "1", None])
+@pytest.mark.parametrize("before", [0, 5, 500])
+def test_unknown_ids_are_named(gpt2: Tokenizer, layer: str, bad: object, before: int) -> None:
+    with pytest.raises(TokenIdError, match=f"position {before} "):
+        with_layer(gpt2, layer).decode([64] * before + [bad])  # type: ignore[list-item]
+
+
+def test_gaps_are_unknown_ids(small: Tokenizer, layer: str) -> None:
+    known = small.vocabulary
+    gapped = Tokenizer(known, special_tokens={"<x>": len(known.tokens) + 3}, layer=layer)
+    with pytest.raises(TokenIdError, match=f"id {len(known.tokens)} at position 100"):
+        gapped.decode([0] * 100 + [len(known.tokens)])
+    assert gapped.decode([len(known.tokens) + 3]) == "<x>"
+
+
+@settings(max_examples=100, deadline=None)
+@given(raw=st.binary(max_size=300))
+def test_bytes_decode_as_python_decodes_them(raw: bytes) -> None:
+    tokenizer = Tokenizer.from_bytes()
+    ids = [tokenizer.vocabulary.byte_ids[byte] for byte in raw]
+    assert tokenizer.decode_bytes(ids) == raw
+    assert tokenizer.decode(ids) == raw.decode("utf-8", errors="replace")
+    stream = tokenizer.stream()
+    pieces = [stream.feed(index) for index in ids]
+    assert "".join(pieces) + stream.flush() == raw.decode("utf-8", errors="replace")
+
+
+def test_a_stream_emits_whole_characters_only(gpt2: Tokenizer) -> None:
+    text = "naïve 中文 😀👩‍👩‍👧 é"
+    stream = gpt2.stream()
+    pieces = [stream.feed(index) for index in gpt2.encode(text)]
+    assert "�" not in "".join(pieces)
+    assert "".join(pieces) == text
+    assert stream.flush() == ""
+    assert stream.feed(gpt2.vocabulary.byte_ids[0xE4]) == ""
+    assert stream.flush() == "�"
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=any_text)
+def test_offsets_cover_the_text(small: Tokenizer, text: str) -> None:
+    ids, spans = small.encode_with_offsets(text)
+    assert ids == small.encode(text)
+    for index, (start, end) in zip(ids, spans, strict=True):
+        assert small.token_bytes(index) in text[start:end].encode()
+        assert start < end
+    assert not spans or (spans[0][0] == 0 and spans[-1][1] == len(text))
+    assert all(b[0] - a[0] >= 0 and b[0] - a[1] in (0, -1) for a, b in itertools.pairwise(spans))
+
+
+def test_dropout_keeps_the_text_and_its_ends_are_known(small: Tokenizer) -> None:
+    text = "the cat sat on the mat that's aaaa"
+    assert small.encode_dropout(text, 0.0, seed=1) == small.encode(text)
+    assert small.encode_dropout(text, 1.0, seed=1) == Tokenizer(Vocabulary.from_merges([])).encode(text)
+    seen = {tuple(small.encode_dropout(text, 0.3, seed=seed)) for seed in range(20)}
+    assert len(seen) > 10
+    assert all(small.decode(ids) == text for ids in seen)
+    assert small.encode_dropout(text, 0.3, seed=5) == small.encode_dropout(text, 0.3, seed=5)
+    with pytest.raises(TokenizerError, match="rate=2"):
+        small.encode_dropout(text, 2, seed=0)

@@ -1,0 +1,236 @@
+"""Files that others read, and files that nobody should have written."""
+
+from __future__ import annotations
+
+import base64
+import json
+import random
+from pathlib import Path
+
+import pytest
+from bpe_oracles import as_hugging_face, as_tiktoken
+from bpe_scratch import PATTERNS, FileFormatError, Tokenizer, train
+from bpe_scratch.byte_alphabet import BYTES_IN_ID_ORDER, from_printable, to_printable
+from tokenizers import Tokenizer as HuggingFace
+
+TEXT = "The cat's 1234 naïve café\r\n\r\n  sat — 中文 DON'T hELLO. \n <|endoftext|> x\t\t y  "
+
+
+@pytest.fixture(scope="module")
+def small() -> Tokenizer:
+    return train([TEXT * 4], 330)
+
+
+def test_the_byte_alphabet_is_a_bijection() -> None:
+    every = bytes(range(256))
+    assert from_printable(to_printable(every)) == every
+    assert len(set(to_printable(every))) == 256
+    assert to_printable(b" a\n") == "ĠaĊ"
+    assert sorted(to_printable(bytes([b])) for b in BYTES_IN_ID_ORDER) == [
+        to_printable(bytes([b])) for b in BYTES_IN_ID_ORDER
+    ]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_hugging_face_reads_our_file_and_gives_the_same_ids(tmp_path: Path, pattern: str) -> None:
+    tokenizer = train([TEXT * 4], 330, pattern=pattern)
+    path = tmp_path / "tokenizer.json"
+    tokenizer.save(path)
+    theirs = HuggingFace.from_file(str(path))
+    plain = TEXT.replace("<|endoftext|>", "")
+    assert theirs.encode(plain).ids == tokenizer.encode(plain)
+    assert theirs.encode(TEXT).ids == tokenizer.encode(TEXT, allowed_special={"<|endoftext|>"})
+    assert theirs.decode(tokenizer.encode(plain)) == plain
+
+
+@pytest.mark.parametrize("pattern", [*PATTERNS, r"\d|\D+"])
+def test_our_file_comes_back_the_same(tmp_path: Path, pattern: str) -> None:
+    tokenizer = train([TEXT * 4], 330, pattern=pattern)
+    tokenizer.save(tmp_path / "tokenizer.json")
+    again = Tokenizer.load(tmp_path / "tokenizer.json")
+    assert again.to_json() == tokenizer.to_json()
+    assert again.sha256 == tokenizer.sha256
+    assert again.pattern == tokenizer.pattern
+    assert again.encode(TEXT) == tokenizer.encode(TEXT)
+
+
+def test_a_file_that_hugging_face_wrote_gives_its_ids(tmp_path: Path, small: Tokenizer) -> None:
+    theirs = as_hugging_face(small)
+    theirs.save(str(tmp_path / "theirs.json"))
+    assert Tokenizer.load(tmp_path / "theirs.json").encode(TEXT) == small.encode(TEXT)
+
+
+def test_gpt2_files_come_back_the_same(
+    tmp_path: Path, gpt2: Tokenizer, gpt2_files: tuple[Path, Path]
+) -> None:
+    gpt2.save_gpt2(tmp_path / "vocab.json", tmp_path / "merges.txt")
+    assert json.loads((tmp_path / "vocab.json").read_text("utf-8")) == json.loads(
+        gpt2_files[0].read_text("utf-8")
+    )
+    assert (tmp_path / "merges.txt").read_text("utf-8") == gpt2_files[1].read_text("utf-8")
+    assert gpt2.special_tokens == {"<|endoftext|>": 50256}
+
+
+def test_tiktoken_ranks_come_back_and_give_tiktokens_ids(tmp_path: Path, gpt2: Tokenizer) -> None:
+    path = tmp_path / "gpt2.tiktoken"
+    gpt2.save_tiktoken(path)
+    again = Tokenizer.from_tiktoken(path, pattern="gpt2", special_tokens={"<|endoftext|>": 50256})
+    assert again.encode(TEXT) == gpt2.encode(TEXT) == as_tiktoken(gpt2).encode_ordinary(TEXT)
+
+
+def test_ranks_that_no_merges_could_say(tmp_path: Path) -> None:
+
+    # "abc" is a token, but neither "ab" nor "bc" is: only the whole piece can become it
+    tokens = [bytes([b]) for b in BYTES_IN_ID_ORDER] + [b"abc", b"aa", b"aaa", b"xy", b"yx", b"xyx"]
+    path = tmp_path / "odd.tiktoken"
+    path.write_text("".join(f"{base64.b64encode(t).decode()} {i}\n" for i, t in enumerate(tokens)), "utf-8")
+    for layer in ("auto", "arrays"):
+        tokenizer = Tokenizer.from_tiktoken(path, pattern="gpt2")
+        tokenizer = Tokenizer(tokenizer.vocabulary, layer=layer)  # type: ignore[arg-type]
+        theirs = as_tiktoken(tokenizer)
+        chance = random.Random(0)
+        for text in ["abc", "abcabc", "xabc", *("".join(chance.choices("abcxy ", k=12)) for _ in range(500))]:
+            assert tokenizer.encode(text) == theirs.encode_ordinary(text), text
+
+
+def gpt2_style(tmp_path: Path, merges: str | bytes, extra: list[str]) -> tuple[Path, Path]:
+    vocab = {to_printable(bytes([b])): i for i, b in enumerate(BYTES_IN_ID_ORDER)}
+    vocab |= {token: 256 + i for i, token in enumerate(extra)}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocab), "utf-8")
+    raw = merges.encode() if isinstance(merges, str) else merges
+    (tmp_path / "merges.txt").write_bytes(raw)
+    return tmp_path / "vocab.json", tmp_path / "merges.txt"
+
+
+@pytest.mark.parametrize(
+    "merges",
+    [
+        "#version: 0.2\na b\nab c\n",
+        "a b\r\nab c\r\n",
+        "\ufeff#version: 0.2\na b\nab c",
+        "a b\nab c\n\n\n",
+        "\ufeffa b\nab c",
+    ],
+    ids=["plain", "crlf", "bom", "trailing blank lines", "bom, no version"],
+)
+def test_harmless_differences_are_read(tmp_path: Path, merges: str) -> None:
+    tokenizer = Tokenizer.from_gpt2(*gpt2_style(tmp_path, merges, ["ab", "abc"]))
+    assert tokenizer.encode("abcab") == [257, 256] or tokenizer.encode("abc") == [257]
+
+
+@pytest.mark.parametrize(
+    ("merges", "message"),
+    [
+        ("a b\nxy c\n", "line 2: part 'xy'"),
+        ("ab c\na b\n", "line 1: part 'ab'"),
+        ("a b\na b\n", "line 2: merge a b is given twice"),
+        ("a b\nab\n", "line 2: expected two parts"),
+        ("a b\na  b\n", "line 2: expected two parts"),
+        ("a b\na b c\n", "line 2: expected two parts"),
+        ("a b\n\u3000 a\n", "line 2: part"),
+        ("a b\nb c\n", "line 2: 'bc' is not in the vocabulary"),
+        (b"a b\n\xff c\n", "line 2: byte 0xFF"),
+        ("a b\n" + "a" * 1_000_000 + "\n", "line 2: expected two parts"),
+        ("a b\n" + "c d\n" * 1_000_000, "line 2: 'cd' is not"),
+    ],
+    ids=lambda value: str(value)[:24].encode("unicode_escape").decode(),
+)
+def test_impossible_merges_are_named_by_line(tmp_path: Path, merges: str | bytes, message: str) -> None:
+    with pytest.raises(FileFormatError, match=message):
+        Tokenizer.from_gpt2(*gpt2_style(tmp_path, merges, ["ab", "abc"]))
+
+
+@pytest.mark.parametrize(
+    ("vocab", "message"),
+    [
+        ("[]", "expected a JSON object"),
+        ("{", "line 1"),
+        ('{"a": 1, "a": 2}', "key 'a' is given twice"),
+        ('{"a": 1, "b": 1}', "id 1 belongs to 'a' and to 'b'"),
+        ('{"a": -1}', "id -1"),
+        ('{"a": 1.5}', "id 1.5"),
+        ('{"a": true}', "id True"),
+        ('{"a": 99999999}', "far beyond"),
+        ('{"a": 4294967296}', "2\\^31"),
+        ('{"a": 0}', "no token for byte"),
+        ("[" * 100_000, "nested too deep|expected"),
+        ('{"a": NaN}', "id nan"),
+    ],
+)
+def test_impossible_vocabularies_are_named(tmp_path: Path, vocab: str, message: str) -> None:
+    (tmp_path / "vocab.json").write_text(vocab, "utf-8")
+    (tmp_path / "merges.txt").write_text("", "utf-8")
+    with pytest.raises(FileFormatError, match=message):
+        Tokenizer.from_gpt2(tmp_path / "vocab.json", tmp_path / "merges.txt")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        (("model", "type"), "WordPiece", "'WordPiece'"),
+        (("model",), None, "None"),
+        (("model", "unk_token"), "<unk>", "unk_token"),
+        (("model", "byte_fallback"), True, "byte_fallback"),
+        (("model", "dropout"), 0.1, "dropout"),
+        (("model", "end_of_word_suffix"), "</w>", "end_of_word_suffix"),
+        (("model", "merges"), [["a"]], "merge 1: expected two parts"),
+        (("model", "merges"), [["T", "h"], 7], "merge 2"),
+        (("model", "vocab"), [], "must be an object"),
+        (("normalizer",), {"type": "NFC"}, "normalizer"),
+        (("pre_tokenizer",), None, "pre_tokenizer"),
+        (("pre_tokenizer",), {"type": "Whitespace"}, "Whitespace"),
+        (("pre_tokenizer", "add_prefix_space"), True, "space before"),
+        (("added_tokens",), [{"id": "7"}], "added token 0"),
+        (("added_tokens",), [{"id": 5, "content": "<x>"}], "id 5"),
+        (("added_tokens",), {}, None),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_a_tokenizer_json_of_another_kind_is_refused(
+    small: Tokenizer, key: tuple[str, ...], value: object, message: str | None
+) -> None:
+    document = json.loads(small.to_json())
+    place = document
+    for part in key[:-1]:
+        place = place[part]
+    place[key[-1]] = value
+    if message is None:
+        Tokenizer.from_json(json.dumps(document))
+        return
+    with pytest.raises(ValueError, match=message):
+        Tokenizer.from_json(json.dumps(document))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [("YQ== 0\n???? 1\n", "line 2"), ("YQ== 0\nYQ== 1\n", "line 2"), ("YQ== 0\nYg== 0\n", "line 2"),
+     ("YQ==\n", "line 1"), ("YQ== -1\n", "line 1"),
+     ("YQ== 999999999\n", "far beyond"), ("YQ== 0\n", "no token for byte"),
+     ("YQ== 0x1\n", "line 1"), (" 0\n", "line 1")],
+)  # fmt: skip
+def test_impossible_ranks_are_named_by_line(tmp_path: Path, rows: str, message: str) -> None:
+    (tmp_path / "x.tiktoken").write_text(rows, "utf-8")
+    with pytest.raises(FileFormatError, match=message):
+        Tokenizer.from_tiktoken(tmp_path / "x.tiktoken", pattern="gpt2")
+
+
+def test_mutated_files_are_read_or_refused(tmp_path: Path, small: Tokenizer) -> None:
+    chance = random.Random(1)
+    small.save_gpt2(tmp_path / "vocab.json", tmp_path / "merges.txt")
+    small.save(tmp_path / "tokenizer.json")
+    for name in ("vocab.json", "merges.txt", "tokenizer.json"):
+        whole = (tmp_path / name).read_bytes()
+        for _ in range(150):
+            raw = bytearray(whole)
+            for _ in range(chance.randint(1, 3)):
+                raw[chance.randrange(len(raw))] = chance.randrange(256)
+            (tmp_path / name).write_bytes(raw)
+            try:
+                if name == "tokenizer.json":
+                    tokenizer = Tokenizer.load(tmp_path / name)
+                else:
+                    tokenizer = Tokenizer.from_gpt2(tmp_path / "vocab.json", tmp_path / "merges.txt")
+                Tokenizer(tokenizer.vocabulary, layer="arrays").encode(TEXT)
+            except ValueError:
+                continue
+        (tmp_path / name).write_bytes(whole)
