@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from gpt_data.batch import IGNORE
@@ -66,12 +67,12 @@ def test_split_into_micro_batches_changes_rounding_only(
 
 def test_head_loss_over_chunks_equals_one_chunk() -> None:
     rng = np.random.default_rng(0)
-    hidden, wte = rng.normal(size=(23, 12)).astype(np.float32), rng.normal(size=(128, 12)).astype(np.float32)
-    targets = rng.integers(IGNORE, 61, 23).astype(np.int32)
+    hidden, wte = (jnp.asarray(rng.normal(size=(rows, 12)), jnp.float32) for rows in (23, 128))
+    targets = jnp.asarray(rng.integers(IGNORE, 61, 23), jnp.int32)
 
     def answer(chunk: int) -> tuple:
         plan = Plan(2, 61, chunk=chunk)
-        return jax.value_and_grad(head_loss, (0, 1))(hidden, wte, targets, np.float32(1 / 23), plan)
+        return jax.value_and_grad(head_loss, (0, 1))(hidden, wte, targets, jnp.float32(1 / 23), plan)
 
     (loss, grads), (want, want_grads) = answer(61 * 5), answer(10**6)  # chunks of five tokens, the last short
     assert float(loss) == pytest.approx(float(want), rel=1e-6)
@@ -86,14 +87,14 @@ def test_sum_by_index(count: int) -> None:
     values, index = rng.normal(size=(count, 3)).astype(np.float32), rng.integers(0, 5, count).astype(np.int32)
     want = np.zeros((9, 3))
     np.add.at(want, index, values)
-    assert_close("sums", sum_by_index(values, index, 9), want, rel=1e-6)
+    assert_close("sums", sum_by_index(jnp.asarray(values), jnp.asarray(index), 9), want, rel=1e-6)
 
 
 def test_masks_are_bit_equal_to_the_shared_ones() -> None:
     shape, rate, seed = (2, 3, 19, 19), 0.3, 2**40 + 5
-    words = np.array([seed & 0xFFFFFFFF, seed >> 32], np.uint32)
-    keys = np.asarray(dropout_keys(words, np.uint32(7), np.uint32(2), 3))
-    assert np.array_equal(keys, philox.dropout_keys(seed, 7, 2, 3))
+    words = jnp.array([seed & 0xFFFFFFFF, seed >> 32], jnp.uint32)
+    keys = dropout_keys(words, jnp.uint32(7), jnp.uint32(2), 3)
+    assert np.array_equal(np.asarray(keys), philox.dropout_keys(seed, 7, 2, 3))
     want = philox.dropout_mask(shape, (int(keys[1, 2, 0]), int(keys[1, 2, 1])), rate)
     assert np.array_equal(np.asarray(dropout_mask(shape, keys[1, 2], rate)), want)
     tile = np.asarray(dropout_mask_tile(shape, 5, 12, keys[1, 2], rate))
@@ -102,7 +103,7 @@ def test_masks_are_bit_equal_to_the_shared_ones() -> None:
 
 def test_mask_index_passes_32_bits() -> None:
     """The last query of a mask of more than 2^32 elements has a counter of two words."""
-    shape, key = (1, 1, 2**16 + 1, 2**16 + 1), np.array([1, 2], np.uint32)
+    shape, key = (1, 1, 2**16 + 1, 2**16 + 1), jnp.array([1, 2], jnp.uint32)
     got = np.asarray(dropout_mask_tile(shape, 2**16, 2**16 + 1, key, 0.5))[0, 0, 0]
     index = np.uint64(2**16) * np.uint64(2**16 + 1) + np.arange(2**16 + 1, dtype=np.uint64)
     zero = np.zeros_like(index)

@@ -31,10 +31,10 @@ SMALLEST_FILL = 32
 
 @struct.dataclass
 class Cache:
-    """Keys and values of all blocks."""
+    """Keys and values of one block; with a leading axis L, those of all blocks."""
 
-    keys: Float[Array, "L B C H K"]
-    values: Float[Array, "L B C H K"]
+    keys: Float[Array, "*L B C H K"]
+    values: Float[Array, "*L B C H K"]
 
 
 class Decoder:

@@ -65,7 +65,7 @@ def sum_by_index(
     count = len(index)
     place = jnp.arange(count, dtype=jnp.int32)
 
-    def widen(step: int, sums: Float[Array, "M D"]) -> Float[Array, "M D"]:
+    def widen(step: Int[Array, ""], sums: Float[Array, "M D"]) -> Float[Array, "M D"]:
         """Each row holds the sum of up to ``2^step`` rows that end in it; join it with those before."""
         reach = jnp.int32(1) << step
         joins = (place >= reach) & (jnp.roll(index, reach) == index)

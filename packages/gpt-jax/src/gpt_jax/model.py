@@ -187,9 +187,9 @@ def self_attention(
 
 
 def split_heads(
-    qkv: Float[Array, "B T 3*D"], n_head: int
+    qkv: Float[Array, "B T E"], n_head: int
 ) -> tuple[Float[Array, "B T H K"], Float[Array, "B T H K"], Float[Array, "B T H K"]]:
-    """Queries, keys and values by head."""
+    """Queries, keys and values by head; E is three widths."""
     rows, context, width = qkv.shape
     split = qkv.reshape(rows, context, 3, n_head, width // (3 * n_head))
     return split[:, :, 0], split[:, :, 1], split[:, :, 2]
