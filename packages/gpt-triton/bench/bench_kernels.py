@@ -1,9 +1,10 @@
 """Check every kernel on this GPU against float64, then time it beside torch's own op.
 
-The check comes first, and no time is reported for an op that fails it. Outputs are poisoned with NaN; errors are
-relative Frobenius norms against the reference in float64. The rule: float32 within 1e-5; bfloat16 within twice
-the error of the same reference run in bfloat16 by torch. Times are medians over replays of a CUDA graph (CUDA
-events where the capture fails). Results are written to a JSON file after every op.
+The check comes first, and no time is reported for an op that fails it. Outputs are poisoned with NaN;
+errors are relative Frobenius norms against the reference in float64. The rule: float32 within 1e-5;
+bfloat16 within twice the error of the same reference run in bfloat16 by torch. Times are medians over
+replays of a CUDA graph (CUDA events where the capture fails). Results are written to a JSON file after
+every op.
 
     python packages/gpt-triton/bench/bench_kernels.py [--rows 64 32] [--only attention] [--no-check]
 """

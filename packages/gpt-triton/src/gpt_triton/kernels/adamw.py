@@ -4,8 +4,8 @@
     m  += (1 - b1) (g - m),   v += (1 - b2) (g^2 - v)
     w  -= lr (m / c1 / (sqrt(v / c2) + eps) + decay w),   c_i = 1 - b_i^t
 
-A step whose norm is not finite or exceeds ``skip_above`` writes nothing: that is decided on the device, so that
-nothing waits for the host. Shapes: P elements of a flat buffer, G blocks.
+A step whose norm is not finite or exceeds ``skip_above`` writes nothing: that is decided on the device,
+so that nothing waits for the host. Shapes: P elements of a flat buffer, G blocks.
 
 References:
     Loshchilov and Hutter 2019, "Decoupled weight decay regularization", algorithm 2.

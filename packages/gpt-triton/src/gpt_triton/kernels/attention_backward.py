@@ -5,9 +5,9 @@ With mask scale R (all ones without dropout) and delta = row sums of d_O * O:
     P = exp(S - lse),   d_V = (P R)^T d_O,   d_P = (d_O V^T) R,   d_S = P (d_P - delta),
     d_Q = d_S K / sqrt(K),   d_K = d_S^T Q / sqrt(K)
 
-Two passes instead of one: a program owns keys and streams queries for d_K and d_V, then a program owns queries
-and streams keys for d_Q. Each sum has one owner, so nothing is added atomically and a run repeats itself; the
-price is two products more than the five of a single pass. Shapes as in ``attention``.
+Two passes instead of one: a program owns keys and streams queries for d_K and d_V, then a program owns
+queries and streams keys for d_Q. Each sum has one owner, so nothing is added atomically and a run repeats
+itself; the price is two products more than the five of a single pass. Shapes as in ``attention``.
 
 References:
     Dao 2023, "FlashAttention-2", section 3.1.2.
@@ -263,8 +263,8 @@ def _d_q_kernel(
     d_q = tl.zeros([STAY, W], tl.float32)
     if starts_ptr is None:
         d_q = _d_q_tiles(
-            d_q, q, d_out, lse * LOG2_E, delta, qkv_ptr + base + WIDTH, q_position, start, key_first, whole_last,
-            index_base, T, scale_log2, key_ptr, keep_scale, False, THRESHOLD, DTYPE, STREAM, WIDTH, K, W,
+            d_q, q, d_out, lse * LOG2_E, delta, qkv_ptr + base + WIDTH, q_position, start, key_first,
+            whole_last, index_base, T, scale_log2, key_ptr, keep_scale, False, THRESHOLD, DTYPE, STREAM, WIDTH, K, W,
         )  # fmt: skip
     d_q = _d_q_tiles(
         d_q, q, d_out, lse * LOG2_E, delta, qkv_ptr + base + WIDTH, q_position, start, whole_last, key_last,

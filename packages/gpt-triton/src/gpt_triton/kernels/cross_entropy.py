@@ -3,9 +3,9 @@
     z = x W^T,   nll = logsumexp(z) - z[target],   d_z = scale (softmax(z) - onehot(target)),
     d_x = d_z W,   d_W = d_z^T x
 
-A chunk's logits lie in one buffer, in the dtype of ``x``; their gradient overwrites them. Targets of ``IGNORE``
-give no loss and no gradient, and padded columns get none. Shapes: M tokens, D width, V vocabulary, Vp padded
-vocabulary, c tokens of a chunk.
+A chunk's logits lie in one buffer, in the dtype of ``x``; their gradient overwrites them. Targets of
+``IGNORE`` give no loss and no gradient, and padded columns get none. Shapes: M tokens, D width, V
+vocabulary, Vp padded vocabulary, c tokens of a chunk.
 """
 
 from __future__ import annotations

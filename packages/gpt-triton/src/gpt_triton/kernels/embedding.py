@@ -1,8 +1,8 @@
 """Embedding:  x = dropout(wte[token] + wpe[position]).
 
-The gradient of a table's row is the sum of the gradients at its occurrences. Real text has ids that occur once
-and ids that occur thousands of times, so the occurrences are sorted by id (stably, hence in a fixed order) and
-cut into blocks of equal length:
+The gradient of a table's row is the sum of the gradients at its occurrences. Real text has ids that occur
+once and ids that occur thousands of times, so the occurrences are sorted by id (stably, hence in a fixed
+order) and cut into blocks of equal length:
 
 - within a block, a run of equal ids that begins and ends there is added to the table at once;
 - a run that reaches across a border leaves one partial sum per block: in ``inner`` where it came in from the

@@ -300,17 +300,21 @@ def launch_descriptors(
     """The product by ``_descriptor_kernel``; arguments as in ``product``, with one output per part of K."""
     (m, k), n = a.shape, b.shape[1]
     key, keep_scale, threshold = dropout_arguments(epilogue.dropout)
-    halves = tiles.block_n > 128
+    # a mask needs four words of Philox for each element: half a tile of them at a time
+    halves = tiles.block_n > 128 or epilogue.dropout is not None
     store = [tiles.block_m, tiles.block_n // 2 if halves else tiles.block_n]
     # a float32 accumulator is read and added to: that goes through pointers
     by_descriptor = out.dtype != torch.float32
     a_desc, a_across = _describe(a, tiles.block_m, tiles.block_k)
     b_desc, b_across = _describe(b, tiles.block_k, tiles.block_n)
     pre_out = epilogue.pre_out
+    pre_out_desc = None
+    if pre_out is not None and by_descriptor:
+        pre_out_desc = TensorDescriptor.from_tensor(pre_out, store)
     tile_count = triton.cdiv(m, tiles.block_m) * triton.cdiv(n, tiles.block_n) * tiles.splits
     _descriptor_kernel[(min(tile_count, multiprocessors(a.device)),)](
         a_desc, b_desc, out, TensorDescriptor.from_tensor(out, store) if by_descriptor else None,
-        pre_out, TensorDescriptor.from_tensor(pre_out, store) if by_descriptor and pre_out is not None else None,
+        pre_out, pre_out_desc,
         epilogue.pre_in, epilogue.bias, epilogue.residual, key, m, n, k, keep_scale,
         A_ACROSS=a_across, B_ACROSS=b_across, ACCUMULATE=accumulate, THRESHOLD=threshold,
         BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, BLOCK_K=tiles.block_k,

@@ -188,7 +188,7 @@ def vocabulary_block(padded_vocab: int) -> int:
 
 
 # sorted occurrences of ids that one program sums in a row; longer runs are summed from partial sums
-RUN_BLOCK = 32
+RUN_BLOCK = 8 if INTERPRET.value else 32
 
 
 def partial_sum_tiles(count: int, width: int) -> tuple[int, int]:

@@ -1,0 +1,175 @@
+"""What the grid of ``test_kernel_ops`` does not say: bits of the mask, extremes, descriptors, the guard."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gpt_trainer.backend import OptimizerConfig
+from gpt_trainer.philox import dropout_mask
+from gpt_triton_kernel_runs import DEVICE, Fenced, dropout, randn, relative
+
+from gpt_triton import kernels, reference  # isort: skip  # after the setup above, which chooses the interpreter
+from gpt_triton.kernels import matmul, tiles  # isort: skip
+from gpt_triton.kernels.primitives import keep_mask  # isort: skip
+from gpt_triton.reference.dropout import keep_mask as reference_keep_mask  # isort: skip
+
+import triton  # isort: skip
+import triton.language as tl  # isort: skip
+
+# the sigmoid of a very negative number goes through infinity to 0, as it should; NumPy remarks on it
+pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp2:RuntimeWarning")
+
+in_interpreter = pytest.mark.skipif(DEVICE.type != "cpu", reason="looks into the interpreter")
+
+
+# one element; odd; past the block of the compiled kernel
+@pytest.mark.parametrize("shape", [(1,), (3, 5, 7), (2, 70001)], ids=str)
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.99])
+def test_mask_is_the_shared_one_bit_for_bit(shape: tuple[int, ...], rate: float) -> None:
+    site = dropout(rate)
+    got = kernels.dropout_fwd(torch.ones(shape, device=DEVICE), site)
+    want = dropout_mask(shape, tuple(int(word) for word in site.key), rate)
+    assert np.array_equal((got != 0).cpu().numpy(), want)
+
+
+@triton.jit
+def _mask_kernel(index_ptr, key_ptr, out_ptr, THRESHOLD: tl.constexpr, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    keep = keep_mask(tl.load(index_ptr + i), key_ptr, THRESHOLD)
+    tl.store(out_ptr + i, keep.to(tl.int32))
+
+
+def test_mask_of_indices_past_32_bits() -> None:
+    # attention at B=64, H=12, T=4096 has 2^33 weights: the high word of the counter matters
+    index = torch.tensor([0, 2**31, 2**32 - 1, 2**32, 2**32 + 1, 2**33 + 7, 2**40, 5], device=DEVICE)
+    site, out = dropout(0.5), torch.empty(8, dtype=torch.int32, device=DEVICE)
+    _mask_kernel[(1,)](index, site.key, out, THRESHOLD=2**31, BLOCK=8)
+    assert out.bool().tolist() == reference_keep_mask(index, site).tolist()
+
+
+@pytest.mark.parametrize("level", [-1e4, 0.0, 1e4])
+def test_extreme_logits(level: float) -> None:
+    wte = torch.zeros(128, 16, device=DEVICE)
+    wte[:100, 0] = level
+    x, targets = torch.ones(3, 16, device=DEVICE), torch.tensor([0, 99, -1], dtype=torch.int32, device=DEVICE)
+    d_wte = torch.zeros_like(wte)
+    scale = torch.tensor(1.0, device=DEVICE)
+    nll, d_x = kernels.linear_cross_entropy(x, wte, targets, 100, scale, d_wte)
+    # equal logits cost log of the vocabulary, however large they are; float32 holds 1e4 to 1e-3
+    assert relative(nll, torch.tensor([math.log(100)] * 2 + [0.0])) < (1e-6 if level == 0 else 1e-3)
+    assert d_x.isfinite().all()
+    assert d_wte.isfinite().all()
+
+
+def test_extreme_scores_stay_finite() -> None:
+    qkv = randn(1, 33, 48, scale=100.0)
+    out, res = kernels.attention_fwd(qkv, 1, None)
+    want, _ = reference.attention_fwd(qkv.double(), 1, None)
+    assert relative(out, want) < 1e-5
+    assert kernels.attention_bwd(res, out, 1).isfinite().all()
+
+
+def test_constant_rows_normalize_to_the_bias() -> None:
+    bias = randn(48)
+    y, res = kernels.layer_norm_fwd(torch.full((3, 48), 7.0, device=DEVICE), randn(48, seed=1), bias)
+    assert torch.equal(y, bias.expand(3, 48))
+    assert res.rstd.isfinite().all()
+
+
+@pytest.mark.parametrize("changed", [1, 16, 31, 32])  # within and at the borders of tiles
+def test_attention_is_causal_to_the_bit(changed: int) -> None:
+    qkv = randn(1, 40, 48)
+    other = qkv.clone()
+    other[:, changed:] += 1.0
+    (a, _), (b, _) = kernels.attention_fwd(qkv, 1, None), kernels.attention_fwd(other, 1, None)
+    assert torch.equal(a[:, :changed], b[:, :changed])
+    assert not torch.equal(a[:, changed:], b[:, changed:])
+
+
+# 1: scalar tail; 65537: past one block; a clipped and an unclipped step
+@pytest.mark.parametrize("count", [1, 65537])
+@pytest.mark.parametrize("clip", [0.0, 0.5])
+def test_adamw(count: int, clip: float) -> None:
+    fence, config = Fenced(), OptimizerConfig(clip_norm=clip, beta2=0.999)
+    start = [randn(count, seed=s) for s in range(3)] + [randn(count, seed=3).abs()]
+    ours, want = [fence(t) for t in start], [t.double() for t in start]
+    shadow = fence(torch.zeros(count, device=DEVICE), torch.bfloat16)
+    hyper = torch.tensor([1e-2, 0.1, 0.001, 1e9], device=DEVICE)
+    norm = kernels.global_norm(ours[1])
+    assert relative(norm, want[1].norm().view(1)) < 1e-6
+    kernels.adamw_update(*ours, shadow, count // 3, norm, hyper, config)
+    exact_norm = reference.global_norm(want[1])
+    reference.adamw_update(*want, None, count // 3, exact_norm, hyper.double(), config)
+    fence.check()
+    for name, a, b in zip(("weight", "gradient", "first", "second"), ours, want, strict=True):
+        assert relative(a, b) < 1e-6, name
+    assert torch.equal(shadow, ours[0].bfloat16())
+
+
+@pytest.mark.parametrize("norm", [math.nan, math.inf, 11.0])
+def test_adamw_leaves_everything_alone_after_a_bad_norm(norm: float) -> None:
+    state = [randn(100, seed=s) for s in range(4)]
+    state[1][3] = math.nan
+    before = [t.clone() for t in state]
+    hyper = torch.tensor([1e-2, 0.1, 0.05, 10.0], device=DEVICE)
+    kernels.adamw_update(*state, None, 50, torch.tensor([norm], device=DEVICE), hyper, OptimizerConfig())
+    for index in (0, 2, 3):
+        assert torch.equal(state[index], before[index])
+
+
+# every layout of the operands; 65 and 72: partial tiles in M and N
+@pytest.mark.parametrize("a_across", [False, True])
+@pytest.mark.parametrize("b_across", [False, True])
+def test_descriptor_kernel_equals_the_pointer_kernel(a_across: bool, b_across: bool) -> None:
+    if DEVICE.type == "cuda" and not tiles.has_tensor_descriptors(DEVICE):
+        pytest.skip("needs compute capability 9")
+    m, n, k = 72, 136, 96
+    a = randn(k, m).bfloat16().T if a_across else randn(m, k).bfloat16()
+    b = randn(n, k).bfloat16().T if b_across else randn(k, n).bfloat16()
+    residual, site = randn(m, n).bfloat16(), dropout()
+    plan = tiles.MatmulTiles(64, 256, 64, 4, 1)
+    results = []
+    for launch in (matmul.launch_pointers, matmul.launch_descriptors):
+        out, pre = (torch.empty(m, n, dtype=torch.bfloat16, device=DEVICE) for _ in range(2))
+        launch(a, b, out, plan, matmul.Epilogue(randn(n), pre, None, residual, site), False)
+        parts = torch.empty(2, m, n, device=DEVICE)
+        launch(a, b, parts, plan._replace(splits=2), matmul.Epilogue(), False)
+        results.append((out, pre, parts.sum(0)))
+    for ours, want in zip(results[1], results[0], strict=True):
+        assert relative(ours, want) < 1e-6
+    assert relative(results[1][2], a.double() @ b.double()) < 1e-6
+
+
+@in_interpreter
+def test_the_guard_sees_a_read_past_the_end() -> None:
+    from gpt_triton.kernels.gelu import _gelu_fwd_kernel
+    from gpt_triton_guard import OutOfBoundsError, bounds_checked
+
+    x, y = torch.zeros(10)[:5], torch.zeros(5)
+    with bounds_checked() as seen:
+        _gelu_fwd_kernel[(1,)](x, y, 5, BLOCK=8)
+        assert seen[0] == 10
+        with pytest.raises(triton.runtime.errors.InterpreterError, match=OutOfBoundsError.__name__):
+            _gelu_fwd_kernel[(1,)](x, y, 6, BLOCK=8)
+
+
+def test_sources_hold_no_float_atomics_and_no_tuning_at_run_time() -> None:
+    sources = sorted(Path(kernels.__file__).parent.glob("*.py"))
+    assert len(sources) > 10
+    for path in sources:
+        assert not re.search(r"atomic_|autotune|torch\.compile|\.item\(", path.read_text()), path.name
+
+
+def test_plans_fit_the_device_and_depend_on_nothing_else() -> None:
+    device = torch.device("meta")
+    for shape in ((65536, 768, 768), (768, 3072, 65536), (50304, 768, 8192)):
+        for split in (False, True):
+            plan = tiles.matmul_tiles(*shape, torch.bfloat16, device, split, False)
+            assert plan == tiles.matmul_tiles.__wrapped__(*shape, torch.bfloat16, device, split, False)
+            staged = (plan.block_m + plan.block_n) * plan.block_k * 2 * plan.stages
+            assert staged <= tiles.SHARED_BYTES
