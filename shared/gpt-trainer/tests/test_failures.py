@@ -262,6 +262,9 @@ def test_a_failing_sink_warns_once_and_training_goes_on(
             if step == 3:
                 raise ConnectionError("the server is gone")
 
+        def finish(self) -> None:
+            raise AssertionError("nothing is sent to a sink that failed")
+
     broken = Broken("wandb")
     monkeypatch.setitem(sys.modules, "wandb", broken)
     assert train(*flags, "--out=logged", "--wandb") == 0
