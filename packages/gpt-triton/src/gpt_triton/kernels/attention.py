@@ -172,7 +172,7 @@ def _attention_fwd_kernel(
 
 
 def attention_fwd(
-    qkv: Float[Tensor, "B T 3*D"],
+    qkv: Float[Tensor, "B T W"],
     n_head: int,
     segment_starts: Int[Tensor, "B T"] | None,
     dropout: Dropout | None = None,

@@ -264,7 +264,8 @@ def _d_q_kernel(
     if starts_ptr is None:
         d_q = _d_q_tiles(
             d_q, q, d_out, lse * LOG2_E, delta, qkv_ptr + base + WIDTH, q_position, start, key_first,
-            whole_last, index_base, T, scale_log2, key_ptr, keep_scale, False, THRESHOLD, DTYPE, STREAM, WIDTH, K, W,
+            whole_last, index_base, T, scale_log2, key_ptr, keep_scale, False, THRESHOLD, DTYPE, STREAM,
+            WIDTH, K, W,
         )  # fmt: skip
     d_q = _d_q_tiles(
         d_q, q, d_out, lse * LOG2_E, delta, qkv_ptr + base + WIDTH, q_position, start, whole_last, key_last,
