@@ -37,7 +37,7 @@ def largest_gap(a: np.ndarray, b: np.ndarray, window: int) -> float:
 def speed_of(run: Path) -> tuple[float, float]:
     """Median tokens per second over the second half of the run, and peak memory in bytes."""
     lines = [line for line in read_metrics(run / "metrics.jsonl") if "tokens_per_second" in line]
-    memory = max((line.get("peak_memory_bytes") or 0) for line in lines)
+    memory = max((line.get("peak_memory_bytes") or 0 for line in lines), default=0)
     return float(np.median([line["tokens_per_second"] for line in lines[len(lines) // 2 :]])), memory
 
 

@@ -38,7 +38,8 @@ def record(folder: Path, device: torch.device) -> Iterator[Recording]:
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
     recording = Recording()
     folder.mkdir(parents=True, exist_ok=True)
-    with profile(activities=activities) as profiler:
+    # one cycle is all there is, and torch before 2.12 warns that others would be lost
+    with profile(activities=activities, acc_events=True) as profiler:
         yield recording
         if gpu:
             torch.cuda.synchronize(device)

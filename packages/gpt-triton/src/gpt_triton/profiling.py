@@ -47,7 +47,8 @@ def record(folder: Path, device: torch.device) -> Iterator[RecordedProfile]:
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     result = RecordedProfile("self_device_time_total" if on_gpu else "self_cpu_time_total")
     folder.mkdir(parents=True, exist_ok=True)
-    with torch.profiler.profile(activities=activities) as profiler:
+    # one cycle is all there is, and torch before 2.12 warns that others would be lost
+    with torch.profiler.profile(activities=activities, acc_events=True) as profiler:
         yield result
         if on_gpu:
             torch.cuda.synchronize(device)
