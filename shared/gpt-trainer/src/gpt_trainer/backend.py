@@ -82,6 +82,7 @@ class StepMetrics(NamedTuple):
 
 
 @runtime_checkable
+@runtime_checkable
 class Pending(Protocol):
     """Metrics still on the device: reading them is what waits."""
 
@@ -90,6 +91,7 @@ class Pending(Protocol):
         ...
 
 
+@runtime_checkable
 @runtime_checkable
 class Decoder(Protocol):
     """A batch of sequences that grow together, their keys and values cached."""
@@ -104,6 +106,7 @@ class Decoder(Protocol):
 
 
 @runtime_checkable
+@runtime_checkable
 class Profile(Protocol):
     """A recorded stretch of training."""
 
@@ -112,6 +115,7 @@ class Profile(Protocol):
         ...
 
 
+@runtime_checkable
 @runtime_checkable
 class Backend(Protocol):
     """One model on one device, with its optimizer state.

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections import deque
-from typing import NamedTuple, Protocol, Self
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -47,6 +47,7 @@ class Report(NamedTuple):
     peak_memory_bytes: int
 
 
+@runtime_checkable
 class Display(Protocol):
     """Shows a run."""
 
@@ -58,7 +59,7 @@ class Display(Protocol):
         """Show the numbers of a step."""
         ...
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Display: ...
 
     def __exit__(self, *exception: object) -> None: ...
 
@@ -121,7 +122,7 @@ class PlainDisplay:
         width = len(str(report.steps))
         self.say(f"step {report.step:>{width}}/{report.steps}  {describe(report)}{left}")
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> PlainDisplay:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -182,7 +183,7 @@ class LiveDisplay:
         except OSError:
             self._open = False
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> LiveDisplay:
         self._live.start()
         return self
 

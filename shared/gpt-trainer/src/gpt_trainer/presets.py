@@ -21,7 +21,7 @@ CPU_DEMO = TrainConfig(
     data=DataSection(tokenizer="bpe-scratch:2048"),
     batch=BatchSection(tokens_per_step=4096, micro_batch=32),
     optimizer=OptimizerSection(lr=3e-3),
-    schedule=ScheduleSection(steps=400, warmup=20),
+    schedule=ScheduleSection(steps=300, warmup=20),
     reports=ReportSection(
         eval_every=50,
         eval_rows=64,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Self
 
 from gpt_trainer.backend import Backend, Profile
 
@@ -51,7 +50,7 @@ class ProfileWindow:
         self._profile = None
         return True
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> ProfileWindow:
         return self
 
     def __exit__(self, *exception: object) -> None:
