@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import bpe_scratch
-import numpy as np
 from gpt_data.batch import Batch
 from gpt_data.loader import BatchLoader
 
@@ -23,6 +22,7 @@ from gpt_trainer.config import TrainConfig
 from gpt_trainer.display import Display, Report
 from gpt_trainer.errors import NonFiniteError
 from gpt_trainer.evaluation import evaluate
+from gpt_trainer.evidence import refuse_non_finite
 from gpt_trainer.flops import flops_per_token, peak_flops
 from gpt_trainer.generation import sample_text
 from gpt_trainer.metrics import MetricsFile
@@ -161,7 +161,8 @@ class Loop:
         launched, self._launched = self._launched, None
         metrics = launched.pending.fetch()
         if not (math.isfinite(metrics.loss) and math.isfinite(metrics.grad_norm)):
-            self._refuse_non_finite(launched, metrics.loss, metrics.grad_norm)
+            weights = self.parts.backend.export()
+            raise refuse_non_finite(self.parts.run, launched.step, launched.batch, metrics, weights)
         self.state.spikes.observe(launched.step, metrics.grad_norm)
         now = time.perf_counter()
         seconds, self._clock = now - self._clock, now
@@ -204,23 +205,6 @@ class Loop:
                 line.get("mfu"),
                 line["peak_memory_bytes"],
             )
-        )
-
-    def _refuse_non_finite(self, launched: Launched, loss: float, grad_norm: float) -> None:
-        path = self.parts.run / f"non-finite-step-{launched.step + 1:08d}.npz"
-        weights = {name: np.linalg.norm(value) for name, value in self.parts.backend.export().items()}
-        names, norms = np.array(list(weights)), np.array(list(weights.values()))
-        batch = {name: value for name, value in launched.batch._asdict().items() if value is not None}
-        try:
-            np.savez(
-                path, **batch, step=launched.step, loss=loss, grad_norm=grad_norm, names=names, norms=norms
-            )
-            written = f"its batch is in {path}"
-        except OSError as error:
-            written = f"its batch could not be written ({error.strerror or error})"
-        raise NonFiniteError(
-            f"step {launched.step + 1}: loss {loss}, gradient norm {grad_norm}; it left the weights "
-            f"alone; {written}; the last checkpoint is as it was: resume it, or start anew with a lower --lr"
         )
 
     def _due(self, every: int) -> bool:

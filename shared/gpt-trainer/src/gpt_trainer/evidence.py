@@ -1,0 +1,39 @@
+"""What is kept of a step whose loss or gradient was not finite."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from gpt_data.batch import Batch
+
+from gpt_trainer.backend import StepMetrics
+from gpt_trainer.errors import NonFiniteError
+from gpt_trainer.parameters import Parameters
+
+
+def refuse_non_finite(
+    run: Path, step: int, batch: Batch, metrics: StepMetrics, parameters: Parameters
+) -> NonFiniteError:
+    """Write the batch and the norm of each weight into the run's folder; the error that ends the run.
+
+    Args:
+        run: The run's folder.
+        step: Optimizer steps taken before.
+        batch: What the step was to learn from.
+        metrics: Its loss and gradient norm.
+        parameters: The weights.
+    """
+    path = run / f"non-finite-step-{step + 1:08d}.npz"
+    weights = {name: np.linalg.norm(value) for name, value in parameters.items()}
+    arrays = {name: value for name, value in batch._asdict().items() if value is not None}
+    arrays |= {"names": np.array(list(weights)), "norms": np.array(list(weights.values()))}
+    try:
+        np.savez(path, **arrays, step=step, loss=metrics.loss, grad_norm=metrics.grad_norm)
+        written = f"its batch is in {path}"
+    except OSError as error:
+        written = f"its batch could not be written ({error.strerror or error})"
+    return NonFiniteError(
+        f"step {step + 1}: loss {metrics.loss}, gradient norm {metrics.grad_norm}; it left the weights alone; "
+        f"{written}; the last checkpoint is as it was: resume it, or start anew with a lower --lr"
+    )
