@@ -34,6 +34,6 @@ def refuse_non_finite(
     except OSError as error:
         written = f"its batch could not be written ({error.strerror or error})"
     return NonFiniteError(
-        f"step {step + 1}: loss {metrics.loss}, gradient norm {metrics.grad_norm}; it left the weights alone; "
+        f"step {step + 1}: loss {metrics.loss}, gradient norm {metrics.grad_norm}; the weights are kept; "
         f"{written}; the last checkpoint is as it was: resume it, or start anew with a lower --lr"
     )
