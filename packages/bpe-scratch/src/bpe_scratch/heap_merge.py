@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import heapq
-import itertools
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
-from bpe_scratch.reference import encode_piece as encode_short_piece
 from bpe_scratch.vocabulary import Pair
 
-# below this the quadratic scan is faster than the heap
-_SHORT = 24
+# below this a quadratic scan is faster than the heap
+_SHORT = 64
+_NONE = (1 << 62, -1)
 
 
 def encode_piece(piece: bytes, byte_ids: Sequence[int], pairs: Mapping[Pair, tuple[int, int]]) -> list[int]:
@@ -22,8 +22,27 @@ def encode_piece(piece: bytes, byte_ids: Sequence[int], pairs: Mapping[Pair, tup
         pairs: ``(rank, merged id)`` of each pair that merges.
     """
     if len(piece) < _SHORT:
-        return encode_short_piece(piece, byte_ids, pairs)
+        return _merge_few([byte_ids[byte] for byte in piece], pairs)
     return merge_ids([byte_ids[byte] for byte in piece], pairs)
+
+
+def _merge_few(ids: list[int], pairs: Mapping[Pair, tuple[int, int]]) -> list[int]:
+    """A few ids in place: the list's own ``min`` and ``index`` are faster than any bookkeeping."""
+    get = pairs.get
+    found = [get(pair, _NONE) for pair in pairwise(ids)]
+    while found:
+        best = min(found)
+        if best is _NONE:
+            break
+        # the first of equal ranks is the leftmost, and equal ranks that make different tokens do not exist
+        i = found.index(best)
+        ids[i] = best[1]
+        del ids[i + 1], found[i]
+        if i:
+            found[i - 1] = get((ids[i - 1], ids[i]), _NONE)
+        if i < len(found):
+            found[i] = get((ids[i], ids[i + 1]), _NONE)
+    return ids
 
 
 def merge_ids(ids: list[int], pairs: Mapping[Pair, tuple[int, int]]) -> list[int]:
@@ -39,7 +58,7 @@ def merge_ids(ids: list[int], pairs: Mapping[Pair, tuple[int, int]]) -> list[int
     get = pairs.get
     heap = [
         (found[0], i, left, right)
-        for i, (left, right) in enumerate(itertools.pairwise(ids))
+        for i, (left, right) in enumerate(pairwise(ids))
         if (found := get((left, right)))
     ]
     heapq.heapify(heap)

@@ -49,6 +49,10 @@ def make_encoder(vocabulary: Vocabulary, pattern: str, layer: str) -> Any:
 
         tell_before_compiling("encoding", "encode_documents")
         return CompiledEncoder(vocabulary, resolve_pattern(pattern)[0] or "none")
+    if resolve_pattern(pattern)[0] == "gpt2":
+        from bpe_scratch.array_encoder import ArrayEncoder
+
+        return ArrayEncoder(vocabulary)
     from bpe_scratch.encoders import PlainEncoder
 
     return PlainEncoder(vocabulary, pattern)

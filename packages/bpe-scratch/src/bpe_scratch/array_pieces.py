@@ -1,0 +1,106 @@
+r"""GPT-2's pattern over whole arrays: where pieces start, without a loop over characters.
+
+Shapes: N bytes, D documents.  Every byte gets the class of its character, so a run of letters is a run of equal
+values.  The starts of pieces are then
+    the first character of each stretch of white space;
+    its last character too, if something follows it (a blank there belongs to what follows);
+    the first character of each run of letters, numbers or others, unless a blank stands before it;
+    and after a contraction that begins a run, the character behind it instead of the letter inside it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from bpe_scratch.unicode_classes import LETTER, MARK, NUMBER, OTHER, SPACE, UPPER, class_of_code_point
+
+_LETTERS, _NUMBERS, _OTHERS, _SPACES = 0, 1, 2, 3
+_GROUPS = np.full(SPACE + 1, _OTHERS, dtype=np.uint8)
+_GROUPS[UPPER : LETTER + 1] = _LETTERS
+_GROUPS[NUMBER], _GROUPS[SPACE], _GROUPS[OTHER], _GROUPS[MARK] = _NUMBERS, _SPACES, _OTHERS, _OTHERS
+_BLANK, _APOSTROPHE = 32, 39
+
+
+def byte_groups(text: str, raw: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """The group of each byte's character, ``[N]``.
+
+    Args:
+        text: The text.
+        raw: Its UTF-8.
+    """
+    group_of = _GROUPS[class_of_code_point()]
+    if len(text) == raw.size:
+        return group_of[:128][raw]
+    codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+    widths = 1 + (codes > 0x7F).astype(np.uint8) + (codes > 0x7FF) + (codes > 0xFFFF)
+    return np.repeat(group_of[codes], widths)
+
+
+def piece_starts(
+    text: str, raw: npt.NDArray[np.uint8], begins: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """First byte of every piece, ascending.
+
+    Args:
+        text: Documents one after another.
+        raw: UTF-8 of ``text``, not empty.
+        begins: First byte of each document, ``[D]``, none of them empty.
+    """
+    groups = byte_groups(text, raw)
+    first = np.empty(raw.size, dtype=bool)
+    first[0] = True
+    np.not_equal(groups[1:], groups[:-1], out=first[1:])
+    first[begins] = True
+    document = np.zeros(raw.size + 1, dtype=bool)
+    document[begins] = document[raw.size] = True
+    space = groups == _SPACES
+    after_blank = np.zeros(raw.size, dtype=bool)
+    after_blank[1:] = raw[:-1] == _BLANK
+    after_blank &= ~document[:-1]
+    starts = first & (space | ~after_blank)
+    _mark_last_spaces(starts, first, space, raw, document)
+    _move_contractions(starts, first & ~after_blank, raw, groups, document)
+    return np.flatnonzero(starts)
+
+
+def _mark_last_spaces(
+    starts: npt.NDArray[np.bool_],
+    first: npt.NDArray[np.bool_],
+    space: npt.NDArray[np.bool_],
+    raw: npt.NDArray[np.uint8],
+    document: npt.NDArray[np.bool_],
+) -> None:
+    """The last character of white space begins a piece, if the document goes on behind it."""
+    following = np.flatnonzero(first & ~space & ~document[:-1])
+    following = following[space[following - 1]]
+    last = following - 1
+    # white space of several bytes: step back to its first
+    while (inside := (raw[last] & 0xC0) == 0x80).any():
+        last[inside] -= 1
+    starts[last] = True
+
+
+def _move_contractions(
+    starts: npt.NDArray[np.bool_],
+    first: npt.NDArray[np.bool_],
+    raw: npt.NDArray[np.uint8],
+    groups: npt.NDArray[np.uint8],
+    document: npt.NDArray[np.bool_],
+) -> None:
+    """``'s`` and its like at the start of a run: the piece takes the letters in, and the next starts behind them."""
+    at = np.flatnonzero((raw == _APOSTROPHE) & first)
+    padded = np.concatenate([raw[: raw.size], np.zeros(3, dtype=np.uint8)])
+    ends = np.concatenate([document, np.ones(3, dtype=bool)])
+    a, b = padded[at + 1], padded[at + 2]
+    whole_one, whole_two = ~ends[at + 1], ~ends[at + 1] & ~ends[at + 2]
+    one = whole_one & np.isin(a, np.frombuffer(b"sdmt", dtype=np.uint8))
+    two = whole_two & (((a == 108) & (b == 108)) | ((b == 101) & ((a == 118) | (a == 114))))
+    width = np.where(one, 2, np.where(two, 3, 0))
+    at, width = at[width > 0], width[width > 0]
+    starts[at + 1] = False
+    behind = at + width
+    behind = behind[behind < raw.size]
+    # only inside the run of letters: elsewhere a start is there already, or belongs to a blank
+    behind = behind[groups[behind] == _LETTERS]
+    starts[behind] = True
