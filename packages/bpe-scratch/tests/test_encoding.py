@@ -8,7 +8,16 @@ import threading
 import numpy as np
 import pytest
 from bpe_oracles import LAYERS, as_hugging_face, as_tiktoken, read_wiki
-from bpe_scratch import TextError, TokenIdError, Tokenizer, TokenizerError, Vocabulary, reference, train
+from bpe_scratch import (
+    TextError,
+    TokenIdError,
+    Tokenizer,
+    TokenizerError,
+    Vocabulary,
+    array_encoder,
+    reference,
+    train,
+)
 from bpe_scratch.patterns import PATTERNS, splitter
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -101,7 +110,7 @@ def as_hugging_face_once(tokenizer: Tokenizer) -> object:
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("layer", LAYERS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(text=any_text | st.text("ab 1'st中\n", max_size=60))
 def test_layers_equal_the_reference(small: Tokenizer, pattern: str, layer: str, text: str) -> None:
     known = small.vocabulary
@@ -110,6 +119,27 @@ def test_layers_equal_the_reference(small: Tokenizer, pattern: str, layer: str, 
     tokenizer = with_layer(Tokenizer(known, pattern=pattern), layer)
     assert tokenizer.encode(text) == want
     assert tokenizer.count(text) == len(want)
+
+
+@settings(max_examples=60, deadline=None)
+@given(texts=st.lists(any_text, min_size=1, max_size=5))
+def test_array_layer_in_batches(small: Tokenizer, texts: list[str]) -> None:
+    plain = with_layer(small, "arrays")
+    texts = [*texts, "", "word " * 3 + texts[0]]
+    ids, offsets = plain.encode_to_numpy(texts)
+    known = small.vocabulary
+    for text, start, end in zip(texts, offsets[:-1], offsets[1:], strict=True):
+        pieces = [piece.encode() for piece in splitter("gpt2")(text)]
+        want = [i for piece in pieces for i in reference.encode_piece(piece, known.byte_ids, known.pairs)]
+        assert ids[start:end].tolist() == want
+
+
+def test_array_layer_forgets_and_stays_right(small: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(array_encoder, "_LIMIT", 50)
+    monkeypatch.setattr(array_encoder, "_CHUNK", 200)
+    texts = [f"the q{chr(0x4E00 + i)}x cat {'z' * (i % 30)}" for i in range(400)]
+    plain = with_layer(small, "arrays")
+    assert plain.encode_batch(texts) == [plain.encode(text) for text in texts]
 
 
 # 15/16: the longest key held in a slot and the first in the arena; 255/256: the longest that is remembered

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from bpe_scratch.decoders import TokenStream
 from bpe_scratch.errors import FileFormatError, TextError, TokenIdError, TokenizerError
 from bpe_scratch.patterns import PATTERNS
-from bpe_scratch.tokenizer import Tokenizer, TokenStream
+from bpe_scratch.tokenizer import Tokenizer
 from bpe_scratch.training import count_words, train, train_from_counts
 from bpe_scratch.vocabulary import Vocabulary
 

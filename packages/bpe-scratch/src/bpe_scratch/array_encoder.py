@@ -1,6 +1,6 @@
 """The encoder over whole arrays: pieces as two 64-bit keys, looked up all at once in a hash table.
 
-A piece of up to 15 bytes is its key (eight bytes; seven bytes and the length), as in the compiled layer. Pieces
+A piece of up to 15 bytes is its key (eight bytes; seven and the length), as in the compiled layer. Pieces
 that are not in the table, and longer ones, are merged in Python, once each.
 """
 
@@ -136,7 +136,8 @@ class ArrayEncoder(PlainEncoder):
         encode, known = self._learn, self._known
         seen: dict[tuple[int, int], None] = dict.fromkeys(zip(k0.tolist(), k1.tolist(), strict=True))
         slots = _first_slots(*(np.array(half, dtype=np.uint64) for half in zip(*seen, strict=True))).tolist()
-        mask, ids = (1 << _LOG) - 1, []
+        mask = (1 << _LOG) - 1
+        ids: list[int] = []
         rows = []
         taken: set[int] = set()
         for (a, b), slot in zip(seen, slots, strict=True):

@@ -1,7 +1,7 @@
 r"""GPT-2's pattern over whole arrays: where pieces start, without a loop over characters.
 
-Shapes: N bytes, D documents.  Every byte gets the class of its character, so a run of letters is a run of equal
-values.  The starts of pieces are then
+Shapes: N bytes, D documents.  Every byte gets the class of its character, so a run of letters is a run of
+equal values.  The starts of pieces are then
     the first character of each stretch of white space;
     its last character too, if something follows it (a blank there belongs to what follows);
     the first character of each run of letters, numbers or others, unless a blank stands before it;
@@ -88,7 +88,7 @@ def _move_contractions(
     groups: npt.NDArray[np.uint8],
     document: npt.NDArray[np.bool_],
 ) -> None:
-    """``'s`` and its like at the start of a run: the piece takes the letters in, and the next starts behind them."""
+    """``'s`` at the start of a run: the piece takes the letters in, and the next starts behind them."""
     at = np.flatnonzero((raw == _APOSTROPHE) & first)
     padded = np.concatenate([raw[: raw.size], np.zeros(3, dtype=np.uint8)])
     ends = np.concatenate([document, np.ones(3, dtype=bool)])

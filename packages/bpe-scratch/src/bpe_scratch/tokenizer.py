@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import codecs
 import hashlib
-import operator
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -17,16 +15,15 @@ import numpy.typing as npt
 import regex
 
 from bpe_scratch import dropout, files
+from bpe_scratch.decoders import Decoder, TokenStream
 from bpe_scratch.encoders import IdArray
-from bpe_scratch.errors import TextError, TokenIdError, TokenizerError
+from bpe_scratch.errors import TextError, TokenizerError
 from bpe_scratch.layers import Layer, make_encoder, resolve_layer
 from bpe_scratch.patterns import resolve_pattern, splitter, to_utf8
 from bpe_scratch.tiktoken_file import read_tiktoken, write_tiktoken
 from bpe_scratch.vocabulary import Vocabulary
 
 END_OF_TEXT = "<|endoftext|>"
-# below this many ids a list of bytes is joined faster than a kernel is called
-_SHORT = 64
 
 
 class Tokenizer:
@@ -173,12 +170,8 @@ class Tokenizer:
         return make_encoder(self.vocabulary, self.pattern, self._layer)
 
     @cached_property
-    def _decoder(self) -> Any:
-        if resolve_layer(self._layer, "none") != "compiled":
-            return None
-        from bpe_scratch.compiled.decoding import CompiledDecoder
-
-        return CompiledDecoder(self._token_bytes)
+    def _decoder(self) -> Decoder:
+        return Decoder(self._token_bytes, compiled=resolve_layer(self._layer, "none") == "compiled")
 
     def encode(
         self, text: str, *, allowed_special: Collection[str] = frozenset(), refuse_special: bool = False
@@ -329,23 +322,7 @@ class Tokenizer:
         Raises:
             TokenIdError: Naming the first id outside the vocabulary and its position.
         """
-        if isinstance(ids, np.ndarray) and ids.dtype.kind not in "iu":
-            raise TokenIdError(f"ids are {ids.dtype}, not integers")
-        if not isinstance(ids, np.ndarray):
-            ids = list(ids)
-        if len(ids) > _SHORT and self._decoder is not None and (array := _as_int64(ids)) is not None:
-            found = self._decoder.decode(array)
-            if found is not None:
-                return found
-        ids = ids.tolist() if isinstance(ids, np.ndarray) else ids
-        table = self._token_bytes
-        try:
-            parts = [table[index] for index in ids]
-            if (not ids or min(ids) >= 0) and None not in parts:
-                return b"".join(parts)  # type: ignore[arg-type]
-        except (IndexError, TypeError):
-            pass
-        raise self._id_error(ids)
+        return bytes(self._decoder.decode(ids))
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text that ids stand for; bytes that are not UTF-8 become U+FFFD.
@@ -353,7 +330,8 @@ class Tokenizer:
         Args:
             ids: Ids, special ones included.
         """
-        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+        raw: Any = self._decoder.decode(ids)
+        return str(memoryview(raw), "utf-8", "replace")
 
     def decode_batch(self, batch: Iterable[Iterable[int]]) -> list[str]:
         """Decode many.
@@ -365,7 +343,7 @@ class Tokenizer:
 
     def stream(self) -> TokenStream:
         """A decoder that takes ids one by one and emits only whole characters."""
-        return TokenStream(self)
+        return TokenStream(self._decoder)
 
     def _all_token_bytes(self) -> list[bytes | None]:
         size = max([len(self.vocabulary.tokens), *(index + 1 for index in self.special_tokens.values())])
@@ -373,18 +351,6 @@ class Tokenizer:
         for text, index in self.special_tokens.items():
             table[index] = to_utf8(text)
         return table
-
-    def _id_error(self, ids: Sequence[int]) -> TokenIdError:
-        for position, index in enumerate(ids):
-            try:
-                number = operator.index(index)
-            except TypeError:
-                return TokenIdError(f"id {index!r} at position {position} is not an integer")
-            if not 0 <= number < self.vocab_size or self._token_bytes[number] is None:
-                return TokenIdError(
-                    f"id {number} at position {position} is not in the vocabulary of {self.vocab_size}"
-                )
-        raise AssertionError("every id is known")
 
     def _special_pattern(self, allowed: Collection[str]) -> regex.Pattern[str]:
         unknown = [text for text in allowed if text not in self.special_tokens]
@@ -398,36 +364,6 @@ class Tokenizer:
         for special in self.special_tokens:
             if special not in allowed and (position := text.find(special)) >= 0:
                 raise TextError(f"special token {special!r} at character {position} is not allowed in text")
-
-
-class TokenStream:
-    """Decoding ids as they come: a character is emitted when its last byte has arrived."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-
-    def feed(self, index: int) -> str:
-        """Take one id; returns the text completed by it.
-
-        Args:
-            index: An id of the vocabulary.
-        """
-        return self._decoder.decode(self._tokenizer.decode_bytes([index]))
-
-    def flush(self) -> str:
-        """End of the stream: a character that was left unfinished becomes U+FFFD."""
-        rest = self._decoder.decode(b"", final=True)
-        self._decoder.reset()
-        return rest
-
-
-def _as_int64(ids: Sequence[int] | np.ndarray) -> npt.NDArray[np.int64] | None:
-    try:
-        array = np.asarray(ids)
-        return array.astype(np.int64) if array.dtype.kind in "iu" and array.ndim == 1 else None
-    except (ValueError, OverflowError, TypeError):
-        return None
 
 
 def _checked_special(special: Mapping[str, int], vocabulary: Vocabulary) -> dict[str, int]:
