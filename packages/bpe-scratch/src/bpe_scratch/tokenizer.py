@@ -21,6 +21,7 @@ from bpe_scratch.errors import TextError, TokenizerError
 from bpe_scratch.layers import Layer, make_encoder, resolve_layer
 from bpe_scratch.patterns import resolve_pattern, splitter, to_utf8
 from bpe_scratch.tiktoken_file import read_tiktoken, write_tiktoken
+from bpe_scratch.tokenizer_json import format_tokenizer_json, parse_tokenizer_json
 from bpe_scratch.vocabulary import Vocabulary
 
 END_OF_TEXT = "<|endoftext|>"
@@ -64,7 +65,7 @@ class Tokenizer:
             FileFormatError: If it is not a byte-level BPE that this package can reproduce.
         """
         path = Path(path)
-        return cls._from_parts(files.parse_tokenizer_json(files.read_text(path), str(path)))
+        return cls._from_parts(parse_tokenizer_json(files.read_text(path), str(path)))
 
     @classmethod
     def from_json(cls, text: str) -> Tokenizer:
@@ -73,7 +74,7 @@ class Tokenizer:
         Args:
             text: The JSON text.
         """
-        return cls._from_parts(files.parse_tokenizer_json(text, "tokenizer.json"))
+        return cls._from_parts(parse_tokenizer_json(text, "tokenizer.json"))
 
     @classmethod
     def from_gpt2(
@@ -113,7 +114,7 @@ class Tokenizer:
 
     def to_json(self) -> str:
         """The text of a ``tokenizer.json`` that Hugging Face ``tokenizers`` loads too."""
-        return files.format_tokenizer_json(self._parts())
+        return format_tokenizer_json(self._parts())
 
     def save(self, path: Path | str) -> None:
         """Write ``tokenizer.json``.

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from bpe_scratch.compiled import learning
+from bpe_scratch.compiled import learning, pair_heap
 from bpe_scratch.vocabulary import Pair
 
 _BUDGET = 512  # merges between two looks at Ctrl-C
@@ -44,13 +44,13 @@ def train_merges(
     least = max(min_frequency, 1)
     nodes = np.empty((text.size + starts.size + 1, learning.FIELDS), dtype=np.int32)
     used = learning.lay_out(text, starts, byte_ids, nodes)
-    pairs = np.empty((1 << 20, learning.COLUMNS), dtype=np.int64)
+    pairs = np.empty((1 << 20, pair_heap.COLUMNS), dtype=np.int64)
     # memory that is never written is never taken, so the room may be generous
     places = np.empty(3 * used + 1024, dtype=np.int32)
     grid = np.zeros((2, 256, 256), dtype=np.int64)
     number, end = learning.index_bytes(nodes, used, counts, least, grid[0], grid[1], pairs, places)
     heap = np.empty((pairs.shape[0], 2), dtype=np.uint64)
-    state = np.array([number, end, learning.fill_heap(heap, pairs, number), 0], dtype=np.int64)
+    state = np.array([number, end, pair_heap.fill_heap(heap, pairs, number), 0], dtype=np.int64)
     tokens = _Tokens(byte_ids, merges)
     learned = np.empty((merges, 2), dtype=np.int64)
     while state[learning.LEARNED] < merges:
