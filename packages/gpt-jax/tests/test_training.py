@@ -16,6 +16,7 @@ from gpt_jax.dropout import dropout_keys, dropout_mask, dropout_mask_tile
 from gpt_jax.gathering import sum_by_index
 from gpt_jax.loss import head_loss
 from gpt_jax.model import Plan
+from gpt_jax.options import Options, stacks_layers
 from gpt_trainer import philox
 from gpt_trainer.parameters import decays
 
@@ -165,3 +166,12 @@ def test_export_returns_what_was_loaded(layers: str) -> None:
     bad = values | {"transformer.wpe.weight": values["transformer.wpe.weight"][:-1]}
     with pytest.raises(ValueError, match=r"wpe\.weight has shape"):
         backend.load(bad)
+
+
+def test_unrolled_cudnn_is_refused_where_xla_fails() -> None:
+    # XLA 0.11.2 raises from the running program, so that it must be told before
+    fused = Plan(n_head=1, vocab_size=8, dtype="bfloat16", attention="cudnn")
+    with pytest.raises(ValueError, match="--no-deterministic"):
+        stacks_layers(Options(layers="unroll"), fused, deterministic=True)
+    assert not stacks_layers(Options(layers="unroll"), fused, deterministic=False)
+    assert stacks_layers(Options(), fused, deterministic=True)

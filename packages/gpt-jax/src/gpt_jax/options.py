@@ -23,7 +23,11 @@ class Options:
         attention: ``"written"`` out; ``"cudnn"``, the fused kernel behind ``jax.nn``; ``"auto"``: fused on
             a GPU in bfloat16. cuDNN has no float32 kernel, draws its own random numbers and is told of no
             documents: float32, training with dropout, and packed documents use the written form.
-        layers: ``"scan"`` compiles one block and loops over it; ``"unroll"`` compiles each for itself.
+        layers: ``"scan"`` compiles one block and loops over it; ``"unroll"`` compiles each for itself. On an
+            H200 (gpt2-124m, bfloat16, 64 rows of 1024, jax 0.11.2, 2026-11-23) unrolling gave 5 % more
+            tokens per second and took 19 % less memory, for 16.5 s to the first step instead of 5.1 s.
+            Scanning is the default because XLA 0.11.2 fails to run several of cuDNN's kernels in one
+            program when it is told to be deterministic.
         preallocate: ``"on"`` takes most of a GPU's memory at the start, as JAX does by default.
 
     Raises:
@@ -34,9 +38,9 @@ class Options:
         default="auto",
         metadata={"help": "attention written out, or cuDNN's kernel (auto: cuDNN on a GPU in bfloat16)"},
     )
-    layers: Literal["auto", "scan", "unroll"] = field(
-        default="auto",
-        metadata={"help": "loop over blocks, or compile each one (auto: loop on a CPU, each on a GPU)"},
+    layers: Literal["scan", "unroll"] = field(
+        default="scan",
+        metadata={"help": "loop over blocks, or compile each one: slower to start, faster to run"},
     )
     preallocate: Literal["off", "on"] = field(
         default="off", metadata={"help": "take most of the GPU's memory at the start"}
@@ -88,11 +92,20 @@ def _choose_attention(
     return "written" if missing or options.attention == "written" else "cudnn"
 
 
-def stacks_layers(options: Options, device: jax.Device) -> bool:
+def stacks_layers(options: Options, plan: Plan, *, deterministic: bool) -> bool:
     """Whether the blocks are stacked and looped over.
 
     Args:
         options: For the caller's choice.
-        device: Where the model runs.
+        plan: For the attention.
+        deterministic: Whether XLA is told to be.
+
+    Raises:
+        ValueError: If the choice is one that XLA cannot run.
     """
-    return options.layers == "scan" or (options.layers == "auto" and device.platform == "cpu")
+    if options.layers == "unroll" and plan.attention == "cudnn" and deterministic:
+        raise ValueError(
+            "layers='unroll' with cuDNN's attention needs --no-deterministic: "
+            "XLA cannot run several of these kernels in one deterministic program"
+        )
+    return options.layers == "scan"

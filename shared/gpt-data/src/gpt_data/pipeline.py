@@ -19,7 +19,7 @@ from jaxtyping import Int64, UInt32
 from gpt_data.encode_worker import Encoded
 from gpt_data.encoder import Chunk, Encoder, chunks
 from gpt_data.errors import DataError, DataStoppedError
-from gpt_data.journal import Journal
+from gpt_data.journal import JOURNAL_NAME, Journal
 from gpt_data.manifest import TOKENIZER_NAME, FileRecord, Manifest
 from gpt_data.progress import OnProgress, Progress
 from gpt_data.settings import Settings
