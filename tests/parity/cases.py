@@ -142,7 +142,8 @@ def op_cases() -> dict[str, tuple[referee.Tree, referee.Tree]]:
     def normal(*shape: int) -> np.ndarray:
         return draw.standard_normal(shape).astype(np.float32)
 
-    rows, time, width, heads, vocab = 2, 37, 48, 3, 211
+    # 38 is no multiple of any tile, but even: cuDNN's attention has no derivative for rows of odd length
+    rows, time, width, heads, vocab = 2, 38, 48, 3, 211
     flat = rows * time
     cases = {}
     x, gain, bias, d_y = normal(flat, width), normal(width), normal(width), normal(flat, width)

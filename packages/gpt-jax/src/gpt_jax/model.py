@@ -174,12 +174,12 @@ def self_attention(
 ) -> Float[Array, "B T D"]:
     """Every head looks back over the row with its own queries, keys and values.
 
-    The fused kernel draws its own random numbers and is told of no documents: with dropout or packed
-    documents the written form is used.
+    The fused kernel draws its own random numbers, is told of no documents, and has no derivative for
+    rows of odd length: with dropout, packed documents or an odd T the written form is used.
     """
     qkv = norm_linear(x, block.ln1_gain, block.ln1_bias, block.qkv_weight, block.qkv_bias)
     q, k, v = split_heads(qkv, plan.n_head)
-    if plan.attention == "cudnn" and key is None and segment_starts is None:
+    if plan.attention == "cudnn" and key is None and segment_starts is None and x.shape[1] % 2 == 0:
         out = jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
     else:
         out = attend(q, k, v, segment_starts, key, plan.dropout)
