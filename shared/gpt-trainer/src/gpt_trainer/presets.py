@@ -27,7 +27,7 @@ CPU_DEMO = TrainConfig(
         eval_rows=64,
         save_every=100,
         keep_last=2,
-        sample_every=0,
+        sample_every=100,
         sample_prompt="def ",
         sample_tokens=160,
     ),
