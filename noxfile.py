@@ -76,8 +76,8 @@ def sync(session: nox.Session, *arguments: str) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check style, formatting and types of everything."""
-    sync(session, "--only-group=lint")
+    """Check style, formatting and types of everything, the frameworks' own types at hand."""
+    sync(session, "--all-packages", "--group=lint")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy", *(str(path / "src") for path in MEMBERS.values()))
