@@ -13,7 +13,7 @@ import nox
 nox.needs_version = ">=2026.4"
 nox.options.default_venv_backend = "uv"
 nox.options.error_on_missing_interpreters = True
-nox.options.sessions = ["lint", "tests", "install"]
+nox.options.sessions = ["lint", "tests", "workspace", "install"]
 
 ROOT = Path(__file__).parent
 MEMBERS = {
@@ -93,6 +93,13 @@ def tests(session: nox.Session, member: str) -> None:
         hook = [f"--jaxtyping-packages={import_name(member)},beartype.beartype"]
     folder = MEMBERS[member].relative_to(ROOT)
     session.run("pytest", str(folder / "tests"), "-m", "not slow", *hook, *session.posargs, env=OFFLINE)
+
+
+@nox.session
+def workspace(session: nox.Session) -> None:
+    """Run what crosses packages: the README's promises, and checkpoints handed from backend to backend."""
+    sync(session, "--all-packages", "--group=test", "--group=oracle")
+    session.run("pytest", "tests", "--ignore=tests/parity", *session.posargs, env=OFFLINE)
 
 
 @nox.session

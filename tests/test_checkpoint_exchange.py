@@ -1,0 +1,62 @@
+"""A run that changes its framework twice ends where one that stays ends, and Hugging Face agrees."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+BIN = Path(sys.executable).parent
+PARITY = Path(__file__).parent / "parity"
+SIZES = [
+    *("--preset", "cpu-demo", "--tokenizer", "bytes", "--device", "cpu", "--plain", "--workers", "1"),
+    *("--n-layer", "2", "--d-model", "48", "--n-head", "3", "--context", "64", "--dropout", "0.1"),
+    *("--tokens-per-step", "512", "--micro-batch", "4", "--schedule", "constant", "--warmup", "2"),
+    *("--eval-every", "0", "--eval-rows", "8", "--sample-every", "0", "--save-every", "0"),
+]
+
+
+def run(*words: object) -> str:
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    text = "".join(f"{n} squared is {n * n}, cubed it is {n**3}.\n" for n in range(4000))
+    (folder / "text").mkdir()
+    for name in ("train", "val"):
+        (folder / "text" / f"{name}.txt").write_text(text)
+    given = [*SIZES, "--data", f"text:{folder / 'text'}", "--data-cache", folder / "cache"]
+    run(BIN / "gpt-triton-train", *given, "--steps", 6, "--out", folder / "whole")
+    run(BIN / "gpt-jax-train", *given, "--steps", 2, "--out", folder / "chain")
+    run(BIN / "gpt-torchfunc-train", "--resume", folder / "chain", "--steps", 4)
+    run(BIN / "gpt-triton-train", "--resume", folder / "chain", "--steps", 6)
+    return folder
+
+
+def losses(run_folder: Path) -> np.ndarray:
+    lines = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+    return np.array([line["loss"] for line in lines if "loss" in line])
+
+
+def test_the_losses_of_the_chain_are_those_of_one_backend(runs: Path) -> None:
+    whole, chain = losses(runs / "whole"), losses(runs / "chain")
+    assert len(whole) == len(chain) == 6
+    assert np.abs(chain / whole - 1.0).max() <= 1e-5
+
+
+def test_every_backend_and_hugging_face_see_the_same_validation_loss(runs: Path) -> None:
+    pytest.importorskip("transformers")
+    text = run(sys.executable, PARITY / "huggingface_loss.py", runs / "chain")
+    theirs = float(text.split("loss ")[1].split()[0])
+    for backend in ("gpt-jax", "gpt-torchfunc", "gpt-triton"):
+        words = ("--resume", runs / "chain", "--eval-only", "--json", "--device", "cpu")
+        ours = json.loads(run(BIN / f"{backend}-train", *words).splitlines()[-1])["val_loss"]
+        assert abs(ours - theirs) <= 1e-4, backend

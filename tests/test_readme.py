@@ -1,0 +1,52 @@
+"""What the README promises: its first two commands, its members, and every flag that it shows."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+COMMANDS = re.findall(
+    r"^(?:pip install uv && )?uv run (gpt-[a-z]+-(?:train|sample)[^#\n]*)", README, re.MULTILINE
+)
+
+
+@cache
+def help_of(command: str) -> str:
+    script = Path(sys.executable).with_name(command)
+    return subprocess.run([script, "--help"], capture_output=True, text=True, check=True).stdout
+
+
+def test_it_opens_with_the_two_commands_and_the_second_is_what_decides() -> None:
+    block = README.split("```")[1]
+    train, check = block.strip().splitlines()[1:]
+    assert train.startswith("pip install uv && uv run gpt-triton-train ")
+    assert check.startswith("uv run nox ")
+    assert (ROOT / ".ci" / "run").read_text().splitlines()[-1] == "uv run nox"
+
+
+@pytest.mark.parametrize("member", sorted(path.parent.name for path in ROOT.glob("*/*/pyproject.toml")))
+def test_every_member_is_listed_and_says_how_it_is_installed(member: str) -> None:
+    folder = next(ROOT.glob(f"*/{member}")).relative_to(ROOT)
+    assert f"[{member}]({folder})" in README
+    assert f"uv pip install ./{folder}" in README
+    assert (ROOT / folder / "README.md").read_text().startswith(f"# {member}\n")
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_every_flag_that_it_shows_exists(line: str) -> None:
+    command, *words = shlex.split(line)
+    for flag in (word for word in words if word.startswith("--")):
+        assert re.search(rf"{flag}[ ,]", help_of(command)), f"{command} has no {flag}"
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("http") or (ROOT / target).exists(), target
