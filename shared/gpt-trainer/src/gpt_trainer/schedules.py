@@ -123,12 +123,12 @@ def noam_schedule(step: int, *, peak: float, warmup: int) -> float:
 
 
 def learning_rate(
-    schedule: Schedule, step: int, *, peak: float, warmup: int, total: int, floor: float, decay: float
+    schedule: str, step: int, *, peak: float, warmup: int, total: int, floor: float, decay: float
 ) -> float:
     """The learning rate of a named schedule at ``step``.
 
     Args:
-        schedule: Which one.
+        schedule: One of ``Schedule``.
         step: Optimizer steps already taken, from 0.
         peak: Highest learning rate.
         warmup: Warm-up length in steps.
