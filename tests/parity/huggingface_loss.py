@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from gpt_data.batch import IGNORE
-from gpt_data.dataset import cached_dataset
+from gpt_data.cache import cached_dataset
 from gpt_data.loader import BatchLoader
 from gpt_trainer.checkpoint import find_steps
 from gpt_trainer.record import read_record

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from gpt_data.batch import IGNORE
-from gpt_data.dataset import cached_dataset
+from gpt_data.cache import cached_dataset
 from gpt_data.loader import BatchLoader
 from gpt_trainer.backend import OptimizerConfig
 from gpt_trainer.metrics import read_metrics

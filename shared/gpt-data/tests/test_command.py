@@ -12,7 +12,7 @@ import pytest
 from gpt_data.command import run
 from gpt_data.dataset import Dataset
 
-COMMAND = [sys.executable, "-c", "from gpt_data.prepare import main; main()"]
+COMMAND = [sys.executable, "-c", "from gpt_data.command import main; main()"]
 
 
 def arguments(source: str, out: Path, *more: str) -> list[str]:

@@ -15,7 +15,8 @@ from typing import Any
 import bpe_scratch
 import numpy as np
 import pytest
-from gpt_data.dataset import Dataset, Vocabulary, cached_dataset
+from gpt_data.cache import cached_dataset
+from gpt_data.dataset import Dataset, Vocabulary
 from gpt_data.errors import DataError
 from gpt_data.loader import BatchLoader
 from gpt_data.prepare import prepare
@@ -237,7 +238,7 @@ def test_the_cache_prepares_once(small_corpus: Path, tmp_path: Path) -> None:
 TWO = """
 import sys
 from pathlib import Path
-from gpt_data.dataset import cached_dataset
+from gpt_data.cache import cached_dataset
 dataset = cached_dataset(f"text:{sys.argv[1]}", "bytes", cache_dir=Path(sys.argv[2]), workers=1)
 print(dataset.fingerprint)
 """

@@ -1,18 +1,65 @@
-"""Names of cached folders, and shards that are opened where they lie."""
+"""Datasets by source and tokenizer: prepared once into the cache, or shards opened where they lie."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from gpt_data.dataset import GPT2_VOCABULARY, Dataset, Vocabulary
 from gpt_data.errors import DataError
 from gpt_data.manifest import MANIFEST_NAME
+from gpt_data.prepare import prepare
+from gpt_data.progress import Progress
 from gpt_data.settings import MAX_DOCUMENT_BYTES, Settings
 from gpt_data.sources import open_source
 from gpt_data.tokenizers import build_tokenizer, tokenizer_identity
+
+
+def cached_dataset(
+    source: str,
+    tokenizer: str,
+    *,
+    cache_dir: Path,
+    tokenizer_files: Path | None = None,
+    max_tokens: int | None = None,
+    workers: int | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> Dataset:
+    """The dataset of a source and a tokenizer, prepared in the cache if it is not there yet.
+
+    ``shards:DIR`` is opened where it is. If DIR has a manifest, ``tokenizer`` must be the one that made
+    it; if not (published shards), ``tokenizer`` says what the ids mean.
+
+    Args:
+        source: One of ``gpt_data.sources.KINDS``.
+        tokenizer: One of ``gpt_data.tokenizers.KINDS``.
+        cache_dir: Where prepared folders are kept, each named by what decides its content.
+        tokenizer_files: Folder with GPT-2's tokenizer files.
+        max_tokens: Each split ends with the document that brings it to this many tokens.
+        workers: Processes that encode; one for each processor if None.
+        on_progress: As for ``prepare``.
+        should_stop: As for ``prepare``.
+
+    Raises:
+        DataError: As for ``prepare``, or if shards and tokenizer do not fit.
+    """
+    if source.startswith("shards:"):
+        return open_shards(Path(source.removeprefix("shards:")), tokenizer, tokenizer_files)
+    return prepare(
+        source,
+        tokenizer,
+        cache_folder(cache_dir, source, tokenizer, max_tokens),
+        tokenizer_files=tokenizer_files,
+        max_tokens=max_tokens,
+        workers=workers,
+        on_progress=on_progress,
+        should_stop=should_stop,
+        wait_for_lock=True,
+    )
 
 
 def cache_folder(cache_dir: Path, source: str, tokenizer: str, max_tokens: int | None) -> Path:

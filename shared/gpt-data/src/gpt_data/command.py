@@ -179,3 +179,8 @@ def _share(progress: Progress) -> tuple[int, int | None]:
     if progress.max_tokens is not None:
         return min(progress.tokens, progress.max_tokens), progress.max_tokens
     return progress.text_bytes, progress.total_bytes
+
+
+def main() -> None:
+    """Run the command ``gpt-data-prepare``."""
+    raise SystemExit(run())

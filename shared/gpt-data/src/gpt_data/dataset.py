@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from gpt_data.errors import DataError
 from gpt_data.journal import JOURNAL_NAME
 from gpt_data.manifest import MANIFEST_NAME, SPLITS, TOKENIZER_NAME, FileRecord, Manifest, load_manifest
-from gpt_data.progress import Progress
 from gpt_data.shards import HEADER_BYTES, Shard, token_dtype
 from gpt_data.storage import open_regular, read_bytes, sha256_of, write_atomic
 from gpt_data.stream import TokenStream
@@ -210,51 +209,3 @@ def _published_fingerprint(folder: Path, vocabulary: Vocabulary) -> str:
                 file.seek(max(0, size - EDGE_BYTES))
                 digest.update(file.read())
     return digest.hexdigest()
-
-
-def cached_dataset(
-    source: str,
-    tokenizer: str,
-    *,
-    cache_dir: Path,
-    tokenizer_files: Path | None = None,
-    max_tokens: int | None = None,
-    workers: int | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
-    should_stop: Callable[[], bool] | None = None,
-) -> Dataset:
-    """The dataset of a source and a tokenizer, prepared in the cache if it is not there yet.
-
-    ``shards:DIR`` is opened where it is. If DIR has a manifest, ``tokenizer`` must be the one that made
-    it; if not (published shards), ``tokenizer`` says what the ids mean.
-
-    Args:
-        source: One of ``gpt_data.sources.KINDS``.
-        tokenizer: One of ``gpt_data.tokenizers.KINDS``.
-        cache_dir: Where prepared folders are kept, each named by what decides its content.
-        tokenizer_files: Folder with GPT-2's tokenizer files.
-        max_tokens: Each split ends with the document that brings it to this many tokens.
-        workers: Processes that encode; one for each processor if None.
-        on_progress: As for ``prepare``.
-        should_stop: As for ``prepare``.
-
-    Raises:
-        DataError: As for ``prepare``, or if shards and tokenizer do not fit.
-    """
-    # prepare opens what it has written with this module
-    from gpt_data.cache import cache_folder, open_shards
-    from gpt_data.prepare import prepare
-
-    if source.startswith("shards:"):
-        return open_shards(Path(source.removeprefix("shards:")), tokenizer, tokenizer_files)
-    return prepare(
-        source,
-        tokenizer,
-        cache_folder(cache_dir, source, tokenizer, max_tokens),
-        tokenizer_files=tokenizer_files,
-        max_tokens=max_tokens,
-        workers=workers,
-        on_progress=on_progress,
-        should_stop=should_stop,
-        wait_for_lock=True,
-    )

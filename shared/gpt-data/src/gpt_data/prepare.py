@@ -159,11 +159,3 @@ def _short(value: object) -> str:
 
 def _tell_nobody(progress: Progress) -> None:
     del progress
-
-
-def main() -> None:
-    """Run the command ``gpt-data-prepare``."""
-    # tyro and rich load in a second that a library user should not pay
-    from gpt_data.command import run
-
-    raise SystemExit(run())

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import bpe_scratch
+from gpt_data.cache import cached_dataset
 from gpt_data.command import display as data_display
-from gpt_data.dataset import Dataset, cached_dataset
+from gpt_data.dataset import Dataset
 from gpt_data.loader import BatchLoader
 from gpt_data.packing import window_count
 
