@@ -50,14 +50,14 @@ VARIANTS = (
     Variant("gpt-torchfunc-sdpa", "gpt-torchfunc", ("attention=sdpa",)),
     Variant("gpt-triton-reference", "gpt-triton", ("kernels=reference",), exchanges=True),
     Variant("gpt-triton-kernels", "gpt-triton", ("kernels=triton",), ("gpu",), exchanges=True),
-    # three steps are enough to see the optimizer's state at work, and all that the interpreter has time for
+    # two steps are enough to see the optimizer's state at work, and all that the interpreter has time for
     Variant(
         "gpt-triton-interpreted",
         "gpt-triton",
         ("kernels=triton",),
         ("cpu",),
         interpreted=True,
-        flags=("--steps", "3"),
+        flags=("--steps", "2"),
     ),
 )
 
