@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 from gpt_trainer.sampling import Sampler, SamplingConfig, token_probabilities
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 LOGITS = np.log(np.array([[0.1, 0.4, 0.2, 0.3]], np.float32))
@@ -83,6 +85,7 @@ def test_seeds_differ() -> None:
     p=st.floats(0.01, 1.0),
     temperature=st.floats(0.0, 5.0),
 )
+@example(logits=[0.0, 4.0], k=None, p=1.0, temperature=sys.float_info.min)
 def test_always_a_distribution_over_the_most_likely(
     logits: list[float], k: int | None, p: float, temperature: float
 ) -> None:

@@ -54,7 +54,9 @@ def token_probabilities(logits: Float[np.ndarray, "B V"], config: SamplingConfig
     order = np.argsort(-logits, axis=1, kind="stable")
     ranked = np.take_along_axis(logits, order, axis=1).astype(np.float64)
     keep = 1 if config.temperature == 0.0 else min(config.top_k or ranked.shape[1], ranked.shape[1])
-    ranked = (ranked - ranked[:, :1]) / (config.temperature or 1.0)
+    # at a temperature near zero the distance overflows to -inf, whose exponential is the 0 that it should be
+    with np.errstate(over="ignore"):
+        ranked = (ranked - ranked[:, :1]) / (config.temperature or 1.0)
     weights = np.exp(ranked)
     weights[:, keep:] = 0.0
     weights /= weights.sum(axis=1, keepdims=True)
