@@ -33,7 +33,7 @@ from gpt_trainer.schedules import learning_rate
 from gpt_trainer.sinks import Sink
 from gpt_trainer.stopping import StopFlag
 
-SAMPLE_TEMPERATURE, SAMPLE_TOP_K = 0.8, 50
+SAMPLE_TEMPERATURE, SAMPLE_TOP_K = 0.7, 50
 
 
 @dataclass(frozen=True)
@@ -283,7 +283,7 @@ class Loop:
         parts, reports = self.parts, self.parts.config.reports
         if parts.tokenizer is None or reports.sample_tokens == 0:
             return
-        drawing = SamplingConfig(SAMPLE_TEMPERATURE, SAMPLE_TOP_K, seed=parts.config.runtime.seed)
+        drawing = SamplingConfig(SAMPLE_TEMPERATURE, SAMPLE_TOP_K, seed=parts.config.runtime.seed + self.state.step)
         text = sample_text(
             parts.backend, parts.tokenizer, reports.sample_prompt, reports.sample_tokens, drawing, parts.stop
         )

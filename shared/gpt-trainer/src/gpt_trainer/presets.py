@@ -15,20 +15,20 @@ from gpt_trainer.model_config import MODEL_PRESETS
 
 CPU_PRESET, GPU_PRESET = "cpu-demo", "gpt2-124m"
 
-# two minutes on two cores: every size is as small as readable Python allows
+# two minutes on two cores; many small steps, as at this size each update counts for more than its tokens
 CPU_DEMO = TrainConfig(
     model=ModelSection(n_layer=4, n_head=4, d_model=128, context=128),
     data=DataSection(tokenizer="bpe-scratch:2048"),
-    batch=BatchSection(tokens_per_step=4096, micro_batch=32),
+    batch=BatchSection(tokens_per_step=2048, micro_batch=16),
     optimizer=OptimizerSection(lr=3e-3),
-    schedule=ScheduleSection(steps=300, warmup=20),
+    schedule=ScheduleSection(steps=600, warmup=40),
     reports=ReportSection(
-        eval_every=50,
+        eval_every=100,
         eval_rows=64,
         save_every=100,
         keep_last=2,
-        sample_every=100,
-        sample_prompt="def ",
+        sample_every=200,
+        sample_prompt="def",
         sample_tokens=160,
     ),
 )

@@ -16,14 +16,16 @@ from gpt_data.sources.base import Document
 
 HELD_OUT_EVERY = 50
 FOREIGN = frozenset({"site-packages", "dist-packages", "__pycache__"})
-# code pages and help topics written by programs: a small model learns them first and samples little else
-GENERATED = frozenset({"encodings", "pydoc_data"})
+# Not code as people write it: code pages and help topics made by programs, and tests, half of whose text
+# is odd literals. A small model learns these first and samples little else.
+UNTYPICAL = frozenset({"encodings", "pydoc_data", "test", "tests", "idle_test"})
+TABLES = frozenset({"html/entities.py", "locale.py"})
 
 
 class StandardLibrary:
     """Every ``*.py`` file that is UTF-8, one document each, in the order of relative paths.
 
-    The packages ``encodings`` and ``pydoc_data`` are left out: they are tables made by programs.
+    Tests are left out, and what is mostly tables: ``encodings``, ``pydoc_data`` and two modules.
 
     About one file in fifty is held out, chosen by a hash of its relative path, so that a file stays
     on its side whatever else is installed.
@@ -84,7 +86,7 @@ def _hash(name: str) -> int:
 def _walk(root: Path) -> Iterator[str]:
     # pruned rather than filtered: site-packages may hold a hundred times more files than the library
     for folder, subfolders, names in os.walk(root):
+        subfolders[:] = [name for name in subfolders if name not in FOREIGN | UNTYPICAL]
         place = Path(folder).relative_to(root)
-        pruned = FOREIGN if place.parts else FOREIGN | GENERATED
-        subfolders[:] = [name for name in subfolders if name not in pruned]
-        yield from ((place / name).as_posix() for name in names if name.endswith(".py"))
+        paths = ((place / name).as_posix() for name in names if name.endswith(".py"))
+        yield from (path for path in paths if path not in TABLES)
