@@ -283,7 +283,8 @@ class Loop:
         parts, reports = self.parts, self.parts.config.reports
         if parts.tokenizer is None or reports.sample_tokens == 0:
             return
-        drawing = SamplingConfig(SAMPLE_TEMPERATURE, SAMPLE_TOP_K, seed=parts.config.runtime.seed + self.state.step)
+        seed = parts.config.runtime.seed + self.state.step
+        drawing = SamplingConfig(SAMPLE_TEMPERATURE, SAMPLE_TOP_K, seed=seed % 2**64)
         text = sample_text(
             parts.backend, parts.tokenizer, reports.sample_prompt, reports.sample_tokens, drawing, parts.stop
         )
