@@ -1,0 +1,1 @@
+"""HellaSwag for any model that gives log-probabilities."""
