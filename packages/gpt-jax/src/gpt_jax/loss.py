@@ -93,7 +93,7 @@ def head_loss_fwd(
         d_wte = d_wte + product("mv,md->vd", d_z, h, wide=True)
         return (loss + nll.sum() * weight, d_wte), product("mv,vd->md", d_z, head)
 
-    chunks = _chunks(hidden, targets, plan)
+    chunks = split_chunks(hidden, targets, plan)
     (loss, d_wte), d_hidden = lax.scan(add_chunk, (jnp.zeros_like(weight), jnp.zeros_like(wte)), chunks)
     return loss, HeadGradients(d_hidden.reshape(-1, hidden.shape[1])[: len(hidden)], d_wte)
 
@@ -126,7 +126,7 @@ def token_nll(
     def of_chunk(chunk: tuple[Array, Array]) -> Array:
         return negative_log_likelihood(chunk_logits(chunk[0], head, plan), chunk[1])[0]
 
-    return lax.map(of_chunk, _chunks(hidden, targets, plan)).reshape(-1)[: len(hidden)]
+    return lax.map(of_chunk, split_chunks(hidden, targets, plan)).reshape(-1)[: len(hidden)]
 
 
 def chunk_logits(hidden: Float[Array, "m D"], head: Float[Array, "V D"], plan: Plan) -> Float[Array, "m V"]:
@@ -169,10 +169,16 @@ def target_log_probs(params: Parameters, inputs: Inputs, plan: Plan) -> Float[Ar
     return -token_nll(flat, params.wte, inputs.targets.reshape(-1), plan).reshape(inputs.targets.shape)
 
 
-def _chunks(
+def split_chunks(
     hidden: Float[Array, "M D"], targets: Int[Array, " M"], plan: Plan
 ) -> tuple[Float[Array, "N m D"], Int[Array, "N m"]]:
-    """Equal chunks whose logits number at most ``plan.chunk``; the last is filled up without targets."""
+    """Equal chunks whose logits number at most ``plan.chunk``; the last is filled up without targets.
+
+    Args:
+        hidden: What the head sees.
+        targets: Token ids, or ``IGNORE``.
+        plan: Size of the chunks, and the vocabulary.
+    """
     tokens, width = hidden.shape
     count = -(-tokens // max(1, plan.chunk // plan.vocab_size))
     rows = -(-tokens // count)
