@@ -120,14 +120,15 @@ class HubDataset:
         return (document.text for document in self.documents() if document.split == "train")
 
     def _texts(self, start: int) -> Iterator[str]:
-        for number, record in enumerate(self._records(start), start):
+        for number, record in enumerate(self.records(start), start):
             where = f"{self.name.dataset} record {number}"
             text = record.get(TEXT_FIELD)
             if not isinstance(text, str):
                 raise DataError(f"{where} has no string field {TEXT_FIELD!r}; it has {sorted(record)}")
             yield check_document(text, where, self.limit)
 
-    def _records(self, start: int) -> Iterator[Mapping[str, Any]]:
+    def records(self, start: int = 0) -> Iterator[Mapping[str, Any]]:
+        """The records from number ``start`` on, as they are; a stream that breaks is opened again."""
         waits = Waits(self.retry)
         while True:
             try:

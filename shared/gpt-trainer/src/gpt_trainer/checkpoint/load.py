@@ -60,7 +60,17 @@ def layout_differences(
     return wrong
 
 
-def _load_tensors(path: Path, manifest: Manifest, want: Mapping[str, tuple[int, ...]]) -> Parameters:
+def load_tensors(path: Path, manifest: Manifest, want: Mapping[str, tuple[int, ...]]) -> Parameters:
+    """The float32 tensors of one of a step's files, which must hold exactly those wanted.
+
+    Args:
+        path: The file.
+        manifest: The step's manifest.
+        want: Name -> shape.
+
+    Raises:
+        InputError: If it is not the recorded file, or holds other tensors.
+    """
     with TensorFile(path, manifest.files[path.name]) as file:
         wrong = layout_differences(file.entries, want, ("F32",))
         if wrong:
@@ -75,7 +85,7 @@ def _load_config(folder: Path, manifest: Manifest) -> ModelConfig:
 
 
 def _load_parameters(folder: Path, manifest: Manifest, model: ModelConfig) -> Parameters:
-    values = _load_tensors(folder / MODEL, manifest, parameter_shapes(model))
+    values = load_tensors(folder / MODEL, manifest, parameter_shapes(model))
     try:
         check_parameters(values, model)
     except ValueError as error:
@@ -86,7 +96,7 @@ def _load_parameters(folder: Path, manifest: Manifest, model: ModelConfig) -> Pa
 def _load_moments(folder: Path, manifest: Manifest, model: ModelConfig) -> Moments:
     shapes = parameter_shapes(model)
     want = {f"{label}.{name}": shape for label in Moments._fields for name, shape in shapes.items()}
-    values = _load_tensors(folder / OPTIMIZER, manifest, want)
+    values = load_tensors(folder / OPTIMIZER, manifest, want)
     parts = [{name: values[f"{label}.{name}"] for name in shapes} for label in Moments._fields]
     moments = Moments(*parts)
     try:
@@ -96,7 +106,16 @@ def _load_moments(folder: Path, manifest: Manifest, model: ModelConfig) -> Momen
     return moments
 
 
-def _load_trainer(folder: Path, manifest: Manifest) -> dict[str, Any]:
+def load_trainer(folder: Path, manifest: Manifest) -> dict[str, Any]:
+    """The trainer's own state.
+
+    Args:
+        folder: The step's folder.
+        manifest: Its manifest.
+
+    Raises:
+        InputError: If it is not the recorded file, or of another step.
+    """
     path = folder / TRAINER
     values = parse_object(read_small(path, TRAINER_LIMIT, manifest.files[TRAINER]), path)
     if values.keys() != {"step", "trainer"} or not isinstance(values["trainer"], dict):
@@ -106,13 +125,22 @@ def _load_trainer(folder: Path, manifest: Manifest) -> dict[str, Any]:
     return values["trainer"]
 
 
-def _load_tokenizer(folder: Path, manifest: Manifest) -> bytes | None:
+def load_tokenizer(folder: Path, manifest: Manifest) -> bytes | None:
+    """The bytes of ``tokenizer.json``; None if the step has none.
+
+    Args:
+        folder: The step's folder.
+        manifest: Its manifest.
+
+    Raises:
+        InputError: If it is not the recorded file.
+    """
     if TOKENIZER not in manifest.files:
         return None
     return read_small(folder / TOKENIZER, TOKENIZER_LIMIT, manifest.files[TOKENIZER])
 
 
-def _refusing(load: Callable[[Path], T]) -> Callable[[Path], T]:
+def refusing(load: Callable[[Path], T]) -> Callable[[Path], T]:
     """Let ``load``'s errors say which step is refused and what to do about it."""
 
     @functools.wraps(load)
@@ -128,7 +156,7 @@ def _refusing(load: Callable[[Path], T]) -> Callable[[Path], T]:
     return wrapped
 
 
-@_refusing
+@refusing
 def load_checkpoint(step_folder: Path) -> CheckpointState:
     """Load one step, verified against its manifest.
 
@@ -141,14 +169,14 @@ def load_checkpoint(step_folder: Path) -> CheckpointState:
     """
     manifest = read_manifest(step_folder)
     model = _load_config(step_folder, manifest)
-    trainer = _load_trainer(step_folder, manifest)
-    tokenizer = _load_tokenizer(step_folder, manifest)
+    trainer = load_trainer(step_folder, manifest)
+    tokenizer = load_tokenizer(step_folder, manifest)
     parameters = _load_parameters(step_folder, manifest, model)
     moments = _load_moments(step_folder, manifest, model)
     return CheckpointState(manifest.step, model, parameters, moments, trainer, tokenizer)
 
 
-@_refusing
+@refusing
 def load_model(step_folder: Path) -> SavedModel:
     """Load what sampling and evaluation need of one step; the optimizer's file is not read.
 
@@ -161,7 +189,7 @@ def load_model(step_folder: Path) -> SavedModel:
     """
     manifest = read_manifest(step_folder)
     model = _load_config(step_folder, manifest)
-    tokenizer = _load_tokenizer(step_folder, manifest)
+    tokenizer = load_tokenizer(step_folder, manifest)
     return SavedModel(manifest.step, model, _load_parameters(step_folder, manifest, model), tokenizer)
 
 
@@ -177,10 +205,21 @@ def load_latest(run: Path, on_refused: Callable[[str], None]) -> CheckpointState
             older step is not taken in its place.
         InputError: If there is no whole step.
     """
+    return newest_whole(run, load_checkpoint, on_refused)
+
+
+def newest_whole(run: Path, load: Callable[[Path], T], on_refused: Callable[[str], None]) -> T:
+    """What ``load`` makes of the newest step that it does not refuse; else as ``load_latest``.
+
+    Args:
+        run: The run's folder.
+        load: Loads one step's folder, verified.
+        on_refused: As for ``load_latest``.
+    """
     steps = find_steps(run_of(run))
     for _, folder in reversed(steps):
         try:
-            return load_checkpoint(folder)
+            return load(folder)
         except NewerFormatError:
             raise
         except InputError as error:
@@ -199,9 +238,20 @@ def load_path(path: Path, on_refused: Callable[[str], None]) -> CheckpointState:
     Raises:
         InputError: If nothing can be loaded.
     """
+    return step_or_newest(path, load_checkpoint, on_refused)
+
+
+def step_or_newest(path: Path, load: Callable[[Path], T], on_refused: Callable[[str], None]) -> T:
+    """As ``load_path``, for steps that ``load`` reads.
+
+    Args:
+        path: A step's folder, or a run's.
+        load: Loads one step's folder, verified.
+        on_refused: As for ``load_latest``.
+    """
     if not path.is_dir():
         raise InputError(f"{path} is not a folder; {ADVICE}")
-    return load_checkpoint(path) if is_step(path) else load_latest(path, on_refused)
+    return load(path) if is_step(path) else newest_whole(path, load, on_refused)
 
 
 def verify(step_folder: Path) -> None:

@@ -7,7 +7,10 @@ import json
 import os
 import re
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
+
+import numpy as np
 
 from gpt_trainer.backend import Moments
 from gpt_trainer.checkpoint.discovery import CHECKPOINTS
@@ -56,15 +59,37 @@ def save_checkpoint(run: Path, state: CheckpointState) -> Path:
             saving there. Older steps are as they were, and nothing half-written stays.
     """
     check_state(state)
-    files = _small_files(state)
+    return save_step(run, state.step, _small_files(state), _tensors(state))
+
+
+def save_step(
+    run: Path, step: int, files: Mapping[str, bytes], tensors: Mapping[str, Mapping[str, np.ndarray]]
+) -> Path:
+    """Save the files of any model's step, whole or not at all, as ``save_checkpoint`` does GPT-2's.
+
+    Args:
+        run: The run's folder, created if missing.
+        step: Optimizer steps taken.
+        files: Content of each file that the manifest demands and that holds no tensors; the caller has
+            seen that it can be read again.
+        tensors: Float32 arrays by name, for each file that holds them.
+
+    Returns:
+        The step's folder.
+
+    Raises:
+        ValueError: If a file is too long to be read again.
+        WriteError: As ``save_checkpoint``.
+    """
+    _check_lengths(files, step)
     checkpoints = run / CHECKPOINTS
-    with write_errors(f"cannot save step {state.step} in {checkpoints}"), FolderLock(checkpoints):
+    with write_errors(f"cannot save step {step} in {checkpoints}"), FolderLock(checkpoints):
         remove_leftovers(checkpoints)
-        temporary = hidden_name(checkpoints, "tmp", step_name(state.step))
+        temporary = hidden_name(checkpoints, "tmp", step_name(step))
         try:
             temporary.mkdir()
-            manifest = _write_step(temporary, state, files)
-            return _publish(temporary, manifest, checkpoints / step_name(state.step))
+            manifest = _write_step(temporary, step, files, tensors)
+            return _publish(temporary, manifest, checkpoints / step_name(step))
         except BaseException:
             with contextlib.suppress(OSError):
                 remove_folder(temporary)
@@ -99,11 +124,14 @@ def _small_files(state: CheckpointState) -> dict[str, bytes]:
     }
     if state.tokenizer_json is not None:
         files[TOKENIZER] = state.tokenizer_json
+    return files
+
+
+def _check_lengths(files: Mapping[str, bytes], step: int) -> None:
     limits = {CONFIG: CONFIG_LIMIT, TRAINER: TRAINER_LIMIT, TOKENIZER: TOKENIZER_LIMIT}
     for name, content in files.items():
         if len(content) > limits[name]:
-            raise ValueError(f"{name} of step {state.step} has {len(content)} bytes, limit {limits[name]}")
-    return files
+            raise ValueError(f"{name} of step {step} has {len(content)} bytes, limit {limits[name]}")
 
 
 def _end_of_text(state: CheckpointState) -> int | None:
@@ -118,14 +146,19 @@ def _end_of_text(state: CheckpointState) -> int | None:
     return found if isinstance(found, int) and found < state.model.vocab_size else None
 
 
-def _write_step(folder: Path, state: CheckpointState, files: dict[str, bytes]) -> Manifest:
+def _tensors(state: CheckpointState) -> dict[str, dict[str, np.ndarray]]:
     names = parameter_shapes(state.model)
     moments = zip(Moments._fields, state.moments, strict=True)
     flat = {f"{label}.{name}": values[name] for label, values in moments for name in names}
+    return {MODEL: {name: state.parameters[name] for name in names}, OPTIMIZER: flat}
+
+
+def _write_step(
+    folder: Path, step: int, files: Mapping[str, bytes], tensors: Mapping[str, Mapping[str, np.ndarray]]
+) -> Manifest:
     records = {name: write_file(folder / name, [content]) for name, content in files.items()}
-    records[MODEL] = write_tensors(folder / MODEL, {name: state.parameters[name] for name in names})
-    records[OPTIMIZER] = write_tensors(folder / OPTIMIZER, flat)
-    manifest = Manifest(state.step, records)
+    records |= {name: write_tensors(folder / name, arrays) for name, arrays in tensors.items()}
+    manifest = Manifest(step, records)
     write_file(folder / MANIFEST, [manifest_to_json(manifest)])
     sync_folder(folder)
     return manifest
