@@ -1,0 +1,88 @@
+"""What the encoder-decoder needs beside GPT-2's layers: sinusoids, LayerNorm after a sum, ReLU.
+
+Shapes: B rows, T positions, D width, F feed-forward width.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Float64, UInt32
+
+from gpt_jax.aiayn.parameters import Attention, Network
+from gpt_jax.aiayn.plan import Plan
+from gpt_jax.dropout import dropout_mask
+from gpt_jax.model import layer_norm
+
+
+def positions(length: int, width: int) -> Float64[np.ndarray, "T D"]:
+    """The sinusoids: each pair of columns turns at a rate of its own, from 1 down to 1 / 10000.
+
+    Args:
+        length: Number of positions, T.
+        width: Number of columns, D, even.
+    """
+    rates = 10000.0 ** (-np.arange(0, width, 2) / width)
+    angles = np.arange(length)[:, None] * rates
+    return np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(length, width)
+
+
+def draw_mask(
+    x: Float[Array, "B T D"], key: UInt32[Array, " 2"] | None, plan: Plan
+) -> Bool[Array, "B T D"] | None:
+    """Which elements of ``x`` are kept.
+
+    Backward keeps the mask, a byte for each element: drawing it again costs a GPU more than reading it.
+    """
+    return None if key is None else dropout_mask(x.shape, key, plan.dropout)
+
+
+def masked(x: Float[Array, "B T D"], mask: Bool[Array, "B T D"] | None, plan: Plan) -> Float[Array, "B T D"]:
+    """``x / (1 - rate)`` where the mask holds, else 0."""
+    return x if mask is None else jnp.where(mask, x * (1.0 / (1.0 - plan.dropout)), 0.0)
+
+
+def add_norm(
+    part: Attention | Network,
+    x: Float[Array, "B T D"],
+    h: Float[Array, "B T D"],
+    key: UInt32[Array, " 2"] | None,
+    plan: Plan,
+) -> Float[Array, "B T D"]:
+    """``LayerNorm(x + drop(h))``, the sum in float32 and rounded once, after the LayerNorm.
+
+    Args:
+        part: The sub-layer, for its LayerNorm.
+        x: What went into the sub-layer.
+        h: What came out of it.
+        key: Dropout key; ``None`` means no dropout.
+        plan: The dropout rate.
+    """
+
+    @jax.checkpoint
+    def of(x: Array, h: Array, mask: Array | None, gain: Array, bias: Array) -> Array:
+        total = x.astype(gain.dtype) + masked(h.astype(gain.dtype), mask, plan)
+        return layer_norm(total, gain, bias).astype(x.dtype)
+
+    return of(x, h, draw_mask(h, key, plan), part.norm_gain, part.norm_bias)
+
+
+@jax.custom_vjp
+def relu(x: Float[Array, "B T F"]) -> Float[Array, "B T F"]:
+    """``max(x, 0)``; backward sees by the result where ``x`` was positive, so that ``x`` is not kept."""
+    return jnp.maximum(x, 0)
+
+
+def relu_fwd(x: Float[Array, "B T F"]) -> tuple[Float[Array, "B T F"], Float[Array, "B T F"]]:
+    """The result, twice: once to keep."""
+    y = jnp.maximum(x, 0)
+    return y, y
+
+
+def relu_bwd(y: Float[Array, "B T F"], d_y: Float[Array, "B T F"]) -> tuple[Float[Array, "B T F"]]:
+    """``d_y`` where ``x`` was positive, else 0."""
+    return (jnp.where(y > 0, d_y, 0),)
+
+
+relu.defvjp(relu_fwd, relu_bwd)
