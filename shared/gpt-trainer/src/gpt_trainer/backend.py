@@ -151,28 +151,42 @@ class Backend(Protocol):
 
         Args:
             micro_batches: At least one, all of the same shape; the loss is weighted by targets, so that
-                the split changes a gradient by rounding only.
+                the split changes a gradient by rounding only. None has ``prefix_lengths``.
             lr: Learning rate of this step.
             step: Optimizer steps already taken, from 0: AdamW's bias correction uses ``step + 1`` and
                 the dropout masks use ``step``.
             skip_above: Largest global norm that still updates the weights.
+
+        Raises:
+            ValueError: If a batch does not fit the model or has ``prefix_lengths``; nothing is changed then.
         """
         ...
 
     def evaluate(self, batch: Batch) -> tuple[float, int]:
-        """Sum of negative log-likelihoods in nats, and the number of targets; no dropout."""
+        """Sum of negative log-likelihoods in nats, and the number of targets; no dropout.
+
+        Raises:
+            ValueError: If the batch does not fit the model (``gpt_data.checks.check_batch``).
+        """
         ...
 
     def log_probs(self, batch: Batch) -> Float32[np.ndarray, "B T"]:
-        """Log-probability of each target given what its position may see; 0 where ignored; no dropout."""
+        """Log-probability of each target given what its position may see; 0 where ignored; no dropout.
+
+        The rows may share prefixes among continuations (``Batch.prefix_lengths``). The head is computed
+        for positions with a target only, where these are few.
+
+        Raises:
+            ValueError: If the batch does not fit the model (``gpt_data.checks.check_batch``).
+        """
         ...
 
     def logits(self, batch: Batch) -> Float32[np.ndarray, "B T V"]:
-        """All logits, without dropout: for checks at small sizes, as V is large."""
+        """All logits, without dropout, batches as in ``log_probs``: for small checks, as V is large."""
         ...
 
     def gradients(self, micro_batches: Sequence[Batch], step: int) -> tuple[float, Parameters]:
-        """Mean loss and its unclipped gradient, dropout as in ``train_step``: for checks."""
+        """Mean loss and its unclipped gradient, dropout and batches as in ``train_step``: for checks."""
         ...
 
     def decoder(self, rows: int) -> Decoder:
