@@ -2,7 +2,7 @@
 
 The rule stands in ``gpt_trainer.philox``. A mask is a pure function of its key and the element's
 index, so nothing is carried from step to step, and backward draws it again instead of keeping it.
-JAX has no 64-bit integers by default: a product of two words is put together from 16-bit halves.
+JAX has no 64-bit integers by default: the two words of a product are taken one by one.
 
 Shapes: L blocks, B rows, H heads, T positions, t queries of a tile, S keys; ``*n`` counters.
 """
@@ -30,12 +30,7 @@ def multiply(a: Words, b: int) -> tuple[Words, Words]:
         a: Any words.
         b: A constant below 2^32.
     """
-    a_low, a_high = a & 0xFFFF, a >> 16
-    b_low, b_high = jnp.uint32(b & 0xFFFF), jnp.uint32(b >> 16)
-    low_high, high_low = a_low * b_high, a_high * b_low
-    middle = (a_low * b_low >> 16) + (low_high & 0xFFFF) + (high_low & 0xFFFF)  # below 3 * 2^16
-    high = a_high * b_high + (low_high >> 16) + (high_low >> 16) + (middle >> 16)
-    return high, a * jnp.uint32(b)
+    return lax.mulhi(a, jnp.full_like(a, b)), a * jnp.uint32(b)
 
 
 def philox(counter: tuple[Words, Words, Words, Words], key: tuple[Array, Array]) -> tuple[Words, Words]:

@@ -1,6 +1,6 @@
 """What the encoder-decoder needs beside GPT-2's layers: sinusoids, LayerNorm after a sum, ReLU.
 
-Shapes: B rows, T positions, D width, F feed-forward width.
+Shapes: B rows, T positions, D width, F feed-forward width, L layers.
 """
 
 from __future__ import annotations
@@ -10,10 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float64, UInt32
 
-from gpt_jax.aiayn.parameters import Attention, Network
+from gpt_jax.aiayn.parameters import Attention, Network, Site
 from gpt_jax.aiayn.plan import Plan
 from gpt_jax.dropout import dropout_mask
 from gpt_jax.model import layer_norm
+
+Masks = dict[Site, Array]
+"""Dropout masks by site, each ``[L, B, T, D]``, or of one layer ``[B, T, D]``; empty means no dropout."""
 
 
 def positions(length: int, width: int) -> Float64[np.ndarray, "T D"]:
@@ -28,14 +31,27 @@ def positions(length: int, width: int) -> Float64[np.ndarray, "T D"]:
     return np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(length, width)
 
 
-def draw_mask(
-    x: Float[Array, "B T D"], key: UInt32[Array, " 2"] | None, plan: Plan
-) -> Bool[Array, "B T D"] | None:
-    """Which elements of ``x`` are kept.
+def draw_masks(
+    keys: UInt32[Array, "L 4 2"] | None, sites: tuple[Site, ...], shape: tuple[int, ...], plan: Plan
+) -> tuple[Bool[Array, "B T D"] | None, Masks]:
+    """The masks of one stack: of its embedding, and of each layer by site.
 
-    Backward keeps the mask, a byte for each element: drawing it again costs a GPU more than reading it.
+    All are drawn at once, before the layers, and kept for backward, a byte for each element: drawing
+    them again costs more than reading them.
+
+    Args:
+        keys: Dropout keys by layer and ``Site``; ``None`` means no dropout, and no masks.
+        sites: Where the stack's layers drop.
+        shape: Of what is masked, ``[B, T, D]``.
+        plan: The dropout rate.
     """
-    return None if key is None else dropout_mask(x.shape, key, plan.dropout)
+    if keys is None:
+        return None, {}
+    of_layers = jnp.stack([keys[:, site] for site in sites])  # [sites, L, 2]
+    flat = jnp.concatenate([keys[:1, Site.EMBEDDING], of_layers.reshape(-1, 2)])
+    masks = jax.vmap(lambda key: dropout_mask(shape, key, plan.dropout))(flat)  # [1 + sites * L, B, T, D]
+    layers = masks[1:].reshape(*of_layers.shape[:2], *shape)
+    return masks[0], dict(zip(sites, layers, strict=True))
 
 
 def masked(x: Float[Array, "B T D"], mask: Bool[Array, "B T D"] | None, plan: Plan) -> Float[Array, "B T D"]:
@@ -47,7 +63,7 @@ def add_norm(
     part: Attention | Network,
     x: Float[Array, "B T D"],
     h: Float[Array, "B T D"],
-    key: UInt32[Array, " 2"] | None,
+    mask: Bool[Array, "B T D"] | None,
     plan: Plan,
 ) -> Float[Array, "B T D"]:
     """``LayerNorm(x + drop(h))``, the sum in float32 and rounded once, after the LayerNorm.
@@ -56,7 +72,7 @@ def add_norm(
         part: The sub-layer, for its LayerNorm.
         x: What went into the sub-layer.
         h: What came out of it.
-        key: Dropout key; ``None`` means no dropout.
+        mask: Which elements of ``h`` are kept; ``None`` means all.
         plan: The dropout rate.
     """
 
@@ -65,7 +81,7 @@ def add_norm(
         total = x.astype(gain.dtype) + masked(h.astype(gain.dtype), mask, plan)
         return layer_norm(total, gain, bias).astype(x.dtype)
 
-    return of(x, h, draw_mask(h, key, plan), part.norm_gain, part.norm_bias)
+    return of(x, h, mask, part.norm_gain, part.norm_bias)
 
 
 @jax.custom_vjp

@@ -29,11 +29,11 @@ import math
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from gpt_jax.aiayn.attention import attend
 from gpt_jax.aiayn.config import TransformerConfig, parameter_shapes
-from gpt_jax.aiayn.layers import add_norm, draw_mask, masked, positions, relu
+from gpt_jax.aiayn.layers import Masks, add_norm, draw_masks, masked, positions, relu
 from gpt_jax.aiayn.parameters import (
     Attention,
     DecoderLayer,
@@ -87,16 +87,15 @@ def encode(
         keys: Dropout keys of the encoder; ``None`` means no dropout.
     """
 
-    def step(x: Array, scanned: tuple[EncoderLayer, Array | None]) -> tuple[Array, None]:
-        layer, keys = scanned
+    def step(x: Array, scanned: tuple[EncoderLayer, Masks]) -> tuple[Array, None]:
+        layer, masks = scanned
         mixed = self_attention(layer.attention, x, lengths, plan)
-        x = add_norm(layer.attention, x, mixed, _key(keys, Site.ATTENTION), plan)
-        return add_norm(
-            layer.network, x, feed_forward(layer.network, x), _key(keys, Site.NETWORK), plan
-        ), None
+        x = add_norm(layer.attention, x, mixed, masks.get(Site.ATTENTION), plan)
+        return add_norm(layer.network, x, feed_forward(layer.network, x), masks.get(Site.NETWORK), plan), None
 
-    x = embed(params, source, plan, _first_key(keys))
-    return lax.scan(step, x, (params.encoder, keys), unroll=plan.unroll)[0]
+    shape, sites = (*source.shape, params.embedding.shape[1]), (Site.ATTENTION, Site.NETWORK)
+    first, masks = draw_masks(keys, sites, shape, plan)
+    return lax.scan(step, embed(params, source, plan, first), (params.encoder, masks), unroll=plan.unroll)[0]
 
 
 def decode(
@@ -118,30 +117,21 @@ def decode(
         keys: Dropout keys of the decoder; ``None`` means no dropout.
     """
 
-    def step(x: Array, scanned: tuple[DecoderLayer, Array | None]) -> tuple[Array, None]:
-        layer, keys = scanned
+    def step(x: Array, scanned: tuple[DecoderLayer, Masks]) -> tuple[Array, None]:
+        layer, masks = scanned
         mixed = self_attention(layer.attention, x, None, plan)
-        x = add_norm(layer.attention, x, mixed, _key(keys, Site.ATTENTION), plan)
+        x = add_norm(layer.attention, x, mixed, masks.get(Site.ATTENTION), plan)
         mixed = cross_attention(layer.cross, x, memory, lengths, plan)
-        x = add_norm(layer.cross, x, mixed, _key(keys, Site.CROSS), plan)
-        return add_norm(
-            layer.network, x, feed_forward(layer.network, x), _key(keys, Site.NETWORK), plan
-        ), None
+        x = add_norm(layer.cross, x, mixed, masks.get(Site.CROSS), plan)
+        return add_norm(layer.network, x, feed_forward(layer.network, x), masks.get(Site.NETWORK), plan), None
 
-    x = embed(params, target, plan, _first_key(keys))
-    return lax.scan(step, x, (params.decoder, keys), unroll=plan.unroll)[0]
-
-
-def _key(keys: UInt32[Array, "4 2"] | None, site: Site) -> UInt32[Array, " 2"] | None:
-    return None if keys is None else keys[site]
-
-
-def _first_key(keys: UInt32[Array, "L 4 2"] | None) -> UInt32[Array, " 2"] | None:
-    return None if keys is None else keys[0, Site.EMBEDDING]
+    shape, sites = (*target.shape, params.embedding.shape[1]), (Site.ATTENTION, Site.CROSS, Site.NETWORK)
+    first, masks = draw_masks(keys, sites, shape, plan)
+    return lax.scan(step, embed(params, target, plan, first), (params.decoder, masks), unroll=plan.unroll)[0]
 
 
 def embed(
-    params: Parameters, tokens: Int[Array, "B T"], plan: Plan, key: UInt32[Array, " 2"] | None
+    params: Parameters, tokens: Int[Array, "B T"], plan: Plan, mask: Bool[Array, "B T D"] | None = None
 ) -> Float[Array, "B T D"]:
     """``drop(sqrt(D) E[token] + P)``; rows are gathered from float32, as their gradients are sums.
 
@@ -149,12 +139,12 @@ def embed(
         params: The model.
         tokens: Token ids.
         plan: Precision and dropout rate.
-        key: Dropout key; ``None`` means no dropout.
+        mask: Which elements are kept; ``None`` means all.
     """
     length, width = tokens.shape[1], params.embedding.shape[1]
     rows = gather_rows(params.embedding, tokens) * math.sqrt(width)
     x = rows + jnp.asarray(positions(length, width), rows.dtype)[None]
-    return masked(x, draw_mask(x, key, plan), plan).astype(plan.dtype)
+    return masked(x, mask, plan).astype(plan.dtype)
 
 
 def self_attention(
