@@ -40,7 +40,6 @@ from gpt_jax.aiayn.parameters import (
     EncoderLayer,
     Inputs,
     Network,
-    PairBatch,
     Parameters,
     Site,
 )
@@ -49,8 +48,6 @@ from gpt_jax.aiayn.tree import from_named
 from gpt_jax.gathering import gather_rows
 from gpt_jax.model import linear, split_heads
 from gpt_jax.precision import product
-
-__all__ = ["PairBatch", "Parameters", "decode", "encode", "hidden_states", "init_parameters", "logits"]
 
 
 def hidden_states(

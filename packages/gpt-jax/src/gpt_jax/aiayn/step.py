@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from gpt_data.batch import IGNORE
+from gpt_data.checks import check_ids
 from jaxtyping import Array, Float, UInt32
 
 from gpt_jax.aiayn.config import TransformerConfig
@@ -20,7 +21,7 @@ from gpt_jax.aiayn.loss import total_nll, weighted_losses
 from gpt_jax.aiayn.optimizer import AdamConfig, AdamScalars, AdamState, adam_init, adam_scalars, adam_update
 from gpt_jax.aiayn.parameters import Inputs, PairBatch, Parameters
 from gpt_jax.aiayn.plan import Plan
-from gpt_jax.device import check_ids, compiler_options
+from gpt_jax.device import compiler_options
 from gpt_jax.dropout import dropout_keys
 
 
