@@ -14,11 +14,11 @@ from gpt_data.permutation import permute
 
 from gpt_jax.aiayn.pairs import TextPairs
 
-SMALL = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-    "seventeen eighteen nineteen"
-).split()
-TENS = ["", "", *"twenty thirty forty fifty sixty seventy eighty ninety".split()]
+ONES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+TEENS = ["ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen"]
+TEENS += ["sixteen", "seventeen", "eighteen", "nineteen"]
+TENS = ["", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+SMALL = ONES + TEENS
 SCALES = ((1_000_000, "million"), (1000, "thousand"))
 RANGES = ((0, 1000), (1000, 10_000), (10_000, 100_000), (100_000, 1_000_000))
 HELD_OUT = 75

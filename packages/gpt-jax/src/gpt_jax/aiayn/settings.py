@@ -198,7 +198,7 @@ RUN_PRESETS: dict[str, RunConfig] = {
         model=_sizes("demo"),
         data=DataSection(vocab=400),
         batch=BatchSection(batch_tokens=1024, buckets=2, width_multiple=2),
-        schedule=ScheduleSection(steps=1500, warmup=200),
+        schedule=ScheduleSection(steps=1200, warmup=200, lr_scale=0.5),
         runtime=RuntimeSection(unroll=True),
         reports=ReportSection(eval_every=300, score_pairs=128, save_every=100, log_every=50),
     ),

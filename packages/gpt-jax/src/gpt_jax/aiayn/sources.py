@@ -96,11 +96,8 @@ def parse_direction(text: str) -> tuple[str, str]:
 
 def _numbers() -> Corpus:
     parts = number_parts()
-    return Corpus(
-        *(number_pairs(parts[part]) for part in ("train", "val", "test")),
-        score="exact_match",
-        pattern=DIGIT_PATTERN,
-    )
+    train, val, test = (number_pairs(parts[part]) for part in ("train", "val", "test"))
+    return Corpus(train, val, test, score="exact_match", pattern=DIGIT_PATTERN)
 
 
 def _wmt14(
@@ -112,21 +109,24 @@ def _wmt14(
 ) -> Corpus:
     if set(languages) != {"de", "en"}:
         raise DataError(f"--direction {section.direction}: wmt14 here is de-en or en-de")
-    parts = []
+    parts: dict[str, TextPairs] = {}
     for part in ("test", "val", "train"):
         limit = section.max_pairs if part == "train" else None
-        pairs, pin = stream_pairs(
+        parts[part], pin = stream_pairs(
             part, languages, max_pairs=limit, pin=pin, on_notice=on_notice, should_stop=should_stop
         )
-        parts.append(pairs)
-    return Corpus(*reversed(parts), pin=pin or {})
+    return Corpus(parts["train"], parts["val"], parts["test"], pin=pin or {})
 
 
 def _multi30k(folder: Path, languages: tuple[str, str]) -> Corpus:
     if not folder.is_dir():
         raise DataError(f"--data multi30k:{folder}: there is no such folder")
-    names = ("train", "val", MULTI30K_TEST)
-    return Corpus(*(read_pairs(*(_side(folder, name, side) for side in languages)) for name in names))
+    source, target = languages
+    train, val, test = (
+        read_pairs(_side(folder, name, source), _side(folder, name, target))
+        for name in ("train", "val", MULTI30K_TEST)
+    )
+    return Corpus(train, val, test)
 
 
 def _side(folder: Path, name: str, language: str) -> Path:
@@ -176,7 +176,6 @@ def hold_out(pairs: TextPairs) -> tuple[TextPairs, TextPairs]:
 
 
 def _choose(pairs: TextPairs, chosen: list[int], notes: tuple[str, ...]) -> TextPairs:
-    source, target, numbers = (
-        [side[index] for index in chosen] for side in (pairs.source, pairs.target, pairs.numbers)
-    )
-    return TextPairs(source, target, numbers, notes)
+    source = [pairs.source[index] for index in chosen]
+    target = [pairs.target[index] for index in chosen]
+    return TextPairs(source, target, [pairs.numbers[index] for index in chosen], notes)
