@@ -82,7 +82,7 @@ def test_bfloat16_is_near_float32(backend: JaxBackend) -> None:
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
-        (np.full((1, 4), 61), "tokens span 0..61, outside the vocabulary of 61"),
+        (np.full((1, 4), 61), "tokens span 61..61, outside the vocabulary of 61"),
         (np.full((1, 4), -1), "tokens span"),
         (np.zeros((1, 20)), "context=19"),
     ],

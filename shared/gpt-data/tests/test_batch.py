@@ -70,9 +70,7 @@ def test_shapes_that_do_not_fit_are_named() -> None:
     batch = shared(3, 2, 1, 4)
     with pytest.raises(ValueError, match=r"positions\[0, 9\]=6, expected below context=6"):
         check_batch(batch, context=6, vocab_size=10)
-    with pytest.raises(
-        ValueError, match=r"tokens have shape \(1, 10\), .* T <= context=7"
-    ):
+    with pytest.raises(ValueError, match=r"tokens have shape \(1, 10\), .* T <= context=7"):
         check_batch(batch._replace(prefix_lengths=None), context=7, vocab_size=10)
     with pytest.raises(ValueError, match="need segment_starts"):
         check_batch(batch._replace(segment_starts=None), context=7, vocab_size=10)

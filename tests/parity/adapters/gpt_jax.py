@@ -28,7 +28,7 @@ def plant(error: str) -> None:
     elif error == "bias":
         model.linear = lambda x, weight, bias: linear(x, weight, 0.0 * bias)
     elif error == "mask":
-        attention_module.visible = lambda index, stop, starts: jnp.roll(visible(index, stop, starts), 1, 1)
+        attention_module.visible = lambda index, *rest: jnp.roll(visible(index, *rest), 1, 1)
     else:
         raise ValueError(f"unknown error {error!r}")
 

@@ -1,12 +1,13 @@
 """Causal attention written out, by tiles of queries.
 
-    out_t = sum_s drop(softmax_s(q_t . k_s / sqrt(K))) v_s      over  start(t) <= s <= t
+    out_t = sum_s drop(softmax_s(q_t . k_s / sqrt(K))) v_s      over  start(t) <= s <= t,  and  s < P
 
 A tile of queries sees the keys up to its last query and no further, so the upper triangle is never
 computed. Each tile is a ``jax.checkpoint``: backward forms its weights again, so that no more than
 one tile of them, ``[B, H, tile, T]``, exists at a time.
 
-Shapes: B rows, T positions, t queries of a tile, S keys that a tile sees, H heads, K head width.
+Shapes: B rows, T positions, P of them in the prefix of a row, t queries of a tile, S keys that a tile
+sees, H heads, K head width.
 
 References:
     Rabe and Staats 2021, "Self-attention does not need O(n^2) memory".
@@ -35,8 +36,9 @@ def attend(
     segment_starts: Int[Array, "B T"] | None = None,
     key: UInt32[Array, " 2"] | None = None,
     rate: float = 0.0,
+    prefix_lengths: Int[Array, " B"] | None = None,
 ) -> Float[Array, "B T H K"]:
-    """Causal attention, each position within its own document.
+    """Causal attention, each position within its own document and the prefix of its row.
 
     Args:
         q: Queries.
@@ -45,9 +47,12 @@ def attend(
         segment_starts: First position of each position's document; ``None`` means that all are 0.
         key: Dropout key of the attention weights; ``None`` means no dropout.
         rate: Dropout rate.
+        prefix_lengths: Positions at the start of each row that all later ones see; ``None`` means none.
     """
     tiles = [
-        jax.checkpoint(partial(_attend_tile, start=start, rate=rate))(q, k, v, segment_starts, key)
+        jax.checkpoint(partial(_attend_tile, start=start, rate=rate))(
+            q, k, v, segment_starts, prefix_lengths, key
+        )
         for start in range(0, q.shape[1], TILE)
     ]
     return jnp.concatenate(tiles, axis=1)
@@ -58,6 +63,7 @@ def _attend_tile(
     k: Float[Array, "B T H K"],
     v: Float[Array, "B T H K"],
     segment_starts: Int[Array, "B T"] | None,
+    prefix_lengths: Int[Array, " B"] | None,
     key: UInt32[Array, " 2"] | None,
     *,
     start: int,
@@ -68,7 +74,8 @@ def _attend_tile(
     stop = min(start + TILE, context)
     starts = None if segment_starts is None else segment_starts[:, start:stop]
     query_index = jnp.arange(start, stop, dtype=jnp.int32)
-    weights = attention_weights(q[:, start:stop], k[:, :stop], visible(query_index, stop, starts))
+    mask = visible(query_index, stop, starts, prefix_lengths)
+    weights = attention_weights(q[:, start:stop], k[:, :stop], mask)
     if key is not None:
         keep = dropout_mask_tile((rows, heads, context, context), start, stop, key, rate)
         weights = jnp.where(keep, weights / (1.0 - rate), 0.0)
@@ -76,18 +83,27 @@ def _attend_tile(
 
 
 def visible(
-    query_index: Int[Array, " t"], stop: int, starts: Int[Array, "B t"] | None
+    query_index: Int[Array, " t"],
+    stop: int,
+    starts: Int[Array, "B t"] | None,
+    prefix_lengths: Int[Array, " B"] | None = None,
 ) -> Bool[Array, "#B t S"]:
-    """True where a query may see a key: not ahead of it, and in the same document.
+    """True where a query may see a key: not ahead of it, and in the same document or the row's prefix.
 
     Args:
         query_index: Position of each query.
         stop: Number of keys, S.
         starts: First position of each query's document, or ``None``.
+        prefix_lengths: Keys of each row that all later queries see, or ``None``; only with ``starts``.
     """
     key_index = jnp.arange(stop, dtype=jnp.int32)[None, None]
     causal = key_index <= query_index[None, :, None]
-    return causal if starts is None else causal & (key_index >= starts[:, :, None])
+    if starts is None:
+        return causal
+    own = key_index >= starts[:, :, None]
+    if prefix_lengths is not None:
+        own |= key_index < prefix_lengths[:, None, None]
+    return causal & own
 
 
 def attention_weights(

@@ -13,6 +13,8 @@ import jax
 import jaxlib
 import numpy as np
 from gpt_data.batch import IGNORE, Batch
+from gpt_data.checks import check_batch
+from gpt_data.targets import spread, target_index
 from gpt_trainer.backend import BackendSpec, Moments, OptimizerConfig, Profile, Runtime, StepMetrics
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import Parameters as Canonical
@@ -129,13 +131,17 @@ class JaxBackend:
 
     def log_probs(self, batch: Batch) -> Float32[np.ndarray, "B T"]:
         """Log-probability of each target given what its position may see; 0 where ignored; no dropout."""
-        inputs = self._inputs([_fill_up(batch, self.config.context)])
-        values = self._log_probs(self._state.params, _first(inputs), plan=self._plan)
-        return np.array(values[:, : batch.tokens.shape[1]])
+        self._check(batch)
+        filled = _fill_up(batch, self.config.context)
+        index = target_index(filled.targets)
+        picked = None if index is None else self._send(index)
+        values = self._log_probs(self._state.params, self._scored(filled), picked, plan=self._plan)
+        return spread(np.asarray(values), filled.targets)[:, : batch.tokens.shape[1]]
 
     def logits(self, batch: Batch) -> Float32[np.ndarray, "B T V"]:
         """All logits, without dropout."""
-        values = self._logits(self._state.params, _first(self._inputs([batch])), plan=self._plan)
+        self._check(batch)
+        values = self._logits(self._state.params, self._scored(batch), plan=self._plan)
         return np.array(values)[..., : self.config.vocab_size]
 
     def decoder(self, rows: int) -> Decoder:
@@ -178,25 +184,29 @@ class JaxBackend:
         return np.array([seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF, step], np.uint32)
 
     def _inputs(self, batches: Sequence[Batch]) -> Inputs:
-        """The batches on the device, stacked, once their shapes and ids are seen to fit the model."""
+        """The batches of a step on the device, stacked, once they are seen to fit the model."""
         for batch in batches:
-            self._check(batch)
+            self._check(batch, training=True)
         starts = None
         if any(batch.segment_starts is not None for batch in batches):
-            starts = self._send([_starts(batch) for batch in batches])
-        tokens = self._send([batch.tokens for batch in batches])
-        return Inputs(tokens, self._send([batch.targets for batch in batches]), starts)
+            starts = self._stack([_starts(batch) for batch in batches])
+        tokens = self._stack([batch.tokens for batch in batches])
+        return Inputs(tokens, self._stack([batch.targets for batch in batches]), starts)
 
-    def _send(self, arrays: list[np.ndarray]) -> Array:
+    def _scored(self, batch: Batch) -> Inputs:
+        """A checked batch on the device; the caller waits for what comes of it, so nothing is copied."""
+        return Inputs(*(None if field is None else self._send(field) for field in batch))  # type: ignore[arg-type]
+
+    def _stack(self, arrays: list[np.ndarray]) -> Array:
         # np.stack copies, so the caller may use its arrays again at once
-        return jax.device_put(np.stack(arrays), self._device)
+        return self._send(np.stack(arrays))
 
-    def _check(self, batch: Batch) -> None:
-        tokens, context = batch.tokens, self.config.context
-        if tokens.ndim != 2 or not 1 <= tokens.shape[1] <= context or not len(tokens):
-            raise ValueError(f"tokens have shape {tokens.shape}, expected (B, T) with T <= context={context}")
-        for name, ids in (("tokens", tokens), ("targets", batch.targets)):
-            devices.check_ids(name, ids, 0 if name == "tokens" else IGNORE, self.config.vocab_size)
+    def _send(self, array: np.ndarray) -> Array:
+        return jax.device_put(array, self._device)
+
+    def _check(self, batch: Batch, *, training: bool = False) -> None:
+        config = self.config
+        check_batch(batch, context=config.context, vocab_size=config.vocab_size, training=training)
 
 
 def create(config: ModelConfig, optimizer: OptimizerConfig, runtime: Runtime, options: Options) -> JaxBackend:
@@ -231,20 +241,22 @@ def _starts(batch: Batch) -> np.ndarray:
     return np.zeros_like(batch.tokens) if batch.segment_starts is None else batch.segment_starts
 
 
-def _first(inputs: Inputs) -> Inputs:
-    """The only micro-batch, without its leading axis."""
-    return jax.tree.map(lambda leaf: leaf[0], inputs)
-
-
 def _fill_up(batch: Batch, context: int) -> Batch:
     """Columns without targets on the right, which no earlier position sees."""
     length = batch.tokens.shape[1]
-    missing = min(context, -(-length // EVALUATION_MULTIPLE) * EVALUATION_MULTIPLE) - length
-    if missing <= 0:
+    wanted = -(-length // EVALUATION_MULTIPLE) * EVALUATION_MULTIPLE
+    # only rows with a prefix are longer than the context
+    missing = (wanted if length > context else min(context, wanted)) - length
+    if not missing:
         return batch
     pad = ((0, 0), (0, missing))
-    starts = None if batch.segment_starts is None else np.pad(batch.segment_starts, pad)
-    return Batch(np.pad(batch.tokens, pad), np.pad(batch.targets, pad, constant_values=IGNORE), starts)
+    targets = np.pad(batch.targets, pad, constant_values=IGNORE)
+    starts = batch.segment_starts
+    if starts is not None:
+        # each column a document of its own, whose position cannot pass the context
+        own = np.arange(length, length + missing, dtype=starts.dtype)
+        starts = np.concatenate([starts, np.broadcast_to(own, (len(starts), missing))], axis=1)
+    return batch._replace(tokens=np.pad(batch.tokens, pad), targets=targets, segment_starts=starts)
 
 
 SPEC = BackendSpec(name="gpt-jax", options=Options, create=create, has_gpu=devices.has_gpu)

@@ -16,12 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from gpt_data.checks import check_ids
 from gpt_trainer.model_config import ModelConfig
 from jax import lax
 from jaxtyping import Array, Float, Float32, Int
 
 from gpt_jax.attention import attention_weights, weighted_sum
-from gpt_jax.device import check_ids
 from gpt_jax.model import Block, Parameters, Plan, gelu, layer_norm, linear, split_heads
 from gpt_jax.optimizer import MATRICES
 from gpt_jax.precision import product

@@ -16,7 +16,6 @@ import sys
 from pathlib import Path
 
 import jax
-import numpy as np
 
 PREALLOCATE = "XLA_PYTHON_CLIENT_PREALLOCATE"
 PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
@@ -73,22 +72,6 @@ def compiler_options(device: jax.Device, *, deterministic: bool) -> dict[str, bo
             choose tiles by rule, not by timing them.
     """
     return {"xla_gpu_deterministic_ops": True} if device.platform == "gpu" and deterministic else {}
-
-
-def check_ids(name: str, ids: np.ndarray, lowest: int, vocab_size: int) -> None:
-    """Refuse ids outside the vocabulary on the host: JAX would clamp them in silence.
-
-    Args:
-        name: The argument, for the message.
-        ids: Token ids or targets, not empty.
-        lowest: Smallest that is allowed.
-        vocab_size: First that is not allowed.
-
-    Raises:
-        ValueError: Naming the argument, the ids' span and the vocabulary.
-    """
-    if ids.min() < lowest or ids.max() >= vocab_size:
-        raise ValueError(f"{name} span {ids.min()}..{ids.max()}, outside the vocabulary of {vocab_size}")
 
 
 def device_name(device: jax.Device) -> str:

@@ -8,7 +8,8 @@ thing that is computed, so a chunk's gradient can be taken as soon as its value 
 ``jax.custom_vjp`` whose forward pass scans over chunks, leaves ``d_h`` and ``d_W`` behind, and drops
 each chunk's logits before the next begins. Backward only scales them. Nothing is computed twice.
 
-Shapes: M tokens, N chunks, m tokens of a chunk, D width, V vocabulary (padded), B rows, T positions.
+Shapes: M tokens, P of them that are scored, N chunks, m tokens of a chunk, D width, V vocabulary
+(padded), B rows, T positions.
 """
 
 from __future__ import annotations
@@ -162,11 +163,22 @@ def _column_ids(width: int) -> Int[Array, "1 V"]:
     return jnp.arange(width, dtype=jnp.int32)[None]
 
 
-def target_log_probs(params: Parameters, inputs: Inputs, plan: Plan) -> Float[Array, "B T"]:
-    """Log-probability of each target, 0 where ignored; no dropout, no gradient."""
+def target_log_probs(
+    params: Parameters, inputs: Inputs, index: Int[Array, " P"] | None, plan: Plan
+) -> Float[Array, " P"]:
+    """Log-probability of each target, 0 where ignored; no dropout, no gradient.
+
+    Args:
+        params: Float32 parameters.
+        inputs: Tokens and targets.
+        index: Positions to score, counted through all rows; ``None`` means all of them.
+        plan: Precision, attention and sizes.
+    """
     hidden = hidden_states(params, inputs, plan)
-    flat = hidden.reshape(-1, hidden.shape[-1])
-    return -token_nll(flat, params.wte, inputs.targets.reshape(-1), plan).reshape(inputs.targets.shape)
+    flat, targets = hidden.reshape(-1, hidden.shape[-1]), inputs.targets.reshape(-1)
+    if index is not None:
+        flat, targets = flat[index], targets[index]
+    return -token_nll(flat, params.wte, targets, plan)
 
 
 def split_chunks(

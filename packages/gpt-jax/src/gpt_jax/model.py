@@ -100,6 +100,7 @@ class Inputs:
     tokens: Int[Array, "*N B T"]
     targets: Int[Array, "*N B T"]
     segment_starts: Int[Array, "*N B T"] | None = None
+    prefix_lengths: Int[Array, "*N B"] | None = None
 
 
 def hidden_states(
@@ -117,7 +118,7 @@ def hidden_states(
     x = dropout(x, None if keys is None else keys[0, Site.EMBEDDING], plan.dropout)
 
     def step(x: Array, layer: tuple[Block, Array | None]) -> tuple[Array, None]:
-        return apply_block(layer[0], x, inputs.segment_starts, plan, layer[1]), None
+        return apply_block(layer[0], x, inputs, plan, layer[1]), None
 
     if isinstance(params.blocks, tuple):
         for index, block in enumerate(params.blocks):
@@ -143,21 +144,30 @@ def embed(params: Parameters, inputs: Inputs, plan: Plan) -> Float[Array, "B T D
     if inputs.segment_starts is None:
         position_rows = jnp.broadcast_to(params.wpe[None, :context], (rows, context, params.wpe.shape[1]))
     else:
-        positions = jnp.arange(context, dtype=jnp.int32)[None] - inputs.segment_starts
-        position_rows = gather_rows(params.wpe, positions)
+        position_rows = gather_rows(params.wpe, positions(inputs))
     return (gather_rows(params.wte, inputs.tokens) + position_rows).astype(plan.dtype)
+
+
+def positions(inputs: Inputs) -> Int[Array, "B T"]:
+    """Position of each token within its document; a continuation counts on from its prefix."""
+    assert inputs.segment_starts is not None
+    index = jnp.arange(inputs.tokens.shape[1], dtype=jnp.int32)[None]
+    if inputs.prefix_lengths is None:
+        return index - inputs.segment_starts
+    prefix = inputs.prefix_lengths[:, None]
+    return index - inputs.segment_starts + jnp.where(index < prefix, 0, prefix)
 
 
 def apply_block(
     block: Block,
     x: Float[Array, "B T D"],
-    segment_starts: Int[Array, "B T"] | None,
+    inputs: Inputs,
     plan: Plan,
     keys: UInt32[Array, "4 2"] | None,
 ) -> Float[Array, "B T D"]:
     """One block: attention, then the two-layer network, each normalised before and added after."""
     attention_key, out_key, down_key = (None, None, None) if keys is None else tuple(keys[1:])
-    h = self_attention(block, x, segment_starts, plan, attention_key)
+    h = self_attention(block, x, inputs, plan, attention_key)
     h = linear(h, block.out_weight, block.out_bias)
     x = x + dropout(h, out_key, plan.dropout)
     h = norm_linear(x, block.ln2_gain, block.ln2_bias, block.up_weight, block.up_bias)
@@ -168,7 +178,7 @@ def apply_block(
 def self_attention(
     block: Block,
     x: Float[Array, "B T D"],
-    segment_starts: Int[Array, "B T"] | None,
+    inputs: Inputs,
     plan: Plan,
     key: UInt32[Array, " 2"] | None,
 ) -> Float[Array, "B T D"]:
@@ -179,10 +189,11 @@ def self_attention(
     """
     qkv = norm_linear(x, block.ln1_gain, block.ln1_bias, block.qkv_weight, block.qkv_bias)
     q, k, v = split_heads(qkv, plan.n_head)
-    if plan.attention == "cudnn" and key is None and segment_starts is None and x.shape[1] % 2 == 0:
+    starts = inputs.segment_starts
+    if plan.attention == "cudnn" and key is None and starts is None and x.shape[1] % 2 == 0:
         out = jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
     else:
-        out = attend(q, k, v, segment_starts, key, plan.dropout)
+        out = attend(q, k, v, starts, key, plan.dropout, inputs.prefix_lengths)
     return out.reshape(x.shape)
 
 
