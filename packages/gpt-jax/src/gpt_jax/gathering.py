@@ -4,7 +4,7 @@
 
 XLA's own derivative scatters with atomic additions on a GPU, whose order differs from run to run. Here
 the occurrences of an index are brought together by a stable sort, summed by a segmented scan in
-``log2(M)`` passes, and each sum is written once.
+``log2`` of the most occurrences passes, and each sum is written once.
 
 Shapes: M indices, V rows of the table, D width.
 
@@ -71,8 +71,13 @@ def sum_by_index(
         joins = (place >= reach) & (jnp.roll(index, reach) == index)
         return jnp.where(joins[:, None], sums + jnp.roll(sums, reach, axis=0), sums)
 
-    # a loop, not an unrolled scan, which XLA fuses into code that takes minutes to compile
-    sums = lax.fori_loop(0, (count - 1).bit_length(), widen, sums)
+    # a loop, not an unrolled scan, which XLA fuses into code that takes minutes to compile; it ends once
+    # no segment is longer than the reach, which with sentences of a large vocabulary is early
+    first = jnp.concatenate([jnp.ones(1, bool), index[1:] != index[:-1]])
+    start = lax.cummax(jnp.where(first, place, 0))
+    longest = (place - start).max() + 1
+    passes = 32 - lax.clz(longest - 1)
+    sums = lax.fori_loop(0, passes, widen, sums)
     # the last row of a segment holds its sum; all others go past the end, where they are dropped
     ends = jnp.concatenate([index[1:] != index[:-1], jnp.ones(1, bool)])
     target = jnp.where(ends, index, height + place)
