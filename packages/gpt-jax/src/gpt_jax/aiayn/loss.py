@@ -29,7 +29,7 @@ from gpt_jax.aiayn.model import hidden_states
 from gpt_jax.aiayn.parameters import Inputs, Parameters
 from gpt_jax.aiayn.plan import Plan
 from gpt_jax.loss import HeadGradients, chunk_logits, negative_log_likelihood, split_chunks, token_nll
-from gpt_jax.precision import product
+from gpt_jax.precision import product, statistics_dtype
 
 
 class Losses(NamedTuple):
@@ -96,7 +96,7 @@ def smoothed_loss_fwd(
     ) -> tuple[tuple[Losses, Array], Array]:
         losses, d_head = sums
         h, t = chunk
-        z = chunk_logits(h, head, plan)
+        z = _logits(h, head, plan)
         nll, log_sum = negative_log_likelihood(z, t)
         smoothed = smooth(nll, z, log_sum, t, plan)
         d_z = _d_logits(z, log_sum, t, weight, plan).astype(h.dtype)
@@ -120,6 +120,14 @@ def smoothed_loss_bwd(
 
 
 smoothed_loss.defvjp(smoothed_loss_fwd, smoothed_loss_bwd)
+
+
+def _logits(hidden: Float[Array, "m D"], head: Float[Array, "V D"], plan: Plan) -> Float[Array, "m V"]:
+    """A chunk's logits; narrow ones are rounded once, and every sum over them is wide all the same."""
+    if plan.wide_logits:
+        return chunk_logits(hidden, head, plan)
+    z = product("md,vd->mv", hidden, head).astype(statistics_dtype(hidden.dtype))
+    return jnp.where(_real(z, plan), z, -jnp.inf)
 
 
 def smooth(

@@ -21,12 +21,14 @@ class Plan(model.Plan):
         device: Where the model runs.
         smoothing: Share of the target distribution that is spread over the vocabulary.
         unroll: Compile every layer for itself, instead of one for a loop over all.
+        wide_logits: Keep the loss's logits in float32, instead of rounding them to ``dtype``.
         deterministic: On a GPU, use no routine whose order of summation differs from run to run.
     """
 
     device: jax.Device
     smoothing: float
     unroll: bool = False
+    wide_logits: bool = True
     deterministic: bool = True
 
 
