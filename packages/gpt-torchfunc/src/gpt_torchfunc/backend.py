@@ -12,7 +12,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from gpt_data.batch import IGNORE, Batch
+from gpt_data.batch import Batch
+from gpt_data.checks import check_batch
+from gpt_data.targets import spread, target_index
 from gpt_trainer.backend import BackendSpec, Moments, OptimizerConfig, Profile, Runtime, StepMetrics
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import Parameters as Canonical
@@ -108,7 +110,7 @@ class TorchFuncBackend:
         weight = self._weight(micro_batches)
         scalars = StepScalars(*self._send(step_scalars(self._optimizer, lr, step, skip_above)).unbind())
         if len(micro_batches) == 1:
-            inputs, keys = self._inputs(micro_batches[0]), self._keys(step, 0)
+            inputs, keys = self._inputs(micro_batches[0], training=True), self._keys(step, 0)
             values = self._train_step(self._state, inputs, weight, keys, scalars, self._plan, self._optimizer)
         else:
             values = self._finish(
@@ -128,12 +130,17 @@ class TorchFuncBackend:
 
     def evaluate(self, batch: Batch) -> tuple[float, int]:
         """Sum of negative log-likelihoods in nats, and the number of targets; no dropout."""
-        values = self._target_log_probs(batch)
-        return -float(values.sum(dtype=torch.float64)), batch.target_count
+        return -float(self.log_probs(batch).sum(dtype=np.float64)), batch.target_count
 
     def log_probs(self, batch: Batch) -> Float32[np.ndarray, "B T"]:
         """Log-probability of each target given what its position may see; 0 where ignored; no dropout."""
-        return self._target_log_probs(batch).cpu().numpy()
+        inputs, index = self._inputs(batch), target_index(batch.targets)
+        if index is None:
+            values = self._scorer(batch)(self._state.params, inputs, self._plan)
+        else:
+            picked = self._send(torch.from_numpy(index))
+            values = target_log_probs(self._state.params, inputs, self._plan, picked)
+        return spread(values.cpu().numpy(), batch.targets)
 
     def logits(self, batch: Batch) -> Float32[np.ndarray, "B T V"]:
         """All logits, without dropout."""
@@ -190,17 +197,17 @@ class TorchFuncBackend:
         for buffer in (self._sums.loss, *leaves(self._sums.gradients)):
             buffer.zero_()
         for index, batch in enumerate(micro_batches):
-            inputs, keys = self._inputs(batch), self._keys(step, index)
+            inputs, keys = self._inputs(batch, training=True), self._keys(step, index)
             self._accumulate(self._state.params, self._sums, inputs, weight, keys, self._plan)
         return self._sums
 
-    def _target_log_probs(self, batch: Batch) -> Tensor:
-        # validation has one shape; a benchmark's questions have many, not worth a compilation each
+    def _scorer(self, batch: Batch) -> Callable[..., Tensor]:
+        """``target_log_probs``, compiled for validation's one shape: a benchmark's many are not worth it."""
         shape = (batch.tokens.shape, batch.segment_starts is None)
         if self._evaluated is None and batch.tokens.shape[1] == self.config.context:
             self._evaluated = shape
-        function = self._log_probs if shape == self._evaluated else target_log_probs
-        return function(self._state.params, self._inputs(batch), self._plan)
+        whole = shape == self._evaluated and batch.prefix_lengths is None
+        return self._log_probs if whole else target_log_probs
 
     def _weight(self, micro_batches: Sequence[Batch]) -> Float32[Tensor, ""]:
         """One over the number of targets of a step."""
@@ -220,13 +227,10 @@ class TorchFuncBackend:
             return None
         return self._send(dropout_keys(self._runtime.seed, step, micro_batch, self.config.n_layer))
 
-    def _inputs(self, batch: Batch) -> Inputs:
-        """The batch on the device, once its shape and its ids are seen to fit the model."""
-        tokens, context = batch.tokens, self.config.context
-        if tokens.ndim != 2 or not 1 <= tokens.shape[1] <= context:
-            raise ValueError(f"tokens have shape {tokens.shape}, expected (B, T) with T <= context={context}")
-        for name, ids in (("tokens", tokens), ("targets", batch.targets)):
-            devices.check_ids(name, ids, 0 if name == "tokens" else IGNORE, self.config.vocab_size)
+    def _inputs(self, batch: Batch, *, training: bool = False) -> Inputs:
+        """The batch on the device, once it is seen to fit the model."""
+        config = self.config
+        check_batch(batch, context=config.context, vocab_size=config.vocab_size, training=training)
         arrays = [None if a is None else self._send(torch.from_numpy(np.ascontiguousarray(a))) for a in batch]
         return Inputs(*arrays)  # type: ignore[arg-type]
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
+from gpt_data.checks import check_ids
 from gpt_trainer.model_config import ModelConfig
 from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
-from gpt_torchfunc.device import check_ids
 from gpt_torchfunc.model import (
     Block,
     Parameters,

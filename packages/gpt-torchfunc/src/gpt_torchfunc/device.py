@@ -15,7 +15,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from gpt_trainer.backend import Runtime
 from torch import Tensor
@@ -90,22 +89,6 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor
-
-
-def check_ids(name: str, ids: np.ndarray, lowest: int, vocab_size: int) -> None:
-    """Refuse ids outside the vocabulary on the host: on a GPU they would poison the process.
-
-    Args:
-        name: The argument, for the message.
-        ids: Token ids or targets, not empty.
-        lowest: Smallest that is allowed.
-        vocab_size: First that is not allowed.
-
-    Raises:
-        ValueError: Naming the argument, the ids' span and the vocabulary.
-    """
-    if ids.min() < lowest or ids.max() >= vocab_size:
-        raise ValueError(f"{name} span {ids.min()}..{ids.max()}, outside the vocabulary of {vocab_size}")
 
 
 def device_name(device: torch.device) -> str:

@@ -8,7 +8,8 @@ logits are dropped before the next one begins, in forward and in backward. The t
 ``torch.func.vjp`` then continues from the gradient of the hidden states. Both are plain functions in
 one graph, which ``torch.compile`` sees whole.
 
-Shapes: M tokens, m tokens of a chunk, D width, V vocabulary (padded), B rows, T positions.
+Shapes: M tokens, N of them that are scored, m tokens of a chunk, D width, V vocabulary (padded), B rows,
+T positions.
 """
 
 from __future__ import annotations
@@ -101,12 +102,23 @@ def token_nll(
     return torch.where(targets == IGNORE, 0.0, torch.logsumexp(logits, -1) - target_logit)
 
 
-def target_log_probs(params: Parameters, inputs: Inputs, plan: Plan) -> Float[Tensor, "B T"]:
-    """Log-probability of each target, 0 where ignored; no dropout, no gradient."""
-    hidden = hidden_states(params, inputs, plan).flatten(0, 1)
+def target_log_probs(
+    params: Parameters, inputs: Inputs, plan: Plan, index: Int[Tensor, " N"] | None = None
+) -> Float[Tensor, " N"]:
+    """Log-probability of each target, 0 where ignored; no dropout, no gradient.
+
+    Args:
+        params: Float32 parameters.
+        inputs: Tokens and targets.
+        plan: Precision, attention and sizes.
+        index: Positions to score, counted through all rows; ``None`` means all of them.
+    """
+    hidden, targets = hidden_states(params, inputs, plan).flatten(0, 1), inputs.targets.flatten()
+    if index is not None:
+        hidden, targets = hidden[index], targets[index]
     head = params.wte.to(plan.dtype)
-    chunks = zip(*_chunks(hidden, inputs.targets.flatten(), plan), strict=True)
-    return -torch.cat([token_nll(h, head, t, plan.vocab_size) for h, t in chunks]).view(inputs.targets.shape)
+    chunks = zip(*_chunks(hidden, targets, plan), strict=True)
+    return -torch.cat([token_nll(h, head, t, plan.vocab_size) for h, t in chunks])
 
 
 def _chunks(hidden: Tensor, targets: Tensor, plan: Plan) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:

@@ -91,6 +91,7 @@ class Inputs(NamedTuple):
     tokens: Int[Tensor, "B T"]
     targets: Int[Tensor, "B T"]
     segment_starts: Int[Tensor, "B T"] | None = None
+    prefix_lengths: Int[Tensor, " B"] | None = None
 
 
 def hidden_states(
@@ -135,9 +136,18 @@ def embed(params: Parameters, inputs: Inputs, plan: Plan) -> Float[Tensor, "B T 
     if inputs.segment_starts is None:
         position_rows = params.wpe[:context]
     else:
-        positions = torch.arange(context, device=params.wpe.device) - inputs.segment_starts
-        position_rows = F.embedding(positions, params.wpe)
+        position_rows = F.embedding(positions(inputs), params.wpe)
     return (F.embedding(inputs.tokens, params.wte) + position_rows).to(plan.dtype)
+
+
+def positions(inputs: Inputs) -> Int[Tensor, "B T"]:
+    """Position of each token within its document; a continuation counts on from its prefix."""
+    assert inputs.segment_starts is not None
+    index = torch.arange(inputs.tokens.shape[1], device=inputs.tokens.device)
+    if inputs.prefix_lengths is None:
+        return index - inputs.segment_starts
+    prefix = inputs.prefix_lengths[:, None]
+    return index - inputs.segment_starts + torch.where(index < prefix, 0, prefix)
 
 
 def apply_block(
@@ -193,7 +203,10 @@ def attention_mask(inputs: Inputs, plan: Plan) -> Shaped[Tensor, "#B T T"] | Non
     index = torch.arange(context, device=inputs.tokens.device)
     mask = (index[None, :] <= index[:, None])[None]  # [1, T, T]
     if inputs.segment_starts is not None:
-        mask = mask & (index >= inputs.segment_starts[:, :, None])  # [B, T, T]
+        own = index >= inputs.segment_starts[:, :, None]  # [B, T, T]
+        if inputs.prefix_lengths is not None:
+            own = own | (index < inputs.prefix_lengths[:, None, None])
+        mask = mask & own
     return torch.where(mask, 0.0, -torch.inf).to(plan.dtype) if fused else mask
 
 
