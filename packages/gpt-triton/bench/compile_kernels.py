@@ -159,6 +159,7 @@ def launch_all(dtype: torch.dtype, rows: int, context: int, only: str) -> None:
         for where, site in ((None, None), (starts, None), (None, drop)):
             out, kept = ops.attention_fwd(qkv, heads, where, site)
             ops.attention_bwd(kept, out, heads, site)
+        ops.attention_fwd(qkv, heads, starts, None, new(rows, kind=i32))
     if only in "cross_entropy":
         wte, d_wte = new(padded, width), new(padded, width, kind=f32)
         targets = new(tokens, kind=i32)

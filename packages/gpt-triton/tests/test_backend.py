@@ -193,18 +193,18 @@ def test_refuses_what_would_read_foreign_memory(
     for field, value in (("tokens", 151), ("tokens", -1), ("targets", 151), ("targets", -2)):
         values = getattr(batch, field).copy()
         values[1, 2] = value
-        with pytest.raises(ValueError, match=f"{value} outside"):
+        with pytest.raises(ValueError, match=f"{field} span .*, outside the vocabulary of 151"):
             backend.train_step([batch._replace(**{field: values})], 1e-3, 0)
     starts = np.zeros_like(batch.tokens)
     starts[0, 0] = 1
-    with pytest.raises(ValueError, match="position within its segment -1"):
+    with pytest.raises(ValueError, match=r"segment_starts\[0, 0\]=1, expected from 0 to the position itself"):
         backend.evaluate(batch._replace(segment_starts=starts))
     long = np.zeros((1, 14), np.int32)
-    with pytest.raises(ValueError, match="context is 13"):
+    with pytest.raises(ValueError, match="context=13"):
         backend.evaluate(Batch(long, long))
     with pytest.raises(ValueError, match="at least one"):
         backend.train_step([], 1e-3, 0)
-    with pytest.raises(ValueError, match="outside 0 to 150"):
+    with pytest.raises(ValueError, match="outside the vocabulary of 151"):
         backend.decoder(1).feed(np.array([[151]]))
     assert same(backend.export(), weights)
 

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from gpt_data.batch import IGNORE, Batch
+from gpt_data.batch import Batch
+from gpt_data.targets import spread, target_index
 from gpt_trainer.backend import BackendSpec, Moments, OptimizerConfig, Profile, Runtime
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import Parameters, check_parameters
 from jaxtyping import Float32
-from torch import Tensor
 
 from gpt_triton import device as devices
 from gpt_triton.decoding import CachedDecoder, head_logits
-from gpt_triton.inputs import load_batch
+from gpt_triton.inputs import load_batch, send
 from gpt_triton.loss import token_losses
 from gpt_triton.model import forward
 from gpt_triton.profiling import record
@@ -91,12 +91,22 @@ class TritonBackend:
 
     def evaluate(self, batch: Batch) -> tuple[float, int]:
         """Sum of negative log-likelihoods in nats, and the number of targets."""
-        return float(self._token_losses(batch).sum(dtype=torch.float64)), batch.target_count
+        return -float(self.log_probs(batch).sum(dtype=np.float64)), batch.target_count
 
     def log_probs(self, batch: Batch) -> Float32[np.ndarray, "B T"]:
         """Log-probability of each target; 0 where ignored."""
-        nll = self._token_losses(batch).cpu().numpy()
-        return np.where(batch.targets == IGNORE, np.float32(0.0), -nll)
+        state, index = self._state, target_index(batch.targets)
+        loaded = load_batch(batch, self.config, self._device)
+        nll = token_losses(
+            state.ops,
+            state.params,
+            loaded.inputs,
+            loaded.targets,
+            n_head=self.config.n_head,
+            vocab_size=self.config.vocab_size,
+            index=None if index is None else send(index, self._device),
+        )
+        return spread(-nll.cpu().numpy(), batch.targets)
 
     def logits(self, batch: Batch) -> Float32[np.ndarray, "B T V"]:
         """All logits, for checks at small sizes."""
@@ -131,18 +141,6 @@ class TritonBackend:
         """The kernels in use, whether steps are recorded as CUDA graphs, and versions."""
         choices = {"kernels": self._kernels, "cuda_graph": str(self._cuda_graph).lower()}
         return choices | devices.library_versions()
-
-    def _token_losses(self, batch: Batch) -> Float32[Tensor, "B T"]:
-        state = self._state
-        loaded = load_batch(batch, self.config, self._device)
-        return token_losses(
-            state.ops,
-            state.params,
-            loaded.inputs,
-            loaded.targets,
-            n_head=self.config.n_head,
-            vocab_size=self.config.vocab_size,
-        )
 
 
 SPEC = BackendSpec(

@@ -11,6 +11,7 @@ from types import ModuleType
 
 import numpy as np
 import torch
+from gpt_data.checks import check_ids
 from gpt_trainer.model_config import ModelConfig
 from jaxtyping import Float, Float32, Int
 from torch import Tensor
@@ -71,10 +72,7 @@ class CachedDecoder:
             raise ValueError(
                 f"{self._length} + {tokens.shape[1]} tokens exceed the context of {self._config.context}"
             )
-        if tokens.min() < 0 or tokens.max() >= self._config.vocab_size:
-            raise ValueError(
-                f"token ids {tokens.min()} to {tokens.max()} outside 0 to {self._config.vocab_size - 1}"
-            )
+        check_ids("tokens", tokens, 0, self._config.vocab_size)
 
     def _block(
         self, p: BlockParams, x: Float[Tensor, "M D"], cache: Float[Tensor, "2 B H C K"], count: int

@@ -7,38 +7,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from gpt_data.batch import IGNORE, Batch
+from gpt_data.batch import Batch
+from gpt_data.checks import check_batch
 from gpt_trainer.model_config import ModelConfig
-from jaxtyping import Int32, Num, UInt32
+from jaxtyping import Num, UInt32
 from torch import Tensor
 
 from gpt_triton.model import Inputs
-
-
-def check_batch(batch: Batch, config: ModelConfig) -> None:
-    """Refuse what a kernel would answer with foreign memory.
-
-    Args:
-        batch: From the host.
-        config: The model's sizes.
-
-    Raises:
-        ValueError: Naming the first value that is out of range.
-    """
-    rows, context = batch.tokens.shape
-    if rows < 1 or not 1 <= context <= config.context:
-        raise ValueError(f"batch of {rows} x {context} tokens; the model's context is {config.context}")
-    _check_range("token id", batch.tokens, 0, config.vocab_size - 1)
-    _check_range("target", batch.targets, IGNORE, config.vocab_size - 1)
-    if batch.segment_starts is not None:
-        _check_range("segment start", batch.segment_starts, 0, context - 1)
-        _check_range("position within its segment", batch.positions, 0, context - 1)
-
-
-def _check_range(what: str, values: Int32[np.ndarray, "B T"], low: int, high: int) -> None:
-    for value in (int(values.min()), int(values.max())):
-        if not low <= value <= high:
-            raise ValueError(f"{what} {value} outside {low} to {high}")
 
 
 def upload(target: Num[Tensor, "*n"], source: Num[np.ndarray, "*n"]) -> None:
@@ -51,6 +26,12 @@ def upload(target: Num[Tensor, "*n"], source: Num[np.ndarray, "*n"]) -> None:
         target.copy_(host.pin_memory(), non_blocking=True)
     else:
         target.copy_(host)
+
+
+def send(source: Num[np.ndarray, "*n"], device: torch.device) -> Num[Tensor, "*n"]:
+    """A copy on the device; on a GPU the host does not wait."""
+    host = torch.from_numpy(source)
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.clone()
 
 
 class MicroBatch:
@@ -100,7 +81,10 @@ def load_batch(batch: Batch, config: ModelConfig, device: torch.device) -> Micro
     Raises:
         ValueError: If a value is out of range.
     """
-    check_batch(batch, config)
+    check_batch(batch, context=config.context, vocab_size=config.vocab_size)
     loaded = MicroBatch(batch.tokens.shape, batch.segment_starts is not None, config.n_layer, device)
     loaded.fill(batch, None, 1.0)
+    if batch.prefix_lengths is not None:
+        prefix_lengths = send(batch.prefix_lengths, device)
+        loaded.inputs = loaded.inputs._replace(prefix_lengths=prefix_lengths)
     return loaded

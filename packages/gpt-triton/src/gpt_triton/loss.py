@@ -3,7 +3,7 @@
     loss = sum over targets of -log p(target) / targets of the whole step
 
 Weighting by the step's targets makes the gradient independent of how the step is cut into micro-batches.
-Shapes: B rows, T positions, M = B*T.
+Shapes: B rows, T positions, M = B*T, N of them that are scored.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def token_losses(
     *,
     n_head: int,
     vocab_size: int,
-) -> Float[Tensor, "B T"]:
+    index: Int[Tensor, " N"] | None = None,
+) -> Float[Tensor, " N"]:
     """Negative log-likelihood of every target without dropout, 0 where ignored.
 
     Args:
@@ -69,6 +70,10 @@ def token_losses(
         targets: Token ids to score, or ``IGNORE``.
         n_head: Heads per block.
         vocab_size: Rows of the token table that are real.
+        index: Positions to score, counted through all rows; ``None`` means all of them.
     """
     hidden, _ = forward(ops, params, inputs, n_head, keep=False)
-    return ops.linear_nll(hidden, params.wte, targets.view(-1), vocab_size).view(targets.shape)
+    flat = targets.view(-1)
+    if index is not None:
+        hidden, flat = hidden[index], flat[index]
+    return ops.linear_nll(hidden, params.wte, flat, vocab_size)

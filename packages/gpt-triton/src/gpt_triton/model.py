@@ -34,12 +34,15 @@ class Inputs(NamedTuple):
         positions: Rows of ``wpe``.
         segment_starts: First position that each position may see; ``None`` means 0.
         keys: Philox key of every dropout site; unused at rate 0.
+        prefix_lengths: Positions of each row that all later ones see besides; ``None`` means 0, as it
+            must be before a backward.
     """
 
     tokens: Int[Tensor, "B T"]
     positions: Int[Tensor, "B T"]
     segment_starts: Int[Tensor, "B T"] | None
     keys: Int[Tensor, "L 4 2"]
+    prefix_lengths: Int[Tensor, " B"] | None = None
 
     def dropout(self, rate: float, layer: int, site: Site) -> Dropout | None:
         """The mask of one site, or ``None`` at rate 0."""
@@ -142,6 +145,7 @@ def _block_fwd(
         n_head,
         inputs.segment_starts,
         inputs.dropout(rate, layer, Site.ATTENTION),
+        inputs.prefix_lengths,
     )
     drop = inputs.dropout(rate, layer, Site.ATTENTION_RESIDUAL)
     x = ops.linear_residual_fwd(attended.view(x.shape), p.out_weight, p.out_bias, x, drop)  # [M, D]

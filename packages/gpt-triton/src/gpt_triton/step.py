@@ -12,6 +12,7 @@ from types import ModuleType
 import numpy as np
 import torch
 from gpt_data.batch import Batch
+from gpt_data.checks import check_batch
 from gpt_trainer.backend import Moments, OptimizerConfig, StepMetrics
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import Parameters
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from gpt_triton.buffers import layout_of, read_arrays, tree_of, write_arrays
 from gpt_triton.graphs import Recorder
-from gpt_triton.inputs import MicroBatch, check_batch, upload
+from gpt_triton.inputs import MicroBatch, upload
 from gpt_triton.loss import loss_and_gradients
 from gpt_triton.optimizer import adamw_hyper, adamw_init, adamw_step
 
@@ -131,7 +132,7 @@ class TrainingState:
         if not micro_batches:
             raise ValueError("micro_batches is empty; a step needs at least one")
         for batch in micro_batches:
-            check_batch(batch, self.config)
+            check_batch(batch, context=self.config.context, vocab_size=self.config.vocab_size, training=True)
             self._prepare(_shape(batch))
         scale = 1.0 / max(sum(batch.target_count for batch in micro_batches), 1)
         self._gradients.zero_()

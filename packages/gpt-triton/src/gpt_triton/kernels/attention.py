@@ -3,10 +3,10 @@
     S = Q K^T / sqrt(K),   P = softmax over the keys that a query may see,   O = dropout(P) V
 
 A program owns a tile of queries and streams the keys past it, with the running maximum and sum of the online
-softmax. Key tiles after the last query or before the start of the first query's document are never loaded;
-tiles that every query sees whole skip the masks. Scores are kept in units of log 2, because exp2 is one
-instruction: log2(e) is folded into the scale. Shapes: B rows, T positions, D width, H heads, K = D/H head
-width, W padded head width.
+softmax. Key tiles after the last query or before the start of the first query's document are never loaded,
+except for the prefix of the row, if it has one; tiles that every query sees whole skip the masks. Scores are
+kept in units of log 2, because exp2 is one instruction: log2(e) is folded into the scale.
+Shapes: B rows, T positions, D width, H heads, K = D/H head width, W padded head width.
 
 References:
     Dao 2023, "FlashAttention-2", section 3.1.
@@ -57,10 +57,13 @@ def store_head_tile(base_ptr, position, stride, T, value, K: tl.constexpr, W: tl
 
 @triton.jit
 @no_type_check
-def visible(q_position, k_position, start, T):
-    """[q, k]: the key is not after the query, not before its document, and exists."""
+def visible(q_position, k_position, start, T, prefix=None):
+    """[q, k]: the key is not after the query, not before its document unless in the prefix, and exists."""
     seen = (k_position[None, :] <= q_position[:, None]) & (k_position[None, :] < T)
-    return seen & (k_position[None, :] >= start[:, None])
+    own = k_position[None, :] >= start[:, None]
+    if prefix is not None:
+        own = own | (k_position[None, :] < prefix)
+    return seen & own
 
 
 @triton.jit
@@ -74,6 +77,7 @@ def _attend(
     v_ptr,
     q_position,
     start,
+    prefix,  # int32, or None
     key_first,
     key_last,
     index_base,  # int64: position of the head's weights among all
@@ -95,7 +99,7 @@ def _attend(
         k = operand(load_head_tile(k_ptr, k_position, stride, T, K, W))
         s = tl.dot(q, k.T, input_precision="ieee") * scale_log2
         if MASKED:
-            s = tl.where(visible(q_position, k_position, start, T), s, float("-inf"))
+            s = tl.where(visible(q_position, k_position, start, T, prefix), s, float("-inf"))
         new_top = tl.maximum(top, tl.max(s, 1))
         # a query may have seen nothing yet: then 0 stands for its maximum of -inf
         shift = tl.where(new_top == float("-inf"), 0.0, new_top) if MASKED else new_top
@@ -116,6 +120,7 @@ def _attend(
 def _attention_fwd_kernel(
     qkv_ptr,  # [B, T, 3, H, K]
     starts_ptr,  # [B, T] or None
+    prefix_ptr,  # [B] or None
     out_ptr,  # [B, T, H, K] written
     lse_ptr,  # [B, H, T] written
     key_ptr,  # [2] or None
@@ -137,6 +142,7 @@ def _attention_fwd_kernel(
     q_position = q_first.to(tl.int64) + tl.arange(0, STAY)
     q = operand(load_head_tile(q_ptr, q_position, 3 * width, T, K, W))
     start = tl.zeros([STAY], tl.int32)
+    prefix = None
     whole_first = 0
     if starts_ptr is not None:
         starts_at = starts_ptr + (head // H) * T + q_position
@@ -153,17 +159,30 @@ def _attention_fwd_kernel(
     index_base = head * T * T
     k_ptr, v_ptr = q_ptr + width, q_ptr + 2 * width
     DTYPE: tl.constexpr = qkv_ptr.dtype.element_ty
+    if prefix_ptr is not None:
+        # the prefix, as far as the tiles of the queries' own documents do not hold it
+        prefix = tl.load(prefix_ptr + head // H)
+        prefix_whole = tl.minimum(prefix // STREAM * STREAM, seen_first)
+        prefix_last = tl.minimum(tl.cdiv(prefix, STREAM) * STREAM, seen_first)
+        acc, top, total = _attend(
+            acc, top, total, q, k_ptr, v_ptr, q_position, start, prefix, 0, prefix_whole, index_base,
+            3 * width, T, scale_log2, key_ptr, keep_scale, False, THRESHOLD, DTYPE, STREAM, K, W,
+        )  # fmt: skip
+        acc, top, total = _attend(
+            acc, top, total, q, k_ptr, v_ptr, q_position, start, prefix, prefix_whole, prefix_last,
+            index_base, 3 * width, T, scale_log2, key_ptr, keep_scale, True, THRESHOLD, DTYPE, STREAM, K, W,
+        )  # fmt: skip
     if starts_ptr is not None:
         acc, top, total = _attend(
-            acc, top, total, q, k_ptr, v_ptr, q_position, start, seen_first, whole_first, index_base,
-            3 * width, T, scale_log2, key_ptr, keep_scale, True, THRESHOLD, DTYPE, STREAM, K, W,
+            acc, top, total, q, k_ptr, v_ptr, q_position, start, prefix, seen_first, whole_first,
+            index_base, 3 * width, T, scale_log2, key_ptr, keep_scale, True, THRESHOLD, DTYPE, STREAM, K, W,
         )  # fmt: skip
     acc, top, total = _attend(
-        acc, top, total, q, k_ptr, v_ptr, q_position, start, whole_first, whole_last, index_base,
+        acc, top, total, q, k_ptr, v_ptr, q_position, start, prefix, whole_first, whole_last, index_base,
         3 * width, T, scale_log2, key_ptr, keep_scale, False, THRESHOLD, DTYPE, STREAM, K, W,
     )  # fmt: skip
     acc, top, total = _attend(
-        acc, top, total, q, k_ptr, v_ptr, q_position, start, whole_last, key_last, index_base,
+        acc, top, total, q, k_ptr, v_ptr, q_position, start, prefix, whole_last, key_last, index_base,
         3 * width, T, scale_log2, key_ptr, keep_scale, True, THRESHOLD, DTYPE, STREAM, K, W,
     )  # fmt: skip
     out_base = out_ptr + (head // H) * T * width + (head % H) * K
@@ -176,6 +195,7 @@ def attention_fwd(
     n_head: int,
     segment_starts: Int[Tensor, "B T"] | None,
     dropout: Dropout | None = None,
+    prefix_lengths: Int[Tensor, " B"] | None = None,
 ) -> tuple[Float[Tensor, "B T D"], AttentionResiduals]:
     """Attention of every head; softmax and sums in float32.
 
@@ -184,10 +204,13 @@ def attention_fwd(
         n_head: Number of heads, a divisor of the width.
         segment_starts: First position that each position may see; ``None`` means 0.
         dropout: Mask of the attention weights.
+        prefix_lengths: Positions of each row that all later ones see besides; only with
+            ``segment_starts``, and never before a backward.
     """
     qkv = qkv.contiguous()
     if segment_starts is not None:
         segment_starts = segment_starts.contiguous()
+    assert prefix_lengths is None or segment_starts is not None
     rows, context, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
     head_width = width // n_head
     padded = max(16, triton.next_power_of_2(head_width))
@@ -196,7 +219,8 @@ def attention_fwd(
     tiles = attention_tiles("forward", padded, qkv.dtype, dropout is not None)
     key, keep_scale, threshold = dropout_arguments(dropout)
     _attention_fwd_kernel[(rows * n_head, triton.cdiv(context, tiles.stay))](
-        qkv, segment_starts, out, lse, key, context, LOG2_E.value / math.sqrt(head_width), keep_scale,
+        qkv, segment_starts, prefix_lengths, out, lse, key, context,
+        LOG2_E.value / math.sqrt(head_width), keep_scale,
         THRESHOLD=threshold, H=n_head, K=head_width, STAY=tiles.stay, STREAM=tiles.stream, W=padded,
         num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip

@@ -36,6 +36,7 @@ def attention_fwd(
     n_head: int,
     segment_starts: Int[Tensor, "B T"] | None,
     dropout: Dropout | None = None,
+    prefix_lengths: Int[Tensor, " B"] | None = None,
 ) -> tuple[Float[Tensor, "B T W//3"], AttentionResiduals]:
     """Attention of every head; softmax and sums in float32.
 
@@ -44,16 +45,18 @@ def attention_fwd(
         n_head: Number of heads, a divisor of the width.
         segment_starts: First position that each position may see; ``None`` means 0.
         dropout: Mask of the attention weights.
+        prefix_lengths: Positions of each row that all later ones see besides; only with
+            ``segment_starts``, and never before a backward.
     """
     rows, context, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
     q, k, v = _split_heads(qkv, 3, n_head)
     out, lse = torch.empty_like(q), q.new_empty(q.shape[:2])
-    starts = _starts_per_head(segment_starts, n_head)
+    starts, prefixes = _per_head(segment_starts, n_head), _per_head(prefix_lengths, n_head)
     scale = 1.0 / math.sqrt(width // n_head)
     for heads, first, last in _tiles(q):
         here = (heads, slice(first, last))
         s = torch.bmm(q[here], k[heads, :last].mT).mul_(scale)  # [n, q, k]
-        _fill_hidden(s, starts, heads, first, last, -math.inf)
+        _fill_hidden(s, starts, heads, first, last, -math.inf, prefixes)
         top = s.amax(2, keepdim=True)
         p = s.sub_(top).exp_()
         total = p.sum(2, keepdim=True)
@@ -87,7 +90,7 @@ def attention_bwd(
     (d_o,) = _split_heads(d_out, 1, n_head)
     lse = res.lse.reshape(-1, context, 1)
     delta = (_split_heads(res.out, 1, n_head)[0] * d_o).sum(2, keepdim=True)
-    starts = _starts_per_head(res.segment_starts, n_head)
+    starts = _per_head(res.segment_starts, n_head)
     scale = 1.0 / math.sqrt(width // n_head)
     for heads, first, last in _tiles(q):
         here, seen = (heads, slice(first, last)), (heads, slice(0, last))
@@ -132,8 +135,8 @@ def _merge_heads(x: Float[Tensor, "parts N T K"], rows: int, dtype: torch.dtype)
     return x.to(dtype).reshape(rows, context, -1)
 
 
-def _starts_per_head(starts: Int[Tensor, "B T"] | None, n_head: int) -> Int[Tensor, "N T"] | None:
-    return None if starts is None else starts.repeat_interleave(n_head, 0)
+def _per_head(values: Int[Tensor, "B ..."] | None, n_head: int) -> Int[Tensor, "N ..."] | None:
+    return None if values is None else values.repeat_interleave(n_head, 0)
 
 
 def _fill_hidden(
@@ -143,17 +146,23 @@ def _fill_hidden(
     first: int,
     last: int,
     value: float,
+    prefixes: Int[Tensor, " N"] | None = None,
 ) -> None:
-    """Write ``value`` where a key lies after its query, or before the start of the query's document."""
+    """Write ``value`` where a key lies after its query, or before its document and behind the prefix."""
     queries = last - first
     future = torch.ones(queries, queries, dtype=torch.bool, device=tile.device).triu_(1)
     tile[:, :, first:].masked_fill_(future, value)
     if starts is not None:
-        tile.masked_fill_(_before_start(starts[heads, first:last], last), value)
+        prefix = None if prefixes is None else prefixes[heads]
+        tile.masked_fill_(_before_start(starts[heads, first:last], last, prefix), value)
 
 
-def _before_start(starts: Int[Tensor, "n q"], keys: int) -> Bool[Tensor, "n q k"]:
-    return torch.arange(keys, device=starts.device) < starts[:, :, None]
+def _before_start(
+    starts: Int[Tensor, "n q"], keys: int, prefix: Int[Tensor, " n"] | None
+) -> Bool[Tensor, "n q k"]:
+    index = torch.arange(keys, device=starts.device)
+    before = index < starts[:, :, None]
+    return before if prefix is None else before & (index >= prefix[:, None, None])
 
 
 def _tile_scale(
