@@ -7,16 +7,13 @@ from gpt_jax.aiayn.numbers import RANGES, in_words, number_pairs, number_parts
 from hypothesis import given
 from hypothesis import strategies as st
 
-ONES = {
-    word: value
-    for value, word in enumerate(
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
-        "sixteen seventeen eighteen nineteen".split()
-    )
-} | {
-    word: 10 * value
-    for value, word in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split(), start=2)
-}
+NAMES = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+    "seventeen eighteen nineteen"
+)
+TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
+ONES = {word: value for value, word in enumerate(NAMES.split())}
+ONES |= {word: 10 * value for value, word in enumerate(TENS.split(), start=2)}
 
 
 def from_words(text: str) -> int:
@@ -69,8 +66,9 @@ def test_a_number_outside_the_range_is_refused(number: int) -> None:
 
 def test_the_parts_share_no_number_and_hold_every_length() -> None:
     parts = number_parts()
-    everything = [number for numbers in parts.values() for number in numbers]
-    assert len(set(everything)) == len(everything)
+    distinct = {part: set(numbers) for part, numbers in parts.items()}
+    assert len(set.union(*distinct.values())) == sum(map(len, distinct.values()))
+    assert len(distinct["train"]) > 18_000
     for numbers in parts.values():
         assert all(any(low <= number < high for number in numbers) for low, high in RANGES)
         assert all(0 <= number < RANGES[-1][1] for number in numbers)
@@ -79,6 +77,19 @@ def test_the_parts_share_no_number_and_hold_every_length() -> None:
 
 def test_pairs_go_both_ways_and_say_the_same_number() -> None:
     pairs = number_pairs([7, 4096, 12_345])
-    assert list(pairs.source[:3]) == ["7", "4,096", "12345"]
-    assert list(pairs.target[3:]) == ["7", "4,096", "12,345"]
-    assert list(pairs.target[:3]) == list(pairs.source[3:]) == [in_words(n) for n in (7, 4096, 12_345)]
+    assert sorted(zip(pairs.source, pairs.target, strict=True)) == [
+        ("12345", "twelve thousand three hundred and forty-five"),
+        ("4,096", "four thousand and ninety-six"),
+        ("7", "seven"),
+        ("four thousand and ninety-six", "4,096"),
+        ("seven", "7"),
+        ("twelve thousand three hundred and forty-five", "12,345"),
+    ]
+
+
+def test_the_first_few_pairs_are_of_every_kind() -> None:
+    """The score in training looks at the first validation pairs alone."""
+    found = number_pairs(number_parts()["val"]).first(100).source
+    into_words = [text for text in found if text[0].isdigit()]
+    assert 30 <= len(into_words) <= 70
+    assert {len(text.replace(",", "")) for text in into_words} >= {3, 4, 5, 6}

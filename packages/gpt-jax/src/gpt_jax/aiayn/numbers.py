@@ -24,7 +24,7 @@ RANGES = ((0, 1000), (1000, 10_000), (10_000, 100_000), (100_000, 1_000_000))
 HELD_OUT = 75
 """Numbers of each range for testing, and as many for validation."""
 TRAINED = 6000
-"""Numbers of each range to train on; of the shortest range, all that are left."""
+"""Numbers of each range to train on; the shortest range has fewer, and each of them several times."""
 SHUFFLE_SEED = 0x6E756D62
 DIGIT_PATTERN = r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+"
 """Cuts figures into digits: a merge of several would hide the place of each."""
@@ -70,14 +70,15 @@ def _below_hundred(number: int) -> str:
 
 
 def number_parts() -> dict[str, list[int]]:
-    """The numbers of each part: ``test``, ``val`` and ``train``, disjoint."""
+    """The numbers of each part: ``test``, ``val`` and ``train``, which share none."""
     parts: dict[str, list[int]] = {"test": [], "val": [], "train": []}
     for low, high in RANGES:
         size = high - low
-        ends = np.minimum(np.cumsum([HELD_OUT, HELD_OUT, TRAINED]), size)
-        for part, begin, end in zip(parts, [0, *ends], ends, strict=False):
-            places = np.arange(begin, end, dtype=np.int64)
-            parts[part] += (low + permute(places, size, SHUFFLE_SEED, 0)).tolist()
+        shuffled = low + permute(np.arange(size), size, SHUFFLE_SEED, 0)
+        test, val, rest = np.split(shuffled, [HELD_OUT, 2 * HELD_OUT])
+        # numbers of each length come equally often, however few there are
+        for part, numbers in (("test", test), ("val", val), ("train", np.resize(rest, TRAINED))):
+            parts[part] += numbers.tolist()
     return parts
 
 
@@ -85,7 +86,7 @@ def number_pairs(numbers: list[int]) -> TextPairs:
     """Two pairs for each number: figures to words, and words to figures.
 
     Figures to be read come with a comma at the thousands or, for every other number, without; figures
-    that are written have it.
+    that are written have it. The pairs are shuffled, so that the first few are of every kind.
 
     Args:
         numbers: The numbers.
@@ -93,4 +94,7 @@ def number_pairs(numbers: list[int]) -> TextPairs:
     read = [f"{number:,}" if index % 2 else str(number) for index, number in enumerate(numbers)]
     words = [in_words(number) for number in numbers]
     written = [f"{number:,}" for number in numbers]
-    return TextPairs(read + words, words + written, range(1, 2 * len(numbers) + 1))
+    source, target = read + words, words + written
+    order = permute(np.arange(len(source)), len(source), SHUFFLE_SEED, 1).tolist() if numbers else []
+    numbered = range(1, len(order) + 1)
+    return TextPairs([source[place] for place in order], [target[place] for place in order], numbered)
