@@ -118,7 +118,8 @@ def run_all(arguments: argparse.Namespace) -> int:
         arguments: The command's arguments.
     """
     arguments.out.mkdir(parents=True, exist_ok=True)
-    waiting, running, failed = list(arguments.runs), {}, False
+    waiting, failed = list(arguments.runs), False
+    running: dict[str, subprocess.Popen[bytes]] = {}
     while waiting or running:
         while waiting and len(running) < arguments.jobs:
             name = waiting.pop(0)
