@@ -12,14 +12,12 @@ import tyro
 from gpt_trainer.errors import InputError
 from gpt_trainer.settings import field_names, flag, overlay_section, read_toml
 
-from gpt_jax.aiayn.record import Resumed
+from gpt_jax.aiayn.record import LAST_BITS, Resumed
 from gpt_jax.aiayn.settings import PRESET_OF, RUN_PRESETS, SECTIONS, DataSection, RunConfig, flat
 
 COMMAND = "aiayn-jax-train"
 HARMLESS = {"steps", "device", "data", "val", "test"}
 """May change on resume, like all that only reports; the data if its tokens stay the same."""
-LAST_BITS = {"precision"}
-"""May change on resume, but not without other roundings."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +146,7 @@ def _parse(argv: Sequence[str], sections: Mapping[str, Any], early: Early) -> An
 
 def _check_resumed(config: RunConfig, resumed: Resumed) -> None:
     before, now = flat(resumed.record.config), flat(config)
-    allowed = HARMLESS | LAST_BITS | field_names(type(config.reports))
+    allowed = HARMLESS | {*LAST_BITS} | field_names(type(config.reports))
     for name in before:
         if before[name] != now[name] and name not in allowed:
             raise InputError(

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-import jax
-import numpy as np
 from jaxtyping import Array, Float32
 
 from gpt_jax import device as devices
@@ -33,8 +29,13 @@ class Engine:
 
     def __init__(self, config: TransformerConfig, runtime: RuntimeSection) -> None:
         self.config, self.seed = config, runtime.seed
-        precision = runtime.precision or "float32"
-        self.plan = make_plan(config, precision=precision, device=runtime.device, unroll=runtime.unroll)
+        self.plan = make_plan(
+            config,
+            precision=runtime.precision or "float32",
+            device=runtime.device,
+            attention=runtime.attention,
+            unroll=runtime.unroll,
+        )
         self._step = make_step(config, self.plan)
         self._evaluate = make_evaluate(config, self.plan)
         self._state = init_state(init_parameters(config, runtime.seed), self.plan)
@@ -99,16 +100,6 @@ class Engine:
         return devices.peak_memory_bytes(self.plan.device)
 
 
-def parameter_total(arrays: Iterable[np.ndarray]) -> int:
-    """Number of weights in all."""
-    return sum(value.size for value in arrays)
-
-
 def on_gpu(runtime: RuntimeSection) -> bool:
     """Whether a run will use a GPU; asks the driver and starts nothing."""
     return runtime.device == "gpu" or (runtime.device == "auto" and devices.has_gpu())
-
-
-def jax_version() -> str:
-    """JAX's version."""
-    return str(jax.__version__)

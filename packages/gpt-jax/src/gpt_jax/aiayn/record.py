@@ -25,6 +25,8 @@ from gpt_jax.aiayn.checkpoints import SavedState, load_state
 from gpt_jax.aiayn.settings import SECTIONS, RunConfig, flat
 
 FORMAT = "aiayn run"
+LAST_BITS = ("precision", "unroll", "attention")
+"""May change on resume, but not without other roundings."""
 PACKAGES = ("gpt-jax", "jax", "jaxlib", "numpy")
 
 
@@ -164,8 +166,8 @@ def compare_with_before(record: Record, resumed: Resumed) -> None:
             f"({'; '.join(other)}); start a new run"
         )
     found = differences(before.made_by, record.made_by) if before.made_by else []
-    old, new = before.config.runtime.precision, record.config.runtime.precision
-    found += [f"precision {old} -> {new}"] if old != new else []
+    old, new = (flat(one.config) for one in (before, record))
+    found += [f"{name} {old[name]} -> {new[name]}" for name in LAST_BITS if old[name] != new[name]]
     if found:
         warn(f"the run may differ in its last bits from an uninterrupted one: {'; '.join(found)}")
 

@@ -95,12 +95,14 @@ class RuntimeSection:
         precision: Precision of products (bfloat16 on a GPU and float32 on a CPU if not given).
         seed: Decides weights, data order and dropout.
         unroll: Compile each layer for itself, not one for a loop over all: faster to run.
+        attention: Written out, or by cuDNN on a GPU in bfloat16; auto is written out.
     """
 
     device: Literal["auto", "cpu", "gpu"] = "auto"
     precision: Literal["float32", "bfloat16"] | None = None
     seed: int = 0
     unroll: bool = False
+    attention: Literal["auto", "written", "cudnn"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -207,7 +209,7 @@ RUN_PRESETS: dict[str, RunConfig] = {
     "small": RunConfig(
         model=_sizes("small"),
         data=DataSection(vocab=10_000),
-        batch=BatchSection(batch_tokens=4096),
+        batch=BatchSection(batch_tokens=4096, buckets=4),
         schedule=ScheduleSection(steps=6000, warmup=2000),
         reports=ReportSection(eval_every=500, save_every=250, average=8),
     ),
