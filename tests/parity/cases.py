@@ -32,13 +32,17 @@ MODEL = ModelConfig(n_layer=2, n_head=3, d_model=48, context=40, vocab_size=211)
 
 @dataclass(frozen=True)
 class ModelCase:
-    """One row of the matrix: which packing, which dropout, how many micro-batches of how many rows."""
+    """One row of the matrix: which packing, which dropout, how many micro-batches of how many rows.
+
+    With ``prefixes`` the rows hold continuations of a prefix, and are scored but not trained on.
+    """
 
     name: str
     documents: bool = False
     dropout: float = 0.0
     micro_batches: int = 1
     rows: int = 4
+    prefixes: tuple[int, ...] = ()
 
     @property
     def model(self) -> ModelConfig:
@@ -52,6 +56,7 @@ MODEL_CASES = (
     ModelCase("micro-batches", micro_batches=4, rows=1),
     ModelCase("dropout", dropout=0.1),
     ModelCase("documents-dropout-micro-batches", documents=True, dropout=0.1, micro_batches=2, rows=2),
+    ModelCase("prefixes", prefixes=(0, 1, 17, 39)),
 )
 
 
@@ -80,6 +85,21 @@ def draw_batch(case: ModelCase, stream: np.random.Generator) -> Batch:
     return Batch(tokens, targets, starts)
 
 
+def draw_prefixed_batch(case: ModelCase, stream: np.random.Generator) -> Batch:
+    """Rows nearly twice as long as the context, cut into continuations at random; few targets."""
+    shape = (case.rows, 2 * MODEL.context - 7)
+    tokens, targets = stream.integers(0, MODEL.vocab_size, (2, *shape), dtype=np.int32)
+    targets[stream.random(shape) < 0.6] = IGNORE
+    starts = np.zeros(shape, np.int32)
+    for row, prefix in enumerate(case.prefixes):
+        at = prefix
+        while at < shape[1]:
+            length = int(stream.integers(1, MODEL.context - prefix, endpoint=True))
+            starts[row, at : at + length] = at
+            at += length
+    return Batch(tokens, targets, starts, np.array(case.prefixes, np.int32))
+
+
 def write_model_case(case: ModelCase, folder: Path) -> None:
     """Write one case's ``case.json``, ``inputs.safetensors`` and ``expected.safetensors``."""
     folder.mkdir(parents=True)
@@ -88,6 +108,8 @@ def write_model_case(case: ModelCase, folder: Path) -> None:
     # every fourth step starts over, so that twenty losses fall and a run that drifts shows
     distinct = [[draw_batch(case, stream) for _ in range(case.micro_batches)] for _ in range(4)]
     steps = [distinct[step % len(distinct)] for step in range(STEPS)]
+    if case.prefixes:
+        distinct, steps = [[draw_prefixed_batch(case, stream)]], []
     inputs = {f"parameter.{name}": value for name, value in parameters.items()}
     for step, batches in enumerate(distinct):
         for index, batch in enumerate(batches):
@@ -97,12 +119,13 @@ def write_model_case(case: ModelCase, folder: Path) -> None:
                 if value is not None
             }
     save_file(inputs, folder / "inputs.safetensors")
-    save_file(expected_answers(case, parameters, steps), folder / "expected.safetensors")
+    expected = expected_answers(case, parameters, steps) if steps else expected_scores(parameters, distinct)
+    save_file(expected, folder / "expected.safetensors")
     facts = {
         "model": asdict(case.model),
         "optimizer": asdict(OPTIMIZER),
         "seed": SEED,
-        "steps": STEPS,
+        "steps": len(steps),
         "distinct": len(distinct),
         "micro_batches": case.micro_batches,
         "learning_rate": LEARNING_RATE,
@@ -125,6 +148,14 @@ def expected_answers(case: ModelCase, parameters: referee.Tree, steps: list[list
             answers |= {f"gradient.{name}": value for name, value in grads.items()}
             answers |= {f"weight.{name}": value for name, value in p.items()}
     return answers | {"losses": np.array(losses)}
+
+
+def expected_scores(parameters: referee.Tree, distinct: list[list[Batch]]) -> referee.Tree:
+    """Logits, and log-probabilities of the targets, in float64."""
+    [[batch]] = distinct
+    p = {name: value.astype(np.float64) for name, value in parameters.items()}
+    logits = referee.forward(p, batch, MODEL)[0]
+    return {"logits": logits, "log_probs": referee.log_probs(logits, batch.targets)}
 
 
 def read_batches(inputs: dict[str, np.ndarray], step: int, count: int) -> list[Batch]:

@@ -59,7 +59,7 @@ def rung_of(kind: str, name: str) -> str:
             return "masks"
         return "op VJP" if name.startswith("d_") else "op forward"
     head = name.partition(".")[0]
-    return {"gradient": "gradients", "weight": "weights"}.get(head, head)
+    return {"gradient": "gradients", "weight": "weights", "log_probs": "logits"}.get(head, head)
 
 
 def relative_error(got: np.ndarray, want: np.ndarray) -> float:

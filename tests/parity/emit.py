@@ -97,6 +97,8 @@ def answer(
     backend.load(parameters_of(inputs))
     first = batches_of(facts, inputs, 0)
     answers = {"logits": backend.logits(first[0])}
+    if not facts["steps"]:
+        return answers | {"log_probs": backend.log_probs(first[0])}
     loss, gradients = backend.gradients(first, 0)
     answers["loss"] = np.array([loss])
     answers |= {f"gradient.{name}": value for name, value in gradients.items()}

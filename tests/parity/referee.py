@@ -89,7 +89,10 @@ def visible(batch: Batch) -> Array:
     causal = time[:, None] >= time[None, :]
     if batch.segment_starts is None:
         return np.broadcast_to(causal, (len(batch.tokens), 1, *causal.shape))
-    return (causal & (time[None, None, :] >= batch.segment_starts[:, :, None]))[:, None]
+    own = time >= batch.segment_starts[:, :, None]
+    if batch.prefix_lengths is not None:
+        own |= time < batch.prefix_lengths[:, None, None]
+    return (causal & own)[:, None]
 
 
 def split_heads(qkv: Array, n_head: int) -> tuple[Array, Array, Array]:
@@ -159,6 +162,12 @@ def forward(p: Tree, batch: Batch, config: ModelConfig, mask: Mask = NO_DROPOUT)
         tape.append(saved)
     x, norm = layer_norm(x, p["transformer.ln_f.weight"], p["transformer.ln_f.bias"])
     return x @ p["transformer.wte.weight"].T, tape, (x, norm)
+
+
+def log_probs(logits: Array, targets: Array) -> Array:
+    """``[B, T]``: log-probability of each target, 0 where there is none."""
+    nll, _ = cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.ravel())
+    return -nll.reshape(targets.shape)
 
 
 def block(p: Tree, x: Array, layer: int, config: ModelConfig, seen: Array, mask: Mask) -> tuple[Array, tuple]:

@@ -40,7 +40,7 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def answers_of(backend: str, error: str | None, questions: Path, place: Path) -> list[compare.Finding]:
     given = [str(HERE / "emit.py"), str(questions), str(place), "--backend", backend, "--label", backend]
     given += ["--precision", "float32", "--option", OPTION[backend], "--steps", "2"]
-    for name in ("stream", "layer_norm", "linear", "attention", "gelu"):
+    for name in ("stream", "prefixes", "layer_norm", "linear", "attention", "gelu"):
         given += ["--only", name]
     done = subprocess.run(
         [sys.executable, *given, *(["--plant", error] if error else [])],

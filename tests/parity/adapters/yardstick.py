@@ -74,7 +74,9 @@ class Yardstick:
         rows, time, width = x.shape
         starts = np.zeros((rows, time)) if batch.segment_starts is None else batch.segment_starts
         index = np.arange(time)
-        seen = (index[:, None] >= index) & (index >= starts[:, :, None])
+        prefixes = np.zeros(rows) if batch.prefix_lengths is None else batch.prefix_lengths
+        own = (index >= starts[:, :, None]) | (index < prefixes[:, None, None])
+        seen = (index[:, None] >= index) & own
         hidden = self.tensor(~seen)[:, None]
         for layer in range(self.config.n_layer):
             n = f"h.{layer}."
@@ -114,6 +116,13 @@ class Yardstick:
         """All logits, without dropout."""
         with torch.no_grad():
             return self.forward(batch).float().cpu().numpy()
+
+    def log_probs(self, batch: Batch) -> np.ndarray:
+        """Of each target, 0 where there is none."""
+        logits = torch.from_numpy(self.logits(batch)).flatten(0, 1)
+        targets = torch.from_numpy(batch.targets.astype(np.int64)).flatten()
+        nll = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="none")
+        return -nll.view(batch.targets.shape).numpy()
 
     def gradients(self, micro_batches: Sequence[Batch], step: int) -> tuple[float, Parameters]:
         """Mean loss and gradients."""
