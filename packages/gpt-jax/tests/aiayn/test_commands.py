@@ -139,6 +139,18 @@ def test_a_run_is_neither_overwritten_nor_changed(run: Path, capsys: pytest.Capt
     assert "has taken 3 already" in capsys.readouterr().err
 
 
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_weights(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [*TINY, f"--data={write_pairs(place)}", "--eval-every=0", "--save-every=1", "--lr-scale=1e18"]
+    assert train_main([*flags, f"--out={place / 'wild'}"]) == 70
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "the last checkpoint is as it was" in line
+    assert len(list((place / "wild").glob("non-finite-step-*.npz"))) == 1
+    # the steps before it are whole
+    assert translate_main([f"--model={place / 'wild'}", "--text=one", "--device=cpu", "--beam=1"]) == 0
+
+
 def test_other_data_is_refused_on_resume(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = [*TINY, f"--data={write_pairs(place)}", "--steps=2", "--eval-every=0"]
     assert train_main([*flags, f"--out={place / 'one'}"]) == 0
