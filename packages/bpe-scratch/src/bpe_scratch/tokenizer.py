@@ -232,6 +232,8 @@ class Tokenizer:
         parts = self._encode_parts(texts, lengths, threads)
         offsets = np.zeros(len(texts) + 1, dtype=np.int64)
         np.cumsum(lengths, out=offsets[1:])
+        if len(parts) == 1:
+            return parts[0], offsets
         return (np.concatenate(parts) if parts else np.zeros(0, dtype=self.dtype)), offsets
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:

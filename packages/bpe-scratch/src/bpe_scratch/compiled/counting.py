@@ -8,16 +8,17 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import numpy.typing as npt
 
-from bpe_scratch.compiled.encoder import padded
+from bpe_scratch.compiled.cuts import CUTS, cut_pieces
+from bpe_scratch.compiled.cutting import padded
 from bpe_scratch.compiled.kernel import kernel
-from bpe_scratch.compiled.memory import address, load8, load64, load_bytes, prefetch, store8, store64
-from bpe_scratch.compiled.pieces import KINDS, piece_end
-from bpe_scratch.compiled.word_table import SLOT, fill_slot, find_slot, first_slot, piece_key, rehash
+from bpe_scratch.compiled.memory import address, load8, load64, load_bytes, store8, store64
+from bpe_scratch.compiled.pieces import KINDS
+from bpe_scratch.compiled.word_table import SLOT, ask_for_slots, fill_slot, find_slot, rehash
 from bpe_scratch.patterns import to_utf8
 from bpe_scratch.unicode_classes import class_table
 
 _CHUNK = 1 << 18
-_BATCH = 64
+_BLOCK = 64
 _FIRST_LOG = 16
 _DONE, _FULL = 0, 1
 _POSITION, _DOCUMENT, _SLOTS_USED, _ARENA_USED, _NEEDED = 0, 1, 2, 3, 4
@@ -25,45 +26,41 @@ _INLINE = 15
 
 
 @kernel
-def count_documents(kind, text, ends, weights, state, blocks, classes, slots, shift, arena, batch):
+def count_documents(kind, text, bounds, weights, state, blocks, classes, cuts, slots, shift, arena, batch):
     """Count the pieces of documents that stand one after another; stops when the table or the arena is full.
 
-    ``weights`` [documents] is how often each document occurs.
+    ``bounds`` [documents + 1] are where they begin and end, ``weights`` [documents] is how often each occurs.
     """
     room, arena_size = (slots.size // SLOT) * 3 // 4, arena.size
     text, blocks, classes, slots = address(text), address(blocks), address(classes), address(slots)
-    arena, batch = address(arena), address(batch)
+    cuts, arena, batch = address(cuts), address(arena), address(batch)
     i, document, used, arena_used = state[0], state[1], state[2], state[3]
     reason = _DONE
-    while document < ends.size and reason == _DONE:
-        end, weight = ends[document], np.uint64(weights[document])
+    while document < weights.size and reason == _DONE:
+        begin, end, weight = bounds[document], bounds[document + 1], np.uint64(weights[document])
+        i = max(i, begin)
         while i < end and reason == _DONE:
-            m, stop = 0, i
-            while stop < end and m < _BATCH:
-                start, stop = stop, piece_end(kind, text, stop, end, blocks, classes)
-                k0, k1 = piece_key(text, start, stop - start)
-                at = first_slot(k0, k1, shift)
-                prefetch(slots, at * SLOT)
-                store64(batch, 5 * m, np.uint64(start))
-                store64(batch, 5 * m + 1, np.uint64(stop - start))
-                store64(batch, 5 * m + 2, k0)
-                store64(batch, 5 * m + 3, k1)
-                store64(batch, 5 * m + 4, np.uint64(at))
-                m += 1
-            for q in range(m):
-                start, n = np.int64(load64(batch, 5 * q)), np.int64(load64(batch, 5 * q + 1))
-                k0, k1 = load64(batch, 5 * q + 2), load64(batch, 5 * q + 3)
-                at = np.int64(load64(batch, 5 * q + 4))
-                at, known = find_slot(slots, shift, arena, text, start, n, k0, k1, at)
-                if not known:
-                    if used >= room or arena_used + n + 32 > arena_size:
-                        reason, stop = _FULL, start
-                        state[4] = n
-                        break
-                    used += 1
-                    arena_used = fill_slot(slots, at, arena, arena_used, text, start, n, k0, k1)
-                store64(slots, at + 2, load64(slots, at + 2) + weight)
-            i = stop
+            m = cut_pieces(kind, text, i, begin, end, blocks, classes, cuts)
+            for first in range(0, m, _BLOCK):
+                number = min(m - first, _BLOCK)
+                ask_for_slots(text, cuts, first, number, slots, shift, batch)
+                for q in range(number):
+                    i = np.int64(load64(cuts, first + q))
+                    n = np.int64(load64(cuts, first + q + 1)) - i
+                    k0, k1 = load64(batch, 3 * q), load64(batch, 3 * q + 1)
+                    at = np.int64(load64(batch, 3 * q + 2))
+                    at, known = find_slot(slots, shift, arena, text, i, n, k0, k1, at)
+                    if not known:
+                        if used >= room or arena_used + n + 32 > arena_size:
+                            reason, state[4] = _FULL, n
+                            break
+                        used += 1
+                        arena_used = fill_slot(slots, at, arena, arena_used, text, i, n, k0, k1)
+                    store64(slots, at + 2, load64(slots, at + 2) + weight)
+                if reason != _DONE:
+                    break
+            if reason == _DONE:
+                i = np.int64(load64(cuts, m))
         if reason == _DONE:
             document += 1
     state[0], state[1], state[2], state[3] = i, document, used, arena_used
@@ -107,7 +104,8 @@ class WordCounter:
     def __init__(self, pattern: str) -> None:
         self._kind = KINDS[pattern]
         self._table = class_table()
-        self._batch = np.zeros(5 * _BATCH, dtype=np.uint64)
+        self._batch = np.zeros(3 * _BLOCK, dtype=np.uint64)
+        self._cuts = np.zeros(CUTS, dtype=np.uint64)
         self.clear()
 
     def clear(self) -> None:
@@ -149,8 +147,7 @@ class WordCounter:
             weights: How often each document occurs; once if not given.
             whole: Whether each document is one piece, whatever the pattern.
         """
-        state, text = self._state, padded(chunk)
-        ends = np.cumsum([len(raw) for raw in chunk], dtype=np.int64)
+        state, (text, bounds) = self._state, padded(chunk)
         weights = np.ones(len(chunk), dtype=np.int64) if weights is None else weights
         state[_POSITION] = state[_DOCUMENT] = 0
         kind = KINDS["none"] if whole else self._kind
@@ -158,10 +155,11 @@ class WordCounter:
             count_documents(
                 kind,
                 text,
-                ends,
+                bounds,
                 weights,
                 state,
                 *self._table,
+                self._cuts,
                 self._slots,
                 64 - self._log,
                 self._arena,

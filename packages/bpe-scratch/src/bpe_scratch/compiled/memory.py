@@ -1,5 +1,5 @@
 # ruff: noqa: ARG001 - Numba fixes the parameters of an intrinsic
-"""Plain loads and stores at an address, and the position of the lowest set bit.
+"""Plain loads and stores at an address, bitmaps of 64 bytes, and their lowest set bits.
 
 Kernels take NumPy arrays and hand their addresses on: Numba counts references of arrays at every call, and
 checks every index for a negative sign, which would cost more than the work itself.  An address is an int64;
@@ -21,6 +21,7 @@ from bpe_scratch.compiled.kernel import inner
 # a decorator whose result has another signature than the function it is given
 intrinsic: Any = extending.intrinsic
 
+_WINDOW = 64
 _A_TO_TOP = np.uint64(0x1F1F1F1F1F1F1F1F)  # 0x80 - "a" in each byte
 _Z_TO_TOP = np.uint64(0x0505050505050505)  # 0x80 - "z" - 1 in each byte
 _CASE = np.uint64(0x2020202020202020)
@@ -82,6 +83,7 @@ load_bytes = _loader(
     "load_bytes", "The eight bytes from byte ``i`` on, the first one lowest.", 64, 1, types.uint64
 )
 store8 = _storer("store8", "Write byte ``i``.", 8, 1, types.int64)
+store16 = _storer("store16", "Write uint16 number ``i``.", 16, 2, types.int64)
 store32 = _storer("store32", "Write int32 number ``i``.", 32, 4, types.int64)
 store64 = _storer("store64", "Write uint64 number ``i``.", 64, 8, types.uint64)
 store_bytes = _storer("store_bytes", "Write eight bytes from byte ``i`` on.", 64, 1, types.uint64)
@@ -95,6 +97,41 @@ def lowest_bit(typing: Any, value: Any) -> Any:
         return builder.cttz(args[0], cgutils.false_bit)
 
     return types.int64(types.uint64), generate
+
+
+@intrinsic
+def set_bits(typing: Any, value: Any) -> Any:
+    """Number of set bits."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.ctpop(args[0])
+
+    return types.int64(types.uint64), generate
+
+
+@intrinsic
+def bytes_within(typing: Any, base: Any, index: Any, fold: Any, low: Any, count: Any) -> Any:
+    """Bitmap of the 64 bytes from byte ``index`` on within ``low + [0, count)`` once ``fold`` is or-ed in.
+
+    Written as one vector of 64 bytes; the compiler cuts it to what the machine has.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        vector = ir.VectorType(ir.IntType(8), _WINDOW)
+
+        def splat(number: Any) -> Any:
+            undefined = ir.Constant(vector, ir.Undefined)
+            one = builder.insert_element(undefined, builder.trunc(number, ir.IntType(8)), ir.IntType(32)(0))
+            lanes = ir.Constant(ir.VectorType(ir.IntType(32), _WINDOW), [0] * _WINDOW)
+            return builder.shuffle_vector(one, undefined, lanes)
+
+        place = builder.inttoptr(builder.add(args[0], args[1]), vector.as_pointer())
+        folded = builder.or_(builder.load(place, align=1), splat(args[2]))
+        found = builder.icmp_unsigned("<", builder.sub(folded, splat(args[3])), splat(args[4]))
+        return builder.bitcast(found, ir.IntType(_WINDOW))
+
+    numbers = (types.int64,) * 5
+    return types.uint64(*numbers), generate
 
 
 @intrinsic

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from bpe_scratch.compiled.kernel import inner, kernel
-from bpe_scratch.compiled.memory import load8, load64, load_bytes, store8, store64, store_bytes
+from bpe_scratch.compiled.memory import load8, load64, load_bytes, prefetch, store8, store64, store_bytes
 
 SLOT = 4
 _C1, _C2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)
@@ -21,13 +21,16 @@ _INLINE = 15
 
 
 @inner
-def piece_key(text, i, n):
-    """``(first, second)`` key of a piece; the second lacks the arena offset if the piece is long."""
-    if n <= 8:
-        return load_bytes(text, i) & (~np.uint64(0) >> np.uint64(64 - 8 * n)), np.uint64(n) << np.uint64(56)
-    if n <= _INLINE:
-        rest = load_bytes(text, i + 8) & (~np.uint64(0) >> np.uint64(128 - 8 * n))
-        return load_bytes(text, i), rest | np.uint64(n) << np.uint64(56)
+def short_key(text, i, n):
+    """``(first, second)`` key of a piece of 1 to 15 bytes, without a branch."""
+    low = ~np.uint64(0) >> np.uint64(64 - 8 * min(n, 8))
+    high = (_ONE << np.uint64(8 * max(n - 8, 0))) - _ONE
+    return load_bytes(text, i) & low, load_bytes(text, i + 8) & high | np.uint64(n) << np.uint64(56)
+
+
+@inner
+def long_key(text, i, n):
+    """``(first, second)`` key of a piece of 16 bytes or more; the second lacks the arena offset."""
     h = np.uint64(n) * _C2
     j = i
     while j + 8 <= i + n:
@@ -41,11 +44,35 @@ def piece_key(text, i, n):
 
 
 @inner
+def piece_key(text, i, n):
+    """``(first, second)`` key of a piece of any length."""
+    if n <= _INLINE:
+        return short_key(text, i, n)
+    return long_key(text, i, n)
+
+
+@inner
 def first_slot(k0, k1, shift):
     """Where the search for a key begins in a table of ``2**(64 - shift)`` slots."""
     h = (k0 ^ (k1 * _C2)) * _C1
     h ^= h >> np.uint64(32)
     return np.int64((h * _C2) >> np.uint64(shift))
+
+
+@inner
+def ask_for_slots(text, cuts, first, number, slots, shift, batch):
+    """Make the keys of ``number`` pieces and prefetch their slots: memory answers while the others are made.
+
+    ``batch`` receives for each piece its two keys and first slot.
+    """
+    for q in range(number):
+        i = np.int64(load64(cuts, first + q))
+        k0, k1 = piece_key(text, i, np.int64(load64(cuts, first + q + 1)) - i)
+        at = first_slot(k0, k1, shift)
+        prefetch(slots, at * SLOT)
+        store64(batch, 3 * q, k0)
+        store64(batch, 3 * q + 1, k1)
+        store64(batch, 3 * q + 2, np.uint64(at))
 
 
 @inner
