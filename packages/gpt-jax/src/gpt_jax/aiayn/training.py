@@ -135,8 +135,10 @@ def _prepare(config: RunConfig, resumed: Resumed | None, stop: StopFlag) -> Prep
     prepared = prepare(corpus, config, saved.model.tokenizer_json if saved else None)
     epochs = config.schedule.steps / prepared.train.batches_per_epoch
     if epochs > MANY_EPOCHS:
-        warn(f"this run reads its {len(prepared.train.pairs):,} pairs {epochs:,.0f} times: expect it to "
-             "learn them by heart, or choose more --data or fewer --steps")  # fmt: skip
+        warn(
+            f"this run reads its {len(prepared.train.pairs):,} pairs {epochs:,.0f} times: expect it to "
+            "learn them by heart, or choose more --data or fewer --steps"
+        )
     return prepared
 
 
