@@ -20,3 +20,7 @@ class TextError(TokenizerError):
 
 class TokenIdError(TokenizerError):
     """An id outside the vocabulary; the message names the id and its position."""
+
+
+class DuplicateTokenError(Exception):
+    """Two pairs make the same bytes (or their hashes collide): rare, and left to the plain trainer."""

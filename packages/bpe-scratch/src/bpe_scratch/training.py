@@ -11,17 +11,19 @@ from typing import Any
 
 import numpy as np
 
-from bpe_scratch import incremental
+from bpe_scratch import array_trainer, incremental
+from bpe_scratch.array_pieces import byte_splitter
 from bpe_scratch.byte_alphabet import BYTES_IN_ID_ORDER
-from bpe_scratch.errors import TokenizerError
+from bpe_scratch.errors import DuplicateTokenError, TokenizerError
 from bpe_scratch.layers import Layer, resolve_layer, tell_before_compiling
-from bpe_scratch.patterns import resolve_pattern, splitter, to_utf8
+from bpe_scratch.patterns import resolve_pattern
 from bpe_scratch.tokenizer import END_OF_TEXT, Tokenizer
 from bpe_scratch.vocabulary import Pair, Vocabulary
 
 BYTE_IDS = tuple(BYTES_IN_ID_ORDER.index(byte) for byte in range(256))
 MAX_WORDS = 1 << 23
 _PROCESS_BATCH = 4_000_000  # characters sent to a counting process at once
+_ARRAY_BATCH = 1_000_000  # characters cut at once without Numba
 
 
 def count_words(
@@ -52,7 +54,7 @@ def count_words(
     """
     counter = _count(documents, pattern, layer, workers, max_words, on_documents)
     if isinstance(counter, Counter):
-        return {to_utf8(word): count for word, count in counter.items()}
+        return dict(counter)
     text, starts, counts = counter.words()
     raw, bounds = text.tobytes(), starts.tolist()
     return {raw[a:b]: count for (a, b), count in zip(pairwise(bounds), counts.tolist(), strict=True)}
@@ -128,9 +130,7 @@ def train_from_counts(
         counter = WordCounter("none")
         counter.add_bytes(list(words), np.array(list(words.values()), dtype=np.int64), whole=True)
         return _finish(_learn(counter, merges, min_frequency, None), pattern, special_tokens, layer)
-    return _finish(
-        incremental.train_merges(words, BYTE_IDS, merges, min_frequency), pattern, special_tokens, layer
-    )
+    return _finish(_learn_plain(words, merges, min_frequency, None), pattern, special_tokens, layer)
 
 
 def _merges_wanted(vocab_size: int, special_tokens: Sequence[str], min_frequency: int) -> int:
@@ -155,8 +155,7 @@ def _learn(
     counter: Any, merges: int, min_frequency: int, progress: Callable[[int], None] | None
 ) -> list[Pair]:
     if isinstance(counter, Counter):
-        words = {to_utf8(word): count for word, count in counter.items()}
-        return incremental.train_merges(words, BYTE_IDS, merges, min_frequency, progress)
+        return _learn_plain(counter, merges, min_frequency, progress)
     from bpe_scratch.compiled import trainer
 
     tell_before_compiling("learning", "learn")
@@ -164,9 +163,18 @@ def _learn(
     counter.clear()
     try:
         return trainer.train_merges(arrays, np.array(BYTE_IDS, np.int32), merges, min_frequency, progress)
-    except trainer.DuplicateTokenError:
+    except DuplicateTokenError:
         text, starts, counts = arrays
         words = {text[a:b].tobytes(): int(n) for a, b, n in zip(starts, starts[1:], counts, strict=False)}
+        return incremental.train_merges(words, BYTE_IDS, merges, min_frequency, progress)
+
+
+def _learn_plain(
+    words: Mapping[bytes, int], merges: int, min_frequency: int, progress: Callable[[int], None] | None
+) -> list[Pair]:
+    try:
+        return array_trainer.train_merges(words, BYTE_IDS, merges, min_frequency, progress)
+    except DuplicateTokenError:
         return incremental.train_merges(words, BYTE_IDS, merges, min_frequency, progress)
 
 
@@ -201,28 +209,29 @@ def _count(
 
 def _count_plain(
     documents: Iterable[str], pattern: str, max_words: int, on_documents: Callable[[int], None] | None
-) -> Counter[str]:
-    split = splitter(pattern)
-    counts: Counter[str] = Counter()
-    for number, document in enumerate(documents, start=1):
-        to_utf8(document)
-        counts.update(split(document))
+) -> Counter[bytes]:
+    counts: Counter[bytes] = Counter()
+    cut = byte_splitter(pattern)
+    done = 0
+    for batch in _batches(documents, _ARRAY_BATCH):
+        counts.update(cut(batch))
+        done += len(batch)
         dropped = 1
         while len(counts) > max_words // (1 if dropped == 1 else 2):
             counts = Counter({word: count for word, count in counts.items() if count > dropped})
             dropped *= 2
         if on_documents is not None:
-            on_documents(number)
+            on_documents(done)
     return counts
 
 
-def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
+def _batches(documents: Iterable[str], characters: int) -> Iterator[list[str]]:
     batch: list[str] = []
     size = 0
     for document in documents:
         batch.append(document)
         size += len(document)
-        if size >= _PROCESS_BATCH:
+        if size >= characters:
             yield batch
             batch, size = [], 0
     if batch:
@@ -249,7 +258,7 @@ def _count_in_processes(counter: Any, documents: Iterable[str], pattern: str, wo
     running: list[Future[tuple[int, list[bytes], np.ndarray]]] = []
     # spawn: forking a process that has threads may hang
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for batch in chain(_batches(documents), [None]):
+        for batch in chain(_batches(documents, _PROCESS_BATCH), [None]):
             if batch is not None:
                 running.append(pool.submit(_count_batch, name, batch))
             while running and (batch is None or len(running) >= 2 * workers):

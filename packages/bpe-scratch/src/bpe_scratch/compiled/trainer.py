@@ -8,14 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from bpe_scratch.compiled import learning, pair_heap
+from bpe_scratch.errors import DuplicateTokenError
 from bpe_scratch.vocabulary import Pair
 
 _BUDGET = 512  # merges between two looks at Ctrl-C
 _BASE = 0x9E3779B97F4A7C15
-
-
-class DuplicateTokenError(Exception):
-    """Two pairs made the same bytes, or their hashes collide; rare, and left to the plain trainer."""
 
 
 def train_merges(
