@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, make_dataclass, replace
+from dataclasses import dataclass, field, make_dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ import tyro
 from gpt_trainer.backend import BackendSpec
 from gpt_trainer.config import SECTIONS, TrainConfig
 from gpt_trainer.errors import InputError
+from gpt_trainer.extra_evaluation import EvaluationSpec, installed_evaluations, refuse_missing
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.origin import Origin, Resumed
 from gpt_trainer.presets import CPU_PRESET, GPU_PRESET, PRESETS
@@ -78,12 +79,14 @@ class Request:
         config: The settings.
         options: The backend's own flags.
         preset: The preset's name.
+        evaluations: The flags of each extra evaluation that is installed, by its name.
     """
 
     actions: Actions
     config: TrainConfig
     options: Any
     preset: str
+    evaluations: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_early(argv: Sequence[str]) -> Early:
@@ -134,21 +137,36 @@ def read_request(
     """
     file = {} if early.config is None else read_toml(early.config)
     preset, base = _base(spec, early, file, resumed, origin)
-    options = spec.options()
     where = f"--config {early.config}"
-    if resumed is not None and spec.name in resumed.record.options:
-        options = overlay_section(options, resumed.record.options[spec.name], f"the record of {resumed.run}")
-    _refuse_unknown(file, spec, where)
+    evaluations = installed_evaluations()
+    refuse_missing(argv, evaluations)
+    brought = _brought(spec, evaluations, resumed)
+    _refuse_unknown(file, brought, where)
     # only the final mixture is checked as a whole: a file may set what only a flag makes fit
     sections = {name: overlay_section(getattr(base, name), file, where) for name in SECTIONS}
-    flags = _parse(spec, argv, sections, overlay_section(options, file, where), early)
+    brought = {name: overlay_section(options, file, where) for name, options in brought.items()}
+    flags = _parse(spec, argv, sections | brought, early)
     config = _compose(flags)
     _check_fit(config, base, resumed, origin)
-    return Request(flags.actions, config, flags.backend, preset)
+    given = {name: getattr(flags, name) for name in evaluations}
+    return Request(flags.actions, config, flags.backend, preset, given)
 
 
-def _refuse_unknown(file: Mapping[str, Any], spec: BackendSpec, where: str) -> None:
-    known = config_names() | field_names(spec.options) | {"preset"}
+def _brought(
+    spec: BackendSpec, evaluations: Mapping[str, EvaluationSpec], resumed: Resumed | None
+) -> dict[str, Any]:
+    """The flags that the backend and the extra evaluations bring, as a resumed run has recorded them."""
+    made = {"backend": spec.options(), **{name: known.options() for name, known in evaluations.items()}}
+    if resumed is None:
+        return made
+    recorded = {**resumed.record.evaluations, "backend": resumed.record.options.get(spec.name, {})}
+    where = f"the record of {resumed.run}"
+    return {name: overlay_section(options, recorded.get(name, {}), where) for name, options in made.items()}
+
+
+def _refuse_unknown(file: Mapping[str, Any], brought: Mapping[str, Any], where: str) -> None:
+    known = config_names() | {"preset"}
+    known = known.union(*(field_names(type(options)) for options in brought.values()))
     for name in file:
         if name not in known:
             raise InputError(f"{where}: unknown key {name!r}; known are {', '.join(sorted(known))}")
@@ -182,10 +200,8 @@ def _with_origin(base: TrainConfig, origin: Origin) -> TrainConfig:
     return replace(base, model=section, data=data)
 
 
-def _parse(
-    spec: BackendSpec, argv: Sequence[str], sections: Mapping[str, Any], options: Any, early: Early
-) -> Any:
-    values = {"actions": Actions(preset=early.preset), **sections, "backend": options}
+def _parse(spec: BackendSpec, argv: Sequence[str], sections: Mapping[str, Any], early: Early) -> Any:
+    values = {"actions": Actions(preset=early.preset), **sections}
     kind = make_dataclass("Flags", [(name, type(value)) for name, value in values.items()], frozen=True)
     return tyro.cli(
         kind,

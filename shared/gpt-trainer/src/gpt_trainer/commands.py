@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 
 from gpt_data.errors import DataError
 
@@ -14,6 +15,7 @@ from gpt_trainer.command_line import Request, check_early, on_gpu, read_early, r
 from gpt_trainer.display import choose_display
 from gpt_trainer.errors import STOPPED, InputError, TrainerError
 from gpt_trainer.evaluation import evaluate
+from gpt_trainer.extra_evaluation import prepare_evaluations
 from gpt_trainer.launch import (
     create_backend,
     cut_back,
@@ -25,10 +27,11 @@ from gpt_trainer.launch import (
     new_folder,
     open_data,
 )
-from gpt_trainer.loop import Loop, RunParts
+from gpt_trainer.loop import Loop
 from gpt_trainer.metrics import MetricsFile
 from gpt_trainer.origin import Origin, Resumed, open_model, open_run
 from gpt_trainer.parameters import parameter_count
+from gpt_trainer.parts import RunParts
 from gpt_trainer.plot import plot_losses
 from gpt_trainer.record import RunState
 from gpt_trainer.run_folder import write_plan
@@ -119,13 +122,15 @@ def _train(
     stack: ExitStack,
 ) -> int:
     """Set up, train, and say what to type next."""
-    request = Request(request.actions, with_precision(request.config, spec), request.options, request.preset)
+    request = replace(request, config=with_precision(request.config, spec))
     config = request.config
     run = resumed.run if resumed is not None else stack.enter_context(new_folder(request, stack))
     dataset = open_data(config.data, stop, plain=config.reports.plain or not sys.stderr.isatty())
     stack.callback(dataset.close)
     backend = create_backend(spec, request, model_of(request, dataset, resumed, origin))
     record = make_record(spec, request, backend, dataset, resumed)
+    tokenizer = data_tokenizer(dataset)
+    evaluations = prepare_evaluations(request.evaluations, backend.config, tokenizer)
     load_weights(backend, request, resumed, origin)
     train, val = make_loaders(config, dataset)
     sinks = open_sinks(config.reports, run, flat(config))
@@ -135,12 +140,12 @@ def _train(
     write_plan(run, record.as_json())
     state = RunState(SpikeGuard(config.optimizer.skip_spikes)) if resumed is None else resumed.state
     began = state.step if resumed is not None and resumed.checkpoint is not None else -1
-    metrics = MetricsFile(run, began, state.evaluated)
+    metrics = MetricsFile(run, began, state.evaluated, state.measured)
     stack.callback(metrics.close)
     display = choose_display(plain=config.reports.plain, every=config.reports.log_every)
     parts = RunParts(
-        run, record, backend, train, val, data_tokenizer(dataset), display, metrics, sinks, stop,
-        request.actions.profile, on_gpu(config, spec),
+        run, record, backend, train, val, tokenizer, display, metrics, sinks, stop,
+        request.actions.profile, on_gpu(config, spec), evaluations,
     )  # fmt: skip
     display.say(_heading(spec, parts))
     with display:
@@ -184,7 +189,7 @@ def _evaluate_only(
     spec: BackendSpec, request: Request, resumed: Resumed | None, origin: Origin | None, stop: StopFlag
 ) -> int:
     """Print the validation loss of a model that exists."""
-    request = Request(request.actions, with_precision(request.config, spec), request.options, request.preset)
+    request = replace(request, config=with_precision(request.config, spec))
     config = request.config
     if resumed is not None and resumed.checkpoint is None:
         raise InputError(f"{resumed.run} has no checkpoint yet: there is nothing to evaluate")

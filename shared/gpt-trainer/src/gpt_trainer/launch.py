@@ -23,6 +23,7 @@ from gpt_trainer.checkpoint.lock import LOCK_NAME
 from gpt_trainer.command_line import LAST_BITS, Request
 from gpt_trainer.config import DataSection, TrainConfig
 from gpt_trainer.errors import InputError
+from gpt_trainer.extra_evaluation import as_json
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.origin import Origin, Resumed, parse_tokenizer, warn
 from gpt_trainer.parameters import init_parameters
@@ -215,12 +216,14 @@ def make_record(
     init_from = request.actions.init_from
     origin = None if init_from is None else str(init_from)
     options = describe_options(spec, request.options)
+    evaluations = as_json(request.evaluations)
     if resumed is not None:
         _check_data(request.config, resumed, data)
         _warn_of_changes(request.config, resumed, maker)
         origin = resumed.record.init_from
         options = {**resumed.record.options, **options}
-    return Record(request.config, request.preset, origin, data, maker, options)
+        evaluations = {**resumed.record.evaluations, **evaluations}
+    return Record(request.config, request.preset, origin, data, maker, options, evaluations)
 
 
 def _check_data(config: TrainConfig, resumed: Resumed, data: Mapping[str, Any]) -> None:

@@ -8,70 +8,25 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import bpe_scratch
 from gpt_data.batch import Batch
-from gpt_data.loader import BatchLoader
 
-from gpt_trainer.backend import Backend, Pending
+from gpt_trainer.backend import Pending
 from gpt_trainer.checkpoint import CheckpointState, prune, save_checkpoint
-from gpt_trainer.config import TrainConfig
-from gpt_trainer.display import Display, Report
+from gpt_trainer.display import Report
 from gpt_trainer.errors import NonFiniteError
 from gpt_trainer.evaluation import evaluate
 from gpt_trainer.evidence import refuse_non_finite
 from gpt_trainer.flops import flops_per_token, peak_flops
 from gpt_trainer.generation import sample_text
-from gpt_trainer.metrics import MetricsFile
+from gpt_trainer.parts import RunParts
 from gpt_trainer.profiling import ProfileWindow
-from gpt_trainer.record import Record, RunState
+from gpt_trainer.record import RunState
 from gpt_trainer.sampling import SamplingConfig
 from gpt_trainer.schedules import learning_rate
-from gpt_trainer.sinks import Sink
-from gpt_trainer.stopping import StopFlag
 
 SAMPLE_TEMPERATURE, SAMPLE_TOP_K = 0.7, 50
-
-
-@dataclass(frozen=True)
-class RunParts:
-    """What a loop works with.
-
-    Attributes:
-        run: The run's folder.
-        record: Its lasting description.
-        backend: The model.
-        train: Training batches, one optimizer step each.
-        val: Validation batches; None if the data holds too little for one.
-        tokenizer: Turns samples into text; None if the data has none.
-        display: Shows the run.
-        metrics: The run's metrics file.
-        sinks: Where metrics go besides.
-        stop: Asked in every loop.
-        profile: Steps to record; 0 for none.
-        overlap: Read a step's metrics only when the next is launched; without use on a CPU.
-    """
-
-    run: Path
-    record: Record
-    backend: Backend
-    train: BatchLoader
-    val: BatchLoader | None
-    tokenizer: bpe_scratch.Tokenizer | None
-    display: Display
-    metrics: MetricsFile
-    sinks: list[Sink]
-    stop: StopFlag
-    profile: int = 0
-    overlap: bool = False
-
-    @property
-    def config(self) -> TrainConfig:
-        """The settings."""
-        return self.record.config
 
 
 class Launched(NamedTuple):
@@ -114,7 +69,7 @@ class Loop:
             DataError: If the data is damaged.
         """
         parts, state = self.parts, self.state
-        if not self._evaluate_if_due():
+        if not (self._evaluate_if_due() and self._measure_if_due()):
             return self._stop()
         profile = ProfileWindow(parts.backend, parts.run, parts.profile, state.step)
         with parts.train.prefetch(state.step) as batches, profile:
@@ -218,11 +173,12 @@ class Loop:
 
     def _pause_due(self) -> bool:
         reports = self.parts.config.reports
-        return self._due(reports.eval_every) or self._save_due() or self._due(reports.sample_every)
+        every = [reports.eval_every, reports.sample_every, *(extra.every for extra in self.parts.evaluations)]
+        return self._save_due() or any(map(self._due, every))
 
     def _pause(self) -> bool:
         """Evaluate, save and sample as it is due; False if asked to stop meanwhile."""
-        if not self._evaluate_if_due():
+        if not (self._evaluate_if_due() and self._measure_if_due()):
             return False
         if self._save_due():
             self._save()
@@ -252,6 +208,23 @@ class Loop:
         parts.display.say(
             f"step {state.step}: validation loss {found.loss:.4f}, perplexity {found.perplexity:.2f}"
         )
+        self._clock = time.perf_counter()
+        return True
+
+    def _measure_if_due(self) -> bool:
+        """Make the extra evaluations unless that was done at this step; False if asked to stop meanwhile."""
+        parts, state = self.parts, self.state
+        due = [extra for extra in parts.evaluations if self._due(extra.every)]
+        if not due or state.measured == state.step:
+            return True
+        for extra in due:
+            found = extra.measure(parts.backend, parts.stop)
+            if found is None:
+                return False
+            self._write({"step": state.step, **found})
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
+            parts.display.say(f"step {state.step}: {shown}")
+        state.measured = state.step
         self._clock = time.perf_counter()
         return True
 

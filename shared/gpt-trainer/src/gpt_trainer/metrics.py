@@ -22,16 +22,21 @@ class MetricsFile:
         folder: The run's folder.
         last_step: Lines of later steps, and half a line, are cut off: those steps will be taken again.
         last_evaluated: The same for evaluations, which may lag behind.
+        last_measured: The same for extra evaluations, told by their lines having no loss; as ``last_step`` if
+            None.
 
     Raises:
         WriteError: If the file cannot be written.
     """
 
-    def __init__(self, folder: Path, last_step: int = -1, last_evaluated: int = -1) -> None:
+    def __init__(
+        self, folder: Path, last_step: int = -1, last_evaluated: int = -1, last_measured: int | None = None
+    ) -> None:
         self.path = folder / METRICS_NAME
         try:
             self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            self._size = _end_of_steps(self.path, last_step, last_evaluated)
+            last = (last_step, last_evaluated, last_step if last_measured is None else last_measured)
+            self._size = _end_of_steps(self.path, *last)
             os.ftruncate(self._descriptor, self._size)
         except OSError as error:
             raise self._refuse(error) from None
@@ -92,10 +97,11 @@ def _whole_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             yield position, values
 
 
-def _end_of_steps(path: Path, last_step: int, last_evaluated: int) -> int:
+def _end_of_steps(path: Path, last_step: int, last_evaluated: int, last_measured: int) -> int:
     end = 0
     for position, values in _whole_lines(path):
-        if values["step"] > (last_evaluated if "val_loss" in values else last_step):
+        last = last_evaluated if "val_loss" in values else last_step if "loss" in values else last_measured
+        if values["step"] > last:
             break
         end = position
     return end

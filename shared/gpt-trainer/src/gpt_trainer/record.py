@@ -35,6 +35,7 @@ class RunState:
         evaluated: Step of the last evaluation; -1 before the first.
         best_loss: Lowest validation loss of a saved step.
         best_step: That step.
+        measured: Step of the last extra evaluations; -1 before the first.
     """
 
     spikes: SpikeGuard
@@ -42,6 +43,7 @@ class RunState:
     evaluated: int = -1
     best_loss: float | None = None
     best_step: int | None = None
+    measured: int = -1
 
     def as_json(self) -> dict[str, Any]:
         """The state as JSON values; the step is the checkpoint's own."""
@@ -50,6 +52,7 @@ class RunState:
             "evaluated": self.evaluated,
             "best_loss": self.best_loss,
             "best_step": self.best_step,
+            "measured": self.measured,
         }
 
 
@@ -64,6 +67,7 @@ class Record:
         data: What identifies the data; empty until it is open.
         made_by: Backend, device and versions, which decide the last bits.
         options: The flags that only the backend has, kept for a resume with the same one.
+        evaluations: The flags of evaluations that other packages bring.
     """
 
     config: TrainConfig
@@ -72,6 +76,7 @@ class Record:
     data: Mapping[str, Any] = field(default_factory=dict)
     made_by: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+    evaluations: Mapping[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """The record as JSON values."""
@@ -83,6 +88,7 @@ class Record:
             "data": dict(self.data),
             "made_by": dict(self.made_by),
             "options": dict(self.options),
+            "evaluations": dict(self.evaluations),
         }
 
 
@@ -102,10 +108,12 @@ def read_record(values: Mapping[str, Any], where: str) -> Record:
     if not isinstance(config, dict) or config.keys() != config_names():
         raise InputError(f"{where} holds another set of settings than this version knows")
     parts = {name: values.get(name) for name in ("data", "made_by", "options")}
+    # a record that is older than extra evaluations has none
+    parts["evaluations"] = values.get("evaluations", {})
     if not all(isinstance(part, dict) for part in parts.values()) or not isinstance(
         values.get("preset"), str
     ):
-        raise InputError(f"{where} is damaged: data, made_by, options or preset is missing")
+        raise InputError(f"{where} is damaged: data, made_by, options, evaluations or preset is missing")
     return Record(
         overlay(TrainConfig(), config, where),
         values["preset"],
@@ -128,7 +136,9 @@ def read_state(values: Mapping[str, Any], step: int, factor: float | None, where
     """
     try:
         guard = SpikeGuard(factor, values["spikes"])
-        return RunState(guard, step, values["evaluated"], values["best_loss"], values["best_step"])
+        # a checkpoint that is older than extra evaluations knows of none
+        measured = values.get("measured", -1)
+        return RunState(guard, step, values["evaluated"], values["best_loss"], values["best_step"], measured)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{where} is damaged: {error!r} in the run's state") from None
 

@@ -1,0 +1,49 @@
+"""A model in NumPy: next-token probabilities from all that a position sees, nearer tokens counting more.
+
+It obeys ``gpt_data.batch.Batch`` to the letter, prefixes included, and position ids outside its context
+are an error, so that two layouts that mean the same give the same. Shapes: B rows, T positions, D width.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from gpt_data.batch import IGNORE, Batch
+from gpt_trainer.model_config import ModelConfig
+
+
+class ToyModel:
+    def __init__(self, vocab_size: int = 257, context: int = 64, seed: int = 3) -> None:
+        self.config = ModelConfig(1, 1, 8, context, vocab_size)
+        stream = np.random.default_rng(seed)
+        self.tokens = stream.standard_normal((vocab_size, 8))
+        self.places = stream.standard_normal((context, 8))
+        self.shapes: set[tuple[int, ...]] = set()
+
+    def log_probs(self, batch: Batch) -> np.ndarray:
+        self.shapes.add(batch.tokens.shape)
+        places = batch.positions  # [B, T]
+        assert 0 <= places.min() <= places.max() < self.config.context, "a position beyond the context"
+        nearness = np.exp(-0.3 * (places[:, :, None] - places[:, None, :])) * visible(batch)  # [B, T, T]
+        hidden = nearness @ self.tokens[batch.tokens] + self.places[places]
+        logits = hidden @ self.tokens.T  # [B, T, V]
+        logits -= logits.max(-1, keepdims=True)
+        found = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        picked = np.take_along_axis(found, np.maximum(batch.targets, 0)[..., None], -1)[..., 0]
+        return np.where(batch.targets == IGNORE, 0.0, picked).astype(np.float32)
+
+    def log_prob_fn(self, tokens: np.ndarray) -> np.ndarray:
+        """The model as the library's function: log p(tokens[b, t] | tokens[b, :t])."""
+        found = self.log_probs(Batch(tokens[:, :-1], tokens[:, 1:]))
+        return np.pad(found, ((0, 0), (1, 0)), constant_values=np.nan)
+
+
+def visible(batch: Batch) -> np.ndarray:
+    """Whether position t sees position s, [B, T, T], from the words of ``Batch``'s docstring."""
+    rows, length = batch.tokens.shape
+    t, s = np.arange(length)[None, :, None], np.arange(length)[None, None, :]
+    starts = np.zeros((rows, length)) if batch.segment_starts is None else batch.segment_starts
+    sees = (starts[:, :, None] <= s) & (s <= t)
+    if batch.prefix_lengths is not None:
+        prefix = batch.prefix_lengths[:, None, None]
+        sees = sees | ((s < prefix) & (t >= prefix))
+    return sees

@@ -1,0 +1,175 @@
+"""The command: one line per failure, a status, and the same figures as the library."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import bpe_scratch
+import gpt_trainer.backend as backend
+import hellaswag_eval.models as models
+import numpy as np
+import pytest
+from gpt_trainer.backend import BackendSpec, Moments
+from gpt_trainer.checkpoint import CheckpointState, save_checkpoint
+from gpt_trainer.model_config import ModelConfig
+from gpt_trainer.parameters import Parameters, init_parameters
+from hellaswag_eval import commands, encode_items, evaluate_backend, read_items
+from hellaswag_eval.models import encoder
+from hellaswag_toy import ToyModel
+
+CONFIG = ModelConfig(1, 1, 8, 64, 257)
+ITEM = {"ctx": "A man runs. he", "endings": ["stops.", "falls", "is Ünïcode 🙂", "a"], "label": 2}
+
+
+class ToyBackend(ToyModel):
+    def __init__(self, config: ModelConfig, optimizer: Any, runtime: Any, options: Any) -> None:
+        super().__init__(config.vocab_size, config.context)
+        self.precision = runtime.precision
+
+    def load(self, parameters: Parameters, moments: None = None) -> None:
+        self.tokens = self.tokens + parameters["transformer.wte.weight"]
+
+    def device_name(self) -> str:
+        return "toy"
+
+
+class NoOptions:
+    pass
+
+
+def spec(name: str, *, gpu: bool = False) -> BackendSpec:
+    return BackendSpec(name, NoOptions, ToyBackend, lambda: gpu)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, BackendSpec]:
+    """The backends that are there, by name."""
+    found = {"gpt-toy": spec("gpt-toy")}
+
+    def points(*, group: str) -> list[EntryPoint]:
+        return [EntryPoint(name, "nowhere:SPEC", group) for name in found]
+
+    monkeypatch.setattr(backend, "entry_points", points)
+    monkeypatch.setattr(EntryPoint, "load", lambda point: found[point.name])
+    return found
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    weights = init_parameters(CONFIG, 0)
+    zeros = {name: np.zeros_like(value) for name, value in weights.items()}
+    tokenizer = bpe_scratch.Tokenizer.from_bytes().to_json().encode()
+    save_checkpoint(
+        tmp_path / "run", CheckpointState(0, CONFIG, weights, Moments(zeros, zeros), {}, tokenizer)
+    )
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "items.jsonl"
+    rows = [{**ITEM, "ctx": f"{n} {ITEM['ctx']}", "activity_label": "Running"} for n in range(12)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def call(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as caught:
+        commands.main([str(argument) for argument in arguments])
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
+
+
+def test_json_holds_what_the_library_finds(
+    installed: Any, run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.jsonl"
+    assert call("--model", run, "--data", data, "--limit", 5, "--seed", 1, "--json", "--out", out) == 0
+    shown = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [values["protocol"] for values in shown] == ["completion", "harness"]
+    toy = ToyBackend(CONFIG, None, type("Runtime", (), {"precision": ""}), None)
+    toy.load(init_parameters(CONFIG, 0))
+    tokenizer = bpe_scratch.Tokenizer.from_bytes()
+    answers = [json.loads(line) for line in out.read_text().splitlines()]
+    rows = [answer["row"] for answer in answers[:5]]
+    assert rows != list(range(5))
+    items = [item for item in read_items(data) if item.row in rows]
+    for protocol, values, given in zip(
+        ("completion", "harness"), shown, (answers[:5], answers[5:]), strict=True
+    ):
+        found = evaluate_backend(toy, encode_items(items, encoder(tokenizer), protocol), protocol=protocol)
+        assert [tuple(answer["log_probs"]) for answer in given] == [a.log_probs for a in found.answers]
+        assert values | {"seconds": 0} == {
+            "model": str(run), "backend": "gpt-toy", "device": "toy", "precision": "float32",
+            **found.as_json(), "seconds": 0,
+        }  # fmt: skip
+
+
+def test_lines_name_everything(
+    installed: Any, run: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("--model", run, "--data", data, "--protocol", "harness", "--no-share-context") == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == f"model {run}, backend gpt-toy, device toy, precision float32"
+    assert second.startswith("harness: acc ")
+    assert "(12 items)" in second
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["--model", "none", "--data", "DATA"], 65, "none is not a folder"),
+        (["--model", "RUN", "--data", "none"], 65, "cannot read none"),
+        (["--model", "RUN", "--data", "DATA", "--backend", "gpt-x"], 65, "backend 'gpt-x' is not installed"),
+        (["--model", "RUN", "--data", "DATA", "--limit", "0"], 65, "--limit 0 is not positive"),
+        (["--model", "RUN", "--data", "DATA", "--shapes", "0"], 65, "--shapes 0 is not positive"),
+        (["--model", "RUN", "--data", "DATA", "--tokens-per-batch", "0"], 65, "--tokens-per-batch 0"),
+        (["--model", "RUN", "--data", "DATA", "--out", "no/where"], 73, "there is no folder no"),
+        (["--model", "RUN", "--data", "DATA", "--tokenizer-files", "none"], 65, "has no tokenizer"),
+        (["--model", "hf:none", "--data", "DATA"], 65, "--model hf:none: there is no such folder"),
+        (["--model", "hf:none", "--data", "DATA", "--backend", "gpt-toy"], 65, "does not go with"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else str(value),
+)
+def test_what_is_wrong_is_one_line(
+    installed: Any, run: Path, data: Path, capsys: pytest.CaptureFixture[str],
+    arguments: list[str], status: int, words: str,
+) -> None:  # fmt: skip
+    places = {"RUN": str(run), "DATA": str(data)}
+    assert call(*(places.get(word, word) for word in arguments)) == status
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.startswith("hellaswag-eval: ")
+    assert error.count("\n") == 1
+
+
+def test_the_fastest_backend_that_runs_here_is_taken(installed: dict[str, BackendSpec]) -> None:
+    installed.clear()
+    with pytest.raises(ValueError, match="no backend is installed"):
+        models.choose_backend(None, "auto")
+    installed.update({name: spec(name) for name in reversed(models.FASTEST["gpu"])})
+    assert models.choose_backend(None, "auto")[0].name == models.FASTEST["cpu"][0]
+    assert models.choose_backend("gpt-jax", "auto")[0].name == "gpt-jax"
+    installed["gpt-jax"] = spec("gpt-jax", gpu=True)
+    assert models.choose_backend(None, "auto") == (installed["gpt-jax"], "gpu")
+    installed["gpt-triton"] = spec("gpt-triton", gpu=True)
+    assert models.choose_backend(None, "gpu")[0].name == "gpt-triton"
+    assert models.choose_backend(None, "cpu")[1] == "cpu"
+
+
+def test_a_signal_ends_it(
+    installed: Any, run: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import os
+    import signal
+
+    def interrupted(self: ToyModel, batch: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return np.zeros(batch.tokens.shape, np.float32)
+
+    monkeypatch.setattr(ToyBackend, "log_probs", interrupted)
+    assert call("--model", run, "--data", data, "--tokens-per-batch", 64) == 130
+    assert "stopped after 1 of 12 rows" in capsys.readouterr().err

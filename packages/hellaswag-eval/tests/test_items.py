@@ -1,0 +1,143 @@
+"""Reading items: the original form, the reduced ones, and what is wrong with them, by line."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from gpt_trainer.errors import InputError
+from hellaswag_eval import choose, read_items
+from hellaswag_eval.items import Item, read_item
+
+ORIGINAL = {
+    "ind": 4,
+    "activity_label": "Roof shingle removal",
+    "ctx_a": "A man is sitting on a roof.",
+    "ctx_b": "he",
+    "ctx": "A man is sitting on a roof. he",
+    "split": "val",
+    "split_type": "indomain",
+    "label": 3,
+    "endings": ["wraps skis.", "rips tiles.", "holds a cube.", "pulls up roofing."],
+    "source_id": "activitynet~v_-JhWjGDPHMY",
+}
+
+
+def test_the_original_form() -> None:
+    item = read_item(ORIGINAL, 7, "x")
+    assert item == Item(
+        7,
+        "A man is sitting on a roof. he",
+        ("wraps skis.", "rips tiles.", "holds a cube.", "pulls up roofing."),
+        3,
+        "Roof shingle removal",
+        ("A man is sitting on a roof.", "he"),
+        wikihow=False,
+    )
+
+
+def test_reduced_forms() -> None:
+    kept = {name: ORIGINAL[name] for name in ("ctx", "endings")}
+    assert read_item({**kept, "label": "2"}, 0, "x") == Item(0, kept["ctx"], tuple(kept["endings"]), 2)
+    parts = {name: ORIGINAL[name] for name in ("ctx_a", "ctx_b", "endings", "label")}
+    assert read_item(parts, 0, "x").context == ORIGINAL["ctx"]
+    assert read_item({**ORIGINAL, "source_id": "wikihow~6"}, 0, "x").wikihow is True
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"endings": ["a", " \t", "b", "c"]}, "ending 1 is ' \\t'"),
+        ({"endings": ["a", "", "b", "c"]}, "ending 1 is ''"),
+        ({"endings": ["a"]}, "at least 2"),
+        ({"endings": "abc"}, "expected a list"),
+        ({"label": 4}, "label is 4, expected 0 to 3"),
+        ({"label": -1}, "label is -1"),
+        ({"label": ""}, "label is ''"),
+        ({"label": True}, "label is True"),
+        ({"label": None}, "label is None"),
+        ({"ctx": " "}, "ctx is ' '"),
+        ({"ctx": 5}, "ctx is 5"),
+        ({"ctx_b": None}, "ctx_b is None"),
+        ({"activity_label": 1}, "activity_label is 1"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_what_does_not_fit_is_named(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match="line 3") as caught:
+        read_item({**ORIGINAL, **change}, 0, "line 3")
+    assert words in str(caught.value)
+    assert caught.value.exit_status == 65
+
+
+@pytest.mark.parametrize("pack", [lambda content: content, gzip.compress], ids=["plain", "gzip"])
+def test_files(tmp_path: Path, pack: Any) -> None:
+    # U+2028 is a line separator to str.splitlines and not to JSON lines
+    odd = {**ORIGINAL, "ctx": "Grüße\u2028東京 🙂"}
+    text = "\n".join(json.dumps(item, ensure_ascii=False) for item in (ORIGINAL, odd)) + "\n\n"
+    path = tmp_path / "items"
+    path.write_bytes(pack(text.encode()))
+    items = read_items(path)
+    assert [item.row for item in items] == [0, 1]
+    assert items[1].context == "Grüße\u2028東京 🙂"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "holds no items"),
+        (b"{}\n", "line 1: ctx is ''"),
+        (json.dumps(ORIGINAL).encode() + b"\n{", "line 2 is not JSON"),
+        (b"[1]\n", "line 1 is not a JSON object"),
+        (b"\xff\n", "cannot read"),
+        (gzip.compress(b"{}")[:-9], "cannot read"),
+    ],
+    ids=["empty", "no fields", "half a line", "no object", "not UTF-8", "half a gzip"],
+)
+def test_bad_files(tmp_path: Path, content: bytes, words: str) -> None:
+    path = tmp_path / "items.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        read_items(path)
+    assert words in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"cannot read .*none\.jsonl"):
+        read_items(tmp_path / "none.jsonl")
+
+
+def test_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_dataset(name: str, *, split: str) -> list[dict[str, Any]]:
+        assert (name, split) == ("Rowan/hellaswag", "validation")
+        return [{**ORIGINAL, "label": "3"}]
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    assert read_items(None) == [read_item(ORIGINAL, 0, "x")]
+
+    def no_answer(name: str, *, split: str) -> None:
+        raise ConnectionError("no route\nat all")
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=no_answer))
+    with pytest.raises(InputError, match=r"hub \(no route\); or name a file with --data"):
+        read_items(None)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(InputError, match=r"hellaswag-eval\[data\]"):
+        read_items(None)
+
+
+def test_a_subset_is_decided_by_its_seed() -> None:
+    items = [read_item(ORIGINAL, row, "x") for row in range(50)]
+    rows = {seed: [item.row for item in choose(items, 9, seed)] for seed in (None, 1, 2)}
+    assert rows[None] == list(range(9))
+    assert rows[1] == sorted(set(rows[1]))
+    assert rows[1] != rows[2]
+    assert rows[1] == [item.row for item in choose(items, 9, 1)]
+    assert choose(items, 99, 1) == choose(items, None, None) == items
+    with pytest.raises(InputError, match="--limit 0"):
+        choose(items, 0, None)
