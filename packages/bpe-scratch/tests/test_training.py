@@ -5,10 +5,20 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 from bpe_oracles import LAYERS, hugging_face_merges, our_merges, read_wiki
-from bpe_scratch import PATTERNS, Tokenizer, TokenizerError, count_words, reference, train, train_from_counts
+from bpe_scratch import (
+    PATTERNS,
+    Tokenizer,
+    TokenizerError,
+    count_words,
+    incremental,
+    reference,
+    train,
+    train_from_counts,
+)
 from bpe_scratch.training import BYTE_IDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,6 +36,22 @@ def test_layers_learn_what_the_reference_learns(layer: str, documents: list[str]
     want = reference.train_merges(words, BYTE_IDS, 40, least)
     tokenizer = train(documents, 256 + 40, special_tokens=(), min_frequency=least, layer=layer)
     assert pairs_of(tokenizer) == want
+
+
+# one or two letters and small counts: nothing but ties and overlaps
+@settings(max_examples=300, deadline=None)
+@given(
+    words=st.dictionaries(
+        st.text("ab", min_size=1, max_size=12).map(str.encode), st.integers(1, 3), max_size=9
+    ),
+    least=st.integers(1, 3),
+)
+def test_every_trainer_breaks_ties_as_the_reference_does(words: dict[bytes, int], least: int) -> None:
+    want = reference.train_merges(words, BYTE_IDS, 30, least)
+    assert incremental.train_merges(words, BYTE_IDS, 30, least) == want
+    for layer in ["arrays", *(["compiled"] if find_spec("numba") else [])]:
+        tokenizer = train_from_counts(words, 286, special_tokens=(), min_frequency=least, layer=layer)
+        assert pairs_of(tokenizer) == want, layer
 
 
 # long runs: occurrences of (a, a) overlap, and new tokens stand side by side
@@ -50,7 +76,8 @@ def test_merges_equal_hugging_face(layer: str, shakespeare: str) -> None:
 def test_merges_of_a_large_corpus_equal_hugging_face(share: int) -> None:
     documents = read_wiki("train")[::share]
     want = hugging_face_merges(documents, 32_000)
-    assert our_merges(train(documents, 256 + 32_000, special_tokens=())) == want
+    for layer in ["arrays", *(["compiled"] if find_spec("numba") else [])]:
+        assert our_merges(train(documents, 256 + 32_000, special_tokens=(), layer=layer)) == want, layer
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)

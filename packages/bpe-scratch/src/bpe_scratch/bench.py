@@ -81,6 +81,8 @@ def runners(tokenizer: Tokenizer, documents: list[str]) -> dict[str, Callable[[]
     if find_spec("tiktoken"):
         theirs = _tiktoken(tokenizer)
         found["tiktoken"] = lambda: lambda: theirs.encode_ordinary_batch(documents, num_threads=1)
+    if find_spec("gigatoken"):
+        found["gigatoken"] = _gigatoken(tokenizer, documents)
     if find_spec("tokenizers"):
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         found["tokenizers"] = _hugging_face(tokenizer, documents)
@@ -103,6 +105,19 @@ def _hugging_face(tokenizer: Tokenizer, documents: list[str]) -> Callable[[], Ru
     def make() -> Run:
         fresh = HuggingFace.from_str(text)
         return lambda: [encoding.ids for encoding in fresh.encode_batch_fast(documents)]
+
+    return make
+
+
+def _gigatoken(tokenizer: Tokenizer, documents: list[str]) -> Callable[[], Run]:
+    import awkward
+    import gigatoken
+
+    text = tokenizer.to_json()
+
+    def make() -> Run:
+        fresh = gigatoken.Tokenizer.from_json(text)
+        return lambda: np.asarray(awkward.flatten(fresh.encode_batch(documents, parallel=False)))
 
     return make
 
@@ -148,22 +163,73 @@ def bench(tokenizer: Tokenizer, files: Sequence[Path], megabytes: float, repeats
         spread = f"{100 * (max(warm) - min(warm)) / w:.0f} %"
         table.add_row(name, f"{size / c:.1f}", f"{size / w:.1f}", *(f"{r:.2f}" for r in ratios), spread)
     console.print(table)
+    _bench_small(tokenizer, documents, expected, repeats, console)
     if train:
         _bench_training(documents, train, repeats, console)
+
+
+def _bench_small(
+    tokenizer: Tokenizer, documents: list[str], ids: np.ndarray, repeats: int, console: Console
+) -> None:
+    """Texts of 1 kB one at a time, and decoding; for tiktoken the same."""
+    texts = [document[i : i + 1000] for document in documents[:500] for i in range(0, len(document), 1000)]
+    size, whole = (sum(len(text.encode()) for text in part) / 1e6 for part in (texts, documents))
+    array, numbers = ids.astype(tokenizer.dtype), ids.tolist()
+    runs: dict[str, tuple[float, Run]] = {
+        "one kB at a time": (size, lambda: [tokenizer.encode(text) for text in texts]),
+        "decode an array": (whole, lambda: tokenizer.decode(array)),
+        "decode a list": (whole, lambda: tokenizer.decode(numbers)),
+        "decode a list to bytes": (whole, lambda: tokenizer.decode_bytes(numbers)),
+    }
+    if find_spec("tiktoken"):
+        theirs = _tiktoken(tokenizer)
+        runs |= {
+            "tiktoken: one kB at a time": (size, lambda: [theirs.encode_ordinary(text) for text in texts]),
+            "tiktoken: decode a list": (whole, lambda: theirs.decode(numbers)),
+            "tiktoken: decode a list to bytes": (whole, lambda: theirs.decode_bytes(numbers)),
+        }
+    table = Table("one by one, and back", "MB/s", "spread")
+    for name, (megabytes, run) in runs.items():
+        # the first is cold: compiling and new memory
+        times = seconds(lambda run=run: run, repeats)[1]  # type: ignore[misc]
+        middle = statistics.median(times)
+        spread = f"{100 * (max(times) - min(times)) / middle:.0f} %"
+        table.add_row(name, f"{megabytes / middle:.1f}", spread)
+    console.print(table)
 
 
 def _bench_training(documents: list[str], merges: int, repeats: int, console: Console) -> None:
     from bpe_scratch.training import train
 
     table = Table("train", "seconds", "spread")
-    for layer in ("compiled", "arrays") if find_spec("numba") else ("arrays",):
+    layers = ("compiled", "arrays") if find_spec("numba") else ("arrays",)
+    runs: dict[str, Run] = {
+        layer: lambda layer=layer: train(documents, 256 + merges, special_tokens=(), layer=layer)  # type: ignore[misc]
+        for layer in layers
+    }
+    if find_spec("tokenizers"):
+        runs["tokenizers"] = lambda: _train_hugging_face(documents, merges)
+    for layer, run in runs.items():
         taken = []
         for _ in range(repeats if layer == "compiled" else 1):
             start = time.perf_counter()
-            train(documents, 256 + merges, special_tokens=(), layer=layer)  # type: ignore[arg-type]
+            run()
             taken.append(time.perf_counter() - start)
         middle = statistics.median(taken)
         table.add_row(
             f"{layer}, {merges} merges", f"{middle:.2f}", f"{100 * (max(taken) - min(taken)) / middle:.0f} %"
         )
     console.print(table)
+
+
+def _train_hugging_face(documents: list[str], merges: int) -> None:
+    from tokenizers import Tokenizer as HuggingFace
+    from tokenizers import models, pre_tokenizers, trainers
+
+    model = HuggingFace(models.BPE())
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=256 + merges, min_frequency=2, initial_alphabet=alphabet, show_progress=False
+    )
+    model.train_from_iterator(documents, trainer)

@@ -15,7 +15,8 @@ from rich.console import Console
 from bpe_scratch.corpus import read_documents
 from bpe_scratch.errors import TokenizerError
 from bpe_scratch.layers import Layer
-from bpe_scratch.tokenizer import END_OF_TEXT, Tokenizer
+from bpe_scratch.special import END_OF_TEXT
+from bpe_scratch.tokenizer import Tokenizer
 
 Files = Annotated[tuple[Path, ...], tyro.conf.Positional]
 

@@ -14,6 +14,7 @@ from bpe_scratch.errors import TokenIdError
 
 # below this many ids a list of bytes is joined faster than a kernel is called
 _SHORT = 64
+_LARGEST = (1 << 32) - 1
 
 
 class Decoder:
@@ -21,7 +22,7 @@ class Decoder:
 
     def __init__(self, tokens: Sequence[bytes | None], *, compiled: bool) -> None:
         self._tokens = tokens
-        self._kernel: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.uint8] | None] | None = None
+        self._kernel: Callable[[npt.NDArray[np.uint32]], npt.NDArray[np.uint8] | None] | None = None
         if compiled:
             from bpe_scratch.compiled.decoding import CompiledDecoder
 
@@ -42,7 +43,7 @@ class Decoder:
             )
         known = ids if isinstance(ids, np.ndarray) else list(ids)
         if len(known) > _SHORT and self._kernel is not None:
-            numbers = _as_int64(known)
+            numbers = _as_uint32(known)
             if numbers is not None and (found := self._kernel(numbers)) is not None:
                 return found
         return self._join(known.tolist() if isinstance(known, np.ndarray) else known)
@@ -91,11 +92,15 @@ class TokenStream:
         return rest
 
 
-def _as_int64(ids: Sequence[int] | npt.NDArray[np.integer]) -> npt.NDArray[np.int64] | None:
+def _as_uint32(ids: Sequence[int] | npt.NDArray[np.integer]) -> npt.NDArray[np.uint32] | None:
+    """The ids, or ``None`` if one has no such form."""
     if isinstance(ids, np.ndarray):
-        return ids.astype(np.int64)
+        # one comparison finds negative numbers too: as unsigned ones they are large
+        if ids.dtype.itemsize > 4 and int(ids.astype(np.uint64, copy=False).max()) > _LARGEST:
+            return None
+        return np.ascontiguousarray(ids, dtype=np.uint32)
     try:
-        # three times as fast as np.array on a list
-        return np.frombuffer(array("q", ids), dtype=np.int64)
+        # three times as fast as np.array on a list, and more than twice as fast as an array of signed numbers
+        return np.frombuffer(array("I", ids), dtype=np.uint32)
     except (TypeError, OverflowError):
         return None

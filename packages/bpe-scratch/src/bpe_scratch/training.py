@@ -17,7 +17,8 @@ from bpe_scratch.byte_alphabet import BYTES_IN_ID_ORDER
 from bpe_scratch.errors import DuplicateTokenError, TokenizerError
 from bpe_scratch.layers import Layer, resolve_layer, tell_before_compiling
 from bpe_scratch.patterns import resolve_pattern
-from bpe_scratch.tokenizer import END_OF_TEXT, Tokenizer
+from bpe_scratch.special import END_OF_TEXT
+from bpe_scratch.tokenizer import Tokenizer
 from bpe_scratch.vocabulary import Pair, Vocabulary
 
 BYTE_IDS = tuple(BYTES_IN_ID_ORDER.index(byte) for byte in range(256))

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bpe_scratch.compiled.kernel import kernel
-from bpe_scratch.compiled.memory import address, load32, load64, load_bytes, store_bytes
+from bpe_scratch.compiled.memory import address, load32, load_bytes, store_bytes
 
 
 @kernel
@@ -18,7 +18,7 @@ def measure(ids, spans):
     total, size, number = 0, spans.shape[0], ids.size
     ids, table = address(ids), address(spans)
     for position in range(number):
-        index = np.int64(load64(ids, position))
+        index = load32(ids, position)
         if index < 0 or index >= size:
             return 0, position
         length = load32(table, 2 * index + 1)
@@ -35,7 +35,7 @@ def copy_tokens(ids, spans, blob, out):
     ids, spans, blob, out = address(ids), address(spans), address(blob), address(out)
     end = 0
     for position in range(number):
-        index = np.int64(load64(ids, position))
+        index = load32(ids, position)
         start, length = load32(spans, 2 * index), load32(spans, 2 * index + 1)
         store_bytes(out, end, load_bytes(blob, start))
         for k in range(8, length, 8):
@@ -56,11 +56,11 @@ class CompiledDecoder:
         self._spans[:, 1] = np.where([token is None for token in tokens], -1, lengths)
         self._blob = np.frombuffer(b"".join([*known, bytes(8)]), dtype=np.uint8)
 
-    def decode(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8] | None:
+    def decode(self, ids: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint8] | None:
         """The bytes of ids, or ``None`` if one is unknown.
 
         Args:
-            ids: Ids as int64.
+            ids: Ids, contiguous; from 2^31 on they count as unknown.
         """
         total, bad = measure(ids, self._spans)
         if bad >= 0:
