@@ -201,7 +201,7 @@ RUN_PRESETS: dict[str, RunConfig] = {
         model=replace(_sizes("demo"), label_smoothing=0.0),
         data=DataSection(vocab=400),
         batch=BatchSection(batch_tokens=1024, buckets=2, width_multiple=2),
-        schedule=ScheduleSection(steps=1500, warmup=200, lr_scale=0.4),
+        schedule=ScheduleSection(steps=1500, warmup=200, lr_scale=0.3),
         runtime=RuntimeSection(unroll=True),
         reports=ReportSection(eval_every=300, score_pairs=128, save_every=100, log_every=50),
     ),
