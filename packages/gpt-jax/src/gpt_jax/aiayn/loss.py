@@ -8,7 +8,8 @@ As in ``gpt_jax.loss`` a chunk's gradients are taken as soon as its logits are t
 than one chunk of logits exists. Beside the smoothed loss stands the plain negative log-likelihood,
 which is what perplexity is made of; it has no gradient of its own.
 
-Shapes: M tokens, m tokens of a chunk, N chunks, D width, V vocabulary (padded), B rows, T positions.
+Shapes: M tokens, m tokens of a chunk, N chunks, D width, V vocabulary (padded), B rows, T positions,
+A layers of both stacks.
 
 References:
     Szegedy et al. 2016, "Rethinking the Inception Architecture", section 7; Vaswani et al. 2017, 5.4.
@@ -44,7 +45,7 @@ def weighted_losses(
     inputs: Inputs,
     plan: Plan,
     weight: Float[Array, ""],
-    keys: UInt32[Array, "2*L 4 2"] | None = None,
+    keys: UInt32[Array, "A 4 2"] | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """The smoothed loss, which is to be differentiated, and beside it the negative log-likelihood.
 

@@ -110,8 +110,10 @@ def adam_update(
         new_p = p - scalars.lr * (new_m / scalars.correction1) / root
         return jnp.where(updated, new_p, p), jnp.where(updated, new_m, m), jnp.where(updated, new_v, v)
 
-    leaves = jax.tree.map(of_leaf, params, gradients, state.first, state.second)
-    new, first, second = jax.tree.transpose(jax.tree.structure(params), jax.tree.structure((0, 0, 0)), leaves)
+    columns = (jax.tree.leaves(tree) for tree in (params, gradients, state.first, state.second))
+    leaves = [of_leaf(*one) for one in zip(*columns, strict=True)]
+    shape = jax.tree.structure(params)
+    new, first, second = (jax.tree.unflatten(shape, column) for column in zip(*leaves, strict=True))
     return new, AdamState(first, second), Outcome(norm, updated)
 
 

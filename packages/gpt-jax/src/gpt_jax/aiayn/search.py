@@ -96,8 +96,8 @@ def beam_search(
         ValueError: If an argument is out of range.
     """
     _check(config, source, source_lengths, end_of_text, longest)
-    if not 1 <= 2 * beam <= config.vocab_size:
-        raise ValueError(f"beam={beam} is not within 1..{config.vocab_size // 2}, half the vocabulary")
+    if beam < 1:
+        raise ValueError(f"beam={beam} is not positive")
     if length_penalty < 0.0:
         raise ValueError(f"length_penalty={length_penalty} is negative")
     sent = (jax.device_put(array, plan.device) for array in (source, source_lengths))
@@ -238,10 +238,11 @@ def _end_at_limit(
 
 def _candidates(log_probs: Float[Array, "B J V"], beam: int) -> Candidates:
     """The best of each hypothesis first, then of all: one search through J V columns would have to sort."""
-    rows = len(log_probs)
-    of_each, tokens = lax.top_k(log_probs, 2 * beam)  # [B, J, 2 J]
+    rows, _, ids = log_probs.shape
+    width = min(2 * beam, ids)
+    of_each, tokens = lax.top_k(log_probs, width)  # [B, J, width]
     best, index = lax.top_k(of_each.reshape(rows, -1), 2 * beam)
-    return Candidates(best, index // (2 * beam), jnp.take_along_axis(tokens.reshape(rows, -1), index, axis=1))
+    return Candidates(best, index // width, jnp.take_along_axis(tokens.reshape(rows, -1), index, axis=1))
 
 
 def _complete(state: Beam, found: Candidates, end_of_text: int, alpha: float) -> Beam:

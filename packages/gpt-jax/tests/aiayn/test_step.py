@@ -1,0 +1,289 @@
+"""Loss, gradients, the optimizer, dropout, and what a step promises."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gpt_data.batch import IGNORE
+from gpt_jax.aiayn import step as steps
+from gpt_jax.aiayn.config import TransformerConfig
+from gpt_jax.aiayn.layers import draw_masks
+from gpt_jax.aiayn.loss import smoothed_loss, weighted_losses
+from gpt_jax.aiayn.model import init_parameters
+from gpt_jax.aiayn.optimizer import AdamConfig
+from gpt_jax.aiayn.parameters import PairBatch, Parameters, Site
+from gpt_jax.aiayn.plan import make_plan
+from gpt_jax.aiayn.step import check_batch, init_state, make_evaluate, make_step, send
+from gpt_jax.aiayn.tree import from_named, to_named
+from gpt_jax.dropout import dropout_keys
+from gpt_trainer import philox
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import aiayn_oracle as oracle
+from aiayn_oracle import SMALL, make_batch, noisy_values
+from conftest import assert_close
+
+PLAN = make_plan(SMALL, device="cpu")
+DROPPING = replace(SMALL, dropout=0.2)
+
+
+DIFFERENTIATE: Callable = jax.jit(jax.value_and_grad(weighted_losses, has_aux=True), static_argnames="plan")
+
+
+def differentiate(params: Parameters) -> tuple[float, float, Parameters]:
+    batch = make_batch()
+    weight = jnp.float32(1 / np.count_nonzero(batch.target_out != IGNORE))
+    (smoothed, nll), gradients = DIFFERENTIATE(params, send(batch, PLAN), PLAN, weight)
+    return float(smoothed), float(nll), gradients
+
+
+@pytest.fixture(scope="module")
+def gradients() -> dict[str, np.ndarray]:
+    return to_named(differentiate(from_named(noisy_values(), SMALL))[2], SMALL)
+
+
+@pytest.fixture(scope="module")
+def step() -> steps.Step:
+    """Compiled once for all tests of this shape."""
+    return make_step(SMALL, PLAN)
+
+
+def fresh() -> steps.TrainingState:
+    return init_state(from_named(noisy_values(), SMALL), PLAN)
+
+
+def test_losses_and_gradients_equal_float64(gradients: dict[str, np.ndarray]) -> None:
+    """Every tensor, along a direction of its own, by finite differences of the oracle."""
+    values = {n: v.astype(np.float64) for n, v in noisy_values().items()}
+    batch, rng, size = make_batch(), np.random.default_rng(7), 1e-5
+    smoothed, nll, _ = differentiate(from_named(noisy_values(), SMALL))
+    assert (smoothed, nll) == pytest.approx(oracle.losses(values, batch, 0.1), rel=1e-6)
+    for name, gradient in gradients.items():
+        # half the direction is the gradient's own, so that the product does not vanish
+        direction = rng.normal(size=gradient.shape)
+        direction = direction / np.linalg.norm(direction) + gradient / np.linalg.norm(gradient)
+        ahead, behind = (
+            oracle.losses(values | {name: values[name] + sign * size * direction}, batch, 0.1)[0]
+            for sign in (1, -1)
+        )
+        want = (ahead - behind) / (2 * size)
+        # 1e-9: what a difference of losses near 4 leaves of float64 after division by 2e-5
+        assert np.vdot(direction, gradient) == pytest.approx(want, rel=5e-5, abs=1e-9), name
+
+
+def test_keys_have_no_bias(gradients: dict[str, np.ndarray]) -> None:
+    """A constant added to all keys leaves a softmax as it is."""
+    for name in ("encoder.0.attention", "decoder.1.attention", "decoder.0.cross"):
+        of_q, of_k, of_v = np.abs(gradients[f"{name}.qkv_bias"].reshape(3, 12)).max(-1)
+        assert of_k < 1e-6 < 1e-4 < min(of_q, of_v)
+
+
+def losses_of(hidden: np.ndarray, embedding: np.ndarray, targets: list[int], **changes: object) -> tuple:
+    plan = replace(PLAN, **({"vocab_size": len(embedding)} | changes))
+    arrays = (jnp.asarray(hidden, plan.dtype), jnp.asarray(embedding, jnp.float32))
+    weight = jnp.float32(1 / sum(target != IGNORE for target in targets))
+    return smoothed_loss(*arrays, jnp.asarray(targets, jnp.int32), weight, plan)
+
+
+def test_equal_logits_cost_log_vocabulary() -> None:
+    losses = losses_of(np.ones((3, 4)), np.zeros((61, 4)), [5, IGNORE, 60])
+    assert [float(x) for x in losses] == pytest.approx([np.log(61)] * 2, rel=1e-6)
+
+
+def test_smoothed_loss_is_least_at_the_smoothed_distribution() -> None:
+    """There it is that distribution's entropy, and its gradient vanishes; the plain loss still falls."""
+    ids, target, e = 7, 3, 0.1
+    q = np.full(ids, e / ids)
+    q[target] += 1 - e
+    logits = np.log(q)[None] + 2.5  # a constant on all logits changes nothing
+    smoothed, nll = losses_of(logits, np.eye(ids), [target])
+    assert float(smoothed) == pytest.approx(-(q * np.log(q)).sum(), rel=1e-6)
+    assert float(nll) == pytest.approx(-np.log(q[target]), rel=1e-6)
+    gradient = jax.grad(lambda h: smoothed_loss(h, *rest)[0])
+    plan = replace(PLAN, vocab_size=ids)
+    rest = (jnp.eye(ids), jnp.array([target], jnp.int32), jnp.float32(1), plan)
+    assert np.abs(gradient(jnp.asarray(logits, jnp.float32))).max() < 1e-7
+    assert np.abs(gradient(jnp.asarray(logits + np.eye(ids)[[target]], jnp.float32))).max() > 1e-2
+
+
+@pytest.mark.parametrize("wide", [True, False], ids=["wide", "narrow"])
+def test_head_over_chunks_equals_one_chunk(wide: bool) -> None:
+    """Chunks of five tokens, the last short; the padding rows of the vocabulary learn nothing."""
+    rng = np.random.default_rng(0)
+    hidden, embedding = (jnp.asarray(rng.normal(size=(rows, 12)), jnp.float32) for rows in (23, 128))
+    targets = jnp.asarray(rng.integers(IGNORE, 61, 23), jnp.int32)
+
+    def answer(chunk: int) -> tuple:
+        plan = replace(PLAN, chunk=chunk, wide_logits=wide)
+        of = jax.value_and_grad(
+            lambda h, e: smoothed_loss(h, e, targets, jnp.float32(1 / 23), plan)[0], (0, 1)
+        )
+        return of(hidden, embedding)
+
+    (loss, grads), (want, want_grads) = answer(61 * 5), answer(10**6)
+    assert float(loss) == pytest.approx(float(want), rel=1e-6)
+    for name, got, expected in zip(("d_hidden", "d_embedding"), grads, want_grads, strict=True):
+        assert_close(name, got, expected, rel=1e-6)
+    d_embedding = np.asarray(grads[1])
+    assert d_embedding[:61].all()
+    assert not d_embedding[61:].any()
+
+
+def test_narrow_logits_are_near_wide_ones() -> None:
+    rng = np.random.default_rng(0)
+    hidden, embedding = rng.normal(size=(64, 16)), rng.normal(size=(128, 16))
+    targets = rng.integers(0, 128, 64).tolist()
+    wide, narrow = (
+        float(losses_of(hidden, embedding, targets, dtype="bfloat16", wide_logits=w)[0])
+        for w in (True, False)
+    )
+    assert narrow == pytest.approx(wide, rel=2e-3)
+
+
+def test_masks_are_those_of_the_shared_rule() -> None:
+    """Each site of each layer its own; the decoder's layers follow the encoder's."""
+    seed, shape, plan = 2**40 + 5, (2, 3, 12), make_plan(DROPPING, device="cpu")
+    words = jnp.array([seed & 0xFFFFFFFF, seed >> 32], jnp.uint32)
+    keys = dropout_keys(words, jnp.uint32(7), jnp.uint32(0), 4)
+    first, masks = draw_masks(keys[2:], (Site.ATTENTION, Site.CROSS, Site.NETWORK), shape, plan)
+    want = philox.dropout_keys(seed, 7, 0, 4)[2:]
+
+    def mask(layer: int, site: Site) -> np.ndarray:
+        return philox.dropout_mask(shape, (int(want[layer, site, 0]), int(want[layer, site, 1])), 0.2)
+
+    assert first is not None
+    assert np.array_equal(np.asarray(first), mask(0, Site.EMBEDDING))
+    assert list(masks) == [Site.ATTENTION, Site.CROSS, Site.NETWORK]
+    for site, got in masks.items():
+        for layer in range(2):
+            assert np.array_equal(np.asarray(got[layer]), mask(layer, site))
+
+
+def test_no_dropout_is_compiled_at_rate_0() -> None:
+    def text(config: TransformerConfig) -> str:
+        plan = make_plan(config, device="cpu")
+        state = init_state(from_named(noisy_values(), SMALL), plan)
+        rest = (jnp.float32(0.1), jnp.zeros(3, jnp.uint32), jnp.ones(3, jnp.float32))
+        settings = {"plan": plan, "optimizer": AdamConfig()}
+        traced = jax.make_jaxpr(lambda s, i: steps.train_step(s, i, *rest, **settings))
+        return str(traced(state, send(make_batch(), plan)))
+
+    assert "mulhi" in text(DROPPING)
+    assert "mulhi" not in text(SMALL)
+
+
+def test_two_steps_equal_adam_written_out(step: steps.Step) -> None:
+    state = fresh()
+    values = {n: v.astype(np.float64) for n, v in noisy_values().items()}
+    first, second = ({n: np.zeros_like(v) for n, v in values.items()} for _ in range(2))
+    for number in range(2):
+        smoothed, nll, tree = differentiate(state.params)
+        grads = to_named(tree, SMALL)
+        lr = 1e-2 / (number + 1)
+        state, metrics = step(state, make_batch(), lr, 0, number)
+        norm = np.sqrt(sum(np.square(g.astype(np.float64)).sum() for g in grads.values()))
+        assert np.asarray(metrics).tolist() == pytest.approx([smoothed, nll, norm, 1.0], rel=1e-5)
+        for name, g in grads.items():
+            first[name] = 0.9 * first[name] + 0.1 * g
+            second[name] = 0.98 * second[name] + 0.02 * np.square(g.astype(np.float64))
+            m, v = first[name] / (1 - 0.9 ** (number + 1)), second[name] / (1 - 0.98 ** (number + 1))
+            values[name] -= lr * m / (np.sqrt(v) + 1e-9)
+    got = to_named(state.params, SMALL)
+    for name in values:
+        if name.endswith("qkv_bias"):  # a key's bias has a gradient of rounding alone, which Adam blows up
+            got[name], values[name] = (np.delete(v, slice(12, 24)) for v in (got[name], values[name]))
+        assert_close(name, got[name], values[name], rel=2e-5)
+    for name, moment in to_named(state.moments.second, SMALL).items():
+        assert_close(name, moment, second[name], rel=1e-4)
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(step: steps.Step) -> None:
+    state = fresh()
+    broken = to_named(state.params, SMALL)
+    params = state.params.replace(embedding=state.params.embedding.at[60, 3].set(jnp.inf))
+    state, metrics = step(state.replace(params=params), make_batch(), 1e-2, 0, 0)
+    assert not np.isfinite(np.asarray(metrics)[2])
+    assert np.asarray(metrics)[3] == 0
+    after = to_named(state.params, SMALL)
+    assert after["embedding"][60, 3] == np.inf
+    after["embedding"][60, 3] = broken["embedding"][60, 3]
+    assert all(np.array_equal(broken[name], after[name]) for name in broken)
+    assert not any(v.any() for v in to_named(state.moments.first, SMALL).values())
+
+
+def test_steps_repeat_and_compile_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    traces = []
+    original = steps.train_step
+    monkeypatch.setattr(steps, "train_step", lambda *a, **k: (traces.append(1), original(*a, **k))[1])
+    plan = make_plan(DROPPING, device="cpu")
+    step = make_step(DROPPING, plan)
+    runs = []
+    for _ in range(2):
+        state, losses = init_state(from_named(noisy_values(), SMALL), plan), []
+        for number, seed in ((0, 3), (0, 3), (1, 3), (1, 2**33)):
+            state, metrics = step(state, make_batch(), 0.0, seed, number)  # lr 0: only the masks differ
+            losses.append(float(metrics[0]))
+        runs.append(losses)
+    assert len(traces) == 1
+    first, same, later, other = runs[0]
+    assert runs[0] == runs[1]
+    assert first == same
+    assert len({first, later, other}) == 3
+
+
+def test_evaluation_sums_the_plain_loss() -> None:
+    total, count = make_evaluate(DROPPING, make_plan(DROPPING, device="cpu"))(
+        from_named(noisy_values(), SMALL), make_batch()
+    )
+    assert count == 23
+    assert total / count == pytest.approx(oracle.losses(noisy_values(), make_batch(), 0.1)[1], rel=1e-6)
+
+
+def test_a_small_model_learns_to_copy() -> None:
+    config = TransformerConfig(12, n_layer=1, n_head=2, d_model=32, d_ff=64, dropout=0.0, longest=8)
+    plan = make_plan(config, device="cpu")
+    step, state = make_step(config, plan), init_state(init_parameters(config, 0), plan)
+    rng, zero, losses = np.random.default_rng(0), np.zeros((32, 1), np.int32), []
+    for number in range(300):
+        words = rng.integers(1, 12, (32, 3)).astype(np.int32)
+        source, target_in, target_out = (
+            np.hstack(pair) for pair in ((words, zero), (zero, words), (words, zero))
+        )
+        batch = PairBatch(source, np.full(32, 4, np.int32), target_in, target_out)
+        state, metrics = step(state, batch, 3e-3, 0, number)
+        losses.append(float(metrics[1]))
+    assert losses[0] > 2.4  # log 12
+    assert np.mean(losses[-10:]) < 0.2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"source": np.full((5, 7), 61, np.int32)}, "source span 61..61, outside the vocabulary of 61"),
+        ({"target_in": np.full((5, 9), -1, np.int32)}, "target_in span -1..-1"),
+        ({"target_out": np.full((5, 9), -2, np.int32)}, "target_out span -2..-2"),
+        ({"source_lengths": np.full(5, 8, np.int32)}, r"source_lengths span 8..8, outside 0..7"),
+        ({"source": np.zeros((5, 33), np.int32)}, "33 positions, more than longest=32"),
+        ({"target_in": np.zeros((5, 8), np.int32)}, "have shapes"),
+        ({"target_out": np.full((5, 9), -1, np.int32)}, "no position of the batch has a target"),
+    ],
+    ids=["source", "target", "below", "length", "long", "shapes", "empty"],
+)
+def test_bad_batches_are_refused(changes: dict[str, np.ndarray], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_batch(make_batch()._replace(**changes), SMALL)
+
+
+def test_parameters_survive_the_first_step(step: steps.Step) -> None:
+    """A step takes over its state's memory, but not that of the parameters it was made from."""
+    params: Parameters = from_named(noisy_values(), SMALL, PLAN.device)
+    step(init_state(params, PLAN), make_batch(), 1e-2, 0, 0)
+    assert np.array_equal(to_named(params, SMALL)["embedding"], noisy_values()["embedding"])
