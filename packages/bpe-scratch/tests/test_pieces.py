@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import regex
-from bpe_scratch import unicode_classes
-from bpe_scratch.array_pieces import piece_starts
+from bpe_scratch import array_pieces, unicode_classes
+from bpe_scratch.array_pieces import byte_groups, piece_starts
 from bpe_scratch.patterns import PATTERNS, splitter
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -79,9 +79,25 @@ def test_pieces_put_together_are_the_text(pattern: str, document: str) -> None:
 def test_array_pieces_equal_those_of_the_expression(documents: list[str]) -> None:
     raw = [document.encode() for document in documents]
     begins = np.cumsum([0, *map(len, raw[:-1])])
-    starts = piece_starts("".join(documents), np.frombuffer(b"".join(raw), np.uint8), begins)
+    starts = piece_starts(np.frombuffer(b"".join(raw), np.uint8), begins)
     pieces = [piece.encode() for document in documents for piece in splitter("gpt2")(document)]
     assert starts.tolist() == np.cumsum([0, *map(len, pieces)])[:-1].tolist()
+
+
+def test_array_groups_are_those_of_every_code_point() -> None:
+    codes = [c for c in range(0x110000) if not 0xD800 <= c < 0xE000]
+    text = "".join(map(chr, codes))
+    widths = [len(char.encode()) for char in text]
+    groups = byte_groups(np.frombuffer(text.encode(), np.uint8))
+    want = array_pieces._GROUPS[unicode_classes.class_of_code_point()[codes]]
+    assert np.array_equal(groups, np.repeat(want, widths))
+
+
+# 56 bytes are decided at once, from 4 bytes before: every place of a piece in a window
+@pytest.mark.parametrize("before", range(60))
+def test_windows_join_wherever_they_meet(before: int) -> None:
+    document = "a" * before + "'ll 's  \u3000\u2003x'ves \u3000 9é9 'sé''s 中's  \n z" * 3
+    assert cut("gpt2", document) == splitter("gpt2")(document)
 
 
 def test_expressions_equal_tiktokens() -> None:

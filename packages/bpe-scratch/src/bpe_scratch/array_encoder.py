@@ -78,7 +78,7 @@ class ArrayEncoder(PlainEncoder):
         if not end:
             return np.zeros(0, dtype=np.uint32)
         begins = np.cumsum(sizes) - sizes
-        starts = piece_starts("".join(texts), raw[:end], begins[sizes > 0])
+        starts = piece_starts(raw[:end], begins[sizes > 0])
         widths = np.diff(starts, append=end)
         ids, counts = self._look_up(raw, starts, widths)
         bounds = np.concatenate([[0], np.cumsum(counts)])

@@ -11,6 +11,7 @@ equal values.  The starts of pieces are then
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
@@ -26,32 +27,47 @@ _GROUPS[NUMBER], _GROUPS[SPACE], _GROUPS[OTHER], _GROUPS[MARK] = _NUMBERS, _SPAC
 _BLANK, _APOSTROPHE = 32, 39
 
 
-def byte_groups(text: str, raw: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+@cache
+def _group_of_code_point() -> npt.NDArray[np.uint8]:
+    return _GROUPS[class_of_code_point()]
+
+
+@cache
+def _group_of_byte() -> npt.NDArray[np.uint8]:
+    return np.resize(_group_of_code_point()[:128], 256)
+
+
+def byte_groups(raw: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """The group of each byte's character, ``[N]``.
 
     Args:
-        text: The text.
-        raw: Its UTF-8.
+        raw: UTF-8.
     """
-    group_of = _GROUPS[class_of_code_point()]
-    if len(text) == raw.size:
-        return group_of[:128][raw]
-    codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
-    widths = 1 + (codes > 0x7F).astype(np.uint8) + (codes > 0x7FF) + (codes > 0xFFFF)
-    return np.repeat(group_of[codes], widths)
+    groups = _group_of_byte()[raw]
+    # characters beyond ASCII, which are few in most texts: all of their bytes get the group again
+    leads = np.flatnonzero(raw >= 0xC0)
+    first = raw[leads].astype(np.int64)
+    widths = 2 + (first >= 0xE0) + (first >= 0xF0)
+    codes = first & (0xFF >> (widths + 1))
+    for k in range(1, 4):
+        longer = widths > k
+        codes[longer] = codes[longer] << 6 | raw[leads[longer] + k] & 0x3F
+    found = _group_of_code_point()[codes]
+    groups[leads] = found
+    for k in range(1, 4):
+        longer = widths > k
+        groups[leads[longer] + k] = found[longer]
+    return groups
 
 
-def piece_starts(
-    text: str, raw: npt.NDArray[np.uint8], begins: npt.NDArray[np.int64]
-) -> npt.NDArray[np.int64]:
+def piece_starts(raw: npt.NDArray[np.uint8], begins: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """First byte of every piece, ascending.
 
     Args:
-        text: Documents one after another.
-        raw: UTF-8 of ``text``, not empty.
+        raw: UTF-8 of documents one after another, not empty.
         begins: First byte of each document, ``[D]``, none of them empty.
     """
-    groups = byte_groups(text, raw)
+    groups = byte_groups(raw)
     first = np.empty(raw.size, dtype=bool)
     first[0] = True
     np.not_equal(groups[1:], groups[:-1], out=first[1:])
@@ -135,5 +151,5 @@ def _gpt2_pieces(documents: Sequence[str]) -> list[bytes]:
     if not raw:
         return []
     begins = (np.cumsum(sizes) - sizes)[sizes > 0]
-    starts = piece_starts("".join(documents), np.frombuffer(raw, dtype=np.uint8), begins)
+    starts = piece_starts(np.frombuffer(raw, dtype=np.uint8), begins)
     return [raw[start:end] for start, end in pairwise([*starts.tolist(), len(raw)])]
