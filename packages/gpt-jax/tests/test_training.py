@@ -18,7 +18,7 @@ from gpt_jax.loss import head_loss
 from gpt_jax.model import Plan
 from gpt_jax.options import Options, stacks_layers
 from gpt_trainer import philox
-from gpt_trainer.parameters import decays
+from gpt_trainer.parameters import decays, init_parameters
 
 sys.path.insert(0, str(Path(__file__).parent))
 import oracle
@@ -56,13 +56,15 @@ def test_unrolled_layers_give_the_same_gradients(
         assert_close(name, gradients[name], want, rel=1e-6)
 
 
-def test_split_into_micro_batches_changes_rounding_only(
-    backend: JaxBackend, scan_gradients: tuple[float, dict[str, np.ndarray]]
-) -> None:
-    batch = make_batch(2, 19, packed=True)
+def test_split_into_micro_batches_changes_rounding_only() -> None:
+    # a fresh model's weights: those of the other tests are four times as large, and so ill-conditioned that
+    # on a CPU with AVX-512 the whole batch's own gradients are 1.4e-6 from float64
+    backend, batch = build(), make_batch(2, 19, packed=True)
+    backend.load(init_parameters(SMALL, 0))
     loss, gradients = backend.gradients([batch.rows(0, 1), batch.rows(1, 2)], 0)
-    assert loss == pytest.approx(scan_gradients[0], rel=1e-6)
-    for name, want in scan_gradients[1].items():
+    whole_loss, whole = backend.gradients([batch], 0)
+    assert loss == pytest.approx(whole_loss, rel=1e-6)
+    for name, want in whole.items():
         assert_close(name, gradients[name], want, rel=1e-6)
 
 
