@@ -222,7 +222,9 @@ class Loop:
             if found is None:
                 return False
             self._write({"step": state.step, **found})
-            shown = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
+            # the file has the errors of the figures too; a line has room for the figures
+            figures = {name: value for name, value in found.items() if not name.endswith("_stderr")}
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
             parts.display.say(f"step {state.step}: {shown}")
         state.measured = state.step
         self._clock = time.perf_counter()
