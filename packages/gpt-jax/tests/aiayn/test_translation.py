@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from gpt_jax.aiayn import translation
 from gpt_jax.aiayn.config import TransformerConfig
 from gpt_jax.aiayn.model import init_parameters
 from gpt_jax.aiayn.pairs import TextPairs
+from gpt_jax.aiayn.parameters import Parameters
 from gpt_jax.aiayn.plan import make_plan
 from gpt_jax.aiayn.scoring import score
 from gpt_jax.aiayn.sentences import learn_tokenizer
@@ -20,6 +22,11 @@ from hypothesis import strategies as st
 
 TOKENIZER = learn_tokenizer(TextPairs(["aa bb"] * 9, ["cc dd"] * 9, range(9)), 262, "gpt2")
 CONFIG = TransformerConfig(TOKENIZER.vocab_size, n_layer=1, n_head=2, d_model=8, d_ff=16, longest=24)
+
+
+@cache
+def weights() -> Parameters:
+    return init_parameters(CONFIG, 0)
 
 
 def make_echo(patch: pytest.MonkeyPatch) -> Translator:
@@ -63,26 +70,28 @@ def test_lines_come_back_in_their_order_and_empty_ones_stay_empty(
     lines: list[str], rows: int, beam: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        found = make_echo(patch).translate(None, lines, Decoding(beam, rows=rows))
+        found = make_echo(patch).translate(weights(), lines, Decoding(beam, rows=rows))
     want = [line.replace("\n", " ").replace("\r", " ") if line.strip() else "" for line in lines]
     assert found == want
 
 
 def test_a_sentence_too_long_is_cut_and_said_so(echo: Translator, capsys: pytest.CaptureFixture[str]) -> None:
     # 23 letters that no merge joins, and the end of text: just short enough
-    found = echo.translate(None, ["xyz", "q" * 23, "q" * 24, "z" * 99], Decoding(1, rows=2), first_line=11)
+    found = echo.translate(
+        weights(), ["xyz", "q" * 23, "q" * 24, "z" * 99], Decoding(1, rows=2), first_line=11
+    )
     assert found == ["xyz", "q" * 23, "q" * 23, "z" * 23]
     assert capsys.readouterr().err == "2 of 4 sentences cut, longer than 24 tokens (lines 13, 14)\n"
 
 
 def test_asked_to_stop_it_gives_nothing(echo: Translator) -> None:
     answers = iter([False, True])
-    assert echo.translate_until(None, ["a", "b"], Decoding(1, rows=1), lambda: next(answers)) is None
+    assert echo.translate_until(weights(), ["a", "b"], Decoding(1, rows=1), lambda: next(answers)) is None
 
 
 def test_translations_do_not_depend_on_what_they_are_batched_with() -> None:
     plan = make_plan(CONFIG, device="cpu")
-    translator, params = Translator(CONFIG, plan, TOKENIZER), init_parameters(CONFIG, 0)
+    translator, params = Translator(CONFIG, plan, TOKENIZER), weights()
     lines = ["aa", "bb aa bb", "x y"]
     together = translator.translate(params, lines, Decoding(2, rows=3))
     assert together == translator.translate(params, lines[::-1], Decoding(2, rows=3))[::-1]
