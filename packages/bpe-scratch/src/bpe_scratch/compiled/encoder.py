@@ -183,7 +183,7 @@ class CompiledEncoder:
                 reason = encoding.encode_documents(
                     self._kind, text, bounds, lengths, state, *self._table, self._cuts, words.slots,
                     64 - words.log, words.arena, words.pool, self._byte_ids, *self._pairs, self._ids,
-                    self._found, self._batch, out.ids, out.ids.itemsize == 2,
+                    self._found, self._batch, out.ids.view(np.uint8), out.ids.itemsize == 2,
                 )  # fmt: skip
                 out.used = int(state[encoding.WRITTEN])
                 if reason == encoding.OUT_FULL:

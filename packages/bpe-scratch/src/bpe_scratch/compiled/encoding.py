@@ -126,8 +126,10 @@ def encode_documents(
     """Encode documents that stand one after another in ``text`` until done or until something is full.
 
     ``bounds`` [documents + 1] are where they begin and end, ``lengths`` [documents] receives the ids of each.
+    ``out`` is an array of bytes whatever the ids are, or all of this would be compiled twice.
     """
-    room, arena_size, pool_size, out_size = (slots.size // SLOT) * 3 // 4, arena.size, pool.size, out.size
+    room, arena_size, pool_size = (slots.size // SLOT) * 3 // 4, arena.size, pool.size
+    out_size = out.size >> (1 if narrow else 2)
     text, blocks, classes, cuts = address(text), address(blocks), address(classes), address(cuts)
     slots, arena, pool, byte_ids = address(slots), address(arena), address(pool), address(byte_ids)
     pairs, displacements, ids, found = address(pairs), address(displacements), address(ids), address(found)
