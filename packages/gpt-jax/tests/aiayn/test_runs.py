@@ -133,6 +133,7 @@ def test_a_damaged_step_is_passed_over_by_name_and_redone(
     assert_same_run(whole, cut)
 
 
+@pytest.mark.slow
 def test_going_on_for_longer_is_the_longer_run(flags: list[str], whole: Path, tmp_path: Path) -> None:
     """Every step but 12, which is the last of only one of them, and evaluated there."""
     long, grown = tmp_path / "long", shutil.copytree(whole, tmp_path / "grown")
