@@ -247,6 +247,7 @@ def test_evaluation_sums_the_plain_loss() -> None:
     assert total / count == pytest.approx(oracle.losses(noisy_values(), make_batch(), 0.1)[1], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_small_model_learns_to_copy() -> None:
     config = TransformerConfig(12, n_layer=1, n_head=2, d_model=32, d_ff=64, dropout=0.0, longest=8)
     plan = make_plan(config, device="cpu")

@@ -102,7 +102,7 @@ def beam_search(
         raise ValueError(f"length_penalty={length_penalty} is negative")
     sent = (jax.device_put(array, plan.device) for array in (source, source_lengths))
     settings = {"plan": plan, "end_of_text": end_of_text, "room": longest}
-    ids, scores = _beam_search(params, *sent, **settings, beam=beam, alpha=length_penalty)
+    ids, scores = _beam_search(params, *sent, np.float32(length_penalty), **settings, beam=beam)
     return np.array(ids), np.array(scores)
 
 
@@ -180,17 +180,17 @@ class Candidates(NamedTuple):
     tokens: Int[Array, "B 2*J"]
 
 
-@partial(jax.jit, static_argnames=("plan", "end_of_text", "room", "beam", "alpha"))
+@partial(jax.jit, static_argnames=("plan", "end_of_text", "room", "beam"))
 def _beam_search(
     params: Parameters,
     tokens: Int[Array, "B S"],
     lengths: Int[Array, " B"],
+    alpha: Float[Array, ""],
     *,
     plan: Plan,
     end_of_text: int,
     room: int,
     beam: int,
-    alpha: float,
 ) -> tuple[Int[Array, "B C"], Float[Array, " B"]]:
     params = narrow(params, plan)
     source = read_source(params, tokens, lengths, plan)
@@ -245,7 +245,7 @@ def _candidates(log_probs: Float[Array, "B J V"], beam: int) -> Candidates:
     return Candidates(best, index // width, jnp.take_along_axis(tokens.reshape(rows, -1), index, axis=1))
 
 
-def _complete(state: Beam, found: Candidates, end_of_text: int, alpha: float) -> Beam:
+def _complete(state: Beam, found: Candidates, end_of_text: int, alpha: Float[Array, ""]) -> Beam:
     """Take note of hypotheses that end, among the first J candidates."""
     beam = state.log_probs.shape[1]
     first = jnp.arange(2 * beam, dtype=jnp.int32) < beam
@@ -263,7 +263,7 @@ def _complete(state: Beam, found: Candidates, end_of_text: int, alpha: float) ->
 
 
 def _continue(
-    state: Beam, found: Candidates, limit: Int[Array, " B"], end_of_text: int, alpha: float
+    state: Beam, found: Candidates, limit: Int[Array, " B"], end_of_text: int, alpha: Float[Array, ""]
 ) -> Beam:
     """The first J candidates that do not end are the next beam; then see which sentences are done."""
     beam = state.log_probs.shape[1]
@@ -281,7 +281,7 @@ def _continue(
     )
 
 
-def _penalty(length: Int[Array, "*n"], alpha: float) -> Float[Array, "*n"]:
+def _penalty(length: Int[Array, "*n"], alpha: Float[Array, ""]) -> Float[Array, "*n"]:
     return ((5.0 + length.astype(jnp.float32)) / 6.0) ** alpha
 
 
