@@ -17,7 +17,7 @@ from gpt_jax.aiayn.config import TransformerConfig
 from gpt_jax.aiayn.layers import draw_masks
 from gpt_jax.aiayn.loss import smoothed_loss, weighted_losses
 from gpt_jax.aiayn.model import init_parameters
-from gpt_jax.aiayn.optimizer import AdamConfig
+from gpt_jax.aiayn.optimizer import AdamConfig, AdamScalars, adam_init, adam_scalars, adam_update
 from gpt_jax.aiayn.parameters import PairBatch, Parameters, Site
 from gpt_jax.aiayn.plan import make_plan
 from gpt_jax.aiayn.step import check_batch, init_state, make_evaluate, make_step, send
@@ -217,6 +217,21 @@ def test_a_gradient_that_is_not_finite_changes_nothing(step: steps.Step) -> None
     after["embedding"][60, 3] = broken["embedding"][60, 3]
     assert all(np.array_equal(broken[name], after[name]) for name in broken)
     assert not any(v.any() for v in to_named(state.moments.first, SMALL).values())
+
+
+@pytest.mark.parametrize("bad", [np.inf, np.nan])
+def test_adam_leaves_everything_at_a_bad_gradient(bad: float) -> None:
+    params = from_named(noisy_values(), SMALL)
+    gradients = params.replace(embedding=params.embedding.at[7, 0].set(bad))
+    scalars = AdamScalars(*jnp.asarray(adam_scalars(AdamConfig(), 1e-2, 0)))
+    update = jax.jit(adam_update, static_argnames="config")
+    new, moments, outcome = update(params, gradients, adam_init(params), config=AdamConfig(), scalars=scalars)
+    assert not bool(outcome.updated)
+    for name, value in to_named(new, SMALL).items():
+        assert np.array_equal(value, noisy_values()[name])
+    assert not any(
+        value.any() for tree in moments.__dict__.values() for value in to_named(tree, SMALL).values()
+    )
 
 
 def test_steps_repeat_and_compile_once(monkeypatch: pytest.MonkeyPatch) -> None:
