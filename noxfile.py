@@ -170,6 +170,13 @@ def parity(session: nox.Session) -> None:
 
 
 @nox.session
+def harness(session: nox.Session) -> None:
+    """Hold HellaSwag's scores against lm-evaluation-harness, item by item, in an environment apart."""
+    sync(session, "--package=hellaswag-eval", "--package=gpt-torchfunc", "--extra=lm-eval", "--group=test")
+    session.run("pytest", "packages/hellaswag-eval/tests/test_lm_eval.py", *session.posargs, env=OFFLINE)
+
+
+@nox.session
 def pins(session: nox.Session) -> None:
     """Resolve everything anew and write the exact versions into [tool.uv] constraint-dependencies."""
     project = ROOT / "pyproject.toml"
@@ -177,7 +184,8 @@ def pins(session: nox.Session) -> None:
     session.run_install("uv", "lock", "--quiet", "--upgrade", external=True)
     exported = session.run(
         "uv", "export", "--quiet", "--frozen", "--all-packages", "--all-groups", "--extra=compiled",
-        "--extra=hf", "--extra=zstd", "--extra=plots", "--no-emit-workspace", "--no-hashes", "--no-annotate",
+        "--extra=hf", "--extra=zstd", "--extra=plots", "--extra=aiayn", "--extra=data", "--extra=lm-eval",
+        "--no-emit-workspace", "--no-hashes", "--no-annotate",
         "--no-header", external=True, silent=True,
     )  # fmt: skip
     write_pins(project, sorted(line for line in exported.splitlines() if "==" in line))

@@ -13,9 +13,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-COMMANDS = re.findall(
-    r"^(?:pip install uv && )?uv run (gpt-[a-z]+-(?:train|sample)[^#\n]*)", README, re.MULTILINE
-)
+NAMES = r"gpt-[a-z]+-(?:train|sample)|aiayn-jax-(?:train|translate)|hellaswag-eval"
+COMMANDS = re.findall(rf"^(?:pip install uv && )?uv run ((?:{NAMES})\b[^#\n]*)", README, re.MULTILINE)
 
 
 @cache

@@ -21,7 +21,7 @@ class Engine:
 
     Args:
         config: The model's sizes.
-        runtime: Device, precision, seed and layout.
+        runtime: Device, precision, seed, layout and determinism.
 
     Raises:
         ValueError: If this machine lacks what was asked for.
@@ -35,6 +35,7 @@ class Engine:
             device=runtime.device,
             attention=runtime.attention,
             unroll=runtime.unroll,
+            deterministic=runtime.deterministic,
         )
         self._step = make_step(config, self.plan)
         self._evaluate = make_evaluate(config, self.plan)

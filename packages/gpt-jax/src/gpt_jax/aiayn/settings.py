@@ -95,7 +95,10 @@ class RuntimeSection:
         precision: Precision of products (bfloat16 on a GPU and float32 on a CPU if not given).
         seed: Decides weights, data order and dropout.
         unroll: Compile each layer for itself, not one for a loop over all: faster to run.
-        attention: Written out, or by cuDNN on a GPU in bfloat16; auto is written out.
+        attention: Written out, or by cuDNN on a GPU in bfloat16; auto is cuDNN where it can run and a run
+            need not repeat itself.
+        deterministic: Forbid library routines whose results differ from run to run; without it a GPU is
+            faster.
     """
 
     device: Literal["auto", "cpu", "gpu"] = "auto"
@@ -103,6 +106,7 @@ class RuntimeSection:
     seed: int = 0
     unroll: bool = False
     attention: Literal["auto", "written", "cudnn"] = "auto"
+    deterministic: bool = True
 
 
 @dataclass(frozen=True)
