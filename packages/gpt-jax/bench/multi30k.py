@@ -27,17 +27,10 @@ from gpt_jax.aiayn.training import train
 from gpt_trainer.metrics import METRICS_NAME, read_metrics
 
 RUNS: dict[str, dict[str, dict[str, Any]]] = {
-    # the size and learning rate of Wu et al. 2021, "Good for Misconceived Reasons", table 1
-    "tiny": {
-        "model": {"n_layer": 4, "d_model": 128, "d_ff": 256},
-        "schedule": {"steps": 8000, "lr_scale": 2.5},
-    },
     "small": {"schedule": {"steps": 6000}},
     "small-6k": {"data": {"vocab": 6000}, "schedule": {"steps": 6000}},
-    "wide": {
-        "model": {"n_layer": 4, "d_ff": 512, "dropout": 0.35},
-        "schedule": {"steps": 6000, "lr_scale": 1.5},
-    },
+    "tiny": {"model": {"n_layer": 4, "d_model": 128, "d_ff": 256}, "schedule": {"steps": 8000}},
+    "deep": {"model": {"n_layer": 4, "d_ff": 512}, "schedule": {"steps": 6000}},
 }
 
 
