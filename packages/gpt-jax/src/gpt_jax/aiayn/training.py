@@ -162,7 +162,9 @@ def _assemble(
         engine.load(saved.model.parameters, saved.first, saved.second)
     maker = describe_maker(engine.device_name())
     record = Record(config, preset, prepared.identity(), prepared.corpus.pin, maker)
-    return RunParts(run, record, engine, prepared, display, stop, overlap=on_gpu(config.runtime))
+    # the ordered gradient of the embedding loops until its data says stop: then the host waits anyway
+    overlap = on_gpu(config.runtime) and not config.runtime.deterministic
+    return RunParts(run, record, engine, prepared, display, stop, overlap=overlap)
 
 
 def _heading(parts: RunParts) -> str:
