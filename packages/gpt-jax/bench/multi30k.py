@@ -20,10 +20,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from gpt_jax.aiayn.finish import read_score
-from gpt_jax.aiayn.record import open_run
+from gpt_jax.aiayn.runs.finish import read_score
+from gpt_jax.aiayn.runs.record import open_run
+from gpt_jax.aiayn.runs.training import train
 from gpt_jax.aiayn.settings import RUN_PRESETS, RunConfig
-from gpt_jax.aiayn.training import train
 from gpt_trainer.metrics import METRICS_NAME, read_metrics
 
 RUNS: dict[str, dict[str, dict[str, Any]]] = {

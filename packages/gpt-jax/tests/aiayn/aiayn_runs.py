@@ -48,7 +48,7 @@ def write_pairs(folder: Path, count: int = 24) -> str:
 
 def plant(patch: pytest.MonkeyPatch, fault: str) -> None:
     """Let this process meet the fault."""
-    from gpt_jax.aiayn.engine import Engine
+    from gpt_jax.aiayn.runs.engine import Engine
     from gpt_trainer.checkpoint import save as saving
 
     name, _, place = fault.partition(":")

@@ -7,8 +7,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 from gpt_data.batch import IGNORE
-from gpt_jax.aiayn.batches import BatchPlan, Shape, choose_shapes, choose_widths
-from gpt_jax.aiayn.sentences import Side, TokenPairs
+from gpt_jax.aiayn.data.batches import BatchPlan, Shape, choose_shapes, choose_widths
+from gpt_jax.aiayn.data.sentences import Side, TokenPairs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gpt_jax.aiayn.checkpoints import (
+from gpt_jax.aiayn.config import TransformerConfig, parameter_shapes
+from gpt_jax.aiayn.runs.checkpoints import (
     SavedModel,
     SavedState,
     config_from_json,
@@ -19,7 +20,6 @@ from gpt_jax.aiayn.checkpoints import (
     save_state,
     scheduled_steps,
 )
-from gpt_jax.aiayn.config import TransformerConfig, parameter_shapes
 from gpt_trainer.checkpoint import find_steps
 from gpt_trainer.errors import InputError, NonFiniteError
 

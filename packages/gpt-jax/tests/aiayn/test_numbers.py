@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from gpt_jax.aiayn.numbers import RANGES, in_words, number_pairs, number_parts
+from gpt_jax.aiayn.data.numbers import RANGES, in_words, number_pairs, number_parts
 from hypothesis import given
 from hypothesis import strategies as st
 

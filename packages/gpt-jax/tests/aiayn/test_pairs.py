@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from gpt_data.errors import DataError
-from gpt_jax.aiayn.pairs import LONGEST_LINE, read_lines, read_pairs
+from gpt_jax.aiayn.data.pairs import LONGEST_LINE, read_lines, read_pairs
 
 
 def write(folder: Path, source: bytes, target: bytes) -> tuple[Path, Path]:

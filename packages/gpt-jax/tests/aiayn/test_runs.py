@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gpt_jax.aiayn.checkpoints import load_state
 from gpt_jax.aiayn.commands import train_main
+from gpt_jax.aiayn.runs.checkpoints import load_state
 from gpt_trainer.checkpoint import find_steps
 from gpt_trainer.metrics import TIMING_FIELDS, read_metrics
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from gpt_data.errors import DataError
-from gpt_jax.aiayn.pairs import TextPairs
-from gpt_jax.aiayn.sentences import encode_pairs, encode_side, end_of_text, learn_tokenizer
+from gpt_jax.aiayn.data.pairs import TextPairs
+from gpt_jax.aiayn.data.sentences import encode_pairs, encode_side, end_of_text, learn_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -12,9 +12,9 @@ import pytest
 from gpt_data.errors import DataError
 from gpt_data.sources import hub
 from gpt_data.sources.hub import RetryPolicy
-from gpt_jax.aiayn import wmt14
+from gpt_jax.aiayn.data import wmt14
+from gpt_jax.aiayn.data.sources import open_corpus
 from gpt_jax.aiayn.settings import DataSection
-from gpt_jax.aiayn.sources import open_corpus
 
 MULTI30K = Path(__file__).parents[5] / "shared" / "data" / "translation" / "multi30k"
 

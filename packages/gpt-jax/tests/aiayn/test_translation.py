@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from gpt_jax.aiayn import translation
 from gpt_jax.aiayn.config import TransformerConfig
+from gpt_jax.aiayn.data.pairs import TextPairs
+from gpt_jax.aiayn.data.sentences import learn_tokenizer
 from gpt_jax.aiayn.model import init_parameters
-from gpt_jax.aiayn.pairs import TextPairs
 from gpt_jax.aiayn.parameters import Parameters
 from gpt_jax.aiayn.plan import make_plan
 from gpt_jax.aiayn.scoring import score
-from gpt_jax.aiayn.sentences import learn_tokenizer
 from gpt_jax.aiayn.translation import Decoding, Translator
 from gpt_trainer.errors import InputError
 from hypothesis import given, settings

@@ -12,7 +12,7 @@ import tyro
 from gpt_trainer.errors import InputError
 from gpt_trainer.settings import field_names, flag, overlay_section, read_toml
 
-from gpt_jax.aiayn.record import LAST_BITS, Resumed
+from gpt_jax.aiayn.runs.record import LAST_BITS, Resumed
 from gpt_jax.aiayn.settings import PRESET_OF, RUN_PRESETS, SECTIONS, DataSection, RunConfig, flat
 
 COMMAND = "aiayn-jax-train"

@@ -12,8 +12,8 @@ from gpt_trainer.stopping import StopFlag
 
 from gpt_jax.aiayn import translate_command
 from gpt_jax.aiayn.command_line import COMMAND, read_early, read_request
-from gpt_jax.aiayn.record import open_run
-from gpt_jax.aiayn.training import train as run_training
+from gpt_jax.aiayn.runs.record import open_run
+from gpt_jax.aiayn.runs.training import train as run_training
 
 
 def train() -> None:

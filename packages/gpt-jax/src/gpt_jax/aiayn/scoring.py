@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from gpt_trainer.errors import InputError
 
-from gpt_jax.aiayn.sources import Score
+from gpt_jax.aiayn.data.sources import Score
 
 
 class Result(NamedTuple):

@@ -17,13 +17,13 @@ from gpt_trainer.errors import InputError
 from gpt_trainer.origin import run_of_step, warn
 
 from gpt_jax.aiayn.averaging import average
-from gpt_jax.aiayn.checkpoints import SavedModel, load_model, scheduled_steps
-from gpt_jax.aiayn.pairs import LineFile, read_lines
+from gpt_jax.aiayn.data.pairs import LineFile, read_lines
+from gpt_jax.aiayn.data.preparation import read_tokenizer
+from gpt_jax.aiayn.data.sources import Score
 from gpt_jax.aiayn.plan import make_plan
-from gpt_jax.aiayn.preparation import read_tokenizer
-from gpt_jax.aiayn.record import read_record
+from gpt_jax.aiayn.runs.checkpoints import SavedModel, load_model, scheduled_steps
+from gpt_jax.aiayn.runs.record import read_record
 from gpt_jax.aiayn.scoring import check_available, score
-from gpt_jax.aiayn.sources import Score
 from gpt_jax.aiayn.translation import Decoding, Translator
 from gpt_jax.aiayn.tree import from_named
 

@@ -13,13 +13,13 @@ import numpy as np
 from gpt_trainer.origin import warn
 from jaxtyping import Int32, Int64
 
-from gpt_jax.aiayn.batches import fill_side
 from gpt_jax.aiayn.config import TransformerConfig
-from gpt_jax.aiayn.pairs import shown_numbers
+from gpt_jax.aiayn.data.batches import fill_side
+from gpt_jax.aiayn.data.pairs import shown_numbers
+from gpt_jax.aiayn.data.sentences import Side, encode_side, end_of_text
 from gpt_jax.aiayn.parameters import Parameters
 from gpt_jax.aiayn.plan import Plan
 from gpt_jax.aiayn.search import EXTRA, beam_search, greedy
-from gpt_jax.aiayn.sentences import Side, encode_side, end_of_text
 
 SHORTEST_WIDTH = 16
 LINE_BREAKS = str.maketrans("\r\n", "  ")

@@ -20,14 +20,14 @@ from gpt_trainer.run_folder import create_folder, refuse_existing, write_plan
 from gpt_trainer.stopping import StopFlag
 
 from gpt_jax.aiayn.config import parameter_shapes
-from gpt_jax.aiayn.engine import Engine, on_gpu
-from gpt_jax.aiayn.finish import score_test
-from gpt_jax.aiayn.loop import Loop, RunParts
-from gpt_jax.aiayn.preparation import Prepared, prepare
-from gpt_jax.aiayn.record import Record, Resumed, compare_with_before, cut_back, describe_maker
+from gpt_jax.aiayn.data.preparation import Prepared, prepare
+from gpt_jax.aiayn.data.sources import open_corpus
+from gpt_jax.aiayn.runs.engine import Engine, on_gpu
+from gpt_jax.aiayn.runs.finish import score_test
+from gpt_jax.aiayn.runs.loop import Loop, RunParts
+from gpt_jax.aiayn.runs.record import Record, Resumed, compare_with_before, cut_back, describe_maker
 from gpt_jax.aiayn.scoring import check_available
 from gpt_jax.aiayn.settings import RunConfig
-from gpt_jax.aiayn.sources import open_corpus
 
 MANY_EPOCHS = 200
 FIXED_BYTES = 1 << 22

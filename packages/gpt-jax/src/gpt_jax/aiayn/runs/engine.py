@@ -5,12 +5,12 @@ from __future__ import annotations
 from jaxtyping import Array, Float32
 
 from gpt_jax import device as devices
-from gpt_jax.aiayn.checkpoints import Named
 from gpt_jax.aiayn.config import TransformerConfig
 from gpt_jax.aiayn.model import init_parameters
 from gpt_jax.aiayn.optimizer import AdamState
 from gpt_jax.aiayn.parameters import PairBatch, Parameters
 from gpt_jax.aiayn.plan import make_plan
+from gpt_jax.aiayn.runs.checkpoints import Named
 from gpt_jax.aiayn.settings import RuntimeSection
 from gpt_jax.aiayn.step import init_state, make_evaluate, make_step
 from gpt_jax.aiayn.tree import from_named, to_named

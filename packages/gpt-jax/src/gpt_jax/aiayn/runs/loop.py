@@ -23,11 +23,11 @@ from gpt_trainer.metrics import MetricsFile
 from gpt_trainer.stopping import StopFlag
 from jaxtyping import Array
 
-from gpt_jax.aiayn.checkpoints import SavedModel, SavedState, keep_newest, save_state
-from gpt_jax.aiayn.engine import Engine
+from gpt_jax.aiayn.data.preparation import Prepared
 from gpt_jax.aiayn.parameters import PairBatch
-from gpt_jax.aiayn.preparation import Prepared
-from gpt_jax.aiayn.record import Record
+from gpt_jax.aiayn.runs.checkpoints import SavedModel, SavedState, keep_newest, save_state
+from gpt_jax.aiayn.runs.engine import Engine
+from gpt_jax.aiayn.runs.record import Record
 from gpt_jax.aiayn.schedule import noam
 from gpt_jax.aiayn.scoring import Result, score
 from gpt_jax.aiayn.translation import Decoding, Translator

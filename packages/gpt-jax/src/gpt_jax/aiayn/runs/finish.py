@@ -12,8 +12,8 @@ from gpt_trainer.checkpoint.files import write_errors
 from gpt_trainer.errors import InputError
 
 from gpt_jax.aiayn.averaging import average
-from gpt_jax.aiayn.checkpoints import Named, load_model, scheduled_steps
-from gpt_jax.aiayn.loop import RunParts
+from gpt_jax.aiayn.runs.checkpoints import Named, load_model, scheduled_steps
+from gpt_jax.aiayn.runs.loop import RunParts
 from gpt_jax.aiayn.scoring import Result, score
 from gpt_jax.aiayn.settings import RunConfig
 from gpt_jax.aiayn.translation import Decoding

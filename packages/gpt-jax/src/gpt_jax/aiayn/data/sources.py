@@ -10,10 +10,10 @@ from typing import Literal
 from gpt_data.errors import DataError
 from gpt_data.sources.text_files import COMPRESSIONS
 
-from gpt_jax.aiayn.numbers import DIGIT_PATTERN, number_pairs, number_parts
-from gpt_jax.aiayn.pairs import TextPairs, read_pairs
+from gpt_jax.aiayn.data.numbers import DIGIT_PATTERN, number_pairs, number_parts
+from gpt_jax.aiayn.data.pairs import TextPairs, read_pairs
+from gpt_jax.aiayn.data.wmt14 import stream_pairs
 from gpt_jax.aiayn.settings import DataSection
-from gpt_jax.aiayn.wmt14 import stream_pairs
 
 KINDS = ("numbers", "wmt14", "multi30k:DIR", "pairs:SRC,TGT")
 MULTI30K_TEST = "test_2016_flickr"

@@ -17,7 +17,7 @@ import numpy as np
 from gpt_data.errors import DataError
 from jaxtyping import Bool, Int32, Int64
 
-from gpt_jax.aiayn.pairs import TextPairs, shown_numbers
+from gpt_jax.aiayn.data.pairs import TextPairs, shown_numbers
 
 
 class Side(NamedTuple):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from gpt_data.permutation import permute
 
-from gpt_jax.aiayn.pairs import TextPairs
+from gpt_jax.aiayn.data.pairs import TextPairs
 
 ONES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 TEENS = ["ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen"]

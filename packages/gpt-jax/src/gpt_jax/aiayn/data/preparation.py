@@ -8,10 +8,10 @@ import bpe_scratch
 import numpy as np
 from gpt_trainer.errors import InputError
 
-from gpt_jax.aiayn.batches import BatchPlan, choose_shapes
-from gpt_jax.aiayn.sentences import TokenPairs, encode_pairs, learn_tokenizer
+from gpt_jax.aiayn.data.batches import BatchPlan, choose_shapes
+from gpt_jax.aiayn.data.sentences import TokenPairs, encode_pairs, learn_tokenizer
+from gpt_jax.aiayn.data.sources import Corpus
 from gpt_jax.aiayn.settings import RunConfig
-from gpt_jax.aiayn.sources import Corpus
 
 
 class Prepared(NamedTuple):

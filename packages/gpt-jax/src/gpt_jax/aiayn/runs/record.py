@@ -21,7 +21,7 @@ from gpt_trainer.record import differences
 from gpt_trainer.run_folder import read_plan, set_aside_later
 from gpt_trainer.settings import overlay_section
 
-from gpt_jax.aiayn.checkpoints import SavedState, load_state
+from gpt_jax.aiayn.runs.checkpoints import SavedState, load_state
 from gpt_jax.aiayn.settings import SECTIONS, RunConfig, flat
 
 FORMAT = "aiayn run"

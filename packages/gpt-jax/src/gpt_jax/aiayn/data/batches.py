@@ -17,8 +17,8 @@ from gpt_data.batch import IGNORE
 from gpt_data.permutation import permute
 from jaxtyping import Bool, Int32, Int64
 
+from gpt_jax.aiayn.data.sentences import Side, TokenPairs
 from gpt_jax.aiayn.parameters import PairBatch
-from gpt_jax.aiayn.sentences import Side, TokenPairs
 
 BATCH_ORDER = 0x6261746368
 """Sets the order of batches apart from that of pairs, which has the seed as it is."""

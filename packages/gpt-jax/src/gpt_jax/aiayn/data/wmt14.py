@@ -9,7 +9,7 @@ from typing import Any
 from gpt_data.errors import DataError
 from gpt_data.sources.hub import HubDataset, HubName, RetryPolicy
 
-from gpt_jax.aiayn.pairs import PairCollector, TextPairs
+from gpt_jax.aiayn.data.pairs import PairCollector, TextPairs
 
 DATASET, CONFIG = "wmt/wmt14", "de-en"
 SPLITS = {"train": "train", "val": "validation", "test": "test"}

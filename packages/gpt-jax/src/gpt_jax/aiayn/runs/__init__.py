@@ -1,0 +1,1 @@
+"""A training run: settings, loop, checkpoints, and the score at its end."""
