@@ -7,26 +7,34 @@ that are not in the table, and longer ones, are merged in Python, once each.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
+from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
 
+from bpe_scratch.array_merging import ArrayMerger
 from bpe_scratch.array_pieces import piece_starts
+from bpe_scratch.array_table import ArrayTable, Ints, Keys
 from bpe_scratch.encoders import PlainEncoder
 from bpe_scratch.patterns import to_utf8
 from bpe_scratch.vocabulary import Vocabulary
 
-_CHUNK = 1 << 21
+_CHUNK = 1 << 20
+_BLOCK = 1 << 16
 _LOG = 20
 _LIMIT = (1 << _LOG) * 6 // 10
 _INLINE = 15
-_C1, _C2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)
-_ALL = np.uint64(0xFFFFFFFFFFFFFFFF)
-# masks of the first n bytes of a piece, for both halves of the key
-_LOW_MASK = np.array([(1 << 8 * min(n, 8)) - 1 for n in range(_INLINE + 1)], dtype=np.uint64)
-_HIGH_MASK = np.array([(1 << 8 * max(n - 8, 0)) - 1 for n in range(_INLINE + 1)], dtype=np.uint64)
-Keys = npt.NDArray[np.uint64]
-Ints = npt.NDArray[np.int64]
+# fewer new pieces than this are merged one by one
+_FEW = 64
+# a value holds the count of ids, and above it where they stand in the pool, or a single id itself
+_COUNT_BITS = 4
+_COUNT = (1 << _COUNT_BITS) - 1
+# by the bytes of a piece: masks of both halves of the key, and the width in its last byte; 16 stands for more
+_LOW_MASK, _HIGH_MASK = np.zeros((2, _INLINE + 2), dtype=np.uint64)
+_LOW_MASK[:-1] = [(1 << 8 * min(n, 8)) - 1 for n in range(_INLINE + 1)]
+_HIGH_MASK[:-1] = [(1 << 8 * max(n - 8, 0)) - 1 for n in range(_INLINE + 1)]
+_WIDTH = np.arange(_INLINE + 2, dtype=np.uint64) << np.uint64(56)
 
 
 class ArrayEncoder(PlainEncoder):
@@ -34,14 +42,17 @@ class ArrayEncoder(PlainEncoder):
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         super().__init__(vocabulary, "gpt2")
+        self._merger: ArrayMerger | None = None
+        # threads that share a tokenizer take turns: the table is in order only between blocks
+        self._turn = Lock()
         self._reset()
 
     def _reset(self) -> None:
-        self._first, self._second = (np.zeros(1 << _LOG, dtype=np.uint64) for _ in range(2))
-        self._counts = np.zeros(1 << _LOG, dtype=np.int64)
-        self._places = np.zeros(1 << _LOG, dtype=np.int64)
+        self._table = ArrayTable(_LOG)
         self._pool = np.zeros(1 << 20, dtype=np.uint32)
-        self._pool_used = self._used = 0
+        self._pool_used = 0
+        # all long pieces find one entry, and are then looked at one by one
+        self._table.insert(np.zeros(1, dtype=np.uint64), _WIDTH[-1:])
 
     def encode_arrays(
         self, texts: Sequence[str], lengths: Ints, dtype: type
@@ -80,106 +91,107 @@ class ArrayEncoder(PlainEncoder):
         begins = np.cumsum(sizes) - sizes
         starts = piece_starts(raw[:end], begins[sizes > 0])
         widths = np.diff(starts, append=end)
-        ids, counts = self._look_up(raw, starts, widths)
-        bounds = np.concatenate([[0], np.cumsum(counts)])
+        parts_of_ids, parts_of_counts = [], [np.zeros(1, dtype=np.int64)]
+        for first in range(0, starts.size, _BLOCK):
+            block = slice(first, first + _BLOCK)
+            with self._turn:
+                ids, counts = self._look_up(raw, starts[block], widths[block])
+            parts_of_ids.append(ids)
+            parts_of_counts.append(counts)
+        bounds = np.cumsum(np.concatenate(parts_of_counts))
         lengths += np.diff(bounds[np.searchsorted(starts, np.append(begins, end))])
-        return ids
+        return np.concatenate(parts_of_ids)
 
     def _look_up(
         self, raw: npt.NDArray[np.uint8], starts: Ints, widths: Ints
     ) -> tuple[npt.NDArray[np.uint32], Ints]:
         """``(ids, number of ids of each piece)``."""
-        slots, short = np.empty(starts.size, dtype=np.int64), widths <= _INLINE
-        k0, k1 = _keys(raw, starts[short], widths[short])
-        found = self._find(k0, k1)
-        missing = found < 0
-        if missing.any():
-            if self._used + int(missing.sum()) > _LIMIT:
-                self._forget(k0, k1, missing)
-                found = self._find(k0, k1)
-                missing = found < 0
-            self._learn_keys(k0[missing], k1[missing])
-            found[missing] = self._find(k0[missing], k1[missing])
-        slots[short] = found
-        counts, places = np.empty(starts.size, dtype=np.int64), np.empty(starts.size, dtype=np.int64)
-        counts[short], places[short] = self._counts[found], self._places[found]
-        pool, used = self._pool, self._pool_used
-        extra: list[int] = []
-        for piece in np.flatnonzero(~short).tolist():
-            text = raw[starts[piece] : starts[piece] + widths[piece]].tobytes().decode()
-            known = self._known.get(text) or self._learn(text)
-            counts[piece], places[piece] = len(known), used + len(extra)
-            extra.extend(known)
-        if extra:
-            pool = np.concatenate([pool[:used], np.array(extra, dtype=np.uint32)])
-        ends = np.cumsum(counts)
-        return pool[np.repeat(places - ends + counts, counts) + np.arange(ends[-1])], counts
+        # first the slots, for learning may empty the table and begin another
+        slots = self._slots(*_keys(raw, starts, widths))
+        values = self._table.values[slots]
+        counts, places = values & _COUNT, values >> _COUNT_BITS
+        pool = self._pool
+        long = np.flatnonzero(widths > _INLINE)
+        if long.size:
+            extra, counts[long], places[long] = self._long_pieces(raw, starts[long], widths[long])
+            pool = np.concatenate([pool[: self._pool_used], extra])
+        return _write(counts, places, pool), counts
 
-    def _find(self, k0: Keys, k1: Keys) -> Ints:
-        """The slot of each key, -1 where it is not in the table."""
-        at = _first_slots(k0, k1)
-        found = np.full(k0.size, -1, dtype=np.int64)
-        hit = (self._first[at] == k0) & (self._second[at] == k1)
-        found[hit] = at[hit]
-        rest = np.flatnonzero(~hit & (self._second[at] != 0))
-        at = at[rest]
-        while rest.size:
-            at = (at + 1) & ((1 << _LOG) - 1)
-            hit = (self._first[at] == k0[rest]) & (self._second[at] == k1[rest])
-            found[rest[hit]] = at[hit]
-            going = ~hit & (self._second[at] != 0)
-            rest, at = rest[going], at[going]
-        return found
-
-    def _learn_keys(self, k0: Keys, k1: Keys) -> None:
-        """Merge each new piece once and enter it."""
-        encode, known = self._learn, self._known
-        seen: dict[tuple[int, int], None] = dict.fromkeys(zip(k0.tolist(), k1.tolist(), strict=True))
-        slots = _first_slots(*(np.array(half, dtype=np.uint64) for half in zip(*seen, strict=True))).tolist()
-        mask = (1 << _LOG) - 1
+    def _long_pieces(
+        self, raw: npt.NDArray[np.uint8], starts: Ints, widths: Ints
+    ) -> tuple[npt.NDArray[np.uint32], list[int], list[int]]:
+        """``(their ids, to stand behind the pool; counts; places)`` of pieces that are no key."""
         ids: list[int] = []
-        rows = []
-        taken: set[int] = set()
-        for (a, b), slot in zip(seen, slots, strict=True):
-            width = b >> 56
-            text = (a | (b & ((1 << 56) - 1)) << 64).to_bytes(16, "little")[:width].decode()
-            piece = known.get(text) or encode(text)
-            while self._second[slot] or slot in taken:
-                slot = (slot + 1) & mask
-            taken.add(slot)
-            rows.append((slot, a, b, len(piece), self._pool_used + len(ids)))
-            ids.extend(piece)
-        self._enter(rows, ids)
+        counts, places = [], []
+        for start, width in zip(starts.tolist(), widths.tolist(), strict=True):
+            text = raw[start : start + width].tobytes().decode()
+            known = self._known.get(text) or self._learn(text)
+            counts.append(len(known))
+            places.append(known[0] if len(known) == 1 else self._pool_used + len(ids))
+            ids.extend(known)
+        return np.array(ids, dtype=np.uint32), counts, places
 
-    def _enter(self, rows: list[tuple[int, int, int, int, int]], ids: list[int]) -> None:
-        slots = np.array([row[0] for row in rows], dtype=np.int64)
-        self._first[slots] = np.array([row[1] for row in rows], dtype=np.uint64)
-        self._second[slots] = np.array([row[2] for row in rows], dtype=np.uint64)
-        self._counts[slots] = [row[3] for row in rows]
-        self._places[slots] = [row[4] for row in rows]
-        while self._pool_used + len(ids) > self._pool.size:
-            self._pool = np.concatenate([self._pool, np.zeros_like(self._pool)])
-        self._pool[self._pool_used : self._pool_used + len(ids)] = ids
-        self._pool_used += len(ids)
-        self._used += len(rows)
-
-    def _forget(self, k0: Keys, k1: Keys, missing: npt.NDArray[np.bool_]) -> None:
-        """Empty the table once it is full; a chunk alone always has room."""
-        distinct = len(set(zip(k0[missing].tolist(), k1[missing].tolist(), strict=True)))
-        if self._used + distinct > _LIMIT:
+    def _slots(self, k0: Keys, k1: Keys) -> Ints:
+        """The slot of each key; those that are not there are learned."""
+        slots = self._table.find(k0, k1)
+        missing = np.flatnonzero(slots < 0)
+        if missing.size and self._table.used + missing.size > _LIMIT:
+            # emptied once it is full; a block alone always has room
             self._reset()
+            missing = np.arange(slots.size)
+        if missing.size:
+            try:
+                slots[missing] = self._learn_keys(k0[missing], k1[missing])
+            except BaseException:
+                # Ctrl-C between a key and its ids must not leave the one without the other
+                self._reset()
+                raise
+        return slots
+
+    def _learn_keys(self, k0: Keys, k1: Keys) -> Ints:
+        """Merge each new piece once and enter it; returns the slots."""
+        slots, fresh = self._table.insert(k0, k1)
+        words = np.stack([k0[fresh], k1[fresh]], axis=1).astype("<u8").view(np.uint8)
+        widths = words[:, _INLINE].astype(np.int64)
+        ids, counts = self._merge_words(words, widths)
+        begins = np.cumsum(counts) - counts
+        places = np.where(counts == 1, ids[begins], begins + self._pool_used)
+        self._table.values[slots[fresh]] = places << _COUNT_BITS | counts
+        used = self._pool_used + ids.size
+        if used > self._pool.size:
+            self._pool = np.resize(self._pool, 2 * used)
+        self._pool[self._pool_used : used] = ids
+        self._pool_used = used
+        return slots
+
+    def _merge_words(self, words: npt.NDArray[np.uint8], widths: Ints) -> tuple[npt.NDArray[np.uint32], Ints]:
+        """``(ids of all, count of each)``; few one by one, or where a token is not merged from its bytes."""
+        if len(words) < _FEW or self._vocabulary.whole_pieces:
+            pieces = [word[:width].tobytes().decode() for word, width in zip(words, widths, strict=True)]
+            known = [self._known.get(piece) or self._learn(piece) for piece in pieces]
+            counts = np.array([len(ids) for ids in known], dtype=np.int64)
+            return np.array(list(chain.from_iterable(known)), dtype=np.uint32), counts
+        if self._merger is None:
+            self._merger = ArrayMerger(self._vocabulary)
+        return self._merger.merge(words, widths)
+
+
+def _write(counts: Ints, places: Ints, pool: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
+    """The ids of pieces: a single one is the place itself, several stand at their place in the pool."""
+    ids = np.repeat(places.astype(np.uint32), counts)
+    several = np.flatnonzero(counts > 1)
+    widths, places = counts[several], places[several]
+    ends = np.cumsum(widths)
+    begins = (np.cumsum(counts) - counts)[several]
+    offset = np.arange(widths.sum()) - np.repeat(ends - widths, widths)
+    ids[offset + np.repeat(begins, widths)] = pool[offset + np.repeat(places, widths)]
+    return ids
 
 
 def _keys(raw: npt.NDArray[np.uint8], starts: Ints, widths: Ints) -> tuple[Keys, Keys]:
-    """Both halves of the keys of pieces of up to 15 bytes."""
-    # every byte begins a 64-bit word: the same memory, read at a step of one
-    words: Keys = np.ndarray((raw.size - 7,), dtype="<u8", buffer=raw, strides=(1,))
-    k0 = words[starts] & _LOW_MASK[widths]
-    k1 = words[starts + 8] & _HIGH_MASK[widths]
-    return k0, k1 | widths.astype(np.uint64) << np.uint64(56)
-
-
-def _first_slots(k0: Keys, k1: Keys) -> Ints:
-    h = (k0 ^ (k1 * _C2)) * _C1
-    h ^= h >> np.uint64(32)
-    return ((h * _C2) >> np.uint64(64 - _LOG)).astype(np.int64)
+    """Both halves of the keys of pieces; those of over 15 bytes share one."""
+    # every byte begins 16 of them: the same memory, read at a step of one
+    sixteen = np.ndarray((raw.size - 15,), dtype="V16", buffer=raw, strides=(1,))
+    halves = sixteen[starts].view("<u8").reshape(-1, 2)
+    kept = np.minimum(widths, _INLINE + 1)
+    return halves[:, 0] & _LOW_MASK[kept], halves[:, 1] & _HIGH_MASK[kept] | _WIDTH[kept]

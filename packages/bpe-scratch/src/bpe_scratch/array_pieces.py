@@ -33,8 +33,8 @@ def _group_of_code_point() -> npt.NDArray[np.uint8]:
 
 
 @cache
-def _group_of_byte() -> npt.NDArray[np.uint8]:
-    return np.resize(_group_of_code_point()[:128], 256)
+def _group_of_byte() -> bytes:
+    return np.resize(_group_of_code_point()[:128], 256).tobytes()
 
 
 def byte_groups(raw: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -43,7 +43,8 @@ def byte_groups(raw: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     Args:
         raw: UTF-8.
     """
-    groups = _group_of_byte()[raw]
+    # Python's own translation of bytes is four times as fast as an index of bytes
+    groups = np.frombuffer(bytearray(raw).translate(_group_of_byte()), dtype=np.uint8)
     # characters beyond ASCII, which are few in most texts: all of their bytes get the group again
     leads = np.flatnonzero(raw >= 0xC0)
     first = raw[leads].astype(np.int64)
@@ -79,26 +80,28 @@ def piece_starts(raw: npt.NDArray[np.uint8], begins: npt.NDArray[np.int64]) -> n
     after_blank[1:] = raw[:-1] == _BLANK
     after_blank &= ~document[:-1]
     starts = first & (space | ~after_blank)
-    _mark_last_spaces(starts, first, space, raw, document)
+    _mark_last_spaces(starts, space, raw, document)
     _move_contractions(starts, first & ~after_blank, raw, groups, document)
     return np.flatnonzero(starts)
 
 
 def _mark_last_spaces(
     starts: npt.NDArray[np.bool_],
-    first: npt.NDArray[np.bool_],
     space: npt.NDArray[np.bool_],
     raw: npt.NDArray[np.uint8],
     document: npt.NDArray[np.bool_],
 ) -> None:
     """The last character of white space begins a piece, if the document goes on behind it."""
-    following = np.flatnonzero(first & ~space & ~document[:-1])
-    following = following[space[following - 1]]
-    last = following - 1
-    # white space of several bytes: step back to its first
-    while (inside := (raw[last] & 0xC0) == 0x80).any():
-        last[inside] -= 1
-    starts[last] = True
+    last = space[:-1] & ~space[1:] & ~document[1:-1]
+    starts[:-1] |= last
+    # white space of several bytes, which is rare: step back to its first
+    inside = np.flatnonzero(last & ((raw[:-1] & 0xC0) == 0x80))
+    starts[inside] = False
+    while inside.size:
+        inside -= 1
+        going = (raw[inside] & 0xC0) == 0x80
+        starts[inside[~going]] = True
+        inside = inside[going]
 
 
 def _move_contractions(
