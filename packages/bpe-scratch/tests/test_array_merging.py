@@ -105,6 +105,17 @@ def test_a_batch_of_new_words_equals_one_by_one(gpt2: Tokenizer, whole_pieces: b
     assert ids.tolist() == [i for word in words for i in plain.encode(word)]
 
 
+# once the table was emptied only between texts, and one text with too many words never came back
+def test_one_text_may_hold_more_words_than_the_table(
+    gpt2: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("_LOG", 8), ("_LIMIT", 150), ("_BLOCK", 100)):
+        monkeypatch.setattr(array_encoder, name, value)
+    text = " ".join(f"w{i:x}" for i in range(3000))
+    ids, _ = Tokenizer(gpt2.vocabulary, layer="arrays").encode_to_numpy([text])
+    assert ids.tolist() == gpt2.encode(text)
+
+
 def test_an_interrupted_batch_leaves_no_word_without_ids(
     gpt2: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,8 +20,8 @@ from bpe_scratch.encoders import PlainEncoder
 from bpe_scratch.patterns import to_utf8
 from bpe_scratch.vocabulary import Vocabulary
 
-_CHUNK = 1 << 20
-_BLOCK = 1 << 16
+_CHUNK = 1 << 21
+_BLOCK = 1 << 18
 _LOG = 20
 _LIMIT = (1 << _LOG) * 6 // 10
 _INLINE = 15

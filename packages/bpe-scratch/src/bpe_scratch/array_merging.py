@@ -41,7 +41,7 @@ class ArrayMerger:
         """
         rows = vocabulary.merge_array
         ranks = np.unique(np.array(vocabulary.ranks, dtype=np.int64), return_inverse=True)[1]
-        self._pairs = ArrayTable(max(6, (4 * len(rows)).bit_length()), absent=_NONE)
+        self._pairs = ArrayTable(max(6, (8 * len(rows)).bit_length()), absent=_NONE)
         halves = rows.astype(np.uint64)
         slots, _ = self._pairs.insert(halves[:, 0], halves[:, 1] + np.uint64(1))
         self._pairs.values[slots] = ranks << _BITS
@@ -105,5 +105,8 @@ class ArrayMerger:
         new = self._made[best >> _BITS]
         symbols[left, live] = new
         order[right, live] = _NONE
-        order[left, live] = self._order(new, symbols[after, live]) | left
-        order[before, live] = self._order(symbols[before, live], new) | before
+        # both new pairs of every word in one look-up
+        places, columns = np.concatenate([left, before]), np.concatenate([live, live])
+        firsts = np.concatenate([new, symbols[before, live]])
+        seconds = np.concatenate([symbols[after, live], new])
+        order[places, columns] = self._order(firsts, seconds) | places

@@ -94,8 +94,8 @@ def _mark_last_spaces(
     """The last character of white space begins a piece, if the document goes on behind it."""
     last = space[:-1] & ~space[1:] & ~document[1:-1]
     starts[:-1] |= last
-    # white space of several bytes, which is rare: step back to its first
-    inside = np.flatnonzero(last & ((raw[:-1] & 0xC0) == 0x80))
+    # white space of several bytes, which is rare: step back to its first; 0x80 to 0xBF are the least as int8
+    inside = np.flatnonzero(last & (raw[:-1].view(np.int8) < -64))
     starts[inside] = False
     while inside.size:
         inside -= 1
