@@ -1,11 +1,7 @@
 """Matrix products with what follows them in the same kernel:  C = epilogue(A B).
 
-The epilogue works on the float32 accumulator, in this order: add a bias row; keep the value and apply GELU,
-or multiply by GELU's slope at a saved value; dropout; add a residual. Two kernels do the same:
-
-- ``_pointer_kernel`` loads tiles through pointers: any strides, any dtype, the interpreter;
-- ``_descriptor_kernel`` is persistent and loads tiles through tensor descriptors, which the copy engine of
-  compute capability 9 reads without spending registers or threads on addresses.
+What follows, and the two kernels that compute it, stand in ``matmul_kernels``; here a product is described,
+its kernel chosen and launched.
 
 A weight gradient has few output tiles and a long K: K is split, each part is written in float32, and the
 parts are added in order, so that a run repeats itself bit for bit. Shapes: M rows, N columns, K depth,
@@ -14,7 +10,7 @@ S parts of K.
 
 from __future__ import annotations
 
-from typing import NamedTuple, no_type_check
+from typing import NamedTuple
 
 import torch
 import triton
@@ -24,7 +20,8 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from gpt_triton.kernels.dropout import dropout_arguments
-from gpt_triton.kernels.primitives import INTERPRET, drop, gelu, gelu_slope, narrow, operand, widen
+from gpt_triton.kernels.matmul_kernels import descriptor_kernel, pointer_kernel
+from gpt_triton.kernels.primitives import INTERPRET
 from gpt_triton.kernels.reduce import add_partial_sums
 from gpt_triton.kernels.tiles import (
     MatmulTiles,
@@ -52,190 +49,6 @@ class Epilogue(NamedTuple):
     pre_in: Float[Tensor, "M N"] | None = None
     residual: Float[Tensor, "M N"] | None = None
     dropout: Dropout | None = None
-
-
-@triton.jit
-@no_type_check
-def _tile_of(index, m_tiles, n_tiles, GROUP: tl.constexpr):
-    """Row and column of an output tile: down ``GROUP`` row tiles, then one column to the right."""
-    width = GROUP * n_tiles
-    first = (index // width) * GROUP
-    height = tl.minimum(m_tiles - first, GROUP)
-    return first + (index % width) % height, (index % width) // height
-
-
-@triton.jit
-@no_type_check
-def _finish(
-    acc,  # [rows, columns] float32
-    row,  # int64
-    column,
-    M,
-    N,
-    out_ptr,  # [M, N] written, unless out_desc is given
-    out_desc,
-    pre_out_ptr,  # [M, N] written, or None
-    pre_out_desc,
-    pre_in_ptr,  # [M, N] or None
-    bias_ptr,  # [N] or None
-    residual_ptr,  # [M, N] or None
-    key_ptr,  # [2] or None
-    keep_scale,
-    first_row,
-    first_column,
-    ACCUMULATE: tl.constexpr,
-    THRESHOLD: tl.constexpr,
-    DTYPE: tl.constexpr,
-):
-    keep = (row[:, None] < M) & (column[None, :] < N)
-    at = row[:, None] * N + column[None, :]
-    if bias_ptr is not None:
-        acc += widen(tl.load(bias_ptr + column, mask=column < N, other=0.0))[None, :]
-    if pre_out_ptr is not None:
-        if pre_out_desc is not None:
-            pre_out_desc.store([first_row, first_column], narrow(acc, DTYPE))
-        else:
-            tl.store(pre_out_ptr + at, narrow(acc, DTYPE), mask=keep)
-        acc = gelu(acc)
-    if pre_in_ptr is not None:
-        acc *= gelu_slope(widen(tl.load(pre_in_ptr + at, mask=keep, other=0.0)))
-    if key_ptr is not None:
-        acc = drop(acc, at, key_ptr, keep_scale, THRESHOLD)
-    if residual_ptr is not None:
-        acc += widen(tl.load(residual_ptr + at, mask=keep, other=0.0))
-    if ACCUMULATE:
-        acc += tl.load(out_ptr + at, mask=keep, other=0.0)
-    if out_desc is not None:
-        out_desc.store([first_row, first_column], narrow(acc, DTYPE))
-    else:
-        tl.store(out_ptr + at, narrow(acc, DTYPE), mask=keep)
-
-
-@triton.jit
-@no_type_check
-def _pointer_kernel(
-    a_ptr,  # [M, K] by strides
-    b_ptr,  # [K, N] by strides
-    out_ptr,  # [S, M, N] written
-    pre_out_ptr,
-    pre_in_ptr,
-    bias_ptr,
-    residual_ptr,
-    key_ptr,
-    M,
-    N,
-    K,
-    a_m,
-    a_k,
-    b_k,
-    b_n,
-    keep_scale,
-    ACCUMULATE: tl.constexpr,
-    THRESHOLD: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    SPLITS: tl.constexpr,
-    GROUP: tl.constexpr,
-):
-    m_tile, n_tile = _tile_of(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP)
-    split = tl.program_id(1).to(tl.int64)
-    row = m_tile.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    column = n_tile.to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    steps = tl.cdiv(tl.cdiv(K, BLOCK_K), SPLITS)
-    depth = split * steps * BLOCK_K + tl.arange(0, BLOCK_K)
-    a_ptrs = a_ptr + row[:, None] * a_m + depth[None, :] * a_k
-    b_ptrs = b_ptr + depth[:, None] * b_k + column[None, :] * b_n
-    # in int64 before the stride multiplies it
-    stride_step = tl.full((), BLOCK_K, tl.int64)
-    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for step in range(steps):
-        inside = depth + step * BLOCK_K < K
-        a = tl.load(a_ptrs, mask=(row[:, None] < M) & inside[None, :], other=0.0)
-        b = tl.load(b_ptrs, mask=inside[:, None] & (column[None, :] < N), other=0.0)
-        acc = tl.dot(operand(a), operand(b), acc, input_precision="ieee")
-        a_ptrs += stride_step * a_k
-        b_ptrs += stride_step * b_k
-    out_ptr += split * M * N
-    _finish(
-        acc, row, column, M, N, out_ptr, None, pre_out_ptr, None, pre_in_ptr, bias_ptr, residual_ptr,
-        key_ptr, keep_scale, 0, 0, ACCUMULATE, THRESHOLD, out_ptr.dtype.element_ty,
-    )  # fmt: skip
-
-
-@triton.jit
-@no_type_check
-def _descriptor_kernel(
-    a_desc,  # [M, K], or [K, M] if A_ACROSS
-    b_desc,  # [K, N], or [N, K] if B_ACROSS
-    out_ptr,  # [S, M, N] written, unless out_desc is given
-    out_desc,  # [M, N] written, or None
-    pre_out_ptr,
-    pre_out_desc,
-    pre_in_ptr,
-    bias_ptr,
-    residual_ptr,
-    key_ptr,
-    M,
-    N,
-    K,
-    keep_scale,
-    A_ACROSS: tl.constexpr,
-    B_ACROSS: tl.constexpr,
-    ACCUMULATE: tl.constexpr,
-    THRESHOLD: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    SPLITS: tl.constexpr,
-    GROUP: tl.constexpr,
-    HALVES: tl.constexpr,
-    DTYPE: tl.constexpr,
-):
-    m_tiles, n_tiles = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
-    tiles = m_tiles * n_tiles
-    # the copy engine fills with zeros past the end of K, so that every part takes the same steps
-    steps = tl.cdiv(tl.cdiv(K, BLOCK_K), SPLITS)
-    # flattened: the loads of the next tile start while this one's epilogue runs
-    for work in tl.range(tl.program_id(0), tiles * SPLITS, tl.num_programs(0), flatten=True):
-        m_tile, n_tile = _tile_of(work % tiles, m_tiles, n_tiles, GROUP)
-        split = work // tiles
-        first_row, first_column = m_tile * BLOCK_M, n_tile * BLOCK_N
-        acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-        for step in range(steps):
-            depth = (split * steps + step) * BLOCK_K
-            if A_ACROSS:
-                a = operand(a_desc.load([depth, first_row])).T
-            else:
-                a = operand(a_desc.load([first_row, depth]))
-            if B_ACROSS:
-                b = operand(b_desc.load([first_column, depth])).T
-            else:
-                b = operand(b_desc.load([depth, first_column]))
-            acc = tl.dot(a, b, acc, input_precision="ieee")
-        row = first_row.to(tl.int64) + tl.arange(0, BLOCK_M)
-        part_ptr = out_ptr
-        if out_desc is None:
-            part_ptr = out_ptr + split.to(tl.int64) * M * N
-        if HALVES:
-            # half a tile at a time: the staging buffer of a whole one would not fit beside the pipeline
-            left, right = acc.reshape(BLOCK_M, 2, BLOCK_N // 2).permute(0, 2, 1).split()
-            column = first_column.to(tl.int64) + tl.arange(0, BLOCK_N // 2)
-            _finish(
-                left, row, column, M, N, part_ptr, out_desc, pre_out_ptr, pre_out_desc, pre_in_ptr, bias_ptr,
-                residual_ptr, key_ptr, keep_scale, first_row, first_column, ACCUMULATE, THRESHOLD, DTYPE,
-            )  # fmt: skip
-            _finish(
-                right, row, column + BLOCK_N // 2, M, N, part_ptr, out_desc, pre_out_ptr, pre_out_desc,
-                pre_in_ptr, bias_ptr, residual_ptr, key_ptr, keep_scale, first_row,
-                first_column + BLOCK_N // 2, ACCUMULATE, THRESHOLD, DTYPE,
-            )  # fmt: skip
-        else:
-            column = first_column.to(tl.int64) + tl.arange(0, BLOCK_N)
-            _finish(
-                acc, row, column, M, N, part_ptr, out_desc, pre_out_ptr, pre_out_desc, pre_in_ptr, bias_ptr,
-                residual_ptr, key_ptr, keep_scale, first_row, first_column, ACCUMULATE, THRESHOLD, DTYPE,
-            )  # fmt: skip
 
 
 def product(
@@ -275,11 +88,11 @@ def launch_pointers(
     epilogue: Epilogue,
     accumulate: bool,
 ) -> None:
-    """The product by ``_pointer_kernel``; arguments as in ``product``, with one output per part of K."""
+    """The product by ``pointer_kernel``; arguments as in ``product``, with one output per part of K."""
     (m, k), n = a.shape, b.shape[1]
     key, keep_scale, threshold = dropout_arguments(epilogue.dropout)
     grid = (triton.cdiv(m, tiles.block_m) * triton.cdiv(n, tiles.block_n), tiles.splits)
-    _pointer_kernel[grid](
+    pointer_kernel[grid](
         a, b, out, epilogue.pre_out, epilogue.pre_in, epilogue.bias, epilogue.residual, key,
         m, n, k, *a.stride(), *b.stride(), keep_scale,
         ACCUMULATE=accumulate, THRESHOLD=threshold,
@@ -297,7 +110,7 @@ def launch_descriptors(
     epilogue: Epilogue,
     accumulate: bool,
 ) -> None:
-    """The product by ``_descriptor_kernel``; arguments as in ``product``, with one output per part of K."""
+    """The product by ``descriptor_kernel``; arguments as in ``product``, with one output per part of K."""
     (m, k), n = a.shape, b.shape[1]
     key, keep_scale, threshold = dropout_arguments(epilogue.dropout)
     # a mask needs four words of Philox for each element: half a tile of them at a time
@@ -312,7 +125,7 @@ def launch_descriptors(
     if pre_out is not None and by_descriptor:
         pre_out_desc = TensorDescriptor.from_tensor(pre_out, store)
     tile_count = triton.cdiv(m, tiles.block_m) * triton.cdiv(n, tiles.block_n) * tiles.splits
-    _descriptor_kernel[(min(tile_count, multiprocessors(a.device)),)](
+    descriptor_kernel[(min(tile_count, multiprocessors(a.device)),)](
         a_desc, b_desc, out, TensorDescriptor.from_tensor(out, store) if by_descriptor else None,
         pre_out, pre_out_desc,
         epilogue.pre_in, epilogue.bias, epilogue.residual, key, m, n, k, keep_scale,

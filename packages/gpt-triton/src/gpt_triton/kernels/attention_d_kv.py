@@ -1,0 +1,138 @@
+"""The gradients of attention's keys and values: a program owns keys and streams queries past them.
+
+    d_V = (P R)^T d_O,   d_K = d_S^T Q / sqrt(K)
+
+P, R and d_S as in ``attention_backward``, tile by tile, with keys down and queries across. Tiles of queries
+that see none of these keys are never loaded; without documents, tiles that see all of them skip the mask.
+Shapes as in ``attention``.
+"""
+
+from __future__ import annotations
+
+from typing import no_type_check
+
+import triton
+import triton.language as tl
+
+from gpt_triton.kernels.attention import load_head_tile, store_head_tile
+from gpt_triton.kernels.primitives import LOG2_E, keep_mask, operand, rounded_operand
+
+
+@triton.jit
+@no_type_check
+def _d_kv_tiles(
+    d_k,  # [k, W] float32
+    d_v,  # [k, W] float32
+    k,  # [k, W]
+    v,  # [k, W]
+    q_ptr,  # first query of the head
+    d_out_ptr,
+    lse_ptr,
+    delta_ptr,
+    starts_ptr,
+    k_position,
+    query_first,
+    query_last,
+    index_base,  # int64: position of the head's weights among all
+    T,
+    scale_log2,
+    key_ptr,
+    keep_scale,
+    MASKED: tl.constexpr,
+    THRESHOLD: tl.constexpr,
+    DTYPE: tl.constexpr,
+    STREAM: tl.constexpr,
+    WIDTH: tl.constexpr,
+    K: tl.constexpr,
+    W: tl.constexpr,
+):
+    """Stream the queries of ``[query_first, query_last)`` past the tile of keys; tiles are [k, q]."""
+    for first in range(query_first, query_last, STREAM):
+        q_position = tl.arange(0, STREAM).to(tl.int64) + first
+        q = operand(load_head_tile(q_ptr, q_position, 3 * WIDTH, T, K, W))
+        lse = tl.load(lse_ptr + q_position, mask=q_position < T, other=0.0)
+        p = tl.exp2(tl.dot(k, q.T, input_precision="ieee") * scale_log2 - (lse * LOG2_E)[None, :])
+        if MASKED:
+            seen = (k_position[:, None] <= q_position[None, :]) & (q_position[None, :] < T)
+            if starts_ptr is not None:
+                start = tl.load(starts_ptr + q_position, mask=q_position < T, other=0)
+                seen = seen & (k_position[:, None] >= start[None, :])
+            p = tl.where(seen, p, 0.0)
+        d_out = operand(load_head_tile(d_out_ptr, q_position, WIDTH, T, K, W))
+        d_p = tl.dot(v, d_out.T, input_precision="ieee")
+        p_kept = p
+        if key_ptr is not None:
+            at = index_base + q_position[None, :] * T + k_position[:, None]
+            kept = keep_mask(at, key_ptr, THRESHOLD)
+            p_kept = tl.where(kept, p * keep_scale, 0.0)
+            d_p = tl.where(kept, d_p * keep_scale, 0.0)
+        d_v = tl.dot(rounded_operand(p_kept, DTYPE), d_out, d_v, input_precision="ieee")
+        delta = tl.load(delta_ptr + q_position, mask=q_position < T, other=0.0)
+        d_s = p * (d_p - delta[None, :])
+        d_k = tl.dot(rounded_operand(d_s, DTYPE), q, d_k, input_precision="ieee")
+    return d_k, d_v
+
+
+@triton.jit
+@no_type_check
+def d_kv_kernel(
+    qkv_ptr,  # [B, T, 3, H, K]
+    d_out_ptr,  # [B, T, H, K]
+    lse_ptr,  # [B, H, T]
+    delta_ptr,  # [B, H, T]
+    starts_ptr,  # [B, T] or None
+    d_qkv_ptr,  # [B, T, 3, H, K]: keys and values written
+    key_ptr,  # [2] or None
+    T,
+    scale,
+    scale_log2,
+    keep_scale,
+    THRESHOLD: tl.constexpr,
+    H: tl.constexpr,
+    K: tl.constexpr,
+    STAY: tl.constexpr,
+    STREAM: tl.constexpr,
+    W: tl.constexpr,
+):
+    """Gradients of one tile of keys and of its values."""
+    # the first tile of keys has the most queries, and comes first
+    key_first = tl.program_id(1) * STAY
+    head = tl.program_id(0).to(tl.int64)
+    WIDTH: tl.constexpr = H * K
+    DTYPE: tl.constexpr = qkv_ptr.dtype.element_ty
+    row = head // H
+    base = row * T * 3 * WIDTH + (head % H) * K
+    k_position = tl.arange(0, STAY).to(tl.int64) + key_first
+    k = operand(load_head_tile(qkv_ptr + base + WIDTH, k_position, 3 * WIDTH, T, K, W))
+    v = operand(load_head_tile(qkv_ptr + base + 2 * WIDTH, k_position, 3 * WIDTH, T, K, W))
+    query_first = key_first // STREAM * STREAM
+    whole_first = tl.minimum(tl.cdiv(key_first + STAY, STREAM) * STREAM, tl.cdiv(T, STREAM) * STREAM)
+    query_last = tl.cdiv(T, STREAM) * STREAM
+    if starts_ptr is not None:
+        starts_ptr += row * T
+        # past the last query whose document begins at or before the last key, nobody sees these keys
+        query_last = query_first
+        for first in range(query_first, T, 512):
+            position = tl.arange(0, 512).to(tl.int64) + first
+            start = tl.load(starts_ptr + position, mask=position < T, other=2147483647)
+            sees = tl.where(start < key_first + STAY, position + 1, 0)
+            query_last = tl.maximum(query_last, tl.max(sees, 0).to(tl.int32))
+        # a document may begin anywhere: every tile is masked
+        whole_first = query_last
+    d_out_ptr += row * T * WIDTH + (head % H) * K
+    index_base = head * T * T
+    d_k = tl.zeros([STAY, W], tl.float32)
+    d_v = tl.zeros([STAY, W], tl.float32)
+    d_k, d_v = _d_kv_tiles(
+        d_k, d_v, k, v, qkv_ptr + base, d_out_ptr, lse_ptr + head * T, delta_ptr + head * T, starts_ptr,
+        k_position, query_first, whole_first, index_base, T, scale_log2, key_ptr, keep_scale,
+        True, THRESHOLD, DTYPE, STREAM, WIDTH, K, W,
+    )  # fmt: skip
+    if starts_ptr is None:
+        d_k, d_v = _d_kv_tiles(
+            d_k, d_v, k, v, qkv_ptr + base, d_out_ptr, lse_ptr + head * T, delta_ptr + head * T, starts_ptr,
+            k_position, whole_first, query_last, index_base, T, scale_log2, key_ptr, keep_scale,
+            False, THRESHOLD, DTYPE, STREAM, WIDTH, K, W,
+        )  # fmt: skip
+    store_head_tile(d_qkv_ptr + base + WIDTH, k_position, 3 * WIDTH, T, d_k * scale, K, W)
+    store_head_tile(d_qkv_ptr + base + 2 * WIDTH, k_position, 3 * WIDTH, T, d_v, K, W)

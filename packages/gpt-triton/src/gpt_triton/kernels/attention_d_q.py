@@ -1,0 +1,119 @@
+"""The gradient of attention's queries: a program owns queries and streams keys past them.
+
+    d_Q = d_S K / sqrt(K)
+
+d_S as in ``attention_backward``, tile by tile, with queries down and keys across. Tiles of keys that none of
+these queries sees are never loaded; without documents, tiles that every query sees whole skip the mask.
+Shapes as in ``attention``.
+"""
+
+from __future__ import annotations
+
+from typing import no_type_check
+
+import triton
+import triton.language as tl
+
+from gpt_triton.kernels.attention import load_head_tile, store_head_tile, visible
+from gpt_triton.kernels.primitives import LOG2_E, keep_mask, operand, rounded_operand
+
+
+@triton.jit
+@no_type_check
+def _d_q_tiles(
+    d_q,  # [q, W] float32
+    q,  # [q, W]
+    d_out,  # [q, W]
+    lse_log2,  # [q]
+    delta,  # [q]
+    k_ptr,  # first key of the head
+    q_position,
+    start,
+    key_first,
+    key_last,
+    index_base,  # int64: position of the head's weights among all
+    T,
+    scale_log2,
+    key_ptr,
+    keep_scale,
+    MASKED: tl.constexpr,
+    THRESHOLD: tl.constexpr,
+    DTYPE: tl.constexpr,
+    STREAM: tl.constexpr,
+    WIDTH: tl.constexpr,
+    K: tl.constexpr,
+    W: tl.constexpr,
+):
+    """Stream the keys of ``[key_first, key_last)`` past the tile of queries."""
+    for first in range(key_first, key_last, STREAM):
+        k_position = tl.arange(0, STREAM).to(tl.int64) + first
+        k = operand(load_head_tile(k_ptr, k_position, 3 * WIDTH, T, K, W))
+        p = tl.exp2(tl.dot(q, k.T, input_precision="ieee") * scale_log2 - lse_log2[:, None])
+        if MASKED:
+            p = tl.where(visible(q_position, k_position, start, T), p, 0.0)
+        v = operand(load_head_tile(k_ptr + WIDTH, k_position, 3 * WIDTH, T, K, W))
+        d_p = tl.dot(d_out, v.T, input_precision="ieee")
+        if key_ptr is not None:
+            at = index_base + q_position[:, None] * T + k_position[None, :]
+            d_p = tl.where(keep_mask(at, key_ptr, THRESHOLD), d_p * keep_scale, 0.0)
+        d_s = p * (d_p - delta[:, None])
+        d_q = tl.dot(rounded_operand(d_s, DTYPE), k, d_q, input_precision="ieee")
+    return d_q
+
+
+@triton.jit
+@no_type_check
+def d_q_kernel(
+    qkv_ptr,  # [B, T, 3, H, K]
+    d_out_ptr,  # [B, T, H, K]
+    lse_ptr,  # [B, H, T]
+    delta_ptr,  # [B, H, T]
+    starts_ptr,  # [B, T] or None
+    d_qkv_ptr,  # [B, T, 3, H, K]: queries written
+    key_ptr,  # [2] or None
+    T,
+    scale,
+    scale_log2,
+    keep_scale,
+    THRESHOLD: tl.constexpr,
+    H: tl.constexpr,
+    K: tl.constexpr,
+    STAY: tl.constexpr,
+    STREAM: tl.constexpr,
+    W: tl.constexpr,
+):
+    """Gradient of one tile of queries."""
+    q_first = (tl.num_programs(1) - 1 - tl.program_id(1)) * STAY
+    head = tl.program_id(0).to(tl.int64)
+    WIDTH: tl.constexpr = H * K
+    DTYPE: tl.constexpr = qkv_ptr.dtype.element_ty
+    row = head // H
+    base = row * T * 3 * WIDTH + (head % H) * K
+    q_position = tl.arange(0, STAY).to(tl.int64) + q_first
+    q = operand(load_head_tile(qkv_ptr + base, q_position, 3 * WIDTH, T, K, W))
+    d_out_at = d_out_ptr + row * T * WIDTH + (head % H) * K
+    d_out = operand(load_head_tile(d_out_at, q_position, WIDTH, T, K, W))
+    lse = tl.load(lse_ptr + head * T + q_position, mask=q_position < T, other=0.0)
+    delta = tl.load(delta_ptr + head * T + q_position, mask=q_position < T, other=0.0)
+    start = tl.zeros([STAY], tl.int32)
+    whole_last = q_first // STREAM * STREAM
+    key_first = 0
+    if starts_ptr is not None:
+        start = tl.load(starts_ptr + row * T + q_position, mask=q_position < T, other=2147483647)
+        key_first = tl.min(start, 0) // STREAM * STREAM
+        # a document may begin anywhere: every tile is masked
+        whole_last = key_first
+    key_last = tl.minimum(q_first + STAY, T)
+    index_base = head * T * T
+    d_q = tl.zeros([STAY, W], tl.float32)
+    if starts_ptr is None:
+        d_q = _d_q_tiles(
+            d_q, q, d_out, lse * LOG2_E, delta, qkv_ptr + base + WIDTH, q_position, start, key_first,
+            whole_last, index_base, T, scale_log2, key_ptr, keep_scale, False, THRESHOLD, DTYPE, STREAM,
+            WIDTH, K, W,
+        )  # fmt: skip
+    d_q = _d_q_tiles(
+        d_q, q, d_out, lse * LOG2_E, delta, qkv_ptr + base + WIDTH, q_position, start, whole_last, key_last,
+        index_base, T, scale_log2, key_ptr, keep_scale, True, THRESHOLD, DTYPE, STREAM, WIDTH, K, W,
+    )  # fmt: skip
+    store_head_tile(d_qkv_ptr + base, q_position, 3 * WIDTH, T, d_q * scale, K, W)
