@@ -130,10 +130,10 @@ def emit(arguments: argparse.Namespace) -> None:
         save(answer(backend, facts, inputs, arguments.steps), place / "model" / f"{name}.safetensors")
         info = {"device": backend.device_name(), "choices": dict(backend.choices())}
         (place / "info.json").write_text(json.dumps(info, indent=2) + "\n")
-    ops = adapter(arguments.backend).ops(arguments.precision, arguments.device, arguments.option)
+    ops = adapter(arguments.backend).Ops.of_run(arguments.precision, arguments.device, arguments.option)
     for folder in sorted((arguments.cases / "op").iterdir()):
         if not arguments.only or folder.name in arguments.only:
-            op = ops[folder.name.partition("-")[0]]
+            op = getattr(ops, folder.name.partition("-")[0])
             save(op(cases.read_inputs(folder)), place / "op" / f"{folder.name}.safetensors")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import gpt_jax.attention as attention_module
 import jax
@@ -15,7 +16,6 @@ from gpt_jax.model import Block, Inputs, Parameters, Plan
 from jax import Array
 
 Arrays = dict[str, np.ndarray]
-Op = Callable[[Arrays], Arrays]
 
 
 def plant(error: str) -> None:
@@ -33,47 +33,49 @@ def plant(error: str) -> None:
         raise ValueError(f"unknown error {error!r}")
 
 
-def ops(precision: str, device: str, options: list[str]) -> dict[str, Op]:
-    """Every op of the package as a function of the case's arrays."""
-    dtype = jnp.dtype(precision)
-    jax.config.update("jax_default_device", jax.devices(device)[0])
-    attention_kind = dict(option.split("=") for option in options).get("attention", "written")
+@dataclass(frozen=True)
+class Ops:
+    """Every op of the package as a method of the case's arrays.
 
-    def floats(inputs: Arrays, *names: str, kind: jnp.dtype = dtype) -> dict[str, Array]:
-        return {name: jnp.asarray(inputs[name]).astype(kind) for name in names}
+    Attributes:
+        dtype: Of the activations.
+        fused: Whether attention is cuDNN's where it can be.
+    """
 
-    def answers(
-        name: str, function: Callable[..., Array], given: dict[str, Array], d_out: np.ndarray
-    ) -> Arrays:
-        out, pull_back = jax.vjp(lambda tree: function(**tree), given)
-        (grads,) = pull_back(jnp.asarray(d_out).astype(out.dtype))
-        found = {f"d_{each}": grad for each, grad in grads.items()} | {name: out}
-        return {each: np.asarray(value.astype(jnp.float32)) for each, value in found.items()}
+    dtype: jnp.dtype
+    fused: bool
 
-    def one_row(function: Callable[..., Array]) -> Callable[..., Array]:
+    @classmethod
+    def of_run(cls, precision: str, device: str, options: list[str]) -> Ops:
+        """The ops as one variant runs them."""
+        jax.config.update("jax_default_device", jax.devices(device)[0])
+        return cls(jnp.dtype(precision), "attention=cudnn" in options)
+
+    def layer_norm(self, inputs: Arrays) -> Arrays:
         """The model's functions take [B, T, D]; the cases' tokens are one long row."""
-        return lambda x, *rest: function(x[None], *rest)[0]
+        given = self._floats(inputs, "x") | _masters(inputs, "gain", "bias")
+        return _answers(
+            "y", lambda x, gain, bias: model.layer_norm(x[None], gain, bias)[0], given, inputs["d_y"]
+        )
 
-    def layer_norm(inputs: Arrays) -> Arrays:
-        given = floats(inputs, "x") | floats(inputs, "gain", "bias", kind=jnp.float32)
-        function = one_row(lambda x, gain, bias: model.layer_norm(x, gain, bias))
-        return answers("y", lambda x, gain, bias: function(x, gain, bias), given, inputs["d_y"])
+    def gelu(self, inputs: Arrays) -> Arrays:
+        """Element by element."""
+        return _answers("y", model.gelu, self._floats(inputs, "x"), inputs["d_y"])
 
-    def gelu(inputs: Arrays) -> Arrays:
-        return answers("y", model.gelu, floats(inputs, "x"), inputs["d_y"])
+    def linear(self, inputs: Arrays) -> Arrays:
+        """One long row, as for ``layer_norm``."""
+        given = self._floats(inputs, "x") | _masters(inputs, "weight", "bias")
+        return _answers(
+            "y", lambda x, weight, bias: model.linear(x[None], weight, bias)[0], given, inputs["d_y"]
+        )
 
-    def linear(inputs: Arrays) -> Arrays:
-        given = floats(inputs, "x") | floats(inputs, "weight", "bias", kind=jnp.float32)
-        function = one_row(lambda x, weight, bias: model.linear(x, weight, bias))
-        return answers("y", lambda x, weight, bias: function(x, weight, bias), given, inputs["d_y"])
-
-    def attention(inputs: Arrays) -> Arrays:
-        rows, time, triple = inputs["qkv"].shape
+    def attention(self, inputs: Arrays) -> Arrays:
+        """Of every head, with dropout and documents where the case has them."""
         rate, n_head = float(inputs["rate"][0]), int(inputs["n_head"][0])
         starts = jnp.asarray(inputs["segment_starts"]) if inputs["segment_starts"].any() else None
         key = jnp.asarray(inputs["key"]) if rate else None
         # as the model does: cuDNN's kernel has no derivative for rows of odd length
-        fused = attention_kind == "cudnn" and key is None and starts is None and time % 2 == 0
+        fused = self.fused and key is None and starts is None and inputs["qkv"].shape[1] % 2 == 0
 
         def function(qkv: Array) -> Array:
             q, k, v = model.split_heads(qkv, n_head)
@@ -81,49 +83,56 @@ def ops(precision: str, device: str, options: list[str]) -> dict[str, Op]:
                 out = jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
             else:
                 out = attention_module.attend(q, k, v, starts, key, rate)
-            return out.reshape(rows, time, triple // 3)
+            return out.reshape(*qkv.shape[:2], qkv.shape[2] // 3)
 
-        return answers("out", function, floats(inputs, "qkv"), inputs["d_out"])
+        return _answers("out", function, self._floats(inputs, "qkv"), inputs["d_out"])
 
-    def cross_entropy(inputs: Arrays) -> Arrays:
-        targets = jnp.asarray(inputs["targets"])
-        vocab = len(inputs["wte"])
-        plan = Plan(1, vocab, precision, chunk=16 * vocab)  # chunks of 16 tokens: several, the last one short
+    def cross_entropy(self, inputs: Arrays) -> Arrays:
+        """Losses token by token, and the gradients of their mean."""
+        targets, vocab = jnp.asarray(inputs["targets"]), len(inputs["wte"])
+        # chunks of 16 tokens: several, the last one short
+        plan = Plan(1, vocab, self.dtype.name, chunk=16 * vocab)
         weight = jnp.float32(1.0 / np.count_nonzero(inputs["targets"] != IGNORE))
-        given = floats(inputs, "x") | floats(inputs, "wte", kind=jnp.float32)
+        given = self._floats(inputs, "x") | _masters(inputs, "wte")
 
         def function(x: Array, wte: Array) -> Array:
             return loss.head_loss(x, wte, targets, weight, plan)
 
-        found = answers("mean", function, given, np.ones((), np.float32))
+        found = _answers("mean", function, given, np.ones((), np.float32))
         nll = loss.token_nll(given["x"], given["wte"], targets, plan)
         return {"nll": np.asarray(nll), "d_x": found["d_x"], "d_wte": found["d_wte"]}
 
-    def embedding(inputs: Arrays) -> Arrays:
+    def embedding(self, inputs: Arrays) -> Arrays:
+        """Rows of both tables, added."""
         tokens = jnp.asarray(inputs["tokens"])
         starts = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None] - inputs["positions"]
-        given = floats(inputs, "wte", "wpe", kind=jnp.float32)
-        plan = Plan(1, len(inputs["wte"]), precision)
+        packed, plan = Inputs(tokens, tokens, starts), Plan(1, len(inputs["wte"]), self.dtype.name)
 
         def function(wte: Array, wpe: Array) -> Array:
             none = Block(*[wte[:1]] * len(Block.__dataclass_fields__))
-            return model.embed(
-                Parameters(wte, wpe, none, wte[0], wte[0]), Inputs(tokens, tokens, starts), plan
-            )
+            return model.embed(Parameters(wte, wpe, none, wte[0], wte[0]), packed, plan)
 
-        return answers("x", function, given, inputs["d_x"])
+        return _answers("x", function, _masters(inputs, "wte", "wpe"), inputs["d_x"])
 
-    def drop(inputs: Arrays) -> Arrays:
+    def dropout(self, inputs: Arrays) -> Arrays:
+        """The branch, and its mask."""
         key, rate = jnp.asarray(inputs["key"]), float(inputs["rate"][0])
-        found = answers("y", lambda x: dropout(x, key, rate), floats(inputs, "x"), inputs["d_y"])
+        found = _answers("y", lambda x: dropout(x, key, rate), self._floats(inputs, "x"), inputs["d_y"])
         return found | {"mask": np.asarray(dropout_mask(inputs["x"].shape, key, rate), np.float32)}
 
-    return {
-        "layer_norm": layer_norm,
-        "gelu": gelu,
-        "linear": linear,
-        "attention": attention,
-        "cross_entropy": cross_entropy,
-        "embedding": embedding,
-        "dropout": drop,
-    }
+    def _floats(self, inputs: Arrays, name: str) -> dict[str, Array]:
+        """One of the activations, by its name."""
+        return {name: jnp.asarray(inputs[name]).astype(self.dtype)}
+
+
+def _masters(inputs: Arrays, *names: str) -> dict[str, Array]:
+    """Parameters, which are float32 in every precision, by their names."""
+    return {name: jnp.asarray(inputs[name]).astype(jnp.float32) for name in names}
+
+
+def _answers(name: str, function: Callable[..., Array], given: dict[str, Array], d_out: np.ndarray) -> Arrays:
+    """Output and gradients of one op; the output comes under ``name``."""
+    out, pull_back = jax.vjp(lambda tree: function(**tree), given)
+    (grads,) = pull_back(jnp.asarray(d_out).astype(out.dtype))
+    found = {f"d_{each}": grad for each, grad in grads.items()} | {name: out}
+    return {each: np.asarray(value.astype(jnp.float32)) for each, value in found.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,7 +14,6 @@ from gpt_torchfunc.model import Block, Inputs, Parameters, Plan
 from torch import Tensor
 
 Arrays = dict[str, np.ndarray]
-Op = Callable[[Arrays], Arrays]
 
 
 def plant(error: str) -> None:
@@ -31,97 +31,114 @@ def plant(error: str) -> None:
         raise ValueError(f"unknown error {error!r}")
 
 
-def ops(precision: str, device: str, options: list[str]) -> dict[str, Op]:
-    """Every op of the package as a function of the case's arrays."""
-    dtype, where = getattr(torch, precision), "cuda" if device == "gpu" else "cpu"
-    attention_kind = dict(option.split("=") for option in options).get("attention", "written")
+@dataclass(frozen=True)
+class Ops:
+    """Every op of the package as a method of the case's arrays.
 
-    def tensors(inputs: Arrays, *names: str, kind: torch.dtype = dtype) -> dict[str, Tensor]:
-        return {name: torch.from_numpy(inputs[name]).to(where, kind) for name in names}
+    Attributes:
+        dtype: Of the activations.
+        where: Device.
+        attention_kind: As the variant asks.
+    """
 
-    def ids(inputs: Arrays, name: str) -> Tensor:
-        return torch.from_numpy(inputs[name].astype(np.int64)).to(where)
+    dtype: torch.dtype
+    where: str
+    attention_kind: str
 
-    def answers(
-        name: str, function: Callable[..., Tensor], given: dict[str, Tensor], d_out: Tensor
-    ) -> Arrays:
-        out, pull_back = torch.func.vjp(lambda tree: function(**tree), given)
-        (grads,) = pull_back(d_out.to(out.dtype))
-        found = {f"d_{each}": grad for each, grad in grads.items()} | {name: out}
-        return {each: value.detach().float().cpu().numpy() for each, value in found.items()}
+    @classmethod
+    def of_run(cls, precision: str, device: str, options: list[str]) -> Ops:
+        """The ops as one variant runs them."""
+        kind = dict(option.split("=") for option in options).get("attention", "written")
+        return cls(getattr(torch, precision), "cuda" if device == "gpu" else "cpu", kind)
 
-    def upstream(inputs: Arrays, name: str = "d_y") -> Tensor:
-        return torch.from_numpy(inputs[name]).to(where)
+    def layer_norm(self, inputs: Arrays) -> Arrays:
+        """Of every row."""
+        given = self._floats(inputs, "x") | self._masters(inputs, "gain", "bias")
+        return _answers("y", model.layer_norm, given, self._upstream(inputs))
 
-    def layer_norm(inputs: Arrays) -> Arrays:
-        given = tensors(inputs, "x") | tensors(inputs, "gain", "bias", kind=torch.float32)
-        return answers("y", lambda x, gain, bias: model.layer_norm(x, gain, bias), given, upstream(inputs))
+    def gelu(self, inputs: Arrays) -> Arrays:
+        """Element by element."""
+        return _answers("y", model.gelu, self._floats(inputs, "x"), self._upstream(inputs))
 
-    def gelu(inputs: Arrays) -> Arrays:
-        return answers("y", model.gelu, tensors(inputs, "x"), upstream(inputs))
+    def linear(self, inputs: Arrays) -> Arrays:
+        """Of every row."""
+        given = self._floats(inputs, "x") | self._masters(inputs, "weight", "bias")
+        return _answers("y", model.linear, given, self._upstream(inputs))
 
-    def linear(inputs: Arrays) -> Arrays:
-        given = tensors(inputs, "x") | tensors(inputs, "weight", "bias", kind=torch.float32)
-        return answers("y", lambda x, weight, bias: model.linear(x, weight, bias), given, upstream(inputs))
-
-    def attention(inputs: Arrays) -> Arrays:
-        width, rate = inputs["qkv"].shape[-1] // 3, float(inputs["rate"][0])
-        starts = ids(inputs, "segment_starts")
-        plan = Plan(int(inputs["n_head"][0]), 1, dtype, attention_kind, rate)
+    def attention(self, inputs: Arrays) -> Arrays:
+        """Of every head, with dropout and documents where the case has them."""
+        starts, rate = self._ids(inputs, "segment_starts"), float(inputs["rate"][0])
+        plan = Plan(int(inputs["n_head"][0]), 1, self.dtype, self.attention_kind, rate)
         packed = Inputs(starts, starts, starts if starts.any() else None)
-        key = ids(inputs, "key") if rate else None
-        # the projection is the identity, so that the block's own input is qkv
-        eye = torch.eye(3 * width, device=where)
-        block = Block(*[eye.new_zeros(1)] * len(Block._fields))._replace(
-            qkv_weight=eye, qkv_bias=eye.new_zeros(3 * width)
-        )
         # the model writes attention out when there is dropout, and then it needs the mask
-        mask = model.attention_mask(packed, plan if not rate else plan_written(plan))
+        mask = model.attention_mask(packed, replace(plan, attention="written") if rate else plan)
+        key = self._ids(inputs, "key") if rate else None
+        block = _no_projection(inputs["qkv"].shape[-1], self.where)
 
         def function(qkv: Tensor) -> Tensor:
             return model.self_attention(block, qkv, mask, plan, key)
 
-        return answers("out", function, tensors(inputs, "qkv"), upstream(inputs, "d_out"))
+        return _answers("out", function, self._floats(inputs, "qkv"), self._upstream(inputs, "d_out"))
 
-    def plan_written(plan: Plan) -> Plan:
-        return Plan(plan.n_head, plan.vocab_size, plan.dtype, "written", plan.dropout)
-
-    def cross_entropy(inputs: Arrays) -> Arrays:
-        x, wte = tensors(inputs, "x")["x"], tensors(inputs, "wte", kind=torch.float32)["wte"]
-        targets = ids(inputs, "targets")
-        vocab = len(wte)
-        plan = Plan(1, vocab, dtype, chunk=16 * vocab)  # chunks of 16 tokens: several, the last one short
-        weight = torch.tensor(1.0 / int((targets != IGNORE).sum()), device=where)
+    def cross_entropy(self, inputs: Arrays) -> Arrays:
+        """Losses token by token, and the gradients of their mean."""
+        x, wte = self._floats(inputs, "x")["x"], self._masters(inputs, "wte")["wte"]
+        targets, vocab = self._ids(inputs, "targets"), len(wte)
+        # chunks of 16 tokens: several, the last one short
+        plan = Plan(1, vocab, self.dtype, chunk=16 * vocab)
+        weight = torch.tensor(1.0 / int((targets != IGNORE).sum()), device=self.where)
         _, d_x, d_wte = loss.head_loss_and_gradients(x, wte, targets, plan, weight)
-        nll = loss.token_nll(x, wte.to(dtype), targets, vocab)
-        found = {"nll": nll, "d_x": d_x, "d_wte": d_wte}
-        return {name: value.detach().float().cpu().numpy() for name, value in found.items()}
+        nll = loss.token_nll(x, wte.to(self.dtype), targets, vocab)
+        return _arrays({"nll": nll, "d_x": d_x, "d_wte": d_wte})
 
-    def embedding(inputs: Arrays) -> Arrays:
-        starts = np.arange(inputs["tokens"].shape[1]) - inputs["positions"]
-        tokens = ids(inputs, "tokens")
-        packed = Inputs(tokens, tokens, torch.from_numpy(starts.astype(np.int64)).to(where))
-        given = tensors(inputs, "wte", "wpe", kind=torch.float32)
-        plan = Plan(1, len(given["wte"]), dtype)
+    def embedding(self, inputs: Arrays) -> Arrays:
+        """Rows of both tables, added."""
+        tokens, positions = self._ids(inputs, "tokens"), self._ids(inputs, "positions")
+        starts = torch.arange(tokens.shape[1], device=self.where) - positions
+        packed, plan = Inputs(tokens, tokens, starts), Plan(1, len(inputs["wte"]), self.dtype)
 
         def function(wte: Tensor, wpe: Tensor) -> Tensor:
             none = Block(*[wte.new_zeros(1)] * len(Block._fields))
             return model.embed(Parameters(wte, wpe, none, wte[0], wte[0]), packed, plan)
 
-        return answers("x", function, given, upstream(inputs, "d_x"))
+        given = self._masters(inputs, "wte", "wpe")
+        return _answers("x", function, given, self._upstream(inputs, "d_x"))
 
-    def drop(inputs: Arrays) -> Arrays:
-        key, rate = ids(inputs, "key"), float(inputs["rate"][0])
-        found = answers("y", lambda x: dropout(x, key, rate), tensors(inputs, "x"), upstream(inputs))
-        mask = dropout_mask(torch.Size(inputs["x"].shape), key, rate)
-        return found | {"mask": mask.float().cpu().numpy()}
+    def dropout(self, inputs: Arrays) -> Arrays:
+        """The branch, and its mask."""
+        key, rate = self._ids(inputs, "key"), float(inputs["rate"][0])
+        given, d_y = self._floats(inputs, "x"), self._upstream(inputs)
+        mask = dropout_mask(given["x"].shape, key, rate)
+        return _answers("y", lambda x: dropout(x, key, rate), given, d_y) | _arrays({"mask": mask})
 
-    return {
-        "layer_norm": layer_norm,
-        "gelu": gelu,
-        "linear": linear,
-        "attention": attention,
-        "cross_entropy": cross_entropy,
-        "embedding": embedding,
-        "dropout": drop,
-    }
+    def _floats(self, inputs: Arrays, name: str) -> dict[str, Tensor]:
+        """One of the activations, by its name."""
+        return {name: torch.from_numpy(inputs[name]).to(self.where, self.dtype)}
+
+    def _masters(self, inputs: Arrays, *names: str) -> dict[str, Tensor]:
+        """Parameters, which are float32 in every precision, by their names."""
+        return {name: torch.from_numpy(inputs[name]).to(self.where, torch.float32) for name in names}
+
+    def _ids(self, inputs: Arrays, name: str) -> Tensor:
+        return torch.from_numpy(inputs[name].astype(np.int64)).to(self.where)
+
+    def _upstream(self, inputs: Arrays, name: str = "d_y") -> Tensor:
+        return torch.from_numpy(inputs[name]).to(self.where)
+
+
+def _no_projection(width: int, where: str) -> Block:
+    """A block whose projection is the identity, so that its own input is qkv."""
+    eye = torch.eye(width, device=where)
+    unused = Block(*[eye.new_zeros(1)] * len(Block._fields))
+    return unused._replace(qkv_weight=eye, qkv_bias=eye.new_zeros(width))
+
+
+def _answers(name: str, function: Callable[..., Tensor], given: dict[str, Tensor], d_out: Tensor) -> Arrays:
+    """Output and gradients of one op; the output comes under ``name``."""
+    out, pull_back = torch.func.vjp(lambda tree: function(**tree), given)
+    (grads,) = pull_back(d_out.to(out.dtype))
+    return _arrays({f"d_{each}": grad for each, grad in grads.items()} | {name: out})
+
+
+def _arrays(tensors: dict[str, Tensor]) -> Arrays:
+    return {name: value.detach().float().cpu().numpy() for name, value in tensors.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from types import ModuleType
 
 import numpy as np
@@ -13,7 +13,6 @@ from gpt_triton.residuals import Dropout
 from torch import Tensor
 
 Arrays = dict[str, np.ndarray]
-Op = Callable[[Arrays], Arrays]
 
 
 def plant(error: str) -> None:
@@ -54,86 +53,102 @@ def chosen_ops(options: list[str]) -> ModuleType:
     return kernels
 
 
-def ops(precision: str, device: str, options: list[str]) -> dict[str, Op]:
-    """Every op of the package as a function of the case's arrays."""
-    dtype, where = getattr(torch, precision), "cuda" if device == "gpu" else "cpu"
-    op = chosen_ops(options)
+@dataclass(frozen=True)
+class Ops:
+    """Every op of the package as a method of the case's arrays.
 
-    def activation(inputs: Arrays, name: str) -> Tensor:
-        return torch.from_numpy(inputs[name]).to(where, dtype).contiguous()
+    Attributes:
+        dtype: Of the activations and of the matrices.
+        where: Device.
+        op: Triton's kernels or their reference.
+    """
 
-    def master(inputs: Arrays, name: str) -> Tensor:
-        return torch.from_numpy(inputs[name]).to(where)
+    dtype: torch.dtype
+    where: str
+    op: ModuleType
 
-    def ids(inputs: Arrays, name: str) -> Tensor:
-        return torch.from_numpy(inputs[name].astype(np.int32)).to(where)
+    @classmethod
+    def of_run(cls, precision: str, device: str, options: list[str]) -> Ops:
+        """The ops as one variant runs them."""
+        return cls(getattr(torch, precision), "cuda" if device == "gpu" else "cpu", chosen_ops(options))
 
-    def zeros(*shape: int) -> Tensor:
-        return torch.zeros(shape, device=where)
+    def layer_norm(self, inputs: Arrays) -> Arrays:
+        """Of every row."""
+        x, d_y = (self._activation(inputs, name) for name in ("x", "d_y"))
+        gain, bias = (self._master(inputs, name) for name in ("gain", "bias"))
+        d_gain, d_bias = self._zeros(len(gain)), self._zeros(len(gain))
+        y, residuals = self.op.layer_norm_fwd(x, gain, bias)
+        d_x = self.op.layer_norm_bwd(residuals, gain, d_y, d_gain, d_bias)
+        return _arrays(y=y, d_x=d_x, d_gain=d_gain, d_bias=d_bias)
 
-    def arrays(**tensors: Tensor) -> Arrays:
-        return {name: value.float().cpu().numpy() for name, value in tensors.items()}
+    def gelu(self, inputs: Arrays) -> Arrays:
+        """Element by element."""
+        x, d_y = (self._activation(inputs, name) for name in ("x", "d_y"))
+        return _arrays(y=self.op.gelu_fwd(x), d_x=self.op.gelu_bwd(x, d_y))
 
-    def mask_of(inputs: Arrays) -> Dropout | None:
+    def linear(self, inputs: Arrays) -> Arrays:
+        """Of every row."""
+        x, weight, d_y = (self._activation(inputs, name) for name in ("x", "weight", "d_y"))
+        d_weight, d_bias = self._zeros(*weight.shape), self._zeros(weight.shape[1])
+        self.op.linear_bwd_dwdb(x, d_y, d_weight, d_bias)
+        y, d_x = (
+            self.op.linear_fwd(x, weight, self._master(inputs, "bias")),
+            self.op.linear_bwd_dx(d_y, weight),
+        )
+        return _arrays(y=y, d_x=d_x, d_weight=d_weight, d_bias=d_bias)
+
+    def attention(self, inputs: Arrays) -> Arrays:
+        """Of every head, with dropout and documents where the case has them."""
+        n_head, dropout = int(inputs["n_head"][0]), self._dropout_of(inputs)
+        starts = self._ids(inputs, "segment_starts") if inputs["segment_starts"].any() else None
+        out, residuals = self.op.attention_fwd(self._activation(inputs, "qkv"), n_head, starts, dropout)
+        d_qkv = self.op.attention_bwd(residuals, self._activation(inputs, "d_out"), n_head, dropout)
+        return _arrays(out=out, d_qkv=d_qkv)
+
+    def cross_entropy(self, inputs: Arrays) -> Arrays:
+        """Losses token by token, and the gradients of their mean."""
+        x, wte = (self._activation(inputs, name) for name in ("x", "wte"))
+        targets, vocab = self._ids(inputs, "targets"), len(wte)
+        padded = torch.cat([wte, wte.new_zeros(-vocab % 128, wte.shape[1])])
+        scale = torch.tensor(1.0 / int((targets != IGNORE).sum()), device=self.where)
+        d_wte = self._zeros(*padded.shape)
+        # chunks of 16 tokens: several, the last one short
+        nll, d_x = self.op.linear_cross_entropy(x, padded, targets, vocab, scale, d_wte, chunk=16)
+        return _arrays(nll=nll, d_x=d_x, d_wte=d_wte[:vocab])
+
+    def embedding(self, inputs: Arrays) -> Arrays:
+        """Rows of both tables, added."""
+        tokens, positions = self._ids(inputs, "tokens"), self._ids(inputs, "positions")
+        wte, wpe, d_x = (self._activation(inputs, name) for name in ("wte", "wpe", "d_x"))
+        d_wte, d_wpe = self._zeros(*wte.shape), self._zeros(*wpe.shape)
+        x = self.op.embedding_fwd(tokens, positions, wte, wpe)
+        self.op.embedding_bwd(tokens, positions, d_x.flatten(0, 1), d_wte, d_wpe)
+        return _arrays(x=x.view(*tokens.shape, -1), d_wte=d_wte, d_wpe=d_wpe)
+
+    def dropout(self, inputs: Arrays) -> Arrays:
+        """The branch, and its mask."""
+        x, d_y = (self._activation(inputs, name) for name in ("x", "d_y"))
+        site = self._dropout_of(inputs)
+        kept = self.op.dropout_fwd(torch.ones_like(x), site) != 0
+        return _arrays(y=self.op.dropout_fwd(x, site), d_x=self.op.dropout_bwd(d_y, site), mask=kept)
+
+    def _activation(self, inputs: Arrays, name: str) -> Tensor:
+        return torch.from_numpy(inputs[name]).to(self.where, self.dtype).contiguous()
+
+    def _master(self, inputs: Arrays, name: str) -> Tensor:
+        return torch.from_numpy(inputs[name]).to(self.where)
+
+    def _ids(self, inputs: Arrays, name: str) -> Tensor:
+        return torch.from_numpy(inputs[name].astype(np.int32)).to(self.where)
+
+    def _zeros(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, device=self.where)
+
+    def _dropout_of(self, inputs: Arrays) -> Dropout | None:
         rate = float(inputs["rate"][0])
-        key = torch.from_numpy(inputs["key"].astype(np.int64)).to(where)
+        key = torch.from_numpy(inputs["key"].astype(np.int64)).to(self.where)
         return Dropout(rate, key) if rate else None
 
-    def layer_norm(inputs: Arrays) -> Arrays:
-        gain, d_gain, d_bias = master(inputs, "gain"), *(zeros(len(inputs["gain"])) for _ in range(2))
-        y, residuals = op.layer_norm_fwd(activation(inputs, "x"), gain, master(inputs, "bias"))
-        d_x = op.layer_norm_bwd(residuals, gain, activation(inputs, "d_y"), d_gain, d_bias)
-        return arrays(y=y, d_x=d_x, d_gain=d_gain, d_bias=d_bias)
 
-    def gelu(inputs: Arrays) -> Arrays:
-        x = activation(inputs, "x")
-        return arrays(y=op.gelu_fwd(x), d_x=op.gelu_bwd(x, activation(inputs, "d_y")))
-
-    def linear(inputs: Arrays) -> Arrays:
-        x, weight, d_y = (activation(inputs, name) for name in ("x", "weight", "d_y"))
-        d_weight, d_bias = zeros(*weight.shape), zeros(weight.shape[1])
-        op.linear_bwd_dwdb(x, d_y, d_weight, d_bias)
-        y, d_x = op.linear_fwd(x, weight, master(inputs, "bias")), op.linear_bwd_dx(d_y, weight)
-        return arrays(y=y, d_x=d_x, d_weight=d_weight, d_bias=d_bias)
-
-    def attention(inputs: Arrays) -> Arrays:
-        n_head, starts, dropout = int(inputs["n_head"][0]), ids(inputs, "segment_starts"), mask_of(inputs)
-        given = starts if starts.any() else None
-        out, residuals = op.attention_fwd(activation(inputs, "qkv"), n_head, given, dropout)
-        return arrays(
-            out=out, d_qkv=op.attention_bwd(residuals, activation(inputs, "d_out"), n_head, dropout)
-        )
-
-    def cross_entropy(inputs: Arrays) -> Arrays:
-        x, wte, targets = activation(inputs, "x"), activation(inputs, "wte"), ids(inputs, "targets")
-        vocab = len(wte)
-        padded = torch.cat([wte, wte.new_zeros(-vocab % 128, wte.shape[1])])
-        scale = torch.tensor(1.0 / int((targets != IGNORE).sum()), device=where)
-        d_wte = zeros(*padded.shape)
-        # chunks of 16 tokens: several, the last one short
-        nll, d_x = op.linear_cross_entropy(x, padded, targets, vocab, scale, d_wte, chunk=16)
-        return arrays(nll=nll, d_x=d_x, d_wte=d_wte[:vocab])
-
-    def embedding(inputs: Arrays) -> Arrays:
-        tokens, positions = ids(inputs, "tokens"), ids(inputs, "positions")
-        wte, wpe = activation(inputs, "wte"), activation(inputs, "wpe")
-        d_wte, d_wpe = zeros(*wte.shape), zeros(*wpe.shape)
-        x = op.embedding_fwd(tokens, positions, wte, wpe)
-        op.embedding_bwd(tokens, positions, activation(inputs, "d_x").flatten(0, 1), d_wte, d_wpe)
-        return arrays(x=x.view(*tokens.shape, -1), d_wte=d_wte, d_wpe=d_wpe)
-
-    def dropout(inputs: Arrays) -> Arrays:
-        x, mask = activation(inputs, "x"), mask_of(inputs)
-        kept = op.dropout_fwd(torch.ones_like(x), mask) != 0
-        y, d_x = op.dropout_fwd(x, mask), op.dropout_bwd(activation(inputs, "d_y"), mask)
-        return arrays(y=y, d_x=d_x, mask=kept)
-
-    return {
-        "layer_norm": layer_norm,
-        "gelu": gelu,
-        "linear": linear,
-        "attention": attention,
-        "cross_entropy": cross_entropy,
-        "embedding": embedding,
-        "dropout": dropout,
-    }
+def _arrays(**tensors: Tensor) -> Arrays:
+    return {name: value.float().cpu().numpy() for name, value in tensors.items()}

@@ -7,6 +7,7 @@ activation and product has the run's precision; the loss is taken in float32, as
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -151,97 +152,114 @@ class Yardstick:
         return {"torch": torch.__version__}
 
 
-Op = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
+Arrays = dict[str, np.ndarray]
 
 
-def differentiate(
-    function: Callable[..., Tensor], d_out: Tensor, given: dict[str, Tensor]
-) -> dict[str, np.ndarray]:
-    """Output and gradients of one op by autograd; the output comes under ``out``."""
-    leaves = {name: value.detach().requires_grad_() for name, value in given.items()}
-    out = function(**leaves)
-    grads = torch.autograd.grad(out, list(leaves.values()), d_out.to(out.dtype))
-    answers = {f"d_{name}": grad for name, grad in zip(leaves, grads, strict=True)} | {"out": out}
-    return {name: value.detach().float().cpu().numpy() for name, value in answers.items()}
+@dataclass(frozen=True)
+class Ops:
+    """Torch's own ops, in the run's precision, each a method of the case's arrays.
 
+    Attributes:
+        dtype: Of everything.
+        where: Device.
+    """
 
-def ops(precision: str, device: str, options: list[str]) -> dict[str, Op]:
-    """Torch's own ops, in the run's precision, under the referee's names."""
-    del options
-    dtype, where = getattr(torch, precision), "cuda" if device == "gpu" else "cpu"
+    dtype: torch.dtype
+    where: str
 
-    def floats(inputs: dict[str, np.ndarray], *names: str) -> dict[str, Tensor]:
-        return {name: torch.from_numpy(inputs[name]).to(where, dtype) for name in names}
+    @classmethod
+    def of_run(cls, precision: str, device: str, options: list[str]) -> Ops:
+        """The ops as one variant runs them; there are no options."""
+        del options
+        return cls(getattr(torch, precision), "cuda" if device == "gpu" else "cpu")
 
-    def rename(answers: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
-        answers[name] = answers.pop("out")
-        return answers
+    def layer_norm(self, inputs: Arrays) -> Arrays:
+        """Of every row."""
 
-    def unary(function: Callable[..., Tensor], *names: str) -> Op:
-        def op(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-            d_y = floats(inputs, "d_y")["d_y"]
-            return rename(differentiate(function, d_y, floats(inputs, *names)), "y")
+        def function(x: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
+            return F.layer_norm(x, (x.shape[-1],), gain, bias)
 
-        return op
+        return _answers("y", function, self._floats(inputs, "x", "gain", "bias"), self._float(inputs, "d_y"))
 
-    def attention(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        heads, rate = int(inputs["n_head"][0]), float(inputs["rate"][0])
-        starts, time = inputs["segment_starts"], inputs["qkv"].shape[1]
-        index = np.arange(time)
-        hidden = ~((index[:, None] >= index) & (index >= starts[:, :, None]))[:, None]
-        hidden = torch.from_numpy(hidden).to(where)
+    def gelu(self, inputs: Arrays) -> Arrays:
+        """Element by element."""
+        given, d_y = self._floats(inputs, "x"), self._float(inputs, "d_y")
+        return _answers("y", lambda x: F.gelu(x, approximate="tanh"), given, d_y)
+
+    def linear(self, inputs: Arrays) -> Arrays:
+        """Of every row."""
+        given, d_y = self._floats(inputs, "x", "weight", "bias"), self._float(inputs, "d_y")
+        return _answers("y", lambda x, weight, bias: x @ weight + bias, given, d_y)
+
+    def attention(self, inputs: Arrays) -> Arrays:
+        """Of every head, with dropout and documents where the case has them."""
+        heads, time = int(inputs["n_head"][0]), inputs["qkv"].shape[1]
+        hidden = torch.from_numpy(_hidden(inputs["segment_starts"])).to(self.where)
+        shape = (len(inputs["qkv"]), heads, time, time)
+        mask = torch.from_numpy(_mask(inputs, shape)).to(self.where) if inputs["rate"][0] else None
 
         def function(qkv: Tensor) -> Tensor:
             q, k, v = qkv.view(len(qkv), time, 3, heads, -1).permute(2, 0, 3, 1, 4)
-            weights = (
-                (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).masked_fill(hidden, -torch.inf).softmax(-1)
-            )
-            if rate:
-                key = (int(inputs["key"][0]), int(inputs["key"][1]))
-                weights = weights * torch.from_numpy(dropout_mask(tuple(weights.shape), key, rate)).to(where)
-                weights = weights / (1.0 - rate)
+            scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+            weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
+            if mask is not None:
+                weights = weights * mask / (1.0 - float(inputs["rate"][0]))
             return (weights @ v).transpose(1, 2).flatten(2)
 
-        return differentiate(function, floats(inputs, "d_out")["d_out"], floats(inputs, "qkv"))
+        return _answers("out", function, self._floats(inputs, "qkv"), self._float(inputs, "d_out"))
 
-    def cross_entropy(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        targets = torch.from_numpy(inputs["targets"].astype(np.int64)).to(where)
+    def cross_entropy(self, inputs: Arrays) -> Arrays:
+        """Losses token by token, and the gradients of their mean."""
+        targets = self._ids(inputs, "targets")
 
         def function(x: Tensor, wte: Tensor) -> Tensor:
             return F.cross_entropy((x @ wte.T).float(), targets, ignore_index=IGNORE, reduction="none")
 
-        d_nll = torch.full(targets.shape, 1.0 / int((targets != IGNORE).sum()), device=where)
-        return rename(differentiate(function, d_nll, floats(inputs, "x", "wte")), "nll")
+        d_nll = torch.full(targets.shape, 1.0 / int((targets != IGNORE).sum()), device=self.where)
+        return _answers("nll", function, self._floats(inputs, "x", "wte"), d_nll)
 
-    def embedding(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        tokens, positions = (
-            torch.from_numpy(inputs[n].astype(np.int64)).to(where) for n in ("tokens", "positions")
-        )
+    def embedding(self, inputs: Arrays) -> Arrays:
+        """Rows of both tables, added."""
+        tokens, positions = self._ids(inputs, "tokens"), self._ids(inputs, "positions")
 
         def function(wte: Tensor, wpe: Tensor) -> Tensor:
             return F.embedding(tokens, wte) + F.embedding(positions, wpe)
 
-        return rename(
-            differentiate(function, floats(inputs, "d_x")["d_x"], floats(inputs, "wte", "wpe")), "x"
-        )
+        return _answers("x", function, self._floats(inputs, "wte", "wpe"), self._float(inputs, "d_x"))
 
-    def dropout(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        rate, key = float(inputs["rate"][0]), (int(inputs["key"][0]), int(inputs["key"][1]))
-        mask = dropout_mask(inputs["x"].shape, key, rate)
-        factor = torch.from_numpy(mask).to(where) / (1.0 - rate)
-        d_y = floats(inputs, "d_y")["d_y"]
-        answers = rename(differentiate(lambda x: (x * factor).to(dtype), d_y, floats(inputs, "x")), "y")
+    def dropout(self, inputs: Arrays) -> Arrays:
+        """The branch, and its mask."""
+        mask = _mask(inputs, inputs["x"].shape)
+        factor = torch.from_numpy(mask).to(self.where) / (1.0 - float(inputs["rate"][0]))
+        given, d_y = self._floats(inputs, "x"), self._float(inputs, "d_y")
+        answers = _answers("y", lambda x: (x * factor).to(self.dtype), given, d_y)
         return answers | {"mask": mask.astype(np.float32)}
 
-    def layer_norm(x: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
-        return F.layer_norm(x, (x.shape[-1],), gain, bias)
+    def _float(self, inputs: Arrays, name: str) -> Tensor:
+        return torch.from_numpy(inputs[name]).to(self.where, self.dtype)
 
-    return {
-        "layer_norm": unary(layer_norm, "x", "gain", "bias"),
-        "gelu": unary(lambda x: F.gelu(x, approximate="tanh"), "x"),
-        "linear": unary(lambda x, weight, bias: x @ weight + bias, "x", "weight", "bias"),
-        "attention": attention,
-        "cross_entropy": cross_entropy,
-        "embedding": embedding,
-        "dropout": dropout,
-    }
+    def _floats(self, inputs: Arrays, *names: str) -> dict[str, Tensor]:
+        return {name: self._float(inputs, name) for name in names}
+
+    def _ids(self, inputs: Arrays, name: str) -> Tensor:
+        return torch.from_numpy(inputs[name].astype(np.int64)).to(self.where)
+
+
+def _hidden(starts: np.ndarray) -> np.ndarray:
+    """[B, 1, T, T]: the key (column) comes after the query (row), or before its document."""
+    index = np.arange(starts.shape[1])
+    return ~((index[:, None] >= index) & (index >= starts[:, :, None]))[:, None]
+
+
+def _mask(inputs: Arrays, shape: tuple[int, ...]) -> np.ndarray:
+    """The shared mask of a case with dropout."""
+    return dropout_mask(shape, (int(inputs["key"][0]), int(inputs["key"][1])), float(inputs["rate"][0]))
+
+
+def _answers(name: str, function: Callable[..., Tensor], given: dict[str, Tensor], d_out: Tensor) -> Arrays:
+    """Output and gradients of one op by autograd; the output comes under ``name``."""
+    leaves = {each: value.detach().requires_grad_() for each, value in given.items()}
+    out = function(**leaves)
+    grads = torch.autograd.grad(out, list(leaves.values()), d_out.to(out.dtype))
+    found = {f"d_{each}": grad for each, grad in zip(leaves, grads, strict=True)} | {name: out}
+    return {each: value.detach().float().cpu().numpy() for each, value in found.items()}
