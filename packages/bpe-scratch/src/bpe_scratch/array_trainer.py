@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bpe_scratch.errors import DuplicateTokenError
+from bpe_scratch.incremental import pop_most_frequent
 from bpe_scratch.vocabulary import Pair
 
 Ints = npt.NDArray[np.int64]
@@ -167,14 +168,10 @@ def train_merges(
     tokens = {index: bytes([byte]) for byte, index in enumerate(byte_ids)}
     known = set(tokens.values())
     learned: list[Pair] = []
-    while corpus.heap and len(learned) < merges:
-        negative, key = heapq.heappop(corpus.heap)
-        count = corpus.counts[key]
-        if count != -negative:
-            # counts fall without notice: put the entry back where it belongs now
-            if count >= corpus.least:
-                heapq.heappush(corpus.heap, (-count, key))
-            continue
+    while len(learned) < merges:
+        key = pop_most_frequent(corpus.heap, corpus.counts, corpus.least)
+        if key is None:
+            break
         pair, new = (key >> _BITS, key & ((1 << _BITS) - 1)), 256 + len(learned)
         tokens[new] = tokens[pair[0]] + tokens[pair[1]]
         if tokens[new] in known:

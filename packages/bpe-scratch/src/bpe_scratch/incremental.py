@@ -6,8 +6,11 @@ import heapq
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 from bpe_scratch.vocabulary import Pair
+
+Key = TypeVar("Key")
 
 
 class _Corpus:
@@ -57,6 +60,31 @@ class _Corpus:
         self.words[index] = merged
 
 
+def pop_most_frequent(heap: list[tuple[int, Key]], counts: Mapping[Key, int], least: int) -> Key | None:
+    """Take the pair with the highest count off the heap, the lowest of those with as many.
+
+    Counts fall without notice to the heap: an entry that is out of date is put back where it belongs now. A
+    count that grows has to be pushed.
+
+    Args:
+        heap: Negative counts and pairs.
+        counts: The counts as they are.
+        least: Pairs with a lower count are dropped.
+
+    Returns:
+        ``None`` if no pair counts as much as ``least``.
+    """
+    while heap:
+        negative, pair = heapq.heappop(heap)
+        count = counts[pair]
+        if count < least:
+            continue
+        if count == -negative:
+            return pair
+        heapq.heappush(heap, (-count, pair))
+    return None
+
+
 def train_merges(
     words: Mapping[bytes, int],
     byte_ids: Sequence[int],
@@ -82,15 +110,10 @@ def train_merges(
     heap = [(-count, pair) for pair, count in corpus.counts.items()]
     heapq.heapify(heap)
     learned: list[Pair] = []
-    while heap and len(ids) < 256 + merges:
-        negative, pair = heapq.heappop(heap)
-        count = corpus.counts.get(pair, 0)
-        if count != -negative:
-            # counts fall without notice: put the entry back where it belongs now
-            if count > 0:
-                heapq.heappush(heap, (-count, pair))
-            continue
-        if count < max(min_frequency, 1):
+    least = max(min_frequency, 1)
+    while len(ids) < 256 + merges:
+        pair = pop_most_frequent(heap, corpus.counts, least)
+        if pair is None:
             break
         joined = tokens[pair[0]] + tokens[pair[1]]
         new = ids.setdefault(joined, len(ids))
