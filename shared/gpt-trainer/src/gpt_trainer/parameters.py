@@ -90,7 +90,19 @@ def check_parameters(values: Mapping[str, np.ndarray], config: ModelConfig) -> N
     Raises:
         ValueError: Naming each missing, extra, misshapen, mistyped or non-finite tensor.
     """
-    want = parameter_shapes(config)
+    check_arrays(values, parameter_shapes(config))
+
+
+def check_arrays(values: Mapping[str, np.ndarray], want: Mapping[str, tuple[int, ...]]) -> None:
+    """Check names, shapes, dtype and finiteness of a model's arrays, and report every difference.
+
+    Args:
+        values: Arrays by name.
+        want: Shape of each array that must be there, and no other.
+
+    Raises:
+        ValueError: Naming each missing, extra, misshapen, mistyped or non-finite array.
+    """
     wrong = [f"missing {name} {want[name]}" for name in want if name not in values]
     wrong += [f"unexpected {name} {values[name].shape}" for name in values if name not in want]
     for name in want.keys() & values.keys():

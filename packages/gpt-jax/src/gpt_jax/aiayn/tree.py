@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import jax
 import numpy as np
+from gpt_trainer.parameters import check_arrays
 
 from gpt_jax.aiayn.config import TransformerConfig, parameter_shapes
 from gpt_jax.aiayn.parameters import Attention, DecoderLayer, EncoderLayer, Network, Parameters
@@ -33,7 +34,7 @@ def from_named(
     Raises:
         ValueError: Naming each missing, extra, misshapen, mistyped or non-finite array.
     """
-    _check(arrays, config)
+    check_arrays(arrays, parameter_shapes(config))
     # without a device the arrays would be free to move, and a step be compiled again once they are not
     device = device or jax.devices()[0]
 
@@ -74,20 +75,3 @@ def to_named(params: Parameters, config: TransformerConfig) -> dict[str, np.ndar
                 stacked = np.asarray(getattr(arrays, field.name))
                 named |= {f"{stack}.{i}.{part.name}.{field.name}": value for i, value in enumerate(stacked)}
     return {name: np.array(named[name], order="C", copy=True) for name in parameter_shapes(config)}
-
-
-def _check(arrays: Mapping[str, np.ndarray], config: TransformerConfig) -> None:
-    """Report every difference from what ``config`` asks for."""
-    want = parameter_shapes(config)
-    wrong = [f"missing {name} {want[name]}" for name in want if name not in arrays]
-    wrong += [f"unexpected {name} {arrays[name].shape}" for name in arrays if name not in want]
-    for name in want.keys() & arrays.keys():
-        value = arrays[name]
-        if tuple(value.shape) != want[name]:
-            wrong.append(f"{name} has shape {tuple(value.shape)}, expected {want[name]}")
-        elif value.dtype != np.float32:
-            wrong.append(f"{name} has dtype {value.dtype}, expected float32")
-        elif not np.isfinite(value).all():
-            wrong.append(f"{name} holds NaN or infinity")
-    if wrong:
-        raise ValueError("parameters do not fit the model: " + "; ".join(sorted(wrong)))
