@@ -25,7 +25,7 @@ from gpt_jax.aiayn.step import make_evaluate, send
 from gpt_jax.aiayn.tree import from_named, to_named
 
 # odd sizes; 61 ids do not fill the padded vocabulary
-CONFIG = TransformerConfig(61, n_layer=2, n_head=2, d_model=12, d_ff=20, dropout=0.0, longest=32)
+CONFIG = TransformerConfig(vocab_size=61, n_layer=2, n_head=2, d_model=12, d_ff=20, dropout=0.0, longest=32)
 TORCH_NAMES = {
     "qkv_weight": "in_proj_weight",
     "qkv_bias": "in_proj_bias",

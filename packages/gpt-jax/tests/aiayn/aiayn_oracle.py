@@ -11,7 +11,7 @@ from gpt_jax.aiayn.tree import to_named
 
 Values = dict[str, np.ndarray]
 # odd sizes: 61 ids do not fill the padded vocabulary
-SMALL = TransformerConfig(61, n_layer=2, n_head=2, d_model=12, d_ff=20, dropout=0.0, longest=32)
+SMALL = TransformerConfig(vocab_size=61, n_layer=2, n_head=2, d_model=12, d_ff=20, dropout=0.0, longest=32)
 
 
 def noisy_values(config: TransformerConfig = SMALL) -> Values:

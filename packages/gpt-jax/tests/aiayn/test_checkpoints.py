@@ -23,7 +23,7 @@ from gpt_jax.aiayn.runs.checkpoints import (
 from gpt_trainer.checkpoint import find_steps
 from gpt_trainer.errors import InputError, NonFiniteError
 
-CONFIG = TransformerConfig(11, n_layer=1, n_head=2, d_model=4, d_ff=6, longest=9)
+CONFIG = TransformerConfig(vocab_size=11, n_layer=1, n_head=2, d_model=4, d_ff=6, longest=9)
 
 
 def make_state(step: int = 7) -> SavedState:
@@ -108,8 +108,8 @@ def test_sizes_are_read_as_written() -> None:
     ("change", "message"),
     [
         (lambda v: v | {"model_type": "gpt2"}, "model_type is 'gpt2', expected 'aiayn-transformer'"),
-        (lambda v: {k: v[k] for k in v if k != "d_ff"}, "expected model_type, vocab_size"),
-        (lambda v: v | {"extra": 1}, "expected model_type, vocab_size"),
+        (lambda v: {k: v[k] for k in v if k != "d_ff"}, "expected model_type, n_layer"),
+        (lambda v: v | {"extra": 1}, "expected model_type, n_layer"),
         (lambda v: v | {"n_layer": True}, "n_layer is True"),
         (lambda v: v | {"n_layer": 1.0}, r"n_layer is 1\.0"),
         (lambda v: v | {"d_model": 1 << 25}, "d_model is 33554432"),

@@ -117,7 +117,7 @@ def test_a_layer_has_torchs_number_of_weights() -> None:
 
 
 def test_initial_weights() -> None:
-    config = TransformerConfig(500, n_layer=1, n_head=2, d_model=64, d_ff=128)
+    config = TransformerConfig(vocab_size=500, n_layer=1, n_head=2, d_model=64, d_ff=128)
     values = to_named(init_parameters(config, 5), config)
     assert values["embedding"].std() == pytest.approx(64**-0.5, rel=0.02)
     for name, columns in (("attention.qkv_weight", 64), ("network.up_weight", 128)):

@@ -27,7 +27,7 @@ from conftest import assert_close
 
 END = 2
 # five ids, of which one ends: all 341 sequences of at most five tokens can be scored
-TINY = TransformerConfig(5, n_layer=1, n_head=2, d_model=8, d_ff=12, dropout=0.0, longest=8)
+TINY = TransformerConfig(vocab_size=5, n_layer=1, n_head=2, d_model=8, d_ff=12, dropout=0.0, longest=8)
 ROOM = 5
 SEEDS = (1, 5, 9)
 """Of models whose translations differ from source to source, in tokens and length."""
@@ -182,7 +182,7 @@ def test_rows_do_not_depend_on_their_neighbours(cases: list[tuple]) -> None:
 def test_limit_is_fifty_tokens_more_than_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
     """Here three more, on a model whose end-of-text never is the likeliest."""
     monkeypatch.setattr(search, "EXTRA", 3)
-    config = TransformerConfig(6, n_layer=1, n_head=2, d_model=8, d_ff=12, dropout=0.0, longest=8)
+    config = TransformerConfig(vocab_size=6, n_layer=1, n_head=2, d_model=8, d_ff=12, dropout=0.0, longest=8)
     values = noisy_values(config)
     values["decoder.0.network.norm_bias"] = 20.0 * values["embedding"][0] - 20.0 * values["embedding"][END]
     plan = make_plan(config, device="cpu")

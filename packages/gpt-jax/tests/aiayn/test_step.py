@@ -264,7 +264,9 @@ def test_evaluation_sums_the_plain_loss() -> None:
 
 @pytest.mark.slow
 def test_a_small_model_learns_to_copy() -> None:
-    config = TransformerConfig(12, n_layer=1, n_head=2, d_model=32, d_ff=64, dropout=0.0, longest=8)
+    config = TransformerConfig(
+        vocab_size=12, n_layer=1, n_head=2, d_model=32, d_ff=64, dropout=0.0, longest=8
+    )
     plan = make_plan(config, device="cpu")
     step, state = make_step(config, plan), init_state(init_parameters(config, 0), plan)
     rng, zero, losses = np.random.default_rng(0), np.zeros((32, 1), np.int32), []

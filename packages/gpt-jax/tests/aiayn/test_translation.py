@@ -21,7 +21,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 TOKENIZER = learn_tokenizer(TextPairs(["aa bb"] * 9, ["cc dd"] * 9, range(9)), 262, "gpt2")
-CONFIG = TransformerConfig(TOKENIZER.vocab_size, n_layer=1, n_head=2, d_model=8, d_ff=16, longest=24)
+CONFIG = TransformerConfig(
+    vocab_size=TOKENIZER.vocab_size, n_layer=1, n_head=2, d_model=8, d_ff=16, longest=24
+)
 
 
 @cache

@@ -5,32 +5,26 @@ Shapes: V vocabulary, D width, F width of the feed-forward layer, L layers of ea
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 
 
 @dataclass(frozen=True)
-class TransformerConfig:
-    """Everything that decides the parameters' shapes and what training adds to them.
+class Sizes:
+    """Sizes that a run may choose, whatever its vocabulary; checked as part of a ``TransformerConfig``.
 
     Attributes:
-        vocab_size: Token ids, one vocabulary for both languages.
         n_layer: Layers of the encoder, and as many of the decoder.
-        n_head: Attention heads; a divisor of ``d_model``.
-        d_model: Width of the residual stream, even.
+        n_head: Attention heads of a layer.
+        d_model: Width of the residual stream.
         d_ff: Width of the feed-forward layer.
-        dropout: Rate on the sum of embeddings and positions and on each sub-layer's output. The paper
-            names these places and no others: attention weights are not dropped.
-        label_smoothing: Share of the target distribution that is spread over the whole vocabulary.
-        longest: Most tokens of a source or a target.
-
-    Raises:
-        ValueError: Naming the field, its value and what is allowed.
+        dropout: Dropout rate in training.
+        label_smoothing: Share of the target that is spread over the vocabulary.
+        longest: Most tokens of a sentence; longer pairs are left out of training.
 
     References:
         Vaswani et al. 2017, table 3 and section 5.4.
     """
 
-    vocab_size: int
     n_layer: int = 6
     n_head: int = 8
     d_model: int = 512
@@ -38,6 +32,23 @@ class TransformerConfig:
     dropout: float = 0.1
     label_smoothing: float = 0.1
     longest: int = 256
+
+
+@dataclass(frozen=True)
+class TransformerConfig(Sizes):
+    """Everything that decides the parameters' shapes and what training adds to them.
+
+    ``d_model`` is an even multiple of ``n_head``. Dropout is on the sum of embeddings and positions and on
+    each sub-layer's output: the paper names these places and no others, so attention weights are not dropped.
+
+    Attributes:
+        vocab_size: Token ids, one vocabulary for both languages.
+
+    Raises:
+        ValueError: Naming the field, its value and what is allowed.
+    """
+
+    vocab_size: int = field(kw_only=True)
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "n_layer", "n_head", "d_model", "d_ff", "longest"):
@@ -50,11 +61,11 @@ class TransformerConfig:
                 raise ValueError(f"{name}={getattr(self, name)} is not in [0, 1)")
 
 
-PRESETS: dict[str, dict[str, int | float]] = {
-    "demo": {"n_layer": 2, "n_head": 4, "d_model": 64, "d_ff": 256, "dropout": 0.0, "longest": 64},
-    "small": {"n_layer": 3, "n_head": 4, "d_model": 256, "d_ff": 1024, "dropout": 0.3},
-    "base": {"n_layer": 6, "n_head": 8, "d_model": 512, "d_ff": 2048, "dropout": 0.1},
-    "big": {"n_layer": 6, "n_head": 16, "d_model": 1024, "d_ff": 4096, "dropout": 0.3},
+PRESETS = {
+    "demo": Sizes(n_layer=2, n_head=4, d_model=64, d_ff=256, dropout=0.0, longest=64),
+    "small": Sizes(n_layer=3, n_head=4, d_model=256, d_ff=1024, dropout=0.3),
+    "base": Sizes(n_layer=6, n_head=8, d_model=512, d_ff=2048, dropout=0.1),
+    "big": Sizes(n_layer=6, n_head=16, d_model=1024, d_ff=4096, dropout=0.3),
 }
 """Sizes by name. ``base`` and ``big`` are the paper's (65M and 213M parameters at about 37,000 ids);
 ``small`` suits corpora of some ten thousand pairs, ``demo`` a CPU."""
@@ -73,8 +84,8 @@ def preset(name: str, vocab_size: int, **changes: int | float) -> TransformerCon
     """
     if name not in PRESETS:
         raise ValueError(f"preset={name!r} is not one of {', '.join(PRESETS)}")
-    fields: dict = {"vocab_size": vocab_size, **PRESETS[name], **changes}
-    return TransformerConfig(**fields)
+    sizes = replace(PRESETS[name], **changes)  # type: ignore[arg-type]
+    return TransformerConfig(vocab_size=vocab_size, **asdict(sizes))
 
 
 def parameter_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:

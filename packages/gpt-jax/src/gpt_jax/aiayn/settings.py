@@ -9,30 +9,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from gpt_jax.aiayn.config import PRESETS, TransformerConfig
-
-
-@dataclass(frozen=True)
-class ModelSection:
-    """Sizes of the model; its vocabulary is the tokenizer's.
-
-    Attributes:
-        n_layer: Layers of the encoder, and as many of the decoder.
-        n_head: Attention heads of a layer.
-        d_model: Width of the residual stream.
-        d_ff: Width of the feed-forward layer.
-        dropout: Dropout rate in training.
-        label_smoothing: Share of the target that is spread over the vocabulary.
-        longest: Most tokens of a sentence; longer pairs are left out of training.
-    """
-
-    n_layer: int = 6
-    n_head: int = 8
-    d_model: int = 512
-    d_ff: int = 2048
-    dropout: float = 0.1
-    label_smoothing: float = 0.1
-    longest: int = 256
+from gpt_jax.aiayn.config import PRESETS, Sizes, TransformerConfig
 
 
 @dataclass(frozen=True)
@@ -142,7 +119,7 @@ class RunConfig:
         ValueError: If a value is out of range or two do not fit each other.
     """
 
-    model: ModelSection = field(default_factory=ModelSection)
+    model: Sizes = field(default_factory=Sizes)
     data: DataSection = field(default_factory=DataSection)
     batch: BatchSection = field(default_factory=BatchSection)
     schedule: ScheduleSection = field(default_factory=ScheduleSection)
@@ -160,7 +137,7 @@ class RunConfig:
 
     def model_config(self, vocab_size: int) -> TransformerConfig:
         """Sizes of a model with the tokenizer's vocabulary."""
-        return TransformerConfig(vocab_size, **asdict(self.model))
+        return TransformerConfig(vocab_size=vocab_size, **asdict(self.model))
 
 
 def _check_positive(config: RunConfig) -> None:
@@ -191,10 +168,6 @@ def flat(config: RunConfig) -> dict[str, Any]:
     return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
 
-def _sizes(name: str) -> ModelSection:
-    return ModelSection(**PRESETS[name])  # type: ignore[arg-type]
-
-
 PRESET_OF = {"numbers": "demo", "pairs": "small", "multi30k": "small", "wmt14": "base"}
 """The preset for each kind of data, where none is named."""
 
@@ -202,7 +175,7 @@ RUN_PRESETS: dict[str, RunConfig] = {
     # two minutes on two cores: numbers in figures and in words
     "demo": RunConfig(
         # there is one right answer, so nothing is gained by spreading the target
-        model=replace(_sizes("demo"), label_smoothing=0.0),
+        model=replace(PRESETS["demo"], label_smoothing=0.0),
         data=DataSection(vocab=400),
         batch=BatchSection(batch_tokens=1024, buckets=2, width_multiple=2),
         schedule=ScheduleSection(steps=1500, warmup=200, lr_scale=0.3),
@@ -211,15 +184,15 @@ RUN_PRESETS: dict[str, RunConfig] = {
     ),
     # some ten thousand pairs, such as Multi30k: minutes on a GPU
     "small": RunConfig(
-        model=_sizes("small"),
+        model=PRESETS["small"],
         data=DataSection(vocab=10_000),
         batch=BatchSection(batch_tokens=4096, buckets=4),
         schedule=ScheduleSection(steps=6000, warmup=2000),
         reports=ReportSection(eval_every=500, save_every=250, average=8),
     ),
     # the paper's two models and its batches of about 25,000 tokens on either side
-    "base": RunConfig(model=_sizes("base")),
+    "base": RunConfig(model=PRESETS["base"]),
     "big": RunConfig(
-        model=_sizes("big"), schedule=ScheduleSection(steps=300_000), reports=ReportSection(average=20)
+        model=PRESETS["big"], schedule=ScheduleSection(steps=300_000), reports=ReportSection(average=20)
     ),
 }
