@@ -1,4 +1,7 @@
-"""Rows whose continuations share a prefix: scored as if each had a row of its own."""
+"""Rows whose continuations share a prefix: scored as if each had a row of its own.
+
+By rows, which is the way of a GPU; ``test_scoring.py`` holds the other way to it.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,18 @@ ROWS = {
     "short": [(0, [13, 1, 7]), (1, [12, 1, 1, 5]), (8, [5, 1, 3]), (12, [1, 1])],
     "long": [(10, [3] * 88 + [1, 2]), (0, [13, 3] * 17), (12, [1] * 250)],
 }
+
+
+@pytest.fixture
+def by_rows(build):
+    """Builds a backend that scores as it would on a GPU."""
+
+    def make(**settings):
+        backend = build(**settings)
+        backend._by_nodes = False
+        return backend
+
+    return make
 
 
 def compare(log_probs: np.ndarray, backend, batch: Batch, assert_close) -> None:
@@ -36,13 +51,13 @@ def compare(log_probs: np.ndarray, backend, batch: Batch, assert_close) -> None:
 
 @pytest.mark.parametrize("attention", ["written", "sdpa"])
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
-def test_shared_prefixes_equal_repeated_ones(rows, attention, build, share, assert_close):
-    backend, batch = build(options=Options(attention=attention)), share(rows)
+def test_shared_prefixes_equal_repeated_ones(rows, attention, by_rows, share, assert_close):
+    backend, batch = by_rows(options=Options(attention=attention)), share(rows)
     compare(backend.log_probs(batch), backend, batch, assert_close)
 
 
-def test_a_continuation_that_sees_another_is_noticed(build, share, assert_close, monkeypatch):
-    backend, batch = build(), share(ROWS["short"])
+def test_a_continuation_that_sees_another_is_noticed(by_rows, share, assert_close, monkeypatch):
+    backend, batch = by_rows(), share(ROWS["short"])
     mask = model.attention_mask
     monkeypatch.setattr(model, "attention_mask", lambda i, plan: mask(i._replace(segment_starts=None), plan))
     seen = backend.log_probs(batch)
@@ -51,8 +66,8 @@ def test_a_continuation_that_sees_another_is_noticed(build, share, assert_close,
         compare(seen, backend, batch, assert_close)
 
 
-def test_the_head_scores_targets_alone_and_gives_the_same(build, share, assert_close):
-    backend, batch = build(), share(ROWS["short"])
+def test_the_head_scores_targets_alone_and_gives_the_same(by_rows, share, assert_close):
+    backend, batch = by_rows(), share(ROWS["short"])
     every, heads = backend.log_probs(batch), []
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):

@@ -23,6 +23,7 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from gpt_torchfunc import device as devices
+from gpt_torchfunc import scoring
 from gpt_torchfunc.decoding import Decoder
 from gpt_torchfunc.dropout import dropout_keys
 from gpt_torchfunc.loss import target_log_probs
@@ -67,6 +68,7 @@ class TorchFuncBackend:
         self._optimizer, self._runtime = optimizer, runtime
         self._plan = make_plan(config, runtime, options, self._device)
         self._compiled = wants_compile(options, self._device)
+        self._by_nodes = self._device.type == "cpu"
         params, first, second = (zeros(config, self._device) for _ in range(3))
         self._state = TrainingState(params, AdamWState(first, second))
         self._sums: Sums | None = None
@@ -134,6 +136,9 @@ class TorchFuncBackend:
 
     def log_probs(self, batch: Batch) -> Float32[np.ndarray, "B T"]:
         """Log-probability of each target given what its position may see; 0 where ignored; no dropout."""
+        if self._by_nodes:
+            self._check(batch)
+            return scoring.log_probs(self._state.params, batch, self._plan)
         inputs, index = self._inputs(batch), target_index(batch.targets)
         if index is None:
             values = self._scorer(batch)(self._state.params, inputs, self._plan)
@@ -229,10 +234,13 @@ class TorchFuncBackend:
 
     def _inputs(self, batch: Batch, *, training: bool = False) -> Inputs:
         """The batch on the device, once it is seen to fit the model."""
-        config = self.config
-        check_batch(batch, context=config.context, vocab_size=config.vocab_size, training=training)
+        self._check(batch, training=training)
         arrays = [None if a is None else self._send(torch.from_numpy(np.ascontiguousarray(a))) for a in batch]
         return Inputs(*arrays)  # type: ignore[arg-type]
+
+    def _check(self, batch: Batch, *, training: bool = False) -> None:
+        config = self.config
+        check_batch(batch, context=config.context, vocab_size=config.vocab_size, training=training)
 
     def _send(self, tensor: Tensor) -> Tensor:
         return devices.to_device(tensor, self._device)

@@ -47,7 +47,7 @@ class Options:
         precision: Precision of products (bfloat16 on a GPU and float32 on a CPU if not given).
         tokenizer_files: Folder with GPT-2's tokenizer files, for a model that comes without.
         share_context: Compute the context of an item's endings once; not for hf:FOLDER.
-        tokens_per_batch: Tokens on the device at a time (65,536 on a GPU, 4,096 on a CPU if not given).
+        tokens_per_batch: Tokens on the device at a time (65,536 on a GPU, 2,048 on a CPU if not given).
         shapes: Most shapes of batches, each of which a compiling backend compiles once.
     """
 
