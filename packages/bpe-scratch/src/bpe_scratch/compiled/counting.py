@@ -13,16 +13,22 @@ from bpe_scratch.compiled.cutting import padded
 from bpe_scratch.compiled.kernel import kernel
 from bpe_scratch.compiled.memory import address, load8, load64, load_bytes, store8, store64
 from bpe_scratch.compiled.pieces import KINDS
-from bpe_scratch.compiled.word_table import SLOT, ask_for_slots, fill_slot, find_slot, rehash
+from bpe_scratch.compiled.word_table import (
+    INLINE,
+    SLOT,
+    ask_for_slots,
+    empty_slots,
+    fill_slot,
+    find_slot,
+    rehash,
+)
 from bpe_scratch.patterns import to_utf8
 from bpe_scratch.unicode_classes import class_table
 
 _CHUNK = 1 << 18
-_BLOCK = 64
 _FIRST_LOG = 16
 _DONE, _FULL = 0, 1
 _POSITION, _DOCUMENT, _SLOTS_USED, _ARENA_USED, _NEEDED = 0, 1, 2, 3, 4
-_INLINE = 15
 
 
 @kernel
@@ -41,24 +47,20 @@ def count_documents(kind, text, bounds, weights, state, blocks, classes, cuts, s
         i = max(i, begin)
         while i < end and reason == _DONE:
             m = cut_pieces(kind, text, i, begin, end, blocks, classes, cuts)
-            for first in range(0, m, _BLOCK):
-                number = min(m - first, _BLOCK)
-                ask_for_slots(text, cuts, first, number, slots, shift, batch)
-                for q in range(number):
-                    i = np.int64(load64(cuts, first + q))
-                    n = np.int64(load64(cuts, first + q + 1)) - i
-                    k0, k1 = load64(batch, 3 * q), load64(batch, 3 * q + 1)
-                    at = np.int64(load64(batch, 3 * q + 2))
-                    at, known = find_slot(slots, shift, arena, text, i, n, k0, k1, at)
-                    if not known:
-                        if used >= room or arena_used + n + 32 > arena_size:
-                            reason, state[4] = _FULL, n
-                            break
-                        used += 1
-                        arena_used = fill_slot(slots, at, arena, arena_used, text, i, n, k0, k1)
-                    store64(slots, at + 2, load64(slots, at + 2) + weight)
-                if reason != _DONE:
-                    break
+            ask_for_slots(text, cuts, m, slots, shift, batch, end)
+            for q in range(m):
+                i = np.int64(load64(cuts, q))
+                n = np.int64(load64(cuts, q + 1)) - i
+                k0, k1 = load64(batch, 3 * q), load64(batch, 3 * q + 1)
+                at = np.int64(load64(batch, 3 * q + 2))
+                at, known = find_slot(slots, shift, arena, text, i, n, k0, k1, at)
+                if not known:
+                    if used >= room or arena_used + n + 32 > arena_size:
+                        reason, state[4] = _FULL, n
+                        break
+                    used += 1
+                    arena_used = fill_slot(slots, at, arena, arena_used, text, i, n, k0, k1)
+                store64(slots, at + 2, load64(slots, at + 2) + weight)
             if reason == _DONE:
                 i = np.int64(load64(cuts, m))
         if reason == _DONE:
@@ -81,7 +83,7 @@ def gather_words(slots, arena, starts, counts, out):
         if k1 == 0:
             continue
         n = np.int64(k1 >> np.uint64(56))
-        if n <= _INLINE:
+        if n <= INLINE:
             k0 = load64(source, at)
             for k in range(n):
                 word = k0 if k < 8 else k1
@@ -104,14 +106,14 @@ class WordCounter:
     def __init__(self, pattern: str) -> None:
         self._kind = KINDS[pattern]
         self._table = class_table()
-        self._batch = np.zeros(3 * _BLOCK, dtype=np.uint64)
+        self._batch = np.zeros(3 * CUTS, dtype=np.uint64)
         self._cuts = np.zeros(CUTS, dtype=np.uint64)
         self.clear()
 
     def clear(self) -> None:
         """Forget everything, and give the memory back."""
         self._log = _FIRST_LOG
-        self._slots = np.zeros(SLOT << self._log, dtype=np.uint64)
+        self._slots = empty_slots(self._log)
         self._arena = np.zeros(1 << 16, dtype=np.uint8)
         self._state = np.zeros(5, dtype=np.int64)
 
@@ -171,7 +173,7 @@ class WordCounter:
 
     def _grow(self) -> None:
         if self._state[_SLOTS_USED] >= (1 << self._log) * 3 // 4:
-            larger = np.zeros(SLOT << (self._log + 1), dtype=np.uint64)
+            larger = empty_slots(self._log + 1)
             rehash(self._slots, larger, 64 - self._log - 1)
             self._slots, self._log = larger, self._log + 1
         needed = int(self._state[_ARENA_USED] + self._state[_NEEDED]) + 64
@@ -187,7 +189,7 @@ class WordCounter:
         """
         number = len(self)
         starts, counts = np.zeros(number + 1, dtype=np.int64), np.zeros(number, dtype=np.int64)
-        bound = _INLINE * number + int(self._state[_ARENA_USED])
+        bound = INLINE * number + int(self._state[_ARENA_USED])
         out = np.empty(bound, dtype=np.uint8)
         end = gather_words(self._slots, self._arena, starts, counts, out)
         return out[:end].copy(), starts, counts

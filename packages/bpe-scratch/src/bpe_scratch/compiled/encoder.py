@@ -13,16 +13,16 @@ from bpe_scratch.compiled import cuts, encoding, merging, word_table
 from bpe_scratch.compiled.cutting import find_piece_end, padded
 from bpe_scratch.compiled.pair_table import PairTable
 from bpe_scratch.compiled.pieces import KINDS
-from bpe_scratch.patterns import to_utf8
+from bpe_scratch.compiled.utf8 import TextBuffer, most_bytes
 from bpe_scratch.unicode_classes import class_table
 from bpe_scratch.vocabulary import Vocabulary
 
 _CHUNK = 1 << 18  # bytes joined for one call, so that the text stays in the cache
-_LEAST_OUT = encoding.BLOCK * encoding.LONGEST_SHORT + encoding.SPARE
+_LEAST_OUT = encoding.LARGEST_BATCH
 _FIRST_LOG, _LAST_LOG = 17, 20  # slots of the word table: 4 MB to 32 MB
+_GROWTH = 2  # of the power of two: to move all words costs more than the memory
 _LARGEST_ARENA = 1 << 25
 _BUDGET = 1 << 20  # merges of a long piece between two looks at Ctrl-C
-MAX_IDS = 1 << 28
 
 
 def table_log(entries: int) -> int:
@@ -35,14 +35,15 @@ class _Words:
 
     def __init__(self, log: int) -> None:
         self.log = log
-        self.slots = np.zeros(word_table.SLOT << log, dtype=np.uint64)
+        self.slots = word_table.empty_slots(log)
         self.arena = np.zeros(1 << 16, dtype=np.uint8)
-        self.pool = np.zeros(1 << 16, dtype=np.int32)
+        self.pool = np.zeros(1 << 18, dtype=np.int32)
 
     def copy(self) -> _Words:
         other = _Words.__new__(_Words)
-        other.log = self.log
-        other.slots, other.arena, other.pool = self.slots.copy(), self.arena.copy(), self.pool.copy()
+        other.log, other.slots = self.log, word_table.empty_slots(self.log)
+        other.slots[:] = self.slots
+        other.arena, other.pool = self.arena.copy(), self.pool.copy()
         return other
 
     def grow(self, state: npt.NDArray[np.int64]) -> bool:
@@ -50,9 +51,10 @@ class _Words:
         if state[encoding.SLOTS_USED] >= (1 << self.log) * 3 // 4:
             if self.log >= _LAST_LOG:
                 return False
-            larger = np.zeros(word_table.SLOT << (self.log + 1), dtype=np.uint64)
-            word_table.rehash(self.slots, larger, 64 - self.log - 1)
-            self.slots, self.log = larger, self.log + 1
+            log = min(self.log + _GROWTH, _LAST_LOG)
+            larger = word_table.empty_slots(log)
+            word_table.rehash(self.slots, larger, 64 - log)
+            self.slots, self.log = larger, log
         if state[encoding.ARENA_USED] + encoding.LONGEST_SHORT + 32 > self.arena.size:
             if self.arena.size >= _LARGEST_ARENA:
                 return False
@@ -96,7 +98,8 @@ class CompiledEncoder:
         self._table = class_table()
         self._whole = vocabulary.whole_pieces
         self._byte_ids = np.array(vocabulary.byte_ids, dtype=np.int32)
-        self._pairs = PairTable(vocabulary).arrays
+        pairs = PairTable(vocabulary)
+        self._pairs, self._byte_pairs = pairs.arrays, pairs.byte_pairs
         self._prepare()
         self._seed(vocabulary)
         self._seeded, self._seeded_state = self._words.copy(), self._state.copy()
@@ -105,7 +108,7 @@ class CompiledEncoder:
         self._lock = threading.Lock()
         self._ids = np.zeros(encoding.LONGEST_SHORT + 1, dtype=np.int32)
         self._found = np.zeros(encoding.LONGEST_SHORT + 1, dtype=np.uint64)
-        self._batch = np.zeros(3 * encoding.BLOCK, dtype=np.uint64)
+        self._batch = np.zeros(encoding.BATCH_SIZE, dtype=np.uint64)
         self._cuts = np.zeros(cuts.CUTS, dtype=np.uint64)
 
     def _seed(self, vocabulary: Vocabulary) -> None:
@@ -144,9 +147,10 @@ class CompiledEncoder:
         Args:
             text: Any text that has a UTF-8 form.
         """
-        raw = to_utf8(text)
-        out = _Output(min(len(raw), _LEAST_OUT) + encoding.SPARE, np.uint32)
-        self._run([raw], np.zeros(1, dtype=np.int64), out)
+        buffer = TextBuffer(most_bytes(text))
+        buffer.append(text)
+        out = _Output(min(most_bytes(text), _LEAST_OUT) + encoding.SPARE, np.uint32)
+        self._run(buffer, np.zeros(1, dtype=np.int64), out)
         return out.finish()
 
     def encode_arrays(
@@ -159,21 +163,22 @@ class CompiledEncoder:
             lengths: Zeros; receives the number of ids of each text.
             dtype: Type of the ids.
         """
+        size = sum(map(len, texts))
         # text has three characters to an id or more, nearly always
-        out = _Output(sum(map(len, texts)) // 3 + _LEAST_OUT, dtype)
-        first, size = 0, 0
-        chunk: list[bytes] = []
-        for number, text in enumerate(texts, start=1):
-            chunk.append(to_utf8(text))
-            size += len(chunk[-1])
-            if size >= _CHUNK or number == len(texts):
-                self._run(chunk, lengths[first:number], out)
-                first, size, chunk = number, 0, []
+        out = _Output(size // 3 + _LEAST_OUT, dtype)
+        buffer, first = TextBuffer(min(_CHUNK, 4 * size)), 0
+        for number, text in enumerate(texts):
+            if not buffer.has_room(text):
+                self._run(buffer, lengths[first:number], out)
+                buffer.clear(most_bytes(text))
+                first = number
+            buffer.append(text)
+        self._run(buffer, lengths[first:], out)
         return [out.finish()]
 
-    def _run(self, chunk: Sequence[bytes], lengths: npt.NDArray[np.int64], out: _Output) -> None:
+    def _run(self, buffer: TextBuffer, lengths: npt.NDArray[np.int64], out: _Output) -> None:
         """Append the ids of a few documents to ``out``."""
-        text, bounds = padded(chunk)
+        text, bounds = buffer.text, buffer.bounds
         with self._lock:
             self._state[encoding.POSITION] = self._state[encoding.DOCUMENT] = 0
             reason = None
@@ -182,8 +187,9 @@ class CompiledEncoder:
                 state[encoding.WRITTEN] = out.used
                 reason = encoding.encode_documents(
                     self._kind, text, bounds, lengths, state, *self._table, self._cuts, words.slots,
-                    64 - words.log, words.arena, words.pool, self._byte_ids, *self._pairs, self._ids,
-                    self._found, self._batch, out.ids.view(np.uint8), out.ids.itemsize == 2,
+                    64 - words.log, words.arena, words.pool, self._byte_ids, self._byte_pairs,
+                    *self._pairs, self._ids, self._found, self._batch, out.ids.view(np.uint8),
+                    out.ids.itemsize == 2,
                 )  # fmt: skip
                 out.used = int(state[encoding.WRITTEN])
                 if reason == encoding.OUT_FULL:

@@ -47,13 +47,14 @@ class _Cache(caching.FunctionCache):
             super().save_overload(signature, data)
 
 
-def kernel(function: Callable[..., Any]) -> Any:
+def kernel(function: Callable[..., Any], *, nogil: bool = True) -> Any:
     """A compiled function that Python calls: cached on disk, and running without the interpreter's lock.
 
     Args:
         function: Code that Numba understands.
+        nogil: Whether it runs without that lock.
     """
-    dispatcher: Any = njit(nogil=True, boundscheck=False)(function)
+    dispatcher: Any = njit(nogil=nogil, boundscheck=False)(function)
     try:
         dispatcher._cache = _Cache(function)
     except RuntimeError:

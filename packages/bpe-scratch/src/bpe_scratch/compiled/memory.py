@@ -77,6 +77,7 @@ def _named(function: Callable[..., Any], name: str, doc: str) -> Any:
 
 
 load8 = _loader("load8", "Byte ``i`` as int64.", 8, 1, types.int64)
+load_u16 = _loader("load_u16", "uint16 number ``i`` as int64.", 16, 2, types.int64)
 load32 = _loader("load32", "int32 number ``i`` as int64.", 32, 4, types.int64)
 load64 = _loader("load64", "uint64 number ``i``.", 64, 8, types.uint64)
 load_bytes = _loader(
@@ -89,12 +90,52 @@ store64 = _storer("store64", "Write uint64 number ``i``.", 64, 8, types.uint64)
 store_bytes = _storer("store_bytes", "Write eight bytes from byte ``i`` on.", 64, 1, types.uint64)
 
 
+def _narrower(name: str, bits: int) -> Any:
+    def narrow(typing: Any, characters: Any, index: Any, out: Any, at: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            wide, narrowed = (ir.VectorType(ir.IntType(width), _WINDOW) for width in (bits, 8))
+            place = builder.add(args[0], builder.mul(args[1], ir.IntType(64)(bits // 8)))
+            found = builder.load(builder.inttoptr(place, wide.as_pointer()), align=bits // 8)
+            target = builder.inttoptr(builder.add(args[2], args[3]), narrowed.as_pointer())
+            builder.store(found if bits == 8 else builder.trunc(found, narrowed), target, align=1)
+            high = builder.icmp_unsigned(">", found, ir.Constant(wide, [0x7F] * _WINDOW))
+            return builder.bitcast(high, ir.IntType(_WINDOW))
+
+        return types.uint64(*(types.int64,) * 4), generate
+
+    doc = f"Write 64 characters of {bits} bits as bytes; returns the bitmap of those that are not ASCII."
+    return _named(narrow, name, doc)
+
+
+narrow8, narrow16, narrow32 = _narrower("narrow8", 8), _narrower("narrow16", 16), _narrower("narrow32", 32)
+
+
+@intrinsic
+def pointer_address(typing: Any, pointer: Any) -> Any:
+    """A pointer as an address."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.ptrtoint(args[0], ir.IntType(64))
+
+    return types.int64(pointer), generate
+
+
 @intrinsic
 def lowest_bit(typing: Any, value: Any) -> Any:
     """Position of the lowest set bit; 64 if there is none."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.cttz(args[0], cgutils.false_bit)
+
+    return types.int64(types.uint64), generate
+
+
+@intrinsic
+def highest_bit(typing: Any, value: Any) -> Any:
+    """Position of the highest set bit; -1 if there is none."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.sub(ir.IntType(64)(63), builder.ctlz(args[0], cgutils.false_bit))
 
     return types.int64(types.uint64), generate
 
@@ -132,6 +173,52 @@ def bytes_within(typing: Any, base: Any, index: Any, fold: Any, low: Any, count:
 
     numbers = (types.int64,) * 5
     return types.uint64(*numbers), generate
+
+
+@intrinsic
+def least_of_16(typing: Any, base: Any) -> Any:
+    """``number << 32 | index`` of the least of 16 uint32 numbers, the first of equals."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        lanes, i32, i64 = ir.VectorType(ir.IntType(32), 16), ir.IntType(32), ir.IntType(64)
+        numbers = builder.load(builder.inttoptr(args[0], lanes.as_pointer()), align=4)
+        reduce = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(i32, [lanes]), "llvm.vector.reduce.umin.v16i32"
+        )
+        least = builder.call(reduce, [numbers])
+        undefined = ir.Constant(lanes, ir.Undefined)
+        one = builder.insert_element(undefined, least, i32(0))
+        every = builder.shuffle_vector(one, undefined, ir.Constant(lanes, [0] * 16))
+        equal = builder.bitcast(builder.icmp_unsigned("==", numbers, every), ir.IntType(16))
+        first = builder.zext(builder.cttz(equal, cgutils.true_bit), i64)
+        return builder.or_(builder.shl(builder.zext(least, i64), i64(32)), first)
+
+    return types.uint64(types.int64), generate
+
+
+def _four_storer(name: str, bits: int) -> Any:
+    def store_four(typing: Any, source: Any, index: Any, out: Any, at: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            lanes, narrow = (ir.VectorType(ir.IntType(width), 4) for width in (32, bits))
+            place = builder.inttoptr(
+                builder.add(args[0], builder.mul(args[1], ir.IntType(64)(8))), lanes.as_pointer()
+            )
+            low = builder.and_(builder.load(place, align=8), ir.Constant(lanes, [(1 << 28) - 1] * 4))
+            target = builder.add(args[2], builder.mul(args[3], ir.IntType(64)(bits // 8)))
+            builder.store(
+                low if bits == 32 else builder.trunc(low, narrow),
+                builder.inttoptr(target, narrow.as_pointer()),
+                align=bits // 8,
+            )
+            return context.get_dummy_value()
+
+        return types.void(*(types.int64,) * 4), generate
+
+    doc = f"Write the lower 28 bits of the four uint32 from uint64 number ``index`` on as uint{bits}."
+    return _named(store_four, name, doc)
+
+
+store_four16, store_four32 = _four_storer("store_four16", 16), _four_storer("store_four32", 32)
 
 
 @intrinsic

@@ -100,9 +100,23 @@ class PairTable:
         log = max(_SMALLEST_LOG, (len(rows) * 5 // 4).bit_length())
         while not self._fill(rows, ranks, log):
             log += 1
+        self.byte_pairs = _pairs_of_bytes(vocabulary, rows, ranks)
 
     def _fill(self, rows: npt.NDArray[np.int64], ranks: npt.NDArray[np.int64], log: int) -> bool:
         pairs = np.zeros(2 << log, dtype=np.uint64)
         displacements = np.zeros(1 << (log - _BUCKET_LOG), dtype=np.int32)
         self.arrays = (pairs, displacements, 64 - log)
         return bool(fill_pairs(rows, ranks, pairs, displacements, 64 - log))
+
+
+def _pairs_of_bytes(
+    vocabulary: Vocabulary, rows: npt.NDArray[np.int64], ranks: npt.NDArray[np.int64]
+) -> npt.NDArray[np.uint64]:
+    """What :func:`find_pair` says of two bytes, at ``left << 8 | right``: a word starts with these."""
+    byte_of_id = np.full(len(vocabulary.tokens), -1)
+    byte_of_id[list(vocabulary.byte_ids)] = np.arange(256)
+    left, right = byte_of_id[rows[:, 0]], byte_of_id[rows[:, 1]]
+    both = (left >= 0) & (right >= 0)
+    pairs = np.full(1 << 16, NO_PAIR)
+    pairs[left[both] << 8 | right[both]] = (ranks[both] << 32 | rows[both, 2]).astype(np.uint64)
+    return pairs

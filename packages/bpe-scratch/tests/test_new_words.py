@@ -1,0 +1,72 @@
+"""New words, merged side by side by the compiled layer, equal the reference one by one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from bpe_scratch import Tokenizer, Vocabulary, reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_array_merging import vocabularies
+
+encoding = pytest.importorskip("bpe_scratch.compiled.encoding", reason="Numba is not installed")
+encoder = pytest.importorskip("bpe_scratch.compiled.encoder")
+
+
+def want(known: Vocabulary, words: list[str]) -> list[list[int]]:
+    return [reference.encode_piece(word.encode(), known.byte_ids, known.pairs) for word in words]
+
+
+def in_one_text(known: Vocabulary, words: list[str]) -> list[int]:
+    return Tokenizer(known, pattern="gpt2", layer="compiled").encode(" ".join(words))
+
+
+# a group is 16 words: fewer, more than one, and words of 16 bytes and more between them, which go one by one
+@settings(max_examples=200, deadline=None)
+@given(known=vocabularies(), words=st.lists(st.text("abc", min_size=1, max_size=18), min_size=1, max_size=50))
+def test_any_ranks(known: Vocabulary, words: list[str]) -> None:
+    pieces = [words[0], *(" " + word for word in words[1:])]
+    assert in_one_text(known, words) == [i for part in want(known, pieces) for i in part]
+
+
+@pytest.mark.parametrize("width", range(1, 18))
+def test_a_run_pairs_up_from_the_left(width: int) -> None:
+    a = Vocabulary.from_merges([]).byte_ids[97]
+    known = Vocabulary.from_merges([(a, a), (256, 256)])
+    ids = [257] * (width // 4) + [256] * (width % 4 // 2) + [a] * (width % 2)
+    assert in_one_text(known, ["a" * width]) == ids
+
+
+def test_gaps_between_ranks_and_ids() -> None:
+    a, b, c = (Vocabulary.from_merges([]).byte_ids[byte] for byte in b"abc")
+    built = Vocabulary.from_merges([(a, b), (b, c), (256, c), (a, 257)])
+    # the largest rank that the table holds; the last merge comes first
+    known = Vocabulary(built.tokens, built.merges, ranks=[(1 << 32) - 2, 1 << 31, 77, 5])
+    words = ["abc", "ab", "bc", "abcabc", "cab", "bcab"]
+    got = [Tokenizer(known, pattern="none", layer="compiled").encode(word) for word in words]
+    assert got == want(known, words)
+    assert got[0] == [258]
+
+
+def test_gpt2s_merges(gpt2: Tokenizer) -> None:
+    known, random = gpt2.vocabulary, np.random.default_rng(0)
+    letters = [t.decode() for t in known.tokens if t is not None and t.isalpha() and t.isascii()]
+    words = ["".join(letters[i] for i in random.integers(0, len(letters), 3)) for _ in range(20_000)]
+    pieces = [words[0], *(" " + word for word in words[1:])]
+    assert in_one_text(known, words) == [i for part in want(known, pieces) for i in part]
+
+
+def test_the_table_grows_and_keeps_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder, "_FIRST_LOG", 10)
+    monkeypatch.setattr(encoder, "_LAST_LOG", 14)
+    tokenizer = Tokenizer(Vocabulary.from_merges([]), pattern="none", layer="compiled")
+    # of 2 to 5 ids, in the slot and beyond it, and long ones
+    words = [f"{i:x}" + "z" * (16 * (i % 7 == 0)) for i in range(16, 6000)]
+    logs = {tokenizer._encoder._words.log}
+    for word in words:
+        assert tokenizer.encode(word) == [tokenizer.vocabulary.byte_ids[byte] for byte in word.encode()]
+        logs.add(tokenizer._encoder._words.log)
+    assert logs == {10, 12, 14}
+    used = tokenizer._encoder._state[encoding.SLOTS_USED]
+    assert tokenizer.encode_batch(words) == [tokenizer.encode(word) for word in words]
+    assert tokenizer._encoder._state[encoding.SLOTS_USED] == used
