@@ -12,6 +12,7 @@ import gpt_trainer.backend as backend
 import hellaswag_eval.models as models
 import numpy as np
 import pytest
+from gpt_data.batch import Batch
 from gpt_trainer.backend import BackendSpec, Moments
 from gpt_trainer.checkpoint import CheckpointState, save_checkpoint
 from gpt_trainer.model_config import ModelConfig
@@ -116,6 +117,32 @@ def test_lines_name_everything(
     assert first == f"model {run}, backend gpt-toy, device toy, precision float32"
     assert second.startswith("harness: acc ")
     assert "(12 items)" in second
+
+
+def test_flags_decide_the_batches(
+    installed: Any, run: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: list[Batch] = []
+
+    def log_probs(self: ToyModel, batch: Batch) -> np.ndarray:
+        batches.append(batch)
+        return np.zeros(batch.tokens.shape, np.float32)
+
+    def shapes(*flags: object) -> list[tuple[int, ...]]:
+        batches.clear()
+        assert call("--model", run, "--data", data, "--protocol", "completion", *flags) == 0
+        return [batch.tokens.shape for batch in batches]
+
+    monkeypatch.setattr(ToyBackend, "log_probs", log_probs)
+    with data.open("a") as file:
+        file.write(json.dumps({**ITEM, "ctx": "a" * 45}) + "\n")
+    assert sorted(shapes()) == [(1, 96), (12, 64)]
+    assert all(batch.prefix_lengths is not None for batch in batches)
+    assert shapes("--shapes", 1) == [(13, 96)]
+    assert sorted(shapes("--tokens-per-batch", 64)) == [(1, 64)] * 12 + [(1, 96)]
+    assert sorted(shapes("--limit", 2)) == [(2, 64)]
+    assert sum(rows for rows, _ in shapes("--no-share-context")) == 4 * 13
+    assert all(batch.prefix_lengths is None for batch in batches)
 
 
 @pytest.mark.parametrize(

@@ -60,13 +60,13 @@ def test_known_answers() -> None:
 
 
 def test_each_protocol_has_a_unit_of_its_own() -> None:
-    # the last ending is one token of ten characters and thirty bytes
-    item = example([9], [1], [2, 2], [3])._replace(characters=(2, 2, 10), utf8_bytes=(1, 5, 30))
+    # the last ending is one token of ten characters and thirty bytes; each unit chooses another ending
+    item = example([9], [1], [2, 2], [3])._replace(characters=(2, 2, 10), utf8_bytes=(1, 25, 30))
     fn = constant({1: -1.0, 2: -1.0, 3: -4.0})
     completion, harness = (evaluate(fn, [item], protocol=name) for name in ("completion", "harness"))
-    # per token -1, -1, -4; per character -0.5, -1, -0.4; per byte -1, -0.4, -0.13
-    assert completion.answers[0].predictions == {"acc": 0, "acc_norm": 0, "acc_bytes": 2}
-    assert harness.answers[0].predictions == {"acc": 0, "acc_norm": 2, "acc_bytes": 2}
+    # per token -1, -1, -4; per character -0.5, -1, -0.4; per byte -1, -0.08, -0.13
+    assert completion.answers[0].predictions == {"acc": 0, "acc_norm": 0, "acc_bytes": 1}
+    assert harness.answers[0].predictions == {"acc": 0, "acc_norm": 2, "acc_bytes": 1}
     assert (completion.protocol, harness.protocol) == ("completion", "harness")
 
 

@@ -11,7 +11,10 @@ import bpe_scratch
 import pytest
 from gpt_trainer.errors import InputError
 from gpt_trainer.stopping import StopFlag
+from hellaswag_eval import choose, encode_items, evaluate_backend, read_items
 from hellaswag_eval.in_training import SPEC, Options, prepare
+from hellaswag_eval.items import Item
+from hellaswag_eval.models import encoder
 from hellaswag_toy import ToyModel
 
 TOKENIZER = bpe_scratch.Tokenizer.from_bytes()
@@ -61,6 +64,19 @@ def test_metrics_name_the_protocol(data: Path) -> None:
     one = prepare(replace(options, eval_hellaswag_protocol="completion"), toy.config, TOKENIZER)
     few = one(toy, StopFlag())  # type: ignore[arg-type]
     assert few == {name: value for name, value in found.items() if "completion" in name}
+
+
+def test_the_items_are_drawn_and_not_the_first(data: Path) -> None:
+    toy, items = ToyModel(), read_items(data)
+
+    def accuracies(chosen: list[Item]) -> list[float]:
+        examples = encode_items(chosen, encoder(TOKENIZER), "completion")
+        return [figure.value for figure in evaluate_backend(toy, examples).figures.values()]
+
+    found = prepare(Options(5, 7, data), toy.config, TOKENIZER)(toy, StopFlag())  # type: ignore[arg-type]
+    assert found is not None
+    got = [found[f"hellaswag_completion_{name}"] for name in ("acc", "acc_norm", "acc_bytes")]
+    assert got == accuracies(choose(items, 7, seed=0)) != accuracies(items[:7])
 
 
 def test_a_signal_ends_it(data: Path) -> None:
