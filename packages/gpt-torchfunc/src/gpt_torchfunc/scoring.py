@@ -166,7 +166,8 @@ def node_log_probs(params: Parameters, forest: Forest, plan: Plan) -> Float[Tens
     x = apply_block(last, x, forest.masks, plan, forest.scored)
     x = layer_norm(x, params.ln_f_gain, params.ln_f_bias)
     head = params.wte[: plan.vocab_size].to(plan.dtype)
-    target_logits = (x[forest.origins] * head[forest.targets]).sum(-1, dtype=statistics_dtype(x.dtype))
+    wide = x.to(statistics_dtype(x.dtype))
+    target_logits = (wide[forest.origins] * head[forest.targets]).sum(-1)
     return target_logits - log_normaliser(x, head)[forest.origins]
 
 
@@ -213,8 +214,8 @@ def layer_norm(
 def gelu_(x: Float[Tensor, "N i"]) -> Float[Tensor, "N i"]:
     """``model.gelu`` in place, as ``x sigmoid(2 sqrt(2/pi) (x + 0.044715 x^3))``.
 
-    By a few nodes at a time, whose values stay in a core's cache from one operation to the next: half of
-    what torch's own kernel takes, which spends it on ``tanh``.
+    By a few nodes at a time, whose values stay in a core's cache from one operation to the next: that takes
+    60 % of the time of torch's own kernel.
     """
     scale = 2.0 * math.sqrt(2.0 / math.pi)
     for rows in x.split(ROWS_IN_CACHE):
