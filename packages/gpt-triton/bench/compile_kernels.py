@@ -144,7 +144,7 @@ def launch_all(dtype: torch.dtype, rows: int, context: int, only: str) -> None:
         for site in (None, drop):
             ops.linear_residual_fwd(x, new(width, width), new(width, kind=f32), x, site)
         ops.linear_residual_fwd(wide, new(4 * width, width), new(width, kind=f32), x)
-        ops.linear_bwd_dx(x, new(4 * width, width), wide)
+        ops.linear_gelu_bwd_dx(x, new(4 * width, width), wide)
         ops.linear_bwd_dx(new(tokens, 3 * width), new(width, 3 * width))
         for n_in, n_out in ((1, 1), (1, 3), (1, 4), (4, 1)):
             d_weight = new(n_in * width, n_out * width, kind=f32)

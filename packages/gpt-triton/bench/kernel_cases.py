@@ -69,6 +69,7 @@ class Cases:
             d_w = torch.ones(n_in, n_out, dtype=wide, device=DEVICE)
             d_b = torch.ones(n_out, dtype=wide, device=DEVICE)
             ops.linear_bwd_dwdb(a, g, d_w, d_b)
+            hidden = pre.to(dt, copy=True)
             return [
                 ops.linear_fwd(a, w, b),
                 ops.linear_fwd(a, w, None),
@@ -76,7 +77,8 @@ class Cases:
                 ops.linear_residual_fwd(a, w, b, residual.to(dt)),
                 ops.linear_residual_fwd(a, w, b, residual.to(dt), self.drop),
                 ops.linear_bwd_dx(g, w),
-                ops.linear_bwd_dx(g, w, pre.to(dt)),
+                ops.linear_gelu_bwd_dx(g, w, hidden),
+                hidden,
                 d_w,
                 d_b,
             ]

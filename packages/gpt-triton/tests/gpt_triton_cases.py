@@ -93,14 +93,16 @@ def linear(ops: ModuleType) -> Case:
 
 
 def gelu_linear(ops: ModuleType) -> Case:
+    def backward(pre: Tensor, w: Tensor, d_y: Tensor) -> tuple[Tensor, ...]:
+        hidden = pre.clone()
+        d_pre = ops.linear_gelu_bwd_dx(d_y, w, hidden)
+        return d_pre, _weight_gradient(ops, hidden, d_y, w)
+
     return Case(
         (_normal(3, 5), _normal(5, 7, seed=1)),
         lambda pre, w: F.gelu(pre, approximate="tanh") @ w,
         lambda pre, w: ops.linear_fwd(ops.gelu_fwd(pre), w, None),
-        lambda pre, w, d_y: (
-            ops.linear_bwd_dx(d_y, w, pre),
-            _weight_gradient(ops, ops.gelu_fwd(pre), d_y, w),
-        ),
+        backward,
     )
 
 

@@ -84,7 +84,8 @@ def test_linear(rows: int, n_in: int, n_out: int, dtype: torch.dtype) -> None:
             ops.linear_residual_fwd(x, weight, bias, residual),
             ops.linear_residual_fwd(x, weight, bias, residual, dropout()),
             ops.linear_bwd_dx(d_y, weight),
-            ops.linear_bwd_dx(d_y, weight, pre),
+            ops.linear_gelu_bwd_dx(d_y, weight, pre),
+            pre,
             d_weight,
             d_bias,
         ]

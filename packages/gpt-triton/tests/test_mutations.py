@@ -42,8 +42,9 @@ MUTATIONS = [
         "layer_norm",
     ),
     ("layer_norm.py", "g.add_(d_skip[tile])", "g.add_(d_skip[tile], alpha=1.01)", "norm_and_skip"),
-    ("linear.py", "d_x = d_y @ weight.T", "d_x = d_y @ weight.T * 1.01", "linear"),
-    ("linear.py", "gelu_bwd(pre, d_x)", "gelu_bwd(pre * 1.01, d_x)", "gelu_linear"),
+    ("linear.py", "return d_y @ weight.T", "return d_y @ weight.T * 1.01", "linear"),
+    ("linear.py", "gelu_bwd(pre, d_y", "gelu_bwd(pre * 1.01, d_y", "gelu_linear"),
+    ("linear.py", "pre.copy_(gelu_fwd(pre))", "pre.copy_(gelu_fwd(pre) * 1.01)", "gelu_linear"),
     (
         "linear.py",
         "d_weight.addmm_(x.to(d_weight.dtype).T, d_y)",

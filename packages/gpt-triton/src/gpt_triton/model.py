@@ -174,8 +174,8 @@ def _block_bwd(
 
     drop = inputs.dropout(rate, layer, Site.MLP_RESIDUAL)
     d_branch = d_x if drop is None else ops.dropout_bwd(d_x, drop)
-    ops.linear_bwd_dwdb(ops.gelu_fwd(pre), d_branch, d_p.proj_weight, d_p.proj_bias)
-    d_pre = ops.linear_bwd_dx(d_branch, p.proj_weight, pre)  # [M, 4D]
+    d_pre = ops.linear_gelu_bwd_dx(d_branch, p.proj_weight, pre)  # [M, 4D]; pre is now gelu(pre)
+    ops.linear_bwd_dwdb(pre, d_branch, d_p.proj_weight, d_p.proj_bias)
     del pre
     normed, _ = ops.layer_norm_fwd(norm2.x, p.ln2_gain, p.ln2_bias)
     ops.linear_bwd_dwdb(normed, d_pre, d_p.fc_weight, d_p.fc_bias)

@@ -17,6 +17,7 @@ from gpt_triton.kernels.linear import (
     linear_bwd_dwdb,
     linear_bwd_dx,
     linear_fwd,
+    linear_gelu_bwd_dx,
     linear_gelu_fwd,
     linear_residual_fwd,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "linear_bwd_dx",
     "linear_cross_entropy",
     "linear_fwd",
+    "linear_gelu_bwd_dx",
     "linear_gelu_fwd",
     "linear_nll",
     "linear_residual_fwd",

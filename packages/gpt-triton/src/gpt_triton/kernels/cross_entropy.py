@@ -37,17 +37,17 @@ def _cross_entropy_kernel(
     row = tl.program_id(0).to(tl.int64)
     logits_ptr += row * Vp
     target = tl.load(targets_ptr + row)
-    column = tl.arange(0, BLOCK)
-    # every lane keeps a running maximum and sum of its own columns: one reduction at the end
-    top = tl.full([BLOCK], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK], tl.float32)
+    # a lane takes eight neighbouring columns at a step, and keeps a maximum and a sum of its own: a power for
+    # each column and one for all eight, and a single reduction over the lanes at the end
+    column = tl.arange(0, BLOCK // 8)[:, None] * 8 + tl.arange(0, 8)[None, :]
+    top = tl.full([BLOCK // 8], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK // 8], tl.float32)
     for first in range(0, V, BLOCK):
         at = column + first
-        z = widen(tl.load(logits_ptr + at, mask=at < V, other=0.0)) * LOG2_E
-        z = tl.where(at < V, z, float("-inf"))
-        new_top = tl.maximum(top, z)
+        z = widen(tl.load(logits_ptr + at, mask=at < V, other=float("-inf"))) * LOG2_E
+        new_top = tl.maximum(top, tl.max(z, 1))
         shift = tl.where(new_top == float("-inf"), 0.0, new_top)
-        total = total * tl.exp2(top - shift) + tl.exp2(z - shift)
+        total = total * tl.exp2(top - shift) + tl.sum(tl.exp2(z - shift[:, None]), 1)
         top = new_top
     highest = tl.max(top, 0)
     lse = highest + tl.log2(tl.sum(total * tl.exp2(top - highest), 0))

@@ -148,8 +148,6 @@ def layer_norm_bwd(
     rows, width = d_y.shape
     d_x = torch.empty_like(d_y)
     tile, block = row_tile(width)
-    # two rows of statistics per tile keep the registers of three loaded tiles in check
-    tile = max(1, tile // 2)
     programs = norm_programs(triton.cdiv(rows, tile), d_y.device)
     parts = torch.empty(2, programs, width, dtype=torch.float32, device=d_y.device)
     _layer_norm_bwd_kernel[(programs,)](

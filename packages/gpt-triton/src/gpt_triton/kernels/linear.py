@@ -7,6 +7,7 @@ Weights are (in, out). Shapes: M rows, K input width, N output width.
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -67,20 +68,31 @@ def linear_residual_fwd(
     return y
 
 
-def linear_bwd_dx(
-    d_y: Float[Tensor, "M N"], weight: Float[Tensor, "K N"], pre: Float[Tensor, "M K"] | None = None
-) -> Float[Tensor, "M K"]:
+def linear_bwd_dx(d_y: Float[Tensor, "M N"], weight: Float[Tensor, "K N"]) -> Float[Tensor, "M K"]:
     """Gradient of the input.
 
     Args:
         d_y: Gradient of the output.
         weight: Matrix, (in, out), in the dtype of ``d_y``.
-        pre: If given, the input was ``gelu(pre)``, and the gradient of ``pre`` is returned.
     """
     d_x = d_y.new_empty(d_y.shape[0], weight.shape[0])
-    epilogue = Epilogue(pre_in=None if pre is None else pre.contiguous())
-    product(d_y.contiguous(), weight.T, d_x, epilogue)
+    product(d_y.contiguous(), weight.T, d_x)
     return d_x
+
+
+def linear_gelu_bwd_dx(
+    d_y: Float[Tensor, "M N"], weight: Float[Tensor, "K N"], pre: Float[Tensor, "M K"]
+) -> Float[Tensor, "M K"]:
+    """Gradient of ``pre``, where the input was ``gelu(pre)``; that input is left in ``pre``.
+
+    Args:
+        d_y: Gradient of the output.
+        weight: Matrix, (in, out), in the dtype of ``d_y``.
+        pre: Contiguous; overwritten by ``gelu(pre)``, which the weight's gradient needs.
+    """
+    d_pre = torch.empty_like(pre)
+    product(d_y.contiguous(), weight.T, d_pre, Epilogue(pre_in=pre))
+    return d_pre
 
 
 def linear_bwd_dwdb(

@@ -39,7 +39,7 @@ class Epilogue(NamedTuple):
     Attributes:
         bias: Row added to every row.
         pre_out: Written: the value before GELU, which then applies.
-        pre_in: The result is multiplied by GELU's slope here.
+        pre_in: The result is multiplied by GELU's slope here; overwritten by its GELU.
         residual: Added at the end.
         dropout: Mask of the branch, before the residual is added.
     """

@@ -1,8 +1,8 @@
 """The two kernels of a matrix product with its epilogue.
 
 The epilogue works on the float32 accumulator, in this order: add a bias row; keep the value and apply GELU,
-or multiply by GELU's slope at a saved value; dropout; add a residual; add what the output holds. Two kernels
-do the same:
+or multiply by GELU's slope at a saved value, which then gives way to its GELU; dropout; add a residual; add
+what the output holds. Two kernels do the same:
 
 - ``pointer_kernel`` loads tiles through pointers: any strides, any dtype, the interpreter;
 - ``descriptor_kernel`` is persistent and loads tiles through tensor descriptors, which the copy engine of
@@ -43,7 +43,7 @@ def _finish(
     out_desc,
     pre_out_ptr,  # [M, N] written, or None
     pre_out_desc,
-    pre_in_ptr,  # [M, N] or None
+    pre_in_ptr,  # [M, N] overwritten by its GELU, or None
     bias_ptr,  # [N] or None
     residual_ptr,  # [M, N] or None
     key_ptr,  # [2] or None
@@ -65,7 +65,9 @@ def _finish(
             tl.store(pre_out_ptr + at, narrow(acc, DTYPE), mask=keep)
         acc = gelu(acc)
     if pre_in_ptr is not None:
-        acc *= gelu_slope(widen(tl.load(pre_in_ptr + at, mask=keep, other=0.0)))
+        pre = widen(tl.load(pre_in_ptr + at, mask=keep, other=0.0))
+        acc *= gelu_slope(pre)
+        tl.store(pre_in_ptr + at, narrow(gelu(pre), DTYPE), mask=keep)
     if key_ptr is not None:
         acc = drop(acc, at, key_ptr, keep_scale, THRESHOLD)
     if residual_ptr is not None:

@@ -50,13 +50,14 @@ def _column_sums_kernel(
 ):
     column = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     program = tl.program_id(1).to(tl.int64)
-    total = tl.zeros([BLOCK], tl.float32)
+    total = tl.zeros([ROWS, BLOCK], tl.float32)
     for first in range(program * ROWS, M, tl.num_programs(1) * ROWS):
         row = first + tl.arange(0, ROWS)
         keep = (row[:, None] < M) & (column[None, :] < N)
         at = row[:, None].to(tl.int64) * N + column[None, :]
-        total += tl.sum(widen(tl.load(x_ptr + at, mask=keep, other=0.0)), 0)
-    tl.store(parts_ptr + program * N + column, total, mask=column < N)
+        total += widen(tl.load(x_ptr + at, mask=keep, other=0.0))
+    # the rows of a tile are added up once, not at every step
+    tl.store(parts_ptr + program * N + column, tl.sum(total, 0), mask=column < N)
 
 
 def add_partial_sums(parts: Float[Tensor, "P N"], total: Float[Tensor, " N"]) -> None:

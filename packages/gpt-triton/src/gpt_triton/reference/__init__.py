@@ -16,6 +16,7 @@ from gpt_triton.reference.linear import (
     linear_bwd_dwdb,
     linear_bwd_dx,
     linear_fwd,
+    linear_gelu_bwd_dx,
     linear_gelu_fwd,
     linear_residual_fwd,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "linear_bwd_dx",
     "linear_cross_entropy",
     "linear_fwd",
+    "linear_gelu_bwd_dx",
     "linear_gelu_fwd",
     "linear_nll",
     "linear_residual_fwd",

@@ -65,18 +65,29 @@ def linear_residual_fwd(
     return branch.add_(residual)
 
 
-def linear_bwd_dx(
-    d_y: Float[Tensor, "M N"], weight: Float[Tensor, "K N"], pre: Float[Tensor, "M K"] | None = None
-) -> Float[Tensor, "M K"]:
+def linear_bwd_dx(d_y: Float[Tensor, "M N"], weight: Float[Tensor, "K N"]) -> Float[Tensor, "M K"]:
     """Gradient of the input.
 
     Args:
         d_y: Gradient of the output.
         weight: Matrix, (in, out), in the dtype of ``d_y``.
-        pre: If given, the input was ``gelu(pre)``, and the gradient of ``pre`` is returned.
     """
-    d_x = d_y @ weight.T
-    return d_x if pre is None else gelu_bwd(pre, d_x)
+    return d_y @ weight.T
+
+
+def linear_gelu_bwd_dx(
+    d_y: Float[Tensor, "M N"], weight: Float[Tensor, "K N"], pre: Float[Tensor, "M K"]
+) -> Float[Tensor, "M K"]:
+    """Gradient of ``pre``, where the input was ``gelu(pre)``; that input is left in ``pre``.
+
+    Args:
+        d_y: Gradient of the output.
+        weight: Matrix, (in, out), in the dtype of ``d_y``.
+        pre: Overwritten by ``gelu(pre)``, which the weight's gradient needs.
+    """
+    d_pre = gelu_bwd(pre, d_y @ weight.T)
+    pre.copy_(gelu_fwd(pre))
+    return d_pre
 
 
 def linear_bwd_dwdb(
