@@ -30,12 +30,13 @@ SAMPLE_TEMPERATURE, SAMPLE_TOP_K = 0.7, 50
 
 
 class Launched(NamedTuple):
-    """A step whose metrics are still on the device."""
+    """A step whose metrics are still on the device, and what its launch took."""
 
     step: int
     lr: float
     batch: Batch
     pending: Pending
+    seconds: float
 
 
 class Loop:
@@ -91,8 +92,9 @@ class Loop:
         lr = self._learning_rate(step)
         bound = self.state.spikes.bound(step)
         pending = self.parts.backend.train_step(micro_batches, lr, step, skip_above=bound)
+        seconds = self._lap()
         self._settle()
-        self._launched = Launched(step, lr, batch, pending)
+        self._launched = Launched(step, lr, batch, pending, seconds)
         self.state.step = step + 1
         if not self.parts.overlap:
             self._settle()
@@ -115,12 +117,11 @@ class Loop:
             return
         launched, self._launched = self._launched, None
         metrics = launched.pending.fetch()
+        seconds = launched.seconds + self._lap()
         if not (math.isfinite(metrics.loss) and math.isfinite(metrics.grad_norm)):
             weights = self.parts.backend.export()
             raise refuse_non_finite(self.parts.run, launched.step, launched.batch, metrics, weights)
         self.state.spikes.observe(launched.step, metrics.grad_norm)
-        now = time.perf_counter()
-        seconds, self._clock = now - self._clock, now
         line = {
             "step": launched.step + 1,
             "tokens": (launched.step + 1) * self.parts.config.batch.tokens_per_step,
@@ -132,6 +133,16 @@ class Loop:
         }
         self._write(line)
         self._report(line)
+
+    def _lap(self) -> float:
+        """Seconds since the last call.
+
+        A step takes its own launch and the wait for its own metrics: on which of the two the host waits for
+        the device differs from backend to backend.
+        """
+        now = time.perf_counter()
+        seconds, self._clock = now - self._clock, now
+        return seconds
 
     def _timing(self, seconds: float) -> dict[str, float | int]:
         speed = self.parts.config.batch.tokens_per_step / max(seconds, 1e-9)
