@@ -62,11 +62,12 @@ def test_the_table_grows_and_keeps_its_words(monkeypatch: pytest.MonkeyPatch) ->
     tokenizer = Tokenizer(Vocabulary.from_merges([]), pattern="none", layer="compiled")
     # of 2 to 5 ids, in the slot and beyond it, and long ones
     words = [f"{i:x}" + "z" * (16 * (i % 7 == 0)) for i in range(16, 6000)]
-    logs = {tokenizer._encoder._words.log}
-    for word in words:
-        assert tokenizer.encode(word) == [tokenizer.vocabulary.byte_ids[byte] for byte in word.encode()]
+    byte_ids = tokenizer.vocabulary.byte_ids
+    ids, logs = [[byte_ids[byte] for byte in word.encode()] for word in words], {10}
+    for word, expected in zip(words, ids, strict=True):
+        assert tokenizer.encode(word) == expected
         logs.add(tokenizer._encoder._words.log)
     assert logs == {10, 12, 14}
     used = tokenizer._encoder._state[encoding.SLOTS_USED]
-    assert tokenizer.encode_batch(words) == [tokenizer.encode(word) for word in words]
+    assert tokenizer.encode_batch(words) == ids
     assert tokenizer._encoder._state[encoding.SLOTS_USED] == used
