@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 
 import jax
@@ -85,6 +86,24 @@ def apart(batch: Batch) -> tuple[Batch, list[tuple[int, np.ndarray]]]:
     for line, (row, at) in enumerate(places):
         tokens[line, : len(at)], targets[line, : len(at)] = batch.tokens[row, at], batch.targets[row, at]
     return Batch(tokens, targets), places
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What XLA compiles is kept for the session, also for the processes that tests start.
+
+    JAX takes the folder once in a process, so there is one for all tests.
+    """
+    wanted = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in wanted.items():
+            jax.config.update(name, value)
+            patch.setenv(name.upper(), str(value))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -24,20 +24,6 @@ TINY = [
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 
 
-def keep_programs(folder: Path) -> None:
-    """Let this process and those that it starts share what XLA compiles: most of a tiny run's time."""
-    import jax
-
-    wanted = {
-        "jax_compilation_cache_dir": str(folder),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    for name, value in wanted.items():
-        jax.config.update(name, value)
-        os.environ[name.upper()] = str(value)
-
-
 def write_pairs(folder: Path, count: int = 24) -> str:
     """Files of short sentences and their words backwards; the value of ``--data``."""
     sentences = [[WORDS[(i * k + k) % 10] for k in range(1, 2 + i % 4)] for i in range(count)]

@@ -14,14 +14,12 @@ from gpt_jax.aiayn.commands import train_main, translate_main
 from gpt_trainer.checkpoint import find_steps
 
 sys.path.insert(0, str(Path(__file__).parent))
-from aiayn_runs import TINY, keep_programs, write_pairs
+from aiayn_runs import TINY, write_pairs
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("commands")
-    keep_programs(folder / "programs")
-    return folder
+    return tmp_path_factory.mktemp("commands")
 
 
 @pytest.fixture(scope="module")

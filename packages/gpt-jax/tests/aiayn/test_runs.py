@@ -16,7 +16,7 @@ from gpt_trainer.checkpoint import find_steps
 from gpt_trainer.metrics import TIMING_FIELDS, read_metrics
 
 sys.path.insert(0, str(Path(__file__).parent))
-from aiayn_runs import TINY, keep_programs, plant, start, write_pairs
+from aiayn_runs import TINY, plant, start, write_pairs
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
@@ -40,9 +40,7 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs")
-    keep_programs(folder / "programs")
-    return folder
+    return tmp_path_factory.mktemp("runs")
 
 
 @pytest.fixture(scope="module")
