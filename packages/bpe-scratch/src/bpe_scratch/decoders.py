@@ -5,12 +5,17 @@ from __future__ import annotations
 import codecs
 import operator
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bpe_scratch.errors import TokenIdError
+from bpe_scratch.layers import tell_before_compiling
+
+_Row = list[int] | npt.NDArray[np.integer[Any]]
 
 # below this many ids a list of bytes is joined faster than a kernel is called
 _SHORT = 64
@@ -22,14 +27,17 @@ class Decoder:
 
     def __init__(self, tokens: Sequence[bytes | None], *, compiled: bool) -> None:
         self._tokens = tokens
-        self._kernel: Callable[[npt.NDArray[np.uint32]], npt.NDArray[np.uint8] | None] | None = None
-        if compiled:
-            from bpe_scratch.compiled.decoding import CompiledDecoder
+        self._compiled = compiled
 
-            self._kernel = CompiledDecoder(tokens).decode
+    @cached_property
+    def _kernel(self) -> Any:
+        from bpe_scratch.compiled.decoder import CompiledDecoder
 
-    def decode(self, ids: Iterable[int]) -> bytes | npt.NDArray[np.uint8]:
-        """The bytes of ids, as bytes or as an array.
+        tell_before_compiling("decoding", "decode_block")
+        return CompiledDecoder(self._tokens)
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes of ids.
 
         Args:
             ids: Ids, special ones included.
@@ -37,18 +45,40 @@ class Decoder:
         Raises:
             TokenIdError: Naming the first id outside the vocabulary and its position.
         """
-        if isinstance(ids, np.ndarray) and (ids.dtype.kind not in "iu" or ids.ndim != 1):
-            raise TokenIdError(
-                f"ids are an array of {ids.dtype} and shape {ids.shape}, not a row of integers"
-            )
-        known = ids if isinstance(ids, np.ndarray) else list(ids)
-        if len(known) > _SHORT and self._kernel is not None:
-            numbers = _as_uint32(known)
-            if numbers is not None and (found := self._kernel(numbers)) is not None:
-                return found
-        return self._join(known.tolist() if isinstance(known, np.ndarray) else known)
+        known = _row(ids)
+        for numbers in self._for_kernel(known):
+            if (found := self._kernel.decode_bytes(numbers)) is not None:
+                return found  # type: ignore[no-any-return]
+        return self._join(known)
 
-    def _join(self, ids: list[int]) -> bytes:
+    def decode_text(self, ids: Iterable[int]) -> str:
+        """The text of ids; bytes that are not UTF-8 become U+FFFD.
+
+        Args:
+            ids: As in :meth:`decode_bytes`.
+
+        Raises:
+            TokenIdError: As there.
+        """
+        known = _row(ids)
+        for numbers in self._for_kernel(known):
+            if (found := self._kernel.decode_text(numbers)) is not None:
+                return found  # type: ignore[no-any-return]
+        return str(self._join(known), "utf-8", "replace")
+
+    def _for_kernel(self, ids: _Row) -> Iterator[Any]:
+        """The forms in which a kernel may take ids, one after another until it knows them all."""
+        if not self._compiled or len(ids) <= _SHORT:
+            return
+        if isinstance(ids, list):
+            yield ids
+        # lists hold more than plain integers: NumPy's are such
+        numbers = as_unsigned(ids)
+        if numbers is not None:
+            yield numbers
+
+    def _join(self, known: _Row) -> bytes:
+        ids = known if isinstance(known, list) else known.tolist()
         table = self._tokens
         try:
             parts = [table[index] for index in ids]
@@ -83,7 +113,7 @@ class TokenStream:
         Args:
             index: An id of the vocabulary.
         """
-        return self._text.decode(bytes(self._tokens.decode([index])))
+        return self._text.decode(self._tokens.decode_bytes([index]))
 
     def flush(self) -> str:
         """End of the stream: a character that was left unfinished becomes U+FFFD."""
@@ -92,15 +122,29 @@ class TokenStream:
         return rest
 
 
-def _as_uint32(ids: Sequence[int] | npt.NDArray[np.integer]) -> npt.NDArray[np.uint32] | None:
-    """The ids, or ``None`` if one has no such form."""
+def _row(ids: Iterable[int]) -> _Row:
+    """The ids as a plain list or as a row of integers."""
+    if isinstance(ids, np.ndarray):
+        if ids.dtype.kind not in "iu" or ids.ndim != 1:
+            raise TokenIdError(
+                f"ids are an array of {ids.dtype} and shape {ids.shape}, not a row of integers"
+            )
+        return ids
+    return ids if type(ids) is list else list(ids)
+
+
+def as_unsigned(ids: _Row) -> npt.NDArray[np.uint16] | npt.NDArray[np.uint32] | None:
+    """The ids in a contiguous array of two or four bytes each, or ``None`` if one has no such form.
+
+    Args:
+        ids: Integers of any type.
+    """
     if isinstance(ids, np.ndarray):
         # one comparison finds negative numbers too: as unsigned ones they are large
         if ids.dtype.itemsize > 4 and int(ids.astype(np.uint64, copy=False).max()) > _LARGEST:
             return None
-        return np.ascontiguousarray(ids, dtype=np.uint32)
+        return np.require(ids, np.uint16 if ids.dtype == np.uint16 else np.uint32, ["C", "ALIGNED"])
     try:
-        # three times as fast as np.array on a list, and more than twice as fast as an array of signed numbers
         return np.frombuffer(array("I", ids), dtype=np.uint32)
     except (TypeError, OverflowError):
         return None

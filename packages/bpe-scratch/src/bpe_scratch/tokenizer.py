@@ -226,7 +226,7 @@ class Tokenizer(StoredTokenizer):
         Raises:
             TokenIdError: Naming the first id outside the vocabulary and its position.
         """
-        return bytes(self._decoder.decode(ids))
+        return self._decoder.decode_bytes(ids)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text that ids stand for; bytes that are not UTF-8 become U+FFFD.
@@ -234,8 +234,7 @@ class Tokenizer(StoredTokenizer):
         Args:
             ids: Ids, special ones included.
         """
-        raw: Any = self._decoder.decode(ids)
-        return str(memoryview(raw), "utf-8", "replace")
+        return self._decoder.decode_text(ids)
 
     def decode_batch(self, batch: Iterable[Iterable[int]]) -> list[str]:
         """Decode many.
