@@ -66,9 +66,10 @@ def run_jax(case: Case) -> dict[str, object]:
         device=case.device,
         attention=case.attention,
         unroll=case.unroll,
+        wide_logits=case.wide_logits,
         deterministic=case.deterministic,
     )
-    plan = replace(plan, wide_logits=case.wide_logits, chunk=case.chunk or plan.chunk)
+    plan = replace(plan, chunk=case.chunk or plan.chunk)
     state = init_state(init_parameters(config, 0), plan)
     total, count = make_evaluate(config, plan)(state.params, batches[0])
     evaluated = time.perf_counter() - start

@@ -39,6 +39,7 @@ def make_plan(
     device: Literal["auto", "cpu", "gpu"] = "auto",
     attention: Literal["auto", "written", "cudnn"] = "auto",
     unroll: bool = False,
+    wide_logits: bool = True,
     deterministic: bool = True,
     preallocate: bool = False,
 ) -> Plan:
@@ -50,6 +51,7 @@ def make_plan(
         device: ``"auto"`` takes a GPU if there is one.
         attention: ``"auto"`` is cuDNN's where it can run, else written out.
         unroll: Compile every layer for itself.
+        wide_logits: Keep the loss's logits in float32.
         deterministic: On a GPU, repeat a run bit for bit.
         preallocate: Take most of a GPU's memory at once.
 
@@ -76,6 +78,7 @@ def make_plan(
         device=place,
         smoothing=config.label_smoothing,
         unroll=unroll,
+        wide_logits=wide_logits,
         deterministic=deterministic,
     )
 

@@ -72,6 +72,8 @@ class RuntimeSection:
         precision: Precision of products (bfloat16 on a GPU and float32 on a CPU if not given).
         seed: Decides weights, data order and dropout.
         unroll: Compile each layer for itself, not one for a loop over all: faster to run.
+        wide_logits: Keep the loss's logits in float32; without it they have the precision of products, and a
+            GPU is faster.
         attention: Written out, or by cuDNN on a GPU in bfloat16; auto is cuDNN where it can run and a run
             need not repeat itself.
         deterministic: Forbid library routines whose results differ from run to run; without it a GPU is
@@ -82,6 +84,7 @@ class RuntimeSection:
     precision: Literal["float32", "bfloat16"] | None = None
     seed: int = 0
     unroll: bool = False
+    wide_logits: bool = True
     attention: Literal["auto", "written", "cudnn"] = "auto"
     deterministic: bool = True
 

@@ -35,6 +35,7 @@ class Engine:
             device=runtime.device,
             attention=runtime.attention,
             unroll=runtime.unroll,
+            wide_logits=runtime.wide_logits,
             deterministic=runtime.deterministic,
         )
         self._step = make_step(config, self.plan)

@@ -25,7 +25,7 @@ from gpt_jax.aiayn.runs.checkpoints import SavedState, load_state
 from gpt_jax.aiayn.settings import SECTIONS, RunConfig, flat
 
 FORMAT = "aiayn run"
-LAST_BITS = ("precision", "unroll", "attention")
+LAST_BITS = ("precision", "unroll", "wide_logits", "attention")
 """May change on resume, but not without other roundings."""
 PACKAGES = ("gpt-jax", "jax", "jaxlib", "numpy")
 
