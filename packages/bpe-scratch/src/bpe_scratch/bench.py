@@ -175,11 +175,14 @@ def _bench_small(
     texts = [document[i : i + 1000] for document in documents[:500] for i in range(0, len(document), 1000)]
     size, whole = (sum(len(text.encode()) for text in part) / 1e6 for part in (texts, documents))
     array, numbers = ids.astype(tokenizer.dtype), ids.tolist()
+    lists = tokenizer.encode_batch(documents)
     runs: dict[str, tuple[float, Run]] = {
         "one kB at a time": (size, lambda: [tokenizer.encode(text) for text in texts]),
         "decode an array": (whole, lambda: tokenizer.decode(array)),
+        "decode an array to bytes": (whole, lambda: tokenizer.decode_bytes(array)),
         "decode a list": (whole, lambda: tokenizer.decode(numbers)),
         "decode a list to bytes": (whole, lambda: tokenizer.decode_bytes(numbers)),
+        "decode a list per document": (whole, lambda: tokenizer.decode_batch(lists)),
     }
     if find_spec("tiktoken"):
         theirs = _tiktoken(tokenizer)
@@ -187,6 +190,7 @@ def _bench_small(
             "tiktoken: one kB at a time": (size, lambda: [theirs.encode_ordinary(text) for text in texts]),
             "tiktoken: decode a list": (whole, lambda: theirs.decode(numbers)),
             "tiktoken: decode a list to bytes": (whole, lambda: theirs.decode_bytes(numbers)),
+            "tiktoken: decode a list per document": (whole, lambda: [theirs.decode(part) for part in lists]),
         }
     table = Table("one by one, and back", "MB/s", "spread")
     for name, (megabytes, run) in runs.items():
