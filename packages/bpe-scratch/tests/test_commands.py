@@ -80,7 +80,8 @@ def test_documents_come_from_text_and_json_lines(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "raw", "message"),
     [("a.jsonl", b'{"text": "x"}\n{"y": 1}\n', "line 2"), ("a.jsonl", b'{"text": 1}\n', "line 1"),
-     ("a.txt", b"ok\n\xff", "line 2")],
+     ("a.txt", b"ok\n\xff", "line 2"),
+     ("a.jsonl", b'{"text": "x"}\n{"text": "ab\\ud800"}\n', "line 2: lone surrogate U.D800 at character 2")],
 )  # fmt: skip
 def test_bad_documents_are_named_by_line(tmp_path: Path, name: str, raw: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(raw)

@@ -140,6 +140,14 @@ def test_impossible_merges_are_named_by_line(tmp_path: Path, merges: str | bytes
         Tokenizer.from_gpt2(*gpt2_style(tmp_path, merges, ["ab", "abc"]))
 
 
+@pytest.mark.parametrize("merges", ["", "a b\n"], ids=["empty", "cut off"])
+def test_a_vocabulary_most_of_which_no_merge_makes_is_refused(tmp_path: Path, merges: str) -> None:
+    tokens = [f"{left}{right}" for left in "abcdefghijklmnopq" for right in "abcdefghijklmnopq"]
+    message = f"merges.txt: {bool(merges):d} merges leave {289 - bool(merges)} of 545 tokens unmade"
+    with pytest.raises(FileFormatError, match=message):
+        Tokenizer.from_gpt2(*gpt2_style(tmp_path, merges, tokens))
+
+
 @pytest.mark.parametrize(
     ("vocab", "message"),
     [

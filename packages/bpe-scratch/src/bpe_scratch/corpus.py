@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from bpe_scratch.errors import FileFormatError
+from bpe_scratch.errors import FileFormatError, TextError
+from bpe_scratch.patterns import to_utf8
 
 _OPENERS = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 # a text file is read in parts of this size, cut at line ends: bounded memory for any file
@@ -47,7 +48,16 @@ def _json_lines(file: IO[bytes], path: Path, field: str) -> Iterator[str]:
             raise FileFormatError(f"{path}: line {number}: no text in field {field!r}: {error!r}") from None
         if not isinstance(text, str):
             raise FileFormatError(f"{path}: line {number}: field {field!r} is not a text")
+        if b"\\u" in line:  # the only way for half a surrogate pair to come in
+            _check_characters(text, path, number)
         yield text
+
+
+def _check_characters(text: str, path: Path, number: int) -> None:
+    try:
+        to_utf8(text)
+    except TextError as error:
+        raise FileFormatError(f"{path}: line {number}: {error}") from None
 
 
 def _text_parts(file: IO[bytes], path: Path) -> Iterator[str]:

@@ -133,7 +133,8 @@ def build_vocabulary(
 ) -> tuple[Vocabulary, dict[str, int]]:
     """Check a vocabulary and its merges against each other.
 
-    Tokens that neither are a byte nor made by a merge can never come out of encoding: they are special.
+    Tokens that neither are a byte nor made by a merge can never come out of encoding: they are special. If
+    most of them are, merges are missing, and that is an error.
 
     Args:
         vocab: Id of each token's text.
@@ -169,6 +170,11 @@ def build_vocabulary(
         made.add(joined)
         rows.append((vocab[left], vocab[right], vocab[joined]))
     special = {text: index for text, index in vocab.items() if text not in made} | added
+    unmade = len(special) - len(added)
+    if unmade > len(made):
+        raise FileFormatError(
+            f"{merges_name}: {len(merges)} merges leave {unmade} of {len(vocab)} tokens unmade"
+        )
     tokens: list[bytes | None] = [None] * (max(vocab[text] for text in made) + 1 if made else 0)
     for text in made:
         if text not in added:
