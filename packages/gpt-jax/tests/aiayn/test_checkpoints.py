@@ -20,6 +20,8 @@ from gpt_jax.aiayn.runs.checkpoints import (
     save_state,
     scheduled_steps,
 )
+from gpt_jax.aiayn.runs.engine import Engine
+from gpt_jax.aiayn.settings import RuntimeSection
 from gpt_trainer.checkpoint import find_steps
 from gpt_trainer.errors import InputError, NonFiniteError
 
@@ -133,3 +135,10 @@ def test_steps_saved_on_a_signal_push_no_scheduled_one_out(tmp_path: Path) -> No
         kept.append([number for number, _ in find_steps(tmp_path)])
     assert kept == [[10], [10, 13], [10, 13, 17], [10, 13, 17, 20], [20, 30]]
     assert [step for step, _ in scheduled_steps(tmp_path, 10, 30)] == [20, 30]
+
+
+@pytest.mark.parametrize("choice", ["unroll", "wide_logits", "deterministic"])
+@pytest.mark.parametrize("value", [True, False])
+def test_what_a_run_chooses_reaches_its_plan(choice: str, value: bool) -> None:
+    runtime = RuntimeSection(device="cpu", **{choice: value})  # type: ignore[arg-type]
+    assert getattr(Engine(CONFIG, runtime).plan, choice) is value
