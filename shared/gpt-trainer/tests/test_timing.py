@@ -64,7 +64,7 @@ def test_every_step_is_said_to_take_what_it_took(
 
     monkeypatch.setattr(ToyBackend, "train_step", train_step)
     monkeypatch.setattr(ToyBackend, "evaluate", evaluate_slowly)
-    monkeypatch.setattr("gpt_trainer.loop.time", device)
+    monkeypatch.setattr("gpt_trainer.stopwatch.time", device)
     monkeypatch.setattr("gpt_trainer.commands.on_gpu", lambda config, spec: overlap)
     # pauses after steps 4, 6, 8 and 12
     assert train(*flags, "--out=run", "--save-every=6") == 0

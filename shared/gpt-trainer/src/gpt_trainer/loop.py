@@ -7,7 +7,6 @@ for the host; before anything that looks at the weights all of them are read.
 from __future__ import annotations
 
 import math
-import time
 from typing import Any, NamedTuple
 
 from gpt_data.batch import Batch
@@ -25,6 +24,7 @@ from gpt_trainer.profiling import ProfileWindow
 from gpt_trainer.record import RunState
 from gpt_trainer.sampling import SamplingConfig
 from gpt_trainer.schedules import learning_rate
+from gpt_trainer.stopwatch import Stopwatch
 
 SAMPLE_TEMPERATURE, SAMPLE_TOP_K = 0.7, 50
 
@@ -54,7 +54,7 @@ class Loop:
         self._saved_step = saved_step
         self._launched: Launched | None = None
         self._val_loss: float | None = None
-        self._clock = time.perf_counter()
+        self._watch = Stopwatch()
         config = parts.config
         model = parts.backend.config
         peak = peak_flops(parts.backend.device_name(), config.runtime.precision or "float32")
@@ -92,7 +92,7 @@ class Loop:
         lr = self._learning_rate(step)
         bound = self.state.spikes.bound(step)
         pending = self.parts.backend.train_step(micro_batches, lr, step, skip_above=bound)
-        seconds = self._lap()
+        seconds = self._watch.lap()
         self._settle()
         self._launched = Launched(step, lr, batch, pending, seconds)
         self.state.step = step + 1
@@ -117,7 +117,7 @@ class Loop:
             return
         launched, self._launched = self._launched, None
         metrics = launched.pending.fetch()
-        seconds = launched.seconds + self._lap()
+        seconds = launched.seconds + self._watch.lap()
         if not (math.isfinite(metrics.loss) and math.isfinite(metrics.grad_norm)):
             weights = self.parts.backend.export()
             raise refuse_non_finite(self.parts.run, launched.step, launched.batch, metrics, weights)
@@ -133,16 +133,6 @@ class Loop:
         }
         self._write(line)
         self._report(line)
-
-    def _lap(self) -> float:
-        """Seconds since the last call.
-
-        A step takes its own launch and the wait for its own metrics: on which of the two the host waits for
-        the device differs from backend to backend.
-        """
-        now = time.perf_counter()
-        seconds, self._clock = now - self._clock, now
-        return seconds
 
     def _timing(self, seconds: float) -> dict[str, float | int]:
         speed = self.parts.config.batch.tokens_per_step / max(seconds, 1e-9)
@@ -195,7 +185,7 @@ class Loop:
             self._save()
         if self._due(self.parts.config.reports.sample_every) and not self.parts.stop():
             self._sample()
-        self._clock = time.perf_counter()
+        self._watch.restart()
         return True
 
     def _evaluate_if_due(self) -> bool:
@@ -219,7 +209,7 @@ class Loop:
         parts.display.say(
             f"step {state.step}: validation loss {found.loss:.4f}, perplexity {found.perplexity:.2f}"
         )
-        self._clock = time.perf_counter()
+        self._watch.restart()
         return True
 
     def _measure_if_due(self) -> bool:
@@ -238,7 +228,7 @@ class Loop:
             shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
             parts.display.say(f"step {state.step}: {shown}")
         state.measured = state.step
-        self._clock = time.perf_counter()
+        self._watch.restart()
         return True
 
     def _save(self) -> None:

@@ -7,7 +7,6 @@ the weights all of them are read.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from gpt_trainer.errors import NonFiniteError
 from gpt_trainer.evidence import refuse_non_finite
 from gpt_trainer.metrics import MetricsFile
 from gpt_trainer.stopping import StopFlag
+from gpt_trainer.stopwatch import Stopwatch
 from jaxtyping import Array
 
 from gpt_jax.aiayn.data.preparation import Prepared
@@ -68,12 +68,13 @@ class RunParts:
 
 
 class Launched(NamedTuple):
-    """A step whose metrics are still on the device."""
+    """A step whose metrics are still on the device, and what its launch took."""
 
     step: int
     lr: float
     batch: PairBatch
     metrics: Array
+    seconds: float
 
 
 class Loop:
@@ -91,7 +92,7 @@ class Loop:
         self.config = parts.record.config
         self._launched: Launched | None = None
         self._val_loss: float | None = None
-        self._clock = time.perf_counter()
+        self._watch = Stopwatch()
         self._tokenizer_json = parts.prepared.tokenizer.to_json().encode()
 
     def run(self) -> bool:
@@ -115,8 +116,9 @@ class Loop:
         lr = noam(self.step, d_model=width, warmup=schedule.warmup, scale=schedule.lr_scale)
         batch = self.parts.prepared.train.batch(self.step)
         metrics = self.parts.engine.train_step(batch, lr, self.step)
+        seconds = self._watch.lap()
         self._settle()
-        self._launched = Launched(self.step, lr, batch, metrics)
+        self._launched = Launched(self.step, lr, batch, metrics, seconds)
         self.step += 1
         if not self.parts.overlap:
             self._settle()
@@ -127,6 +129,7 @@ class Loop:
             return
         launched, self._launched = self._launched, None
         smoothed, nll, norm, updated = np.asarray(launched.metrics, np.float64).tolist()
+        seconds = launched.seconds + self._watch.lap()
         if not updated or not math.isfinite(smoothed + nll):
             weights, batch = self.parts.engine.export()[0], cast("Any", launched.batch)
             found = StepMetrics(smoothed, norm, bool(updated))
@@ -137,15 +140,13 @@ class Loop:
             "smoothed_loss": smoothed,
             "lr": launched.lr,
             "grad_norm": norm,
-            **self._counts(launched.batch),
+            **self._counts(launched.batch, seconds),
         }
         self.parts.metrics.write(line)
         self._report(line)
 
-    def _counts(self, batch: PairBatch) -> dict[str, float | int]:
+    def _counts(self, batch: PairBatch, seconds: float) -> dict[str, float | int]:
         """Tokens of a step, and what it took."""
-        now = time.perf_counter()
-        seconds, self._clock = now - self._clock, now
         source = int(batch.source_lengths.sum())
         target = int(np.count_nonzero(batch.target_out != IGNORE))
         return {
@@ -177,7 +178,7 @@ class Loop:
             return False
         if save:
             self._save()
-        self._clock = time.perf_counter()
+        self._watch.restart()
         return not self.parts.stop()
 
     def _evaluate(self) -> bool:

@@ -162,9 +162,7 @@ def _assemble(
         engine.load(saved.model.parameters, saved.first, saved.second)
     maker = describe_maker(engine.device_name())
     record = Record(config, preset, prepared.identity(), prepared.corpus.pin, maker)
-    # the ordered gradient of the embedding loops until its data says stop: then the host waits anyway
-    overlap = on_gpu(config.runtime) and not config.runtime.deterministic
-    return RunParts(run, record, engine, prepared, display, stop, overlap=overlap)
+    return RunParts(run, record, engine, prepared, display, stop, overlap=on_gpu(config.runtime))
 
 
 def _heading(parts: RunParts) -> str:
