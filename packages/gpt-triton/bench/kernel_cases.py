@@ -98,9 +98,11 @@ class Cases:
                 def run(
                     ops: Any, dt: torch.dtype, segments: Any = segments, site: Any = site
                 ) -> list[Tensor]:
+                    wide = torch.float64 if dt == torch.float64 else torch.float32
                     out, res = ops.attention_fwd(qkv.to(dt), heads, segments, site)
-                    d_qkv = ops.attention_bwd(res, d_out.to(dt), heads, site)
-                    return [out, res.lse, *d_qkv.split(width, 2)]
+                    d_bias = torch.ones(3 * width, dtype=wide, device=DEVICE)
+                    d_qkv = ops.attention_bwd(res, d_out.to(dt), heads, site, d_bias)
+                    return [out, res.lse, *d_qkv.split(width, 2), d_bias]
 
                 note = f"{' documents' if segments is not None else ''}{' dropout' if site else ''}"
                 yield f"attention {rows}x{context} {heads}x{head_width}{note}", run

@@ -131,9 +131,10 @@ def test_attention(
         qkv = copy(randn(rows, context, 3 * width), dt)
         d_out = copy(randn(rows, context, width, seed=1), dt)
         out, res = ops.attention_fwd(qkv, heads, starts, site)
-        d_q, d_k, d_v = ops.attention_bwd(res, d_out, heads, site).split(width, 2)
+        d_bias = copy(randn(3 * width, seed=2), wide(dt))
+        d_q, d_k, d_v = ops.attention_bwd(res, d_out, heads, site, d_bias).split(width, 2)
         # one visible key each: the weights are constant and these gradients are zero up to rounding
-        return [out, res.lse, d_v] if context == 1 else [out, res.lse, d_q, d_k, d_v]
+        return [out, res.lse, d_v, d_bias] if context == 1 else [out, res.lse, d_q, d_k, d_v, d_bias]
 
     check_op(run, dtype)
 

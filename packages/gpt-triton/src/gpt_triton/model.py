@@ -190,9 +190,10 @@ def _block_bwd(
     ops.linear_bwd_dwdb(attended, d_branch, d_p.out_weight, d_p.out_bias)
     d_attended = ops.linear_bwd_dx(d_branch, p.out_weight).view(attention.out.shape)  # [B, T, D]
     drop = inputs.dropout(rate, layer, Site.ATTENTION)
-    d_qkv = ops.attention_bwd(attention, d_attended, n_head, drop).view(d_x.shape[0], -1)  # [M, 3D]
+    d_qkv = ops.attention_bwd(attention, d_attended, n_head, drop, d_p.qkv_bias)  # [B, T, 3D]
+    d_qkv = d_qkv.view(d_x.shape[0], -1)  # [M, 3D]
     del attention, attended, d_attended
     normed, _ = ops.layer_norm_fwd(norm1.x, p.ln1_gain, p.ln1_bias)
-    ops.linear_bwd_dwdb(normed, d_qkv, d_p.qkv_weight, d_p.qkv_bias)
+    ops.linear_bwd_dwdb(normed, d_qkv, d_p.qkv_weight, None)
     d_normed = ops.linear_bwd_dx(d_qkv, p.qkv_weight)  # [M, D]
     return ops.layer_norm_bwd(norm1, p.ln1_gain, d_normed, d_p.ln1_gain, d_p.ln1_bias, d_x)

@@ -5,10 +5,10 @@ With mask scale R (all ones without dropout) and delta = row sums of d_O * O:
     P = exp(S - lse),   d_V = (P R)^T d_O,   d_P = (d_O V^T) R,   d_S = P (d_P - delta),
     d_Q = d_S K / sqrt(K),   d_K = d_S^T Q / sqrt(K)
 
-Two passes instead of one: a program owns keys and streams queries for d_K and d_V (``attention_d_kv``),
-then a program owns queries and streams keys for d_Q (``attention_d_q``). Each sum has one owner, so nothing
-is added atomically and a run repeats itself; the price is two products more than the five of a single pass.
-Shapes as in ``attention``.
+Two passes instead of one: a program owns queries and streams keys for delta and d_Q (``attention_d_q``), then
+a program owns keys and streams queries for d_K and d_V (``attention_d_kv``). Each sum has one owner, so
+nothing is added atomically and a run repeats itself; the price is two products more than the five of a single
+pass. Shapes as in ``attention``.
 
 References:
     Dao 2023, "FlashAttention-2", section 3.1.2.
@@ -17,44 +17,19 @@ References:
 from __future__ import annotations
 
 import math
-from typing import no_type_check
 
 import torch
 import triton
-import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
 from gpt_triton.kernels.attention_d_kv import d_kv_kernel
 from gpt_triton.kernels.attention_d_q import d_q_kernel
 from gpt_triton.kernels.dropout import dropout_arguments
-from gpt_triton.kernels.primitives import LOG2_E, widen
-from gpt_triton.kernels.tiles import attention_tiles, row_tile
+from gpt_triton.kernels.primitives import LOG2_E
+from gpt_triton.kernels.reduce import add_partial_sums
+from gpt_triton.kernels.tiles import attention_tiles
 from gpt_triton.residuals import AttentionResiduals, Dropout
-
-
-@triton.jit
-@no_type_check
-def _delta_kernel(
-    out_ptr,  # [B, T, H, K]
-    d_out_ptr,  # [B, T, H, K]
-    delta_ptr,  # [B, H, T] written
-    N,
-    T,
-    H: tl.constexpr,
-    K: tl.constexpr,
-    ROWS: tl.constexpr,
-    W: tl.constexpr,
-):
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    column = tl.arange(0, W)
-    keep = (row[:, None] < N) & (column[None, :] < K)
-    at = row[:, None] * K + column[None, :]
-    out = widen(tl.load(out_ptr + at, mask=keep, other=0.0))
-    d_out = widen(tl.load(d_out_ptr + at, mask=keep, other=0.0))
-    position, head = row // H, row % H
-    to = (position // T * H + head) * T + position % T
-    tl.store(delta_ptr + to, tl.sum(out * d_out, 1), mask=row < N)
 
 
 def attention_bwd(
@@ -62,6 +37,7 @@ def attention_bwd(
     d_out: Float[Tensor, "B T D"],
     n_head: int,
     dropout: Dropout | None = None,
+    d_bias: Float[Tensor, " 3*D"] | None = None,
 ) -> Float[Tensor, "B T 3*D"]:
     """Gradient of queries, keys and values.
 
@@ -70,26 +46,31 @@ def attention_bwd(
         d_out: Gradient of the output.
         n_head: As in the forward.
         dropout: As in the forward.
+        d_bias: If given, the sum of the result over all rows is added to it: the gradient of the bias in
+            the product that made queries, keys and values.
     """
     d_out = d_out.contiguous()
     rows, context, width = d_out.shape
     head_width = width // n_head
     padded = max(16, triton.next_power_of_2(head_width))
-    delta = torch.empty_like(res.lse)
-    tile, _ = row_tile(padded)
-    count = rows * context * n_head
-    _delta_kernel[(triton.cdiv(count, tile),)](
-        res.out, d_out, delta, count, context, H=n_head, K=head_width, ROWS=tile, W=padded
-    )
-    d_qkv = torch.empty_like(res.qkv)
+    d_qkv, delta = torch.empty_like(res.qkv), torch.empty_like(res.lse)
     key, keep_scale, threshold = dropout_arguments(dropout)
     scale = 1.0 / math.sqrt(head_width)
-    for kernel, kind in ((d_kv_kernel, "d_kv"), (d_q_kernel, "d_q")):
+    passes = (
+        (d_q_kernel, "d_q", (res.qkv, res.out, d_out), slice(width)),
+        (d_kv_kernel, "d_kv", (res.qkv, d_out), slice(width, 3 * width)),
+    )
+    for kernel, kind, given, columns in passes:
         tiles = attention_tiles(kind, padded, d_out.dtype, dropout is not None)
-        kernel[(rows * n_head, triton.cdiv(context, tiles.stay))](
-            res.qkv, d_out, res.lse, delta, res.segment_starts, d_qkv, key, context,
+        programs = triton.cdiv(context, tiles.stay)
+        total = None if d_bias is None else d_bias[columns]
+        sums = None if total is None else total.new_empty(rows * programs, total.numel())
+        kernel[(rows * n_head, programs)](
+            *given, res.lse, delta, res.segment_starts, d_qkv, sums, key, context,
             scale, scale * LOG2_E.value, keep_scale,
             THRESHOLD=threshold, H=n_head, K=head_width, STAY=tiles.stay, STREAM=tiles.stream, W=padded,
             num_warps=tiles.warps, num_stages=tiles.stages,
         )  # fmt: skip
+        if total is not None:
+            add_partial_sums(sums, total)
     return d_qkv

@@ -1,9 +1,10 @@
 """The gradient of attention's queries: a program owns queries and streams keys past them.
 
-    d_Q = d_S K / sqrt(K)
+    delta = row sums of d_O * O,   d_Q = d_S K / sqrt(K)
 
 d_S as in ``attention_backward``, tile by tile, with queries down and keys across. Tiles of keys that none of
 these queries sees are never loaded; without documents, tiles that every query sees whole skip the mask.
+delta is left for the pass that follows, which would read O and d_O once more for every tile of keys.
 Shapes as in ``attention``.
 """
 
@@ -14,8 +15,8 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-from gpt_triton.kernels.attention import load_head_tile, store_head_tile, visible
-from gpt_triton.kernels.primitives import LOG2_E, keep_mask, operand, rounded_operand
+from gpt_triton.kernels.attention import load_head_tile, store_column_sums, store_head_tile, visible
+from gpt_triton.kernels.primitives import LOG2_E, keep_mask, operand, rounded_operand, widen
 
 
 @triton.jit
@@ -65,11 +66,13 @@ def _d_q_tiles(
 @no_type_check
 def d_q_kernel(
     qkv_ptr,  # [B, T, 3, H, K]
+    out_ptr,  # [B, T, H, K]
     d_out_ptr,  # [B, T, H, K]
     lse_ptr,  # [B, H, T]
-    delta_ptr,  # [B, H, T]
+    delta_ptr,  # [B, H, T] written
     starts_ptr,  # [B, T] or None
     d_qkv_ptr,  # [B, T, 3, H, K]: queries written
+    sums_ptr,  # [B, tiles, H, K] written, or None
     key_ptr,  # [2] or None
     T,
     scale,
@@ -91,10 +94,13 @@ def d_q_kernel(
     base = row * T * 3 * WIDTH + (head % H) * K
     q_position = tl.arange(0, STAY).to(tl.int64) + q_first
     q = operand(load_head_tile(qkv_ptr + base, q_position, 3 * WIDTH, T, K, W))
-    d_out_at = d_out_ptr + row * T * WIDTH + (head % H) * K
-    d_out = operand(load_head_tile(d_out_at, q_position, WIDTH, T, K, W))
+    head_first = row * T * WIDTH + (head % H) * K
+    d_out = load_head_tile(d_out_ptr + head_first, q_position, WIDTH, T, K, W)
+    out = load_head_tile(out_ptr + head_first, q_position, WIDTH, T, K, W)
+    delta = tl.sum(widen(out) * widen(d_out), 1)
+    tl.store(delta_ptr + head * T + q_position, delta, mask=q_position < T)
+    d_out = operand(d_out)
     lse = tl.load(lse_ptr + head * T + q_position, mask=q_position < T, other=0.0)
-    delta = tl.load(delta_ptr + head * T + q_position, mask=q_position < T, other=0.0)
     start = tl.zeros([STAY], tl.int32)
     whole_last = q_first // STREAM * STREAM
     key_first = 0
@@ -116,4 +122,8 @@ def d_q_kernel(
         d_q, q, d_out, lse * LOG2_E, delta, qkv_ptr + base + WIDTH, q_position, start, whole_last, key_last,
         index_base, T, scale_log2, key_ptr, keep_scale, True, THRESHOLD, DTYPE, STREAM, WIDTH, K, W,
     )  # fmt: skip
-    store_head_tile(d_qkv_ptr + base, q_position, 3 * WIDTH, T, d_q * scale, K, W)
+    d_q *= scale
+    store_head_tile(d_qkv_ptr + base, q_position, 3 * WIDTH, T, d_q, K, W)
+    if sums_ptr is not None:
+        part = row * tl.num_programs(1) + tl.program_id(1)
+        store_column_sums(sums_ptr + part * WIDTH + (head % H) * K, d_q, K, W)
