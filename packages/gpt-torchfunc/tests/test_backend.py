@@ -182,7 +182,7 @@ def test_an_unknown_runtime_is_refused(runtime, message, config):
 
 
 def test_an_unknown_option_is_refused(unchecked):
-    for name in ("attention", "compile"):
+    for name in ("attention", "compile", "scoring"):
         with pytest.raises(ValueError, match=f"{name}='fast' is not one of"):
             Options(**{name: "fast"})
 

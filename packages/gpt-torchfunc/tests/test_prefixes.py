@@ -5,6 +5,8 @@ By rows, which is the way of a GPU; ``test_scoring.py`` holds the other way to i
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -21,16 +23,7 @@ ROWS = {
 }
 
 
-@pytest.fixture
-def by_rows(build):
-    """Builds a backend that scores as it would on a GPU."""
-
-    def make(**settings):
-        backend = build(**settings)
-        backend._by_nodes = False
-        return backend
-
-    return make
+ROWWISE = Options(scoring="rows")
 
 
 def compare(log_probs: np.ndarray, backend, batch: Batch, assert_close) -> None:
@@ -51,13 +44,13 @@ def compare(log_probs: np.ndarray, backend, batch: Batch, assert_close) -> None:
 
 @pytest.mark.parametrize("attention", ["written", "sdpa"])
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
-def test_shared_prefixes_equal_repeated_ones(rows, attention, by_rows, share, assert_close):
-    backend, batch = by_rows(options=Options(attention=attention)), share(rows)
+def test_shared_prefixes_equal_repeated_ones(rows, attention, build, share, assert_close):
+    backend, batch = build(options=replace(ROWWISE, attention=attention)), share(rows)
     compare(backend.log_probs(batch), backend, batch, assert_close)
 
 
-def test_a_continuation_that_sees_another_is_noticed(by_rows, share, assert_close, monkeypatch):
-    backend, batch = by_rows(), share(ROWS["short"])
+def test_a_continuation_that_sees_another_is_noticed(build, share, assert_close, monkeypatch):
+    backend, batch = build(options=ROWWISE), share(ROWS["short"])
     mask = model.attention_mask
     monkeypatch.setattr(model, "attention_mask", lambda i, plan: mask(i._replace(segment_starts=None), plan))
     seen = backend.log_probs(batch)
@@ -66,8 +59,8 @@ def test_a_continuation_that_sees_another_is_noticed(by_rows, share, assert_clos
         compare(seen, backend, batch, assert_close)
 
 
-def test_the_head_scores_targets_alone_and_gives_the_same(by_rows, share, assert_close):
-    backend, batch = by_rows(), share(ROWS["short"])
+def test_the_head_scores_targets_alone_and_gives_the_same(build, share, assert_close):
+    backend, batch = build(options=ROWWISE), share(ROWS["short"])
     every, heads = backend.log_probs(batch), []
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):

@@ -10,6 +10,7 @@ import torch
 from gpt_data.batch import IGNORE, Batch
 from gpt_torchfunc import scoring
 from gpt_torchfunc.model import Plan
+from gpt_torchfunc.options import Options, scores_trees
 
 
 def row(tokens: list[int], targets: list[int], starts: list[int] | None = None, prefix: int = 0) -> Batch:
@@ -52,10 +53,22 @@ def test_a_whole_row_is_a_chain():
     assert (tree.depths.tolist(), ancestors(tree)) == ([0, 1, 2], [[0], [0, 1], [0, 1, 2]])
 
 
+# a GPU scores rows unless it is told what it cannot do
+@pytest.mark.parametrize(("choice", "cpu", "gpu"), [("auto", True, False), ("rows", False, False)])
+def test_trees_are_for_a_cpu(choice, cpu, gpu):
+    options = Options(scoring=choice)
+    assert scores_trees(options, torch.device("cpu")) is cpu
+    assert scores_trees(options, torch.device("cuda")) is gpu
+    assert scores_trees(Options(scoring="trees"), torch.device("cpu"))
+    with pytest.raises(ValueError, match="scoring='trees' needs device='cpu'"):
+        scores_trees(Options(scoring="trees"), torch.device("cuda"))
+
+
 @pytest.mark.parametrize("positions", [1, 40, 10**6])
 def test_nodes_score_as_rows_do(positions, build, batch, packed, share, assert_close, monkeypatch):
     monkeypatch.setattr(scoring, "POSITIONS_AT_A_TIME", positions)
-    backend, stream = build(), np.random.default_rng(2)
+    backend, by_rows = build(), build(options=Options(scoring="rows"))
+    stream = np.random.default_rng(2)
     shared = share([(5, [3, 4]), (0, [13, 1]), (8, [5, 1, 3]), (12, [1, 1])])
     # two ids only, so that continuations begin alike; and rows without a target
     alike = shared._replace(tokens=stream.integers(3, 5, shared.tokens.shape, dtype=np.int32))
@@ -63,10 +76,7 @@ def test_nodes_score_as_rows_do(positions, build, batch, packed, share, assert_c
     few.targets[1] = IGNORE
     for each in (batch, packed, shared, alike, few, few._replace(targets=np.full_like(few.targets, IGNORE))):
         got = backend.log_probs(each)
-        backend._by_nodes = False
-        want = backend.log_probs(each)
-        backend._by_nodes = True
-        assert_close("log-probabilities", got, want, rel=1e-6)
+        assert_close("log-probabilities", got, by_rows.log_probs(each), rel=1e-6)
         assert not got[each.targets == IGNORE].any()
 
 
@@ -123,9 +133,9 @@ def test_gelu_in_place(rows, assert_close):
 def test_bfloat16_is_as_near_as_by_rows(build, share):
     """Against float32; the order of the roundings differs, their number does not grow."""
     batch = share([(5, [3, 4]), (8, [5, 1, 3])])
-    want, half = build().log_probs(batch), build(precision="bfloat16")
-    assert half._plan == Plan(3, 151, torch.bfloat16)
-    errors = []
-    for half._by_nodes in (True, False):
+    want, errors = build().log_probs(batch), []
+    for scoring_by in ("trees", "rows"):
+        half = build(precision="bfloat16", options=Options(scoring=scoring_by))
+        assert half._plan == Plan(3, 151, torch.bfloat16)
         errors.append(np.linalg.norm(half.log_probs(batch) - want) / np.linalg.norm(want))
     assert 0.0 < errors[0] <= 1.5 * errors[1]

@@ -29,7 +29,7 @@ from gpt_torchfunc.dropout import dropout_keys
 from gpt_torchfunc.loss import target_log_probs
 from gpt_torchfunc.model import Inputs, Parameters, logits
 from gpt_torchfunc.optimizer import AdamWState, StepScalars, step_scalars
-from gpt_torchfunc.options import Options, make_plan, wants_compile
+from gpt_torchfunc.options import Options, make_plan, scores_trees, wants_compile
 from gpt_torchfunc.profiling import record
 from gpt_torchfunc.step import Sums, TrainingState, accumulate, finish, train_step
 from gpt_torchfunc.tree import from_canonical, leaves, map_leaves, to_canonical, zeros
@@ -68,7 +68,7 @@ class TorchFuncBackend:
         self._optimizer, self._runtime = optimizer, runtime
         self._plan = make_plan(config, runtime, options, self._device)
         self._compiled = wants_compile(options, self._device)
-        self._by_nodes = self._device.type == "cpu"
+        self._by_trees = scores_trees(options, self._device)
         params, first, second = (zeros(config, self._device) for _ in range(3))
         self._state = TrainingState(params, AdamWState(first, second))
         self._sums: Sums | None = None
@@ -136,7 +136,7 @@ class TorchFuncBackend:
 
     def log_probs(self, batch: Batch) -> Float32[np.ndarray, "B T"]:
         """Log-probability of each target given what its position may see; 0 where ignored; no dropout."""
-        if self._by_nodes:
+        if self._by_trees:
             self._check(batch)
             return scoring.log_probs(self._state.params, batch, self._plan)
         inputs, index = self._inputs(batch), target_index(batch.targets)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args, get_type_hints
 
 import torch
 from gpt_trainer.backend import Runtime
@@ -26,6 +26,8 @@ class Options:
             With dropout the written form is used in training, as torch's kernel has its own random numbers.
         compile: Compile the step with ``torch.compile``; ``"auto"``: on a GPU, as on a CPU a compilation
             takes a minute and saves a quarter of each step.
+        scoring: Log-probabilities by ``"trees"`` of tokens (see ``scoring.py``), on a CPU alone, or by
+            ``"rows"``, as in training; ``"auto"``: by trees on a CPU.
 
     Raises:
         ValueError: If a value is not one of the choices.
@@ -38,11 +40,15 @@ class Options:
     compile: Literal["auto", "on", "off"] = field(
         default="auto", metadata={"help": "compile the step with torch.compile (auto: on a GPU)"}
     )
+    scoring: Literal["auto", "trees", "rows"] = field(
+        default="auto",
+        metadata={"help": "evaluate by trees of tokens, on a CPU alone, or by rows (auto: trees on a CPU)"},
+    )
 
     def __post_init__(self) -> None:
-        for name, allowed in (("attention", ("auto", "written", "sdpa")), ("compile", ("auto", "on", "off"))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}")
+        for name, kind in get_type_hints(Options).items():
+            if getattr(self, name) not in get_args(kind):
+                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(get_args(kind))}")
 
 
 def make_plan(config: ModelConfig, runtime: Runtime, options: Options, device: torch.device) -> Plan:
@@ -90,3 +96,18 @@ def wants_compile(options: Options, device: torch.device) -> bool:
     return options.compile == "on" or (
         options.compile == "auto" and device.type == "cuda" and can_compile(device)
     )
+
+
+def scores_trees(options: Options, device: torch.device) -> bool:
+    """Whether log-probabilities are taken by trees of tokens.
+
+    Args:
+        options: For the caller's choice.
+        device: Where the model runs.
+
+    Raises:
+        ValueError: If it is wanted on another device than a CPU.
+    """
+    if options.scoring == "trees" and device.type != "cpu":
+        raise ValueError("scoring='trees' needs device='cpu'; use scoring='rows'")
+    return options.scoring != "rows" and device.type == "cpu"
