@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import cases
@@ -37,10 +38,15 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def answers_of(backend: str, error: str | None, questions: Path, place: Path) -> list[compare.Finding]:
+CASES = ("stream", "prefixes", "layer_norm", "linear", "attention", "gelu")
+
+
+def answers_of(
+    backend: str, error: str | None, questions: Path, place: Path, asked: Sequence[str] = CASES
+) -> list[compare.Finding]:
     given = [str(HERE / "emit.py"), str(questions), str(place), "--backend", backend, "--label", backend]
     given += ["--precision", "float32", "--option", OPTION[backend], "--steps", "2"]
-    for name in ("stream", "prefixes", "layer_norm", "linear", "attention", "gelu"):
+    for name in asked:
         given += ["--only", name]
     done = subprocess.run(
         [sys.executable, *given, *(["--plant", error] if error else [])],
@@ -68,6 +74,15 @@ def test_a_planted_error_is_named(backend: str, error: str, questions: Path, tmp
     assert {each.tensor for each in failed if each.case == op} & tensors
     assert {each.rung for each in failed if each.case == "stream"} >= {"gradients", "weights"}
     assert [each for each in failed if each.case == "gelu"] == []
+
+
+# on a CPU, gpt-torchfunc scores by formulas of its own
+@pytest.mark.skipif("gpt-torchfunc" not in installed_backends(), reason="needs gpt-torchfunc")
+@pytest.mark.parametrize("error", [f"trees-{error}" for error in WHERE])
+def test_an_error_in_scoring_alone_is_named(error: str, questions: Path, tmp_path: Path) -> None:
+    found = answers_of("gpt-torchfunc", error, questions, tmp_path, ("prefixes",))
+    failed = [each for each in found if not each.passed]
+    assert [(each.rung, each.tensor) for each in failed] == [("logits", "log_probs")]
 
 
 def test_a_missing_tensor_a_wrong_shape_and_nan_are_infinite_errors(questions: Path, tmp_path: Path) -> None:

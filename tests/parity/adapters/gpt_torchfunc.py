@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from gpt_data.batch import IGNORE
-from gpt_torchfunc import loss, model
+from gpt_torchfunc import loss, model, scoring
 from gpt_torchfunc.dropout import dropout, dropout_mask
 from gpt_torchfunc.model import Block, Inputs, Parameters, Plan
 from torch import Tensor
@@ -17,16 +18,20 @@ Arrays = dict[str, np.ndarray]
 
 
 def plant(error: str) -> None:
-    """Break the model in one place: the matrix must see it."""
-    layer_norm, linear, attention_mask = model.layer_norm, model.linear, model.attention_mask
-    if error == "epsilon":
-        model.EPSILON = 1e-3
-    elif error == "gain":
-        model.layer_norm = lambda x, gain, bias: layer_norm(x, 1.01 * gain, bias)
-    elif error == "bias":
-        model.linear = lambda x, weight, bias: linear(x, weight, 0.0 * bias)
+    """Break the model in one place, or with ``trees-`` its copy for scoring on a CPU: the matrix must see."""
+    module: Any = scoring if error.startswith("trees-") else model
+    layer_norm, linear = module.layer_norm, module.linear
+    attention_mask, attend = model.attention_mask, scoring.attend
+    if error.endswith("epsilon"):
+        module.EPSILON = 1e-3
+    elif error.endswith("gain"):
+        module.layer_norm = lambda x, gain, bias: layer_norm(x, 1.01 * gain, bias)
+    elif error.endswith("bias"):
+        module.linear = lambda x, weight, bias: linear(x, weight, 0.0 * bias)
     elif error == "mask":
         model.attention_mask = lambda inputs, plan: attention_mask(inputs, plan).roll(1, 1)
+    elif error == "trees-mask":
+        scoring.attend = lambda qkv, masks, plan: attend(qkv, [mask.roll(1, 1) for mask in masks], plan)
     else:
         raise ValueError(f"unknown error {error!r}")
 
