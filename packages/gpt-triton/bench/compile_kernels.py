@@ -134,7 +134,7 @@ def launch_all(dtype: torch.dtype, rows: int, context: int, only: str) -> None:
         gain, bias = new(width, kind=f32), new(width, kind=f32)
         _, res = ops.layer_norm_fwd(x, gain, bias)
         ops.layer_norm_bwd(res, gain, x, gain, bias)
-        ops.layer_norm_bwd(res, gain, x, gain, bias, x)
+        ops.layer_norm_bwd(res, gain, x, gain, bias, x, bias)
     if only in "gelu dropout":
         ops.gelu_bwd(x, ops.gelu_fwd(x))
         ops.dropout_fwd(x, drop)
@@ -158,7 +158,7 @@ def launch_all(dtype: torch.dtype, rows: int, context: int, only: str) -> None:
         qkv, starts = new(rows, context, 3 * width), new(rows, context, kind=i32)
         for where, site in ((None, None), (starts, None), (None, drop)):
             out, kept = ops.attention_fwd(qkv, heads, where, site)
-            ops.attention_bwd(kept, out, heads, site, new(3 * width, kind=f32))
+            ops.attention_bwd(kept, out, heads, site)
         ops.attention_fwd(qkv, heads, starts, None, new(rows, kind=i32))
     if only in "cross_entropy":
         wte, d_wte = new(padded, width), new(padded, width, kind=f32)

@@ -43,9 +43,9 @@ class Cases:
         def norm(ops: Any, dt: torch.dtype) -> list[Tensor]:
             wide = torch.float64 if dt == torch.float64 else torch.float32
             y, res = ops.layer_norm_fwd(x.to(dt), gain.to(wide), bias.to(wide))
-            d_gain, d_bias = (torch.ones(width, dtype=wide, device=DEVICE) for _ in range(2))
-            d_x = ops.layer_norm_bwd(res, gain.to(wide), d_y.to(dt), d_gain, d_bias, skip.to(dt))
-            return [y, d_x, d_gain, d_bias]
+            sums = [torch.ones(width, dtype=wide, device=DEVICE) for _ in range(3)]
+            d_x = ops.layer_norm_bwd(res, gain.to(wide), d_y.to(dt), *sums[:2], skip.to(dt), sums[2])
+            return [y, d_x, *sums]
 
         yield f"layer_norm {rows}x{width}", norm
         yield (
@@ -98,11 +98,9 @@ class Cases:
                 def run(
                     ops: Any, dt: torch.dtype, segments: Any = segments, site: Any = site
                 ) -> list[Tensor]:
-                    wide = torch.float64 if dt == torch.float64 else torch.float32
                     out, res = ops.attention_fwd(qkv.to(dt), heads, segments, site)
-                    d_bias = torch.ones(3 * width, dtype=wide, device=DEVICE)
-                    d_qkv = ops.attention_bwd(res, d_out.to(dt), heads, site, d_bias)
-                    return [out, res.lse, *d_qkv.split(width, 2), d_bias]
+                    d_qkv = ops.attention_bwd(res, d_out.to(dt), heads, site)
+                    return [out, res.lse, *d_qkv.split(width, 2)]
 
                 note = f"{' documents' if segments is not None else ''}{' dropout' if site else ''}"
                 yield f"attention {rows}x{context} {heads}x{head_width}{note}", run

@@ -48,9 +48,10 @@ def test_layer_norm(rows: int, width: int, dtype: torch.dtype) -> None:
         y, res = ops.layer_norm_fwd(x, gain, bias)
         d_gain, d_bias = (copy(torch.ones(width, device=DEVICE), wide(dt)) for _ in range(2))
         d_y, d_skip = copy(randn(rows, width, seed=4), dt), copy(randn(rows, width, seed=5), dt)
-        d_x = ops.layer_norm_bwd(res, gain, d_y, d_gain, d_bias, d_skip)
+        d_below = copy(randn(width, seed=6), wide(dt))
+        d_x = ops.layer_norm_bwd(res, gain, d_y, d_gain, d_bias, d_skip, d_below)
         plain_d_x = ops.layer_norm_bwd(res, gain, d_y, d_gain, d_bias)
-        outputs = [y, res.mean, res.rstd, d_x, d_gain, d_bias]
+        outputs = [y, res.mean, res.rstd, d_x, d_gain, d_bias, d_below]
         return outputs if width == 1 else [*outputs, plain_d_x]
 
     check_op(run, dtype)
@@ -131,10 +132,9 @@ def test_attention(
         qkv = copy(randn(rows, context, 3 * width), dt)
         d_out = copy(randn(rows, context, width, seed=1), dt)
         out, res = ops.attention_fwd(qkv, heads, starts, site)
-        d_bias = copy(randn(3 * width, seed=2), wide(dt))
-        d_q, d_k, d_v = ops.attention_bwd(res, d_out, heads, site, d_bias).split(width, 2)
+        d_q, d_k, d_v = ops.attention_bwd(res, d_out, heads, site).split(width, 2)
         # one visible key each: the weights are constant and these gradients are zero up to rounding
-        return [out, res.lse, d_v, d_bias] if context == 1 else [out, res.lse, d_q, d_k, d_v, d_bias]
+        return [out, res.lse, d_v] if context == 1 else [out, res.lse, d_q, d_k, d_v]
 
     check_op(run, dtype)
 

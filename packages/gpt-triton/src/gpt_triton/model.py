@@ -118,12 +118,14 @@ def backward(
         n_head: As in the forward.
         rate: As in the forward.
     """
-    d_x = ops.layer_norm_bwd(
-        residuals.norm_f, params.ln_f_gain, d_hidden, d_params.ln_f_gain, d_params.ln_f_bias
-    )
+    # gradients of the bias that joined the stream below each block and below the last norm
+    d_below = [None, *(block.proj_bias if rate == 0.0 else None for block in d_params.blocks)]
+    d_gain, d_bias = d_params.ln_f_gain, d_params.ln_f_bias
+    d_x = ops.layer_norm_bwd(residuals.norm_f, params.ln_f_gain, d_hidden, d_gain, d_bias, None, d_below[-1])
     for layer in reversed(range(len(params.blocks))):
         block, d_block = params.blocks[layer], d_params.blocks[layer]
-        d_x = _block_bwd(ops, block, d_block, residuals.blocks.pop(), d_x, inputs, n_head, rate, layer)
+        kept = residuals.blocks.pop()
+        d_x = _block_bwd(ops, block, d_block, kept, d_x, d_below[layer], inputs, n_head, rate, layer)
     embedding = inputs.dropout(rate, 0, Site.EMBEDDING)
     ops.embedding_bwd(inputs.tokens, inputs.positions, d_x, d_params.wte, d_params.wpe, embedding)
 
@@ -163,37 +165,43 @@ def _block_bwd(
     d_p: BlockParams,
     residuals: BlockResiduals,
     d_x: Float[Tensor, "M D"],
+    d_below: Float[Tensor, " D"] | None,
     inputs: Inputs,
     n_head: int,
     rate: float,
     layer: int,
 ) -> Float[Tensor, "M D"]:
-    """The gradient of the block's input, from that of its output: the MLP first, then attention."""
+    """The gradient of the block's input, from that of its output: the MLP first, then attention.
+
+    Without dropout the gradient of a branch is that of the stream. Its sum over rows is then the gradient of
+    the branch's bias, and is taken by the norm that makes it: for the branch below by the first norm here,
+    into ``d_below``.
+    """
     norm1, attention, norm2, pre = residuals
     del residuals
 
     drop = inputs.dropout(rate, layer, Site.MLP_RESIDUAL)
     d_branch = d_x if drop is None else ops.dropout_bwd(d_x, drop)
     d_pre = ops.linear_gelu_bwd_dx(d_branch, p.proj_weight, pre)  # [M, 4D]; pre is now gelu(pre)
-    ops.linear_bwd_dwdb(pre, d_branch, d_p.proj_weight, d_p.proj_bias)
+    ops.linear_bwd_dwdb(pre, d_branch, d_p.proj_weight, None if drop is None else d_p.proj_bias)
     del pre
     normed, _ = ops.layer_norm_fwd(norm2.x, p.ln2_gain, p.ln2_bias)
     ops.linear_bwd_dwdb(normed, d_pre, d_p.fc_weight, d_p.fc_bias)
     d_normed = ops.linear_bwd_dx(d_pre, p.fc_weight)  # [M, D]
     del d_pre, normed
-    d_x = ops.layer_norm_bwd(norm2, p.ln2_gain, d_normed, d_p.ln2_gain, d_p.ln2_bias, d_x)
+    drop = inputs.dropout(rate, layer, Site.ATTENTION_RESIDUAL)
+    d_bias = d_p.out_bias if drop is None else None
+    d_x = ops.layer_norm_bwd(norm2, p.ln2_gain, d_normed, d_p.ln2_gain, d_p.ln2_bias, d_x, d_bias)
     del norm2
 
-    drop = inputs.dropout(rate, layer, Site.ATTENTION_RESIDUAL)
     d_branch = d_x if drop is None else ops.dropout_bwd(d_x, drop)
     attended = attention.out.view(d_x.shape)
-    ops.linear_bwd_dwdb(attended, d_branch, d_p.out_weight, d_p.out_bias)
+    ops.linear_bwd_dwdb(attended, d_branch, d_p.out_weight, None if drop is None else d_p.out_bias)
     d_attended = ops.linear_bwd_dx(d_branch, p.out_weight).view(attention.out.shape)  # [B, T, D]
     drop = inputs.dropout(rate, layer, Site.ATTENTION)
-    d_qkv = ops.attention_bwd(attention, d_attended, n_head, drop, d_p.qkv_bias)  # [B, T, 3D]
-    d_qkv = d_qkv.view(d_x.shape[0], -1)  # [M, 3D]
+    d_qkv = ops.attention_bwd(attention, d_attended, n_head, drop).view(d_x.shape[0], -1)  # [M, 3D]
     del attention, attended, d_attended
     normed, _ = ops.layer_norm_fwd(norm1.x, p.ln1_gain, p.ln1_bias)
-    ops.linear_bwd_dwdb(normed, d_qkv, d_p.qkv_weight, None)
+    ops.linear_bwd_dwdb(normed, d_qkv, d_p.qkv_weight, d_p.qkv_bias)
     d_normed = ops.linear_bwd_dx(d_qkv, p.qkv_weight)  # [M, D]
-    return ops.layer_norm_bwd(norm1, p.ln1_gain, d_normed, d_p.ln1_gain, d_p.ln1_bias, d_x)
+    return ops.layer_norm_bwd(norm1, p.ln1_gain, d_normed, d_p.ln1_gain, d_p.ln1_bias, d_x, d_below)

@@ -57,14 +57,6 @@ def store_head_tile(base_ptr, position, stride, T, value, K: tl.constexpr, W: tl
 
 @triton.jit
 @no_type_check
-def store_column_sums(parts_ptr, value, K: tl.constexpr, W: tl.constexpr):
-    """Write the sum over the rows of one head's tile; rows past the end must be zero."""
-    column = tl.arange(0, W)
-    tl.store(parts_ptr + column, tl.sum(value, 0), mask=column < K)
-
-
-@triton.jit
-@no_type_check
 def visible(q_position, k_position, start, T, prefix=None):
     """[q, k]: the key is not after the query, not before its document unless in the prefix, and exists."""
     seen = (k_position[None, :] <= q_position[:, None]) & (k_position[None, :] < T)

@@ -27,7 +27,6 @@ from gpt_triton.kernels.attention_d_kv import d_kv_kernel
 from gpt_triton.kernels.attention_d_q import d_q_kernel
 from gpt_triton.kernels.dropout import dropout_arguments
 from gpt_triton.kernels.primitives import LOG2_E
-from gpt_triton.kernels.reduce import add_partial_sums
 from gpt_triton.kernels.tiles import attention_tiles
 from gpt_triton.residuals import AttentionResiduals, Dropout
 
@@ -37,7 +36,6 @@ def attention_bwd(
     d_out: Float[Tensor, "B T D"],
     n_head: int,
     dropout: Dropout | None = None,
-    d_bias: Float[Tensor, " 3*D"] | None = None,
 ) -> Float[Tensor, "B T 3*D"]:
     """Gradient of queries, keys and values.
 
@@ -46,8 +44,6 @@ def attention_bwd(
         d_out: Gradient of the output.
         n_head: As in the forward.
         dropout: As in the forward.
-        d_bias: If given, the sum of the result over all rows is added to it: the gradient of the bias in
-            the product that made queries, keys and values.
     """
     d_out = d_out.contiguous()
     rows, context, width = d_out.shape
@@ -57,20 +53,15 @@ def attention_bwd(
     key, keep_scale, threshold = dropout_arguments(dropout)
     scale = 1.0 / math.sqrt(head_width)
     passes = (
-        (d_q_kernel, "d_q", (res.qkv, res.out, d_out), slice(width)),
-        (d_kv_kernel, "d_kv", (res.qkv, d_out), slice(width, 3 * width)),
+        (d_q_kernel, "d_q", (res.qkv, res.out, d_out)),
+        (d_kv_kernel, "d_kv", (res.qkv, d_out)),
     )
-    for kernel, kind, given, columns in passes:
+    for kernel, kind, given in passes:
         tiles = attention_tiles(kind, padded, d_out.dtype, dropout is not None)
-        programs = triton.cdiv(context, tiles.stay)
-        total = None if d_bias is None else d_bias[columns]
-        sums = None if total is None else total.new_empty(rows * programs, total.numel())
-        kernel[(rows * n_head, programs)](
-            *given, res.lse, delta, res.segment_starts, d_qkv, sums, key, context,
+        kernel[(rows * n_head, triton.cdiv(context, tiles.stay))](
+            *given, res.lse, delta, res.segment_starts, d_qkv, key, context,
             scale, scale * LOG2_E.value, keep_scale,
             THRESHOLD=threshold, H=n_head, K=head_width, STAY=tiles.stay, STREAM=tiles.stream, W=padded,
             num_warps=tiles.warps, num_stages=tiles.stages,
         )  # fmt: skip
-        if total is not None:
-            add_partial_sums(sums, total)
     return d_qkv

@@ -14,7 +14,7 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-from gpt_triton.kernels.attention import load_head_tile, store_column_sums, store_head_tile
+from gpt_triton.kernels.attention import load_head_tile, store_head_tile
 from gpt_triton.kernels.primitives import LOG2_E, keep_mask, operand, rounded_operand
 
 
@@ -82,7 +82,6 @@ def d_kv_kernel(
     delta_ptr,  # [B, H, T]
     starts_ptr,  # [B, T] or None
     d_qkv_ptr,  # [B, T, 3, H, K]: keys and values written
-    sums_ptr,  # [B, tiles, 2, H, K] written, or None
     key_ptr,  # [2] or None
     T,
     scale,
@@ -135,11 +134,5 @@ def d_kv_kernel(
             k_position, whole_first, query_last, index_base, T, scale_log2, key_ptr, keep_scale,
             False, THRESHOLD, DTYPE, STREAM, WIDTH, K, W,
         )  # fmt: skip
-    d_k *= scale
-    store_head_tile(d_qkv_ptr + base + WIDTH, k_position, 3 * WIDTH, T, d_k, K, W)
+    store_head_tile(d_qkv_ptr + base + WIDTH, k_position, 3 * WIDTH, T, d_k * scale, K, W)
     store_head_tile(d_qkv_ptr + base + 2 * WIDTH, k_position, 3 * WIDTH, T, d_v, K, W)
-    if sums_ptr is not None:
-        part = row * tl.num_programs(1) + tl.program_id(1)
-        sums_ptr += part * 2 * WIDTH + (head % H) * K
-        store_column_sums(sums_ptr, d_k, K, W)
-        store_column_sums(sums_ptr + WIDTH, d_v, K, W)

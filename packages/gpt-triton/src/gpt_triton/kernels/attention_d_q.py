@@ -15,7 +15,7 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-from gpt_triton.kernels.attention import load_head_tile, store_column_sums, store_head_tile, visible
+from gpt_triton.kernels.attention import load_head_tile, store_head_tile, visible
 from gpt_triton.kernels.primitives import LOG2_E, keep_mask, operand, rounded_operand, widen
 
 
@@ -72,7 +72,6 @@ def d_q_kernel(
     delta_ptr,  # [B, H, T] written
     starts_ptr,  # [B, T] or None
     d_qkv_ptr,  # [B, T, 3, H, K]: queries written
-    sums_ptr,  # [B, tiles, H, K] written, or None
     key_ptr,  # [2] or None
     T,
     scale,
@@ -122,8 +121,4 @@ def d_q_kernel(
         d_q, q, d_out, lse * LOG2_E, delta, qkv_ptr + base + WIDTH, q_position, start, whole_last, key_last,
         index_base, T, scale_log2, key_ptr, keep_scale, True, THRESHOLD, DTYPE, STREAM, WIDTH, K, W,
     )  # fmt: skip
-    d_q *= scale
-    store_head_tile(d_qkv_ptr + base, q_position, 3 * WIDTH, T, d_q, K, W)
-    if sums_ptr is not None:
-        part = row * tl.num_programs(1) + tl.program_id(1)
-        store_column_sums(sums_ptr + part * WIDTH + (head % H) * K, d_q, K, W)
+    store_head_tile(d_qkv_ptr + base, q_position, 3 * WIDTH, T, d_q * scale, K, W)

@@ -204,12 +204,12 @@ RUN_BLOCK = 8 if INTERPRET.value else 32
 def partial_sum_tiles(count: int, width: int) -> tuple[int, int]:
     """Parts and columns per step when partial sums are added.
 
-    Narrow and tall (a bias): few columns, so that enough programs exist. Wide and short (the parts of a
-    split product): whole cache lines of one part after the other.
+    Narrow and tall (a bias): few columns, so that enough programs exist, and many parts at once. Wide and
+    short (the parts of a split product): whole cache lines of one part after the other.
     """
     if INTERPRET.value:
         return 16, 1 << 10
-    return (64, 16) if width <= 16384 else (1, 1024) if count <= 4 else (4, 1024)
+    return (256, 8) if width <= 16384 else (1, 1024) if count <= 4 else (4, 1024)
 
 
 def column_sum_tiles(rows: int, width: int, device: torch.device) -> tuple[int, int, int]:

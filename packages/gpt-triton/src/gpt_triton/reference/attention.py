@@ -73,7 +73,6 @@ def attention_bwd(
     d_out: Float[Tensor, "B T D"],
     n_head: int,
     dropout: Dropout | None = None,
-    d_bias: Float[Tensor, " 3*D"] | None = None,
 ) -> Float[Tensor, "B T 3*D"]:
     """Gradient of queries, keys and values.
 
@@ -82,8 +81,6 @@ def attention_bwd(
         d_out: Gradient of the output.
         n_head: As in the forward.
         dropout: As in the forward.
-        d_bias: If given, the sum of the result over all rows is added to it: the gradient of the bias in
-            the product that made queries, keys and values.
     """
     rows, context, width = d_out.shape
     heads_of = _split_heads(res.qkv, 3, n_head)
@@ -111,10 +108,7 @@ def attention_bwd(
         d_s.mul_(p)
         torch.bmm(d_s, k[seen], out=d_q[here]).mul_(scale)
         d_k[seen].baddbmm_(d_s.mT, q[here], alpha=scale)
-    merged = _merge_heads(d_qkv, rows, d_out.dtype)
-    if d_bias is not None:
-        d_bias.add_(merged.sum((0, 1), dtype=d_bias.dtype))
-    return merged
+    return _merge_heads(d_qkv, rows, d_out.dtype)
 
 
 def _tiles(q: Float[Tensor, "N T K"]) -> Iterator[tuple[slice, int, int]]:
