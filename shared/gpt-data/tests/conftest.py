@@ -2,10 +2,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import numpy as np
 import pytest
+from gpt_data import encoder, pipeline
+from gpt_data.dataset import Dataset
+from gpt_data.prepare import prepare
 from gpt_data.shards import Shard, encode_header, token_dtype
 from gpt_data.stream import TokenStream
 
@@ -49,6 +53,23 @@ def corpus(tmp_path: Path) -> Path:
     for i in range(61):
         (folder / f"{i:03d}.txt").write_text("" if i == 7 else f"file {i}\n" + "déjà vu " * (i % 9))
     return folder
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few documents at a time, each chunk committed, so that a preparation has many moments to end at."""
+    monkeypatch.setattr(encoder, "CHUNK_DOCUMENTS", 5)
+    monkeypatch.setattr(pipeline, "COMMIT_SECONDS", 0.0)
+
+
+@pytest.fixture
+def run() -> Callable[..., Dataset]:
+    """Prepare a folder of texts in small shards."""
+
+    def prepare_small(corpus: Path, out: Path, **options: Any) -> Dataset:
+        return prepare(f"text:{corpus}", "bytes", out, **({"shard_tokens": 700, "workers": 1} | options))
+
+    return prepare_small
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ TINY = [
 ]
 
 Train = Callable[..., int]
+Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(scope="session")
@@ -67,3 +68,11 @@ def start(*arguments: str, cwd: Path, fault: str = "", **options: object) -> sub
         text=True,
         **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},  # type: ignore[arg-type]
     )
+
+
+def the_line(capsys: Capture) -> str:
+    """What a failed command said: one line, and no traceback."""
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1, said
+    assert "Traceback" not in said
+    return said

@@ -4,27 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
-from conftest import Train, start
+from conftest import Capture, Train, the_line
 from gpt_trainer.checkpoint import RunLock, find_steps, load_checkpoint
-from gpt_trainer.commands import sample_main
 from gpt_trainer.metrics import read_metrics
-from gpt_trainer_toy import SPEC
-
-Capture = pytest.CaptureFixture[str]
-
-
-def the_line(capsys: Capture) -> str:
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1, said
-    assert "Traceback" not in said
-    return said
 
 
 @pytest.mark.parametrize(
@@ -97,47 +83,6 @@ def test_too_little_space_is_found_before_the_first_step(
     monkeypatch.setattr(os, "statvfs", lambda path: full)
     assert train(*flags, "--out=full") == 73
     assert "GB are needed for checkpoints" in the_line(capsys)
-
-
-def test_a_vocabulary_that_does_not_fit_the_checkpoint(
-    train: Train, flags: list[str], tmp_path: Path, capsys: Capture
-) -> None:
-    assert train(*flags, "--steps=1", "--out=small") == 0
-    (tmp_path / "texts").mkdir()
-    (tmp_path / "texts" / "text.txt").write_text("one two three four five six seven\n" * 300)
-    capsys.readouterr()
-    other = [
-        f"--data=text:{tmp_path}/texts",
-        "--tokenizer=bpe-scratch:262",
-        f"--data-cache={tmp_path}/cache",
-        "--workers=1",
-    ]
-    assert train(*flags, *other, "--init-from=small") == 65
-    assert "the data has a vocabulary of 262, the model of --init-from one of 257" in capsys.readouterr().err
-
-
-def test_a_context_longer_than_the_models(train: Train, flags: list[str], capsys: Capture) -> None:
-    assert train(*flags, "--steps=1", "--out=small") == 0
-    capsys.readouterr()
-    assert train(*flags, "--init-from=small", "--context=32") == 65
-    assert "--context 32 is longer than the model's: --init-from has 16 positions" in the_line(capsys)
-
-
-def test_a_shorter_context_than_the_models_trains(train: Train, flags: list[str], tmp_path: Path) -> None:
-    assert train(*flags, "--steps=1", "--out=small") == 0
-    assert train(*flags, "--init-from=small", "--context=8", "--steps=2", "--out=short") == 0
-    step = load_checkpoint(find_steps(tmp_path / "short")[-1][1])
-    assert step.model.context == 16
-    assert step.trainer["init_from"] == "small"
-
-
-def test_weights_from_another_run_and_a_fresh_optimizer(
-    train: Train, flags: list[str], tmp_path: Path
-) -> None:
-    assert train(*flags, "--out=first") == 0
-    assert train(*flags, "--init-from=first", "--out=second", "--steps=4") == 0
-    last, first = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("first", "second"))
-    assert first[0]["val_loss"] == [line for line in last if "val_loss" in line][-1]["val_loss"]
 
 
 @pytest.mark.parametrize("overlap", [False, True], ids=["cpu", "gpu-like"])
@@ -225,120 +170,3 @@ def test_a_full_disk(
     assert find_steps(run)[-1][0] == 6
     assert (run / "metrics.jsonl").read_bytes().endswith(b"}\n")
     assert train("--resume=full") == 0
-
-
-def test_a_closed_standard_output_does_not_end_the_training(flags: list[str], tmp_path: Path) -> None:
-    run = start("train", *flags, "--log-every=1", "--steps=40", "--out=quiet", cwd=tmp_path)
-    assert run.stdout is not None
-    run.stdout.readline()
-    run.stdout.close()
-    assert run.wait(120) == 0
-    assert run.stderr is not None
-    assert "Error" not in run.stderr.read()
-    run.stderr.close()
-    assert find_steps(tmp_path / "quiet")[-1][0] == 40
-
-
-@pytest.mark.parametrize("name", ["tensorboard", "trackio", "wandb"])
-def test_a_missing_extra_is_named(
-    train: Train, flags: list[str], capsys: Capture, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    monkeypatch.setitem(sys.modules, {"tensorboard": "tensorboardX"}.get(name, name), None)
-    assert train(*flags, f"--{name}") == 65
-    assert f"--{name} needs the extra gpt-trainer[{name}]" in the_line(capsys)
-
-
-def test_a_failing_sink_warns_once_and_training_goes_on(
-    train: Train, flags: list[str], tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Broken(ModuleType):
-        logged = 0
-
-        def init(self, **settings: object) -> None:
-            assert settings["name"] == "logged"
-
-        def log(self, numbers: dict[str, float], step: int) -> None:
-            self.logged += 1
-            if step == 3:
-                raise ConnectionError("the server is gone")
-
-        def finish(self) -> None:
-            raise AssertionError("nothing is sent to a sink that failed")
-
-    broken = Broken("wandb")
-    monkeypatch.setitem(sys.modules, "wandb", broken)
-    assert train(*flags, "--out=logged", "--wandb") == 0
-    assert capsys.readouterr().err.count("wandb failed and is left out from here on: the server is gone") == 1
-    # the evaluation before the first step, and three steps
-    assert broken.logged == 4
-
-
-@pytest.mark.slow
-def test_tensorboard_files_are_written(train: Train, flags: list[str], tmp_path: Path) -> None:
-    pytest.importorskip("tensorboardX")
-    assert train(*flags, "--out=logged", "--tensorboard") == 0
-    assert list((tmp_path / "logged" / "tensorboard").glob("events.*"))
-
-
-def test_profile_writes_a_trace_and_prints_its_table(
-    train: Train, flags: list[str], tmp_path: Path, capsys: Capture
-) -> None:
-    assert train(*flags, "--out=slow", "--profile=2") == 0
-    assert (tmp_path / "slow" / "profile" / "trace.json").exists()
-    assert "matmul 99 %" in capsys.readouterr().out
-
-
-def test_evaluation_only(train: Train, flags: list[str], tmp_path: Path, capsys: Capture) -> None:
-    import json
-
-    assert train(*flags, "--out=done") == 0
-    last = [line for line in read_metrics(tmp_path / "done" / "metrics.jsonl") if "val_loss" in line][-1]
-    capsys.readouterr()
-    with RunLock(tmp_path / "done"):
-        assert train("--resume=done", "--eval-only", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["val_loss"] == last["val_loss"]
-
-
-def test_sampling_continues_the_prompt_and_repeats_itself(
-    train: Train, flags: list[str], capsys: Capture
-) -> None:
-    assert train(*flags, "--out=done") == 0
-    outputs = []
-    for seed in (1, 1, 2):
-        capsys.readouterr()
-        assert sample_main(SPEC, ["--model=done", "--prompt=def ", "--tokens=40", f"--seed={seed}"]) == 0
-        outputs.append(capsys.readouterr().out)
-    assert outputs[0] == outputs[1] != outputs[2]
-    assert outputs[0].startswith("def ")
-    assert sample_main(SPEC, ["--model=done", "--count=3", "--tokens=5"]) == 0
-    assert capsys.readouterr().out.count("---") == 3
-
-
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        (["--model=nowhere"], "nowhere is not a folder"),
-        (["--model=done", "--top-p=2"], "top_p=2.0"),
-        (["--model=done", "--count=0"], "--count 0"),
-        (["--model=done", "--device=gpu"], "device='gpu'"),
-    ],
-)
-def test_bad_input_to_sampling(
-    train: Train, flags: list[str], capsys: Capture, given: list[str], said: str
-) -> None:
-    assert train(*flags, "--steps=1", "--out=done") == 0
-    capsys.readouterr()
-    assert sample_main(SPEC, given) == 65
-    assert said in the_line(capsys)
-
-
-def test_a_reader_that_leaves_ends_sampling_quietly(train: Train, flags: list[str], tmp_path: Path) -> None:
-    assert train(*flags, "--steps=1", "--out=done") == 0
-    run = start("sample", "--model=done", "--tokens=100000", cwd=tmp_path, stdout=subprocess.PIPE)
-    assert run.stdout is not None
-    run.stdout.read(5)
-    run.stdout.close()
-    assert run.wait(60) == 0
-    assert run.stderr is not None
-    assert run.stderr.read() == ""
-    run.stderr.close()

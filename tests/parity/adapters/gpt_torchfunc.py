@@ -18,7 +18,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def plant(error: str) -> None:
-    """Break the model in one place, or with ``trees-`` its copy for scoring on a CPU: the matrix must see."""
+    """Break one place of the model, or with ``trees-`` of its copy for a CPU: the matrix must see it."""
     module: Any = scoring if error.startswith("trees-") else model
     layer_norm, linear = module.layer_norm, module.linear
     attention_mask, attend = model.attention_mask, scoring.attend

@@ -1,0 +1,56 @@
+"""The sampling command: what it continues, what it refuses, and how it ends."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import Capture, Train, start, the_line
+from gpt_trainer.commands import sample_main
+from gpt_trainer_toy import SPEC
+
+
+def test_sampling_continues_the_prompt_and_repeats_itself(
+    train: Train, flags: list[str], capsys: Capture
+) -> None:
+    assert train(*flags, "--out=done") == 0
+    outputs = []
+    for seed in (1, 1, 2):
+        capsys.readouterr()
+        assert sample_main(SPEC, ["--model=done", "--prompt=def ", "--tokens=40", f"--seed={seed}"]) == 0
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1] != outputs[2]
+    assert outputs[0].startswith("def ")
+    assert sample_main(SPEC, ["--model=done", "--count=3", "--tokens=5"]) == 0
+    assert capsys.readouterr().out.count("---") == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--model=nowhere"], "nowhere is not a folder"),
+        (["--model=done", "--top-p=2"], "top_p=2.0"),
+        (["--model=done", "--count=0"], "--count 0"),
+        (["--model=done", "--device=gpu"], "device='gpu'"),
+    ],
+)
+def test_bad_input_to_sampling(
+    train: Train, flags: list[str], capsys: Capture, given: list[str], said: str
+) -> None:
+    assert train(*flags, "--steps=1", "--out=done") == 0
+    capsys.readouterr()
+    assert sample_main(SPEC, given) == 65
+    assert said in the_line(capsys)
+
+
+def test_a_reader_that_leaves_ends_sampling_quietly(train: Train, flags: list[str], tmp_path: Path) -> None:
+    assert train(*flags, "--steps=1", "--out=done") == 0
+    run = start("sample", "--model=done", "--tokens=100000", cwd=tmp_path, stdout=subprocess.PIPE)
+    assert run.stdout is not None
+    run.stdout.read(5)
+    run.stdout.close()
+    assert run.wait(60) == 0
+    assert run.stderr is not None
+    assert run.stderr.read() == ""
+    run.stderr.close()
