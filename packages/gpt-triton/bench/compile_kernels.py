@@ -21,9 +21,13 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
+from gpt_trainer.backend import OptimizerConfig
+from gpt_triton import kernels as ops
+from gpt_triton.residuals import Dropout
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
+WIDTH, HEADS, VOCAB, PADDED, PARAMETERS = 768, 12, 50257, 50304, 124_475_904
 SHARED_LIMIT = 227 * 1024
 # bytes per thread; in an epilogue that draws a mask some are spilled once per tile, which costs little
 SPILL_LIMIT = 256
@@ -114,67 +118,101 @@ def _row(c: Compiled) -> str:
     )
 
 
-def launch_all(dtype: torch.dtype, rows: int, context: int, only: str) -> None:
-    """Call every op once at the sizes of GPT-2 124M, on tensors without data."""
-    from gpt_trainer.backend import OptimizerConfig
-    from gpt_triton import kernels as ops
-    from gpt_triton.residuals import Dropout
+class Launches:
+    """Every op at the sizes of GPT-2 124M, on tensors without data; a method each.
 
-    device = torch.device("meta")
+    Args:
+        dtype: Of activations and matrices.
+        rows: Rows of ``context`` tokens.
+        context: Positions of a row.
+    """
 
-    def new(*shape: int, kind: torch.dtype = dtype) -> torch.Tensor:
-        return torch.empty(shape, dtype=kind, device=device)
+    def __init__(self, dtype: torch.dtype, rows: int, context: int) -> None:
+        self.dtype, self.rows, self.context = dtype, rows, context
+        self.drop = Dropout(0.1, self.new(2, kind=torch.int64))
+        self.x = self.new(rows * context, WIDTH)
 
-    f32, i32 = torch.float32, torch.int32
-    width, heads, vocab, padded = 768, 12, 50257, 50304
-    tokens = rows * context
-    drop = Dropout(0.1, new(2, kind=torch.int64))
-    x, wide = new(tokens, width), new(tokens, 4 * width)
-    if only in "layer_norm":
-        gain, bias = new(width, kind=f32), new(width, kind=f32)
-        _, res = ops.layer_norm_fwd(x, gain, bias)
-        ops.layer_norm_bwd(res, gain, x, gain, bias)
-        ops.layer_norm_bwd(res, gain, x, gain, bias, x, bias)
-    if only in "gelu dropout":
-        ops.gelu_bwd(x, ops.gelu_fwd(x))
-        ops.dropout_fwd(x, drop)
-    if only in "linear":
-        ops.linear_fwd(x, new(width, 3 * width), new(3 * width, kind=f32))
-        ops.linear_gelu_fwd(x, new(width, 4 * width), new(4 * width, kind=f32))
-        for site in (None, drop):
-            ops.linear_residual_fwd(x, new(width, width), new(width, kind=f32), x, site)
-        ops.linear_residual_fwd(wide, new(4 * width, width), new(width, kind=f32), x)
-        ops.linear_gelu_bwd_dx(x, new(4 * width, width), wide)
-        ops.linear_bwd_dx(new(tokens, 3 * width), new(width, 3 * width))
-        for n_in, n_out in ((1, 1), (1, 3), (1, 4), (4, 1)):
-            d_weight = new(n_in * width, n_out * width, kind=f32)
-            ops.linear_bwd_dwdb(
-                new(tokens, n_in * width), new(tokens, n_out * width), d_weight, new(n_out * width, kind=f32)
-            )
-        # rows of 514 bytes cannot be described: the kernel of pointers
-        ops.linear_gelu_fwd(x, new(width, 257), new(257, kind=f32))
-        ops.linear_bwd_dwdb(x, new(tokens, 257), new(width, 257, kind=f32), new(257, kind=f32))
-    if only in "attention":
-        qkv, starts = new(rows, context, 3 * width), new(rows, context, kind=i32)
-        for where, site in ((None, None), (starts, None), (None, drop)):
-            out, kept = ops.attention_fwd(qkv, heads, where, site)
-            ops.attention_bwd(kept, out, heads, site)
-        ops.attention_fwd(qkv, heads, starts, None, new(rows, kind=i32))
-    if only in "cross_entropy":
-        wte, d_wte = new(padded, width), new(padded, width, kind=f32)
-        targets = new(tokens, kind=i32)
-        ops.linear_cross_entropy(x, wte, targets, vocab, new(kind=f32), d_wte)
-        ops.linear_nll(x, wte, targets, vocab)
-    if only in "embedding":
-        ids = new(rows, context, kind=i32)
-        ops.embedding_fwd(ids, ids, new(padded, width), new(context, width), drop)
-        for site in (None, drop):
-            ops.embedding_bwd(ids, ids, x, new(padded, width, kind=f32), new(context, width, kind=f32), site)
-    if only in "adamw":
-        flat = new(124_475_904, kind=f32)
-        shadow = new(124_475_904, kind=torch.bfloat16) if dtype == torch.bfloat16 else None
-        norm, hyper = ops.global_norm(flat), new(4, kind=f32)
+    def new(self, *shape: int, kind: torch.dtype | None = None) -> torch.Tensor:
+        """A tensor without data."""
+        return torch.empty(shape, dtype=kind or self.dtype, device="meta")
+
+    def vector(self, width: int) -> torch.Tensor:
+        """A gain or a bias."""
+        return self.new(width, kind=torch.float32)
+
+    def layer_norm(self) -> None:
+        """Without and with what reaches its input from elsewhere."""
+        gain, bias = self.vector(WIDTH), self.vector(WIDTH)
+        _, res = ops.layer_norm_fwd(self.x, gain, bias)
+        ops.layer_norm_bwd(res, gain, self.x, gain, bias)
+        ops.layer_norm_bwd(res, gain, self.x, gain, bias, self.x, bias)
+
+    def gelu_dropout(self) -> None:
+        """The elementwise ones."""
+        ops.gelu_bwd(self.x, ops.gelu_fwd(self.x))
+        ops.dropout_fwd(self.x, self.drop)
+
+    def linear(self) -> None:
+        """Forward, with each epilogue."""
+        x, wide = self.x, self.new(len(self.x), 4 * WIDTH)
+        ops.linear_fwd(x, self.new(WIDTH, 3 * WIDTH), self.vector(3 * WIDTH))
+        ops.linear_gelu_fwd(x, self.new(WIDTH, 4 * WIDTH), self.vector(4 * WIDTH))
+        for site in (None, self.drop):
+            ops.linear_residual_fwd(x, self.new(WIDTH, WIDTH), self.vector(WIDTH), x, site)
+        ops.linear_residual_fwd(wide, self.new(4 * WIDTH, WIDTH), self.vector(WIDTH), x)
+
+    def linear_backward(self) -> None:
+        """Gradients of inputs, matrices and biases."""
+        tokens = len(self.x)
+        ops.linear_gelu_bwd_dx(self.x, self.new(4 * WIDTH, WIDTH), self.new(tokens, 4 * WIDTH))
+        ops.linear_bwd_dx(self.new(tokens, 3 * WIDTH), self.new(WIDTH, 3 * WIDTH))
+        for n_in, n_out in ((WIDTH, WIDTH), (WIDTH, 3 * WIDTH), (WIDTH, 4 * WIDTH), (4 * WIDTH, WIDTH)):
+            d_weight = self.new(n_in, n_out, kind=torch.float32)
+            ops.linear_bwd_dwdb(self.new(tokens, n_in), self.new(tokens, n_out), d_weight, self.vector(n_out))
+
+    def linear_by_pointers(self) -> None:
+        """Rows of 514 bytes cannot be described."""
+        x, odd = self.x, 257
+        ops.linear_gelu_fwd(x, self.new(WIDTH, odd), self.vector(odd))
+        d_weight = self.new(WIDTH, odd, kind=torch.float32)
+        ops.linear_bwd_dwdb(x, self.new(len(x), odd), d_weight, self.vector(odd))
+
+    def attention(self) -> None:
+        """Whole rows, documents, dropout, prefixes."""
+        qkv = self.new(self.rows, self.context, 3 * WIDTH)
+        starts = self.new(self.rows, self.context, kind=torch.int32)
+        for where, site in ((None, None), (starts, None), (None, self.drop)):
+            out, kept = ops.attention_fwd(qkv, HEADS, where, site)
+            ops.attention_bwd(kept, out, HEADS, site)
+        ops.attention_fwd(qkv, HEADS, starts, None, self.new(self.rows, kind=torch.int32))
+
+    def cross_entropy(self) -> None:
+        """The head, for training and for scoring."""
+        wte, d_wte = self.new(PADDED, WIDTH), self.new(PADDED, WIDTH, kind=torch.float32)
+        targets = self.new(len(self.x), kind=torch.int32)
+        ops.linear_cross_entropy(self.x, wte, targets, VOCAB, self.new(kind=torch.float32), d_wte)
+        ops.linear_nll(self.x, wte, targets, VOCAB)
+
+    def embedding(self) -> None:
+        """Both tables."""
+        ids = self.new(self.rows, self.context, kind=torch.int32)
+        ops.embedding_fwd(ids, ids, self.new(PADDED, WIDTH), self.new(self.context, WIDTH), self.drop)
+        for site in (None, self.drop):
+            tables = (self.new(count, WIDTH, kind=torch.float32) for count in (PADDED, self.context))
+            ops.embedding_bwd(ids, ids, self.x, *tables, site)
+
+    def adamw(self) -> None:
+        """Norm and update; with a shadow where products are in bfloat16."""
+        flat, hyper = self.vector(PARAMETERS), self.vector(4)
+        shadow = self.new(PARAMETERS) if self.dtype == torch.bfloat16 else None
+        norm = ops.global_norm(flat)
         ops.adamw_update(flat, flat, flat, flat, shadow, 1 << 20, norm, hyper, OptimizerConfig())
+
+    def run(self, only: str) -> None:
+        """Call the ops with ``only`` in their name, in the order above."""
+        for name, method in vars(Launches).items():
+            if name not in ("new", "vector", "run") and not name.startswith("_") and only in name:
+                method(self)
 
 
 def main() -> int:
@@ -187,7 +225,7 @@ def main() -> int:
     args = parser.parse_args()
     print(f"triton {triton.__version__}, compute capability 9.0, B={args.rows}, T={args.context}")
     for dtype in args.dtype or ("bfloat16", "float32"):
-        launch_all(getattr(torch, dtype), args.rows, args.context, args.only)
+        Launches(getattr(torch, dtype), args.rows, args.context).run(args.only)
     bad = [c for c in FOUND.values() if c.spilled > SPILL_LIMIT or c.shared > SHARED_LIMIT]
     for c in bad:
         print("over the limit:", _row(c))
