@@ -82,7 +82,6 @@ class StepMetrics(NamedTuple):
 
 
 @runtime_checkable
-@runtime_checkable
 class Pending(Protocol):
     """Metrics still on the device: reading them is what waits."""
 
@@ -91,7 +90,6 @@ class Pending(Protocol):
         ...
 
 
-@runtime_checkable
 @runtime_checkable
 class Decoder(Protocol):
     """A batch of sequences that grow together, their keys and values cached."""
@@ -106,7 +104,6 @@ class Decoder(Protocol):
 
 
 @runtime_checkable
-@runtime_checkable
 class Profile(Protocol):
     """A recorded stretch of training."""
 
@@ -115,7 +112,6 @@ class Profile(Protocol):
         ...
 
 
-@runtime_checkable
 @runtime_checkable
 class Backend(Protocol):
     """One model on one device, with its optimizer state.
