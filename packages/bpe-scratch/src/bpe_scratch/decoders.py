@@ -33,7 +33,7 @@ class Decoder:
     def _kernel(self) -> Any:
         from bpe_scratch.compiled.decoder import CompiledDecoder
 
-        tell_before_compiling("decoding", "decode_block")
+        tell_before_compiling("decoding", "write_text")
         return CompiledDecoder(self._tokens)
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
@@ -143,7 +143,9 @@ def as_unsigned(ids: _Row) -> npt.NDArray[np.uint16] | npt.NDArray[np.uint32] | 
         # one comparison finds negative numbers too: as unsigned ones they are large
         if ids.dtype.itemsize > 4 and int(ids.astype(np.uint64, copy=False).max()) > _LARGEST:
             return None
-        return np.require(ids, np.uint16 if ids.dtype == np.uint16 else np.uint32, ["C", "ALIGNED"])
+        kind = np.uint16 if ids.dtype == np.uint16 else np.uint32
+        found: npt.NDArray[Any] = np.ascontiguousarray(ids, kind)
+        return found if found.flags.aligned else found.copy()
     try:
         return np.frombuffer(array("I", ids), dtype=np.uint32)
     except (TypeError, OverflowError):

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from numba import types
 
 from bpe_scratch.compiled import decoding
-from bpe_scratch.compiled.results import TextUnderConstruction, new_bytes, text_of
-from bpe_scratch.compiled.text_units import BAD, WINDOW
+from bpe_scratch.compiled.kernel import for_types
+from bpe_scratch.compiled.results import new_bytes, new_text
 
-# bytes decoded at a time, so that the steps find each other's results in the cache
-_BLOCK = 1 << 15
-_UNITS = {1: np.uint8, 2: np.uint16, 4: np.uint32}
+# bytes of text beyond ASCII that are decoded at a time
+_BLOCK = 1 << 14
 _LATIN, _TWO_BYTES, _FOUR_BYTES = 1, 2, 4
 _WIDEST = {1: 0xFF, 2: 0xFFFF, 4: 0x10FFFF}
 
@@ -24,15 +25,10 @@ Ids = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 class _Measured(NamedTuple):
     """Ids that are all known, and what they add up to."""
 
-    ids: Ids
+    ids: tuple[npt.NDArray[np.uint8], bool, int]  # their bytes, whether two each, number
     size: int  # bytes
     characters: int  # if they are UTF-8
     widths: int  # which of _LATIN, _TWO_BYTES, _FOUR_BYTES occur
-
-    @property
-    def arguments(self) -> tuple[int, bool, int]:
-        """Address, whether two bytes each, number."""
-        return self.ids.ctypes.data, self.ids.itemsize == 2, self.ids.size
 
 
 def _sums(tokens: Sequence[bytes | None], text: npt.NDArray[np.uint8], spans: npt.NDArray[np.int64]) -> Ids:
@@ -53,12 +49,15 @@ def _sums(tokens: Sequence[bytes | None], text: npt.NDArray[np.uint8], spans: np
 
 
 def _slots(text: npt.NDArray[np.uint8], spans: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-    """Each token of up to 15 bytes with its length."""
+    """Each token of up to 15 bytes with its length, as ``decoding`` says."""
     places = np.arange(decoding.SLOT - 1)
     slots = np.zeros((len(spans), decoding.SLOT), dtype=np.uint8)
     padded = np.concatenate([text, np.zeros(decoding.SLOT, dtype=np.uint8)])
     slots[:, :-1] = padded[spans[:, :1] + places] * (places < spans[:, 1:])
     slots[:, -1] = np.minimum(spans[:, 1], decoding.LONG)
+    before = np.concatenate([[0], np.cumsum(text >= 0x80)])
+    other = before[spans.sum(axis=1)] > before[spans[:, 0]]
+    slots[other, -1] |= decoding.OTHER
     return slots
 
 
@@ -80,8 +79,9 @@ class CompiledDecoder:
         self._sums = (sums.ctypes.data, len(tokens))
         self._tables = (slots.ctypes.data, spans.ctypes.data, blob.ctypes.data)
         self._dtype = np.dtype(np.uint16 if len(tokens) <= 1 << 16 else np.uint32)
-        # a token that is longer than the room would never be written
-        self._block = max(_BLOCK, int(lengths.max(initial=0)) + 4)
+        # the longest token must fit, behind what is left of a character
+        self._block = max(_BLOCK, int(lengths.max(initial=0)) + 3)
+        self._kernels = _kernels()
 
     def decode_bytes(self, ids: Ids | list[int]) -> bytes | None:
         """The bytes of ids.
@@ -101,58 +101,48 @@ class CompiledDecoder:
         known = self._measure(ids)
         if known is None:
             return None
-        text = self._short_text(known) if known.size <= self._block else self._long_text(known)
-        return str(self._copy(known), "utf-8", "replace") if text is None else text
+        kind = 4 if known.widths & _FOUR_BYTES else 2 if known.widths & _TWO_BYTES else 1
+        text = new_text(known.characters, _WIDEST[kind] if known.widths else 0x7F, kind)
+        block = min(self._block, known.size)
+        if self._kernels.write_text(*known.ids, *self._tables, block, text, kind):
+            return text
+        return str(self._copy(known), "utf-8", "replace")
 
     def _measure(self, ids: Ids | list[int]) -> _Measured | None:
         if isinstance(ids, list):
-            numbers: Any = np.empty(len(ids), dtype=self._dtype)
+            numbers = np.empty(len(ids) * self._dtype.itemsize, dtype=np.uint8)
+            given = (numbers, self._dtype.itemsize == 2, len(ids))
             # the address of the list: its number by CPython's own rule
-            given = (id(ids), numbers.itemsize == 2, numbers.size)
-            *sums, bad = decoding.measure_list(*given, *self._sums, numbers.ctypes.data)
-            return None if bad >= 0 else _Measured(numbers, *sums)
-        *sums, bad = decoding.measure(*_Measured(ids, 0, 0, 0).arguments, *self._sums)
-        return None if bad >= 0 else _Measured(ids, *sums)
+            *sums, bad = self._kernels.measure_list(id(ids), *given, *self._sums)
+        else:
+            given = (ids.view(np.uint8), ids.itemsize == 2, ids.size)
+            *sums, bad = self._kernels.measure(*given, *self._sums)
+        return None if bad >= 0 else _Measured(given, *sums)
 
     def _copy(self, known: _Measured) -> bytes:
         if not known.size:
             return b""
         out, place = new_bytes(known.size)
-        decoding.copy_tokens(*known.arguments, *self._tables, place, known.size)
+        self._kernels.copy_tokens(*known.ids, *self._tables, place, known.size)
         return out
 
-    def _short_text(self, known: _Measured) -> str | None:
-        """Text of one block, or ``None`` if it is not UTF-8."""
-        kind = _kind(known.widths)
-        text = np.empty(known.size + WINDOW, dtype=np.uint8)
-        units = np.empty(known.size + WINDOW, dtype=_UNITS[kind])
-        place = units.ctypes.data
-        _, left, end = decoding.decode_block(
-            *known.arguments, 0, *self._tables, text.ctypes.data, 0, known.size, place, 0, kind
-        )
-        return None if left else text_of(kind, place, end)
 
-    def _long_text(self, known: _Measured) -> str | None:
-        """Text of many blocks, or ``None`` if it is not UTF-8."""
-        kind = _kind(known.widths)
-        widest = _WIDEST[kind] if known.widths else 0x7F
-        result = TextUnderConstruction(known.characters, widest, kind)
-        text = np.empty(self._block + WINDOW, dtype=np.uint8)
-        units = np.empty(1 + self._block + WINDOW, dtype=_UNITS[kind])
-        # in front of each part, or Python would look for its widest character and make the part narrower
-        units[0] = widest
-        given, place, room = known.arguments, units.ctypes.data, text.ctypes.data
-        position, left = 0, 0
-        while position < known.ids.size:
-            position, left, end = decoding.decode_block(
-                *given, position, *self._tables, room, left, self._block, place, 1, kind
-            )
-            if left == BAD:
-                return None
-            result.append(text_of(kind, place, end), 1)
-        return None if left else result.finish()
+class _Kernels(NamedTuple):
+    measure: Any
+    measure_list: Any
+    copy_tokens: Any
+    write_text: Any
 
 
-def _kind(widths: int) -> int:
-    """Bytes of a character in Python's own string."""
-    return 4 if widths & _FOUR_BYTES else 2 if widths & _TWO_BYTES else 1
+@cache
+def _kernels() -> _Kernels:
+    """The kernels of ``decoding``, compiled for the arguments that they are given here."""
+    i64, i1 = types.int64, types.boolean
+    # an array that may not be written is of a type of its own, and stands for both
+    read, written = (types.Array(types.uint8, 1, "C", readonly=only) for only in (True, False))
+    return _Kernels(
+        for_types(decoding.measure, read, i1, i64, i64, i64),
+        for_types(decoding.measure_list, i64, written, i1, i64, i64, i64),
+        for_types(decoding.copy_tokens, read, i1, *(i64,) * 6),
+        for_types(decoding.write_text, read, i1, *(i64,) * 5, types.unicode_type, i64),
+    )

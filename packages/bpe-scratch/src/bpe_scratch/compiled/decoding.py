@@ -5,14 +5,16 @@
 Tables of one vocabulary, by id:
 
     sums   [ids] uint64: bytes of the token, characters that begin in it << 32, their widths << 61; or UNKNOWN
-    slots  [ids, 16] uint8: a token of up to 15 bytes, its length last; or LONG there
+    slots  [ids, 16] uint8: a token of up to 15 bytes, its length last; or LONG there.  | OTHER if not ASCII
     spans  [ids, 2] int64: start and length in ``blob``, all tokens one after another
 
-Kernels take addresses, or one would be compiled for arrays that may be written and one for others.
+Ids are given as the bytes of an array of uint16 (``narrow``) or uint32, and ``number`` of them; tables by
+their addresses.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,18 +22,25 @@ from llvmlite import ir
 from numba import types
 
 from bpe_scratch.compiled.kernel import inner, kernel
-from bpe_scratch.compiled.memory import intrinsic, load8, load32, load64, store8, store16, store32
-from bpe_scratch.compiled.python_lists import (
-    forget_error,
-    hold_interpreter,
-    list_number,
-    release_interpreter,
+from bpe_scratch.compiled.memory import (
+    address,
+    intrinsic,
+    load8,
+    load32,
+    load64,
+    pointer_address,
+    store8,
+    store16,
+    store32,
 )
-from bpe_scratch.compiled.text_units import BAD, to_units
+from bpe_scratch.compiled.python_lists import forget_error, list_number
+from bpe_scratch.compiled.text_units import BAD, SLOT, to_units, widen_slot
 
 UNKNOWN = np.uint64(0xFFFFFFFFFFFFFFFF)
 LONG = 16
-SLOT = 16
+OTHER = 0x80
+_LENGTH = 0x1F
+_RUN = 1024  # ids looked at ahead; any number would do
 _LOW32, _LOW29 = np.uint64(0xFFFFFFFF), np.uint64((1 << 29) - 1)
 _32, _61 = np.uint64(32), np.uint64(61)
 
@@ -66,8 +75,9 @@ def _load_id(ids, position, narrow):
 
 
 @kernel
-def measure(ids, narrow, number, sums, size):
+def measure(numbers, narrow, number, sums, size):
     """``(bytes, characters, widths, -1)``, or the position of the first id that is unknown instead of -1."""
+    ids = address(numbers)
     length, characters, widths = np.uint64(0), np.uint64(0), np.uint64(0)
     for position in range(number):
         index = _load_id(ids, position, narrow)
@@ -82,17 +92,16 @@ def measure(ids, narrow, number, sums, size):
     return np.int64(length), np.int64(characters), np.int64(widths >> _61), -1
 
 
-@kernel
-def measure_list(numbers, narrow, number, sums, size, ids):
-    """The same of a Python list at an address; writes its ids, as uint16 or uint32."""
-    length, characters, widths, bad = np.uint64(0), np.uint64(0), np.uint64(0), -1
-    state = hold_interpreter()
+@partial(kernel, nogil=False)
+def measure_list(numbers, written, narrow, number, sums, size):
+    """The same of a Python list at an address, whose ids are written."""
+    ids = address(written)
+    length, characters, widths = np.uint64(0), np.uint64(0), np.uint64(0)
     for position in range(number):
         index = list_number(numbers, position)
         if index < 0 or index >= size or load64(sums, index) == UNKNOWN:
             forget_error()
-            bad = position
-            break
+            return 0, 0, 0, position
         entry = load64(sums, index)
         length += entry & _LOW32
         characters += entry >> _32 & _LOW29
@@ -101,8 +110,7 @@ def measure_list(numbers, narrow, number, sums, size, ids):
             store16(ids, position, index)
         else:
             store32(ids, position, index)
-    release_interpreter(state)
-    return np.int64(length), np.int64(characters), np.int64(widths >> _61), bad
+    return np.int64(length), np.int64(characters), np.int64(widths >> _61), -1
 
 
 @inner
@@ -111,7 +119,7 @@ def _copy_tokens(ids, narrow, number, position, slots, spans, blob, out, size):
     end = 0
     while position < number:
         index = _load_id(ids, position, narrow)
-        length = load8(slots, index * SLOT + SLOT - 1)
+        length = load8(slots, index * SLOT + SLOT - 1) & _LENGTH
         if length < LONG and end + SLOT <= size:
             copy_slot(slots + index * SLOT, out + end)
         else:
@@ -127,23 +135,55 @@ def _copy_tokens(ids, narrow, number, position, slots, spans, blob, out, size):
 
 
 @kernel
-def copy_tokens(ids, narrow, number, slots, spans, blob, out, size):
-    """Write the bytes of known ids, ``size`` in all and not one more."""
-    _copy_tokens(ids, narrow, number, 0, slots, spans, blob, out, size)
+def copy_tokens(numbers, narrow, number, slots, spans, blob, out, size):
+    """Write the bytes of known ids to an address, ``size`` in all and not one more."""
+    _copy_tokens(address(numbers), narrow, number, 0, slots, spans, blob, out, size)
+
+
+@inner
+def _is_short_ascii(ids, narrow, position, slots):
+    return load8(slots, _load_id(ids, position, narrow) * SLOT + SLOT - 1) < LONG
+
+
+@inner
+def _widen_tokens(ids, narrow, number, position, slots, units, at, stop, kind):
+    """Write short ASCII tokens while there are any and a slot has room; returns ``(position, end)``."""
+    while position < number and at + SLOT <= stop:
+        slot = slots + _load_id(ids, position, narrow) * SLOT
+        length = load8(slot, SLOT - 1)
+        if length >= LONG:
+            break
+        widen_slot(slot, units, at, kind)
+        at += length
+        position += 1
+    return position, at
 
 
 @kernel
-def decode_block(ids, narrow, number, position, slots, spans, blob, text, left, size, units, at, kind):
-    """Decode known ids from ``position`` on into a block of ``size`` bytes, and those into characters.
+def write_text(numbers, narrow, number, slots, spans, blob, size, text, kind):
+    """Write the characters of known ids into a new string of just so many; returns whether they are UTF-8.
 
-    Returns ``(position, bytes left, end)``: what is left of a character that is cut off stands at the start
-    of the block, and ``left`` says so to the next call; it is ``BAD`` if the text is not UTF-8.
+    Short ASCII tokens go straight there. The others can share characters: their bytes are gathered first, up
+    to ``size`` at a time, which must be more than the longest token by 3.
     """
-    position, end = _copy_tokens(ids, narrow, number, position, slots, spans, blob, text + left, size - left)
-    end += left
-    read, at = to_units(text, end, units, at, kind)
-    if read == BAD:
-        return position, BAD, at
-    for k in range(end - read):
-        store8(text, k, load8(text, read + k))
-    return position, end - read, at
+    room = np.empty(size, dtype=np.uint8)
+    ids, block, units = address(numbers), address(room), pointer_address(text._data)
+    position, at, left = 0, 0, 0
+    while position < number:
+        if left == 0:
+            position, at = _widen_tokens(ids, narrow, number, position, slots, units, at, text._length, kind)
+        stop, last = position + 1, min(number, position + _RUN)
+        while stop < last and not _is_short_ascii(ids, narrow, stop, slots):
+            stop += 1
+        stop = min(stop, number)
+        position, end = _copy_tokens(
+            ids, narrow, stop, position, slots, spans, blob, block + left, size - left
+        )
+        read, at = to_units(block, left + end, units, at, kind)
+        if read == BAD:
+            return False
+        # a character that is cut off goes to the start of the block
+        left += end - read
+        for k in range(left):
+            store8(block, k, load8(block, read + k))
+    return left == 0

@@ -72,6 +72,16 @@ def inner(function: Callable[..., Any]) -> Any:
     return njit(forceinline=True)(function)
 
 
+def for_types(dispatcher: Any, *arguments: Any) -> Any:
+    """A kernel for arguments of known types: to look at them at each call takes longer than a short text.
+
+    Args:
+        dispatcher: What :func:`kernel` returned.
+        arguments: Numba's types of the arguments.
+    """
+    return dispatcher.compile(arguments)
+
+
 def is_cached(module: str, name: str) -> bool:
     """Whether a kernel is on disk, current, for any types.
 

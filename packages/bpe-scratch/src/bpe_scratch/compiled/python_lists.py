@@ -2,8 +2,8 @@
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 """Reading a Python list of integers inside a kernel, by functions of Python's public C interface.
 
-One pass of them takes 5 ns a number; ``array("I", numbers)`` takes 9 and ``np.fromiter`` 18.  The lock of the
-interpreter must be held: kernels run without it.
+One pass of them takes 5 ns a number; ``array("I", numbers)`` takes 9 and ``np.fromiter`` 18.  A kernel that
+calls them must keep the interpreter's lock.
 """
 
 from __future__ import annotations
@@ -16,33 +16,12 @@ from numba.core import cgutils
 
 from bpe_scratch.compiled.memory import intrinsic
 
-_OBJECT, _NUMBER, _STATE = ir.IntType(8).as_pointer(), ir.IntType(64), ir.IntType(32)
+_OBJECT, _NUMBER = ir.IntType(8).as_pointer(), ir.IntType(64)
 
 
 def _call(context: Any, builder: Any, name: str, result: Any, given: tuple[Any, ...], args: Any) -> Any:
     function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, given), name)
     return builder.call(function, args)
-
-
-@intrinsic
-def hold_interpreter(typing: Any) -> Any:
-    """Take the interpreter's lock; returns what :func:`release_interpreter` needs."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _call(context, builder, "PyGILState_Ensure", _STATE, (), ())
-
-    return types.int32(), generate
-
-
-@intrinsic
-def release_interpreter(typing: Any, state: Any) -> Any:
-    """Give the interpreter's lock back, as it was."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _call(context, builder, "PyGILState_Release", ir.VoidType(), (_STATE,), args)
-        return context.get_dummy_value()
-
-    return types.void(types.int32), generate
 
 
 @intrinsic

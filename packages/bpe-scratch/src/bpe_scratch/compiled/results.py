@@ -19,13 +19,7 @@ _LARGE = 1 << 22
 
 _bytes_new = PYFUNCTYPE(py_object, c_void_p, c_ssize_t)(("PyBytes_FromStringAndSize", pythonapi))
 _bytes_address = PYFUNCTYPE(c_void_p, py_object)(("PyBytes_AsString", pythonapi))
-# an address instead of an object: a string may be written only while there is one reference to it
-_text_new = PYFUNCTYPE(c_void_p, c_ssize_t, c_uint32)(("PyUnicode_New", pythonapi))
-_text_from = PYFUNCTYPE(py_object, c_int, c_void_p, c_ssize_t)(("PyUnicode_FromKindAndData", pythonapi))
-_text_copy = PYFUNCTYPE(c_ssize_t, c_void_p, c_ssize_t, py_object, c_ssize_t, c_ssize_t)(
-    ("PyUnicode_CopyCharacters", pythonapi)
-)
-_release = PYFUNCTYPE(None, c_void_p)(("Py_DecRef", pythonapi))
+_text_new = PYFUNCTYPE(py_object, c_ssize_t, c_uint32)(("PyUnicode_New", pythonapi))
 
 
 def new_bytes(size: int) -> tuple[bytes, int]:
@@ -40,50 +34,18 @@ def new_bytes(size: int) -> tuple[bytes, int]:
     return made, place
 
 
-def text_of(kind: int, units: int, number: int) -> str:
-    """A string of characters of one width.
-
-    Args:
-        kind: Bytes of a character: 1, 2 or 4.
-        units: Address of the first.
-        number: How many.
-    """
-    made: str = _text_from(kind, units, number)
-    return made
-
-
-class TextUnderConstruction:
-    """A string that is filled part by part.
+def new_text(number: int, widest: int, kind: int) -> str:
+    """A string that is to be filled at once, before anyone else sees it.
 
     Args:
         number: Its characters.
         widest: Its widest character, or 127, 255, 65535 or 1114111, whichever is the next.
         kind: Bytes of a character.
     """
-
-    def __init__(self, number: int, widest: int, kind: int) -> None:
-        self._place: int | None = _text_new(number, widest)
-        self._end = 0
-        _ask_for_large_pages(self._place or 0, number * kind)
-
-    def append(self, part: str, start: int) -> None:
-        """Write the characters of a part.
-
-        Args:
-            part: Characters, none wider than the widest.
-            start: Those before are left out.
-        """
-        self._end += _text_copy(self._place, self._end, part, start, len(part) - start)
-
-    def finish(self) -> str:
-        """The string."""
-        made: str = ctypes.cast(self._place or 0, py_object).value
-        return made
-
-    def __del__(self) -> None:
-        # finish() made a reference of its own
-        if self._place:
-            _release(self._place)
+    made: str = _text_new(number, widest)
+    # the address of the object, by CPython's own rule; its characters follow
+    _ask_for_large_pages(id(made), number * kind)
+    return made
 
 
 @cache

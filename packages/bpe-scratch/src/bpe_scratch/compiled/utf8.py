@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import types
 
-from bpe_scratch.compiled.kernel import inner, kernel
+from bpe_scratch.compiled.kernel import for_types, inner, kernel
 from bpe_scratch.compiled.memory import (
     load8,
     load32,
@@ -107,8 +107,7 @@ def append_utf8(text, out, at):
 
 @cache
 def _append() -> Any:
-    # for one type of arguments; to look at the arguments at each call would take ten times longer
-    return append_utf8.compile((types.unicode_type, types.int64, types.int64))
+    return for_types(append_utf8, types.unicode_type, types.int64, types.int64)
 
 
 class TextBuffer:
