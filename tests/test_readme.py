@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-NAMES = r"gpt-[a-z]+-(?:train|sample)|aiayn-jax-(?:train|translate)|hellaswag-eval"
+NAMES = r"gpt-[a-z]+-(?:train|sample)|aiayn-jax-(?:train|translate)|hellaswag-eval|gpt-compare"
 COMMANDS = re.findall(rf"^(?:pip install uv && )?uv run ((?:{NAMES})\b[^#\n]*)", README, re.MULTILINE)
 
 

@@ -21,12 +21,13 @@ RUNS = Path("runs")
 PLAN_LIMIT = 1 << 20
 
 
-def create_folder(out: Path | None, preset: str) -> Path:
+def create_folder(out: Path | None, preset: str, parent: Path = RUNS) -> Path:
     """The folder for a new run, created.
 
     Args:
-        out: The folder that the user named; ``runs/<preset>-<n>`` with the first free n if None.
+        out: The folder that the user named; ``<parent>/<preset>-<n>`` with the first free n if None.
         preset: The preset's name.
+        parent: Where unnamed runs go.
 
     Raises:
         InputError: If the folder holds a run already.
@@ -34,10 +35,10 @@ def create_folder(out: Path | None, preset: str) -> Path:
     """
     try:
         if out is None:
-            return _first_free(preset)
+            return _first_free(preset, parent)
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        where = out or RUNS
+        where = out or parent
         raise WriteError(
             f"cannot create {where}: {error.strerror or error}; choose another folder with --out"
         ) from None
@@ -54,11 +55,11 @@ def refuse_existing(run: Path) -> None:
         raise InputError(f"{run} holds a run already: go on with --resume {run}, or choose another --out")
 
 
-def _first_free(preset: str) -> Path:
-    RUNS.mkdir(parents=True, exist_ok=True)
+def _first_free(preset: str, parent: Path) -> Path:
+    parent.mkdir(parents=True, exist_ok=True)
     number = 1
     while True:
-        folder = RUNS / f"{preset}-{number}"
+        folder = parent / f"{preset}-{number}"
         try:
             folder.mkdir()
         except FileExistsError:

@@ -1,0 +1,182 @@
+"""The plain model under the same training loop as the backends: as much of a backend as a run needs.
+
+Data, weights, learning rates, clock and metrics are the trainer's; the model, autocast, clipping and AdamW
+are torch's own, and ``torch.compile`` on a GPU. Shapes: B rows, T positions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from gpt_data.batch import Batch
+from gpt_torchfunc import device as devices
+from gpt_torchfunc.backend import PendingMetrics
+from gpt_trainer.backend import BackendSpec, Moments, OptimizerConfig, Runtime
+from gpt_trainer.model_config import ModelConfig
+from gpt_trainer.parameters import Parameters, check_parameters
+from jaxtyping import Int64
+from torch import Tensor
+
+from gpt_compare.plain import Plain
+
+NAME = "plain"
+EVALUATED_TOKENS = 4096
+"""Tokens of an evaluation at a time: its logits exist as a whole, and are not to be the peak of memory."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Flags that only the baseline has.
+
+    Attributes:
+        compile: Compile the model with ``torch.compile``; ``"auto"``: on a GPU.
+    """
+
+    compile: Literal["auto", "on", "off"] = field(
+        default="auto", metadata={"help": "compile the model with torch.compile (auto: on a GPU)"}
+    )
+
+
+class PlainBackend:
+    """What the training loop asks of ``gpt_trainer.backend.Backend``; it neither samples nor resumes.
+
+    Raises:
+        ValueError: For dropout, which the baseline does not make, or a device or compiler that is not there.
+    """
+
+    def __init__(
+        self, config: ModelConfig, optimizer: OptimizerConfig, runtime: Runtime, options: Options
+    ) -> None:
+        if config.dropout:
+            raise ValueError(f"dropout={config.dropout}: {NAME} makes none; use --dropout 0")
+        self.config = config
+        self._clip = optimizer.clip_norm or math.inf
+        self._device = devices.choose_device(runtime.device)
+        self._bfloat16 = runtime.precision == "bfloat16"
+        torch.set_float32_matmul_precision("highest")
+        self._model = Plain(config).to(self._device)
+        self._compiled = self._wants_compile(options)
+        self._forward = torch.compile(self._model, dynamic=False) if self._compiled else self._model
+        self._optimizer = optimizer_of(self._model, optimizer)
+
+    def _wants_compile(self, options: Options) -> bool:
+        possible = devices.can_compile(self._device)
+        if options.compile == "on" and not possible:
+            raise ValueError("compile='on' needs a compiler, not found here; use --compile off")
+        on_gpu = self._device.type == "cuda"
+        return options.compile == "on" or (options.compile == "auto" and on_gpu and possible)
+
+    def load(self, parameters: Parameters, moments: Moments | None = None) -> None:
+        """Take over parameters.
+
+        Raises:
+            ValueError: If they do not fit the model, or moments are given.
+        """
+        if moments is not None:
+            raise ValueError(f"{NAME} does not resume: start a new run")
+        check_parameters(parameters, self.config)
+        self._model.take_over(parameters)
+
+    def export(self) -> Parameters:
+        """The float32 parameters."""
+        return {name: self._model.canonical(name, p) for name, p in self._model.named_parameters()}
+
+    def export_moments(self) -> Moments:
+        """AdamW's moments; zeros before the first step."""
+        return Moments(self._moment("exp_avg"), self._moment("exp_avg_sq"))
+
+    def _moment(self, key: str) -> Parameters:
+        state = self._optimizer.state
+        return {
+            name: self._model.canonical(name, state[p].get(key, torch.zeros_like(p)))
+            for name, p in self._model.named_parameters()
+        }
+
+    def train_step(
+        self, micro_batches: Sequence[Batch], lr: float, step: int, *, skip_above: float = math.inf
+    ) -> PendingMetrics:
+        """One optimizer step; see ``gpt_trainer.backend.Backend.train_step``.
+
+        Args:
+            micro_batches: At least one; the loss is weighted by targets.
+            lr: Learning rate of this step.
+            step: Not needed, as there is no dropout.
+            skip_above: Must be infinite, as no step is left out.
+
+        Raises:
+            ValueError: For documents that are kept apart, or a bound.
+        """
+        del step
+        if skip_above != math.inf:
+            raise ValueError(f"skip_spikes: {NAME} leaves no step out")
+        self._optimizer.zero_grad(set_to_none=True)
+        weight = 1.0 / sum(batch.target_count for batch in micro_batches)
+        total = torch.zeros((), device=self._device)
+        for batch in micro_batches:
+            tokens, targets = self._tensors(batch)
+            with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bfloat16):
+                loss = self._forward(tokens, targets) * weight
+            loss.backward()
+            total += loss.detach()
+        norm = torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._clip)
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._optimizer.step()
+        return PendingMetrics(torch.stack([total, norm, torch.ones_like(norm)]))
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch) -> tuple[float, int]:
+        """Sum of negative log-likelihoods in nats, and the number of targets."""
+        rows = max(1, EVALUATED_TOKENS // batch.tokens.shape[1])
+        tokens, targets = self._tensors(batch)
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bfloat16):
+            parts = [self._model(*part) for part in zip(tokens.split(rows), targets.split(rows), strict=True)]
+        return float(torch.stack(parts).double().sum()), batch.target_count
+
+    def peak_memory_bytes(self) -> int:
+        """Highest memory allocated on a GPU since the start; the process's peak on a CPU."""
+        return devices.peak_memory_bytes(self._device)
+
+    def device_name(self) -> str:
+        """The device as its vendor names it."""
+        return devices.device_name(self._device)
+
+    def choices(self) -> Mapping[str, str]:
+        """Attention, compilation and versions; torch's own routines, of which some vary from run to run."""
+        return {
+            "attention": "sdpa",
+            "compile": "on" if self._compiled else "off",
+            "deterministic": "off",
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda or "none",
+        }
+
+    def _tensors(self, batch: Batch) -> tuple[Int64[Tensor, "B T"], Int64[Tensor, "B T"]]:
+        if batch.segment_starts is not None or batch.prefix_lengths is not None:
+            raise ValueError(f"{NAME} keeps no documents apart; use --packing stream")
+        tokens, targets = (torch.from_numpy(a.astype(np.int64)) for a in (batch.tokens, batch.targets))
+        return devices.to_device(tokens, self._device), devices.to_device(targets, self._device)
+
+
+def optimizer_of(model: Plain, config: OptimizerConfig) -> torch.optim.AdamW:
+    """Fused AdamW; matrices and embeddings decay.
+
+    Args:
+        model: Whose parameters.
+        config: Its settings; the learning rate comes with each step.
+    """
+    parameters = list(model.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.ndim == 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    betas = (config.beta1, config.beta2)
+    return torch.optim.AdamW(groups, betas=betas, eps=config.epsilon, fused=True)
+
+
+SPEC = BackendSpec(name=NAME, options=Options, create=PlainBackend, has_gpu=devices.has_gpu)  # type: ignore[arg-type]

@@ -1,0 +1,177 @@
+"""``gpt-compare``: train side by side, then one table and four plots."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from gpt_trainer.command_line import read_early
+from gpt_trainer.commands import guarded
+from gpt_trainer.config import SECTIONS, TrainConfig
+from gpt_trainer.errors import InputError
+from gpt_trainer.flags import parse_flags
+from gpt_trainer.launch import open_data
+from gpt_trainer.run_folder import create_folder
+from gpt_trainer.stopping import StopFlag
+from rich.console import Console
+from rich.text import Text
+
+from gpt_compare.competitor import Competitor, default_competitors, read_competitors
+from gpt_compare.figures import Row, failed, with_gaps
+from gpt_compare.plan import base_of, choose_device, undisturbed, write_plan
+from gpt_compare.report import Comparison, driver_version, show, write_report
+from gpt_compare.running import run_competitor
+
+DESCRIPTION = "Train the same GPT-2 with every backend and with plain PyTorch; report what each costs."
+COMPARISONS = Path("comparisons")
+FAILED, INTERRUPTED = 1, 130
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to compare.
+
+    Attributes:
+        runs: Backends to train, or plain; each with flags of its own in quotes: "gpt-jax --layers unroll".
+        preset: cpu-demo, gpt2-124m, gpt2-350m, gpt2-774m or gpt2-1.5b.
+        out: Folder of the report (comparisons/PRESET-N if not given).
+        keep_checkpoints: Leave the trained weights of each run.
+    """
+
+    runs: tuple[str, ...] = ()
+    preset: str | None = None
+    out: Path | None = None
+    keep_checkpoints: bool = False
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for, complete.
+
+    Attributes:
+        options: What to compare.
+        competitors: The runs.
+        preset: The preset's name.
+        config: The settings that all have in common.
+    """
+
+    options: Options
+    competitors: list[Competitor]
+    preset: str
+    config: TrainConfig
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command and end the process.
+
+    Args:
+        argv: Arguments; those of the process if None.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    sys.exit(guarded("gpt-compare", lambda: run(words)))
+
+
+def run(argv: list[str]) -> int:
+    """Run the command; 0 if every competitor finished, 1 if one failed, 130 after a signal.
+
+    Args:
+        argv: Arguments.
+
+    Raises:
+        InputError: If a value is unusable.
+        WriteError: If the report cannot be written.
+        DataError: If the data cannot be had.
+    """
+    request = read_request(argv)
+    console, stop = Console(), StopFlag()
+    with stop.installed(), _new_folder(request) as folder:
+        # prepared once and before anything is timed
+        open_data(request.config.data, stop, plain=not sys.stderr.isatty()).close()
+        rows = with_gaps(_run_all(request, folder, stop, console))
+    date = datetime.now(UTC).isoformat(" ", "minutes")
+    command = shlex.join(["gpt-compare", *argv])
+    comparison = Comparison(request.preset, request.config, rows, command, date, driver_version())
+    report = write_report(folder, comparison)
+    show(console, comparison)
+    console.print(f"{report}, with report.json and the plots beside it", soft_wrap=True)
+    if stop():
+        return INTERRUPTED
+    return FAILED if any(row.error is not None for row in rows) else 0
+
+
+def read_request(argv: list[str]) -> Request:
+    """The complete request; the preset depends on whether a competitor finds a GPU.
+
+    Args:
+        argv: Arguments.
+
+    Raises:
+        InputError: If a name is unknown or values do not fit.
+    """
+    early, runs = read_early(argv), _early_runs(argv)
+    competitors = read_competitors(runs)
+    device = choose_device(early.device, competitors)
+    preset, base = base_of(early, device)
+    sections = {name: getattr(base, name) for name in SECTIONS if name != "reports"}
+    values = {"options": Options(runs, preset), **sections}
+    flags = parse_flags(argv, values, prog="gpt-compare", description=DESCRIPTION)
+    try:
+        config = TrainConfig(**{name: getattr(flags, name) for name in sections}, reports=base.reports)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    return Request(flags.options, competitors, preset, undisturbed(config))
+
+
+def _early_runs(argv: list[str]) -> tuple[str, ...]:
+    """The competitors, on which the other flags' defaults depend."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--runs", nargs="*")
+    found: list[str] | None = parser.parse_known_args(argv)[0].runs
+    return default_competitors() if found is None else tuple(found)
+
+
+@contextmanager
+def _new_folder(request: Request) -> Iterator[Path]:
+    """The comparison's folder; removed again if nothing comes of it."""
+    folder = create_folder(request.options.out, request.preset, COMPARISONS)
+    if any(folder.iterdir()):
+        raise InputError(f"{folder} is not empty: choose another --out")
+    try:
+        yield folder
+    except BaseException:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+        raise
+
+
+def _run_all(request: Request, folder: Path, stop: StopFlag, console: Console) -> list[Row]:
+    """One competitor after another; a failure or a signal leaves what the others have."""
+    plan = write_plan(folder, request.config)
+    rows = []
+    for competitor in request.competitors:
+        if stop():
+            rows.append(failed(competitor, "not begun"))
+            continue
+        row = _run_one(competitor, plan, request.options.keep_checkpoints, stop, console)
+        how = row.error or f"{row.total_seconds:.0f} s"
+        console.print(f"{competitor.label}: {how}", markup=False, highlight=False)
+        rows.append(row)
+    return rows
+
+
+def _run_one(competitor: Competitor, plan: Path, keep: bool, stop: StopFlag, console: Console) -> Row:
+    """One competitor; on a terminal its newest line moves below the others."""
+    label = competitor.label
+    with console.status(Text(label)) as status:
+
+        def tell(line: str) -> None:
+            status.update(Text(f"{label}: {line}", no_wrap=True, overflow="ellipsis"))
+
+        return run_competitor(competitor, plan, stop, keep_checkpoints=keep, show=tell)

@@ -1,0 +1,124 @@
+"""One competitor: its command line, and the process that it trains in.
+
+    python -m gpt_compare.competitor NAME FLAGS...
+
+trains as ``NAME-train FLAGS...`` would; NAME is an installed backend or ``plain``.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import NamedTuple
+
+from gpt_trainer.backend import BackendSpec, find_backend, installed_backends
+from gpt_trainer.commands import guarded, train_main
+from gpt_trainer.errors import InputError
+
+PLAIN = "plain"
+FIRST_SHOWN = ("gpt-triton", "gpt-torchfunc", "gpt-jax")
+OURS = ("--config", "--out", "--preset", "--resume", "--eval-only")
+"""Flags that decide what all have in common, or where it goes."""
+
+
+class Competitor(NamedTuple):
+    """One row of the table.
+
+    Attributes:
+        label: The text that the user gave.
+        name: The backend.
+        flags: Flags of this competitor alone, which have the last word.
+        place: Its number, from 1.
+    """
+
+    label: str
+    name: str
+    flags: tuple[str, ...]
+    place: int
+
+    @property
+    def folder(self) -> str:
+        """Name of its run's folder: number and label."""
+        return f"{self.place}-{re.sub(r'[^A-Za-z0-9.]+', '-', self.label).strip('-')[:60]}"
+
+    def command(self, plan: Path, out: Path) -> list[str]:
+        """The arguments of its process.
+
+        Args:
+            plan: TOML file with the settings that all have in common.
+            out: Folder for its run.
+        """
+        given = [f"--config={plan}", f"--out={out}", *self.flags]
+        return [sys.executable, "-m", "gpt_compare.competitor", self.name, *given]
+
+
+def read_competitors(texts: Sequence[str]) -> list[Competitor]:
+    """Competitors from what the user wrote: a backend's name, and flags behind it.
+
+    Args:
+        texts: One command line for each.
+
+    Raises:
+        InputError: If there is none, one comes twice, cannot be split, or has a flag that belongs to all.
+    """
+    if not texts:
+        raise InputError("--runs names no competitor")
+    found: list[Competitor] = []
+    for text in texts:
+        try:
+            words = shlex.split(text)
+        except ValueError as error:
+            raise InputError(f"--runs {text!r} is not a command line: {error}") from None
+        if not words:
+            raise InputError(f"--runs {text!r} names no competitor")
+        name, *flags = words
+        for flag in flags:
+            if flag.split("=")[0].replace("_", "-") in OURS:
+                raise InputError(f"--runs {text!r}: {flag} is not for one competitor")
+        if any(text == other.label for other in found):
+            raise InputError(f"--runs {text!r} comes twice")
+        found.append(Competitor(text, name, tuple(flags), len(found) + 1))
+    return found
+
+
+def default_competitors() -> tuple[str, ...]:
+    """The backends that are installed, ours first, and the plain baseline last."""
+    installed = installed_backends()
+    known = [name for name in FIRST_SHOWN if name in installed]
+    return (*known, *(name for name in installed if name not in known), PLAIN)
+
+
+def find_spec(name: str) -> BackendSpec:
+    """A backend, or the baseline, which no trainer but ours sees.
+
+    Args:
+        name: Its name.
+
+    Raises:
+        InputError: If it is not installed.
+    """
+    if name == PLAIN:
+        # the module brings torch
+        spec: BackendSpec = import_module("gpt_compare.baseline").SPEC
+        return spec
+    try:
+        return find_backend(name)
+    except ValueError as error:
+        raise InputError(f"{error}, {PLAIN}") from None
+
+
+def main(argv: Sequence[str]) -> int:
+    """Train; the exit status is the trainer's.
+
+    Args:
+        argv: Name and flags.
+    """
+    return guarded("gpt-compare", lambda: train_main(find_spec(argv[0]), argv[1:]))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

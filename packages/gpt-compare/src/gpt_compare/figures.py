@@ -1,0 +1,156 @@
+"""From the metrics of a run to the numbers of its row.  Shape: S steps.
+
+A step's time is the loop's own: launch and wait, data included, evaluation and saving left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from gpt_compare.competitor import Competitor
+
+WINDOW = 10
+"""Losses are means over so many steps, wherever they are called smoothed."""
+SPREAD = (20, 50, 80)
+"""Percentiles of a step's time; the middle one is the median."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What one finished run costs and reaches.
+
+    Attributes:
+        steps: Optimizer steps.
+        step_seconds: The percentiles ``SPREAD`` of a step's seconds, over the second half of the steps.
+        tokens_per_second: At the median.
+        mfu: The median's share of the device's peak; None if that is not known.
+        peak_memory_bytes: Highest in any step: allocated on a GPU, the whole process's on a CPU.
+        first_step_seconds: The first step alone: what a backend compiles before it, it compiles in it.
+        loss: Training loss at the end, smoothed.
+        val_loss: Validation loss at the end; None if the data holds too little.
+        training_seconds: Sum of all steps, the first included.
+        losses: Of each step, in nats per token.
+        seconds: Of each step.
+    """
+
+    steps: int
+    step_seconds: tuple[float, float, float]
+    tokens_per_second: float
+    mfu: float | None
+    peak_memory_bytes: int
+    first_step_seconds: float
+    loss: float
+    val_loss: float | None
+    training_seconds: float
+    losses: tuple[float, ...] = field(repr=False)
+    seconds: tuple[float, ...] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One competitor's result: figures, or the line that says why there are none.
+
+    Attributes:
+        label: The competitor's command line.
+        error: What went wrong; None if it finished.
+        figures: Its numbers; None if it did not finish.
+        first_step_after: Seconds from the start of its process until its first step was written.
+        total_seconds: Of its process, imports, evaluations and saving included.
+        gap: Largest distance of its smoothed curve from the first finished competitor's, as a fraction.
+        made_by: Device, versions and choices, from the run's record.
+    """
+
+    label: str
+    error: str | None = None
+    figures: Figures | None = None
+    first_step_after: float | None = None
+    total_seconds: float | None = None
+    gap: float | None = None
+    made_by: Mapping[str, str] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """The row as JSON values."""
+        return asdict(self)
+
+
+def measure(lines: Sequence[Mapping[str, Any]]) -> Figures:
+    """The figures of a finished run.
+
+    Args:
+        lines: Its metrics.
+
+    Raises:
+        ValueError: If no step is among them.
+    """
+    steps = [line for line in lines if "loss" in line]
+    if not steps:
+        raise ValueError("the metrics hold no step")
+    late = steps[len(steps) // 2 :]
+    low, median, high = np.percentile([line["seconds"] for line in late], SPREAD).tolist()
+    losses, seconds = (np.array([line[name] for line in steps], np.float64) for name in ("loss", "seconds"))
+    shares = [line["mfu"] for line in late if "mfu" in line]
+    last = steps[-1]["step"]
+    evaluations = [line["val_loss"] for line in lines if "val_loss" in line and line["step"] == last]
+    return Figures(
+        steps=len(steps),
+        step_seconds=(low, median, high),
+        tokens_per_second=steps[-1]["tokens"] / last / median,
+        mfu=float(np.median(shares)) if shares else None,
+        peak_memory_bytes=max(line["peak_memory_bytes"] for line in steps),
+        first_step_seconds=float(seconds[0]),
+        loss=float(smoothed(losses)[-1]),
+        val_loss=evaluations[-1] if evaluations else None,
+        training_seconds=float(seconds.sum()),
+        losses=tuple(losses.tolist()),
+        seconds=tuple(seconds.tolist()),
+    )
+
+
+def smoothed(losses: Float[np.ndarray, " S"]) -> Float[np.ndarray, " W"]:
+    """Means over ``WINDOW`` consecutive steps; over all of them if there are fewer.
+
+    Args:
+        losses: Of each step.
+
+    Returns:
+        One value for each step that ends a window.
+    """
+    window = min(WINDOW, len(losses))
+    return np.convolve(losses, np.full(window, 1.0 / window), mode="valid")
+
+
+def largest_gap(losses: Sequence[float], first: Sequence[float]) -> float:
+    """Largest relative distance of two smoothed curves, over the steps that both have.
+
+    Args:
+        losses: Of each step.
+        first: The same of the run that is compared with.
+    """
+    length = min(len(losses), len(first))
+    got, want = (smoothed(np.array(each[:length], np.float64)) for each in (losses, first))
+    return float(np.abs(got / want - 1.0).max())
+
+
+def with_gaps(rows: Sequence[Row]) -> list[Row]:
+    """The rows, each finished one with its gap to the first that finished; that one has none.
+
+    Args:
+        rows: In the user's order.
+    """
+    finished = [row.figures for row in rows if row.figures is not None]
+    return [
+        replace(row, gap=largest_gap(row.figures.losses, finished[0].losses))
+        if row.figures is not None and row.figures is not finished[0]
+        else row
+        for row in rows
+    ]
+
+
+def failed(competitor: Competitor, error: str) -> Row:
+    """The row of a competitor that did not finish."""
+    return Row(competitor.label, error)

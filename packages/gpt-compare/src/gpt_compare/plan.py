@@ -1,0 +1,101 @@
+"""What all competitors have in common, as one TOML file that every trainer reads with ``--config``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from gpt_trainer.command_line import Early
+from gpt_trainer.config import ReportSection, TrainConfig
+from gpt_trainer.errors import InputError, WriteError
+from gpt_trainer.presets import CPU_PRESET, GPU_PRESET, PRESETS
+from gpt_trainer.settings import flat, overlay
+
+from gpt_compare.competitor import Competitor, find_spec
+
+PLAN_NAME = "plan.toml"
+STEPS = {"gpu": 200, "cpu": 120}
+"""Enough for the curves to part and for steady speed; all four runs take three minutes on two cores."""
+WARMUP_SHARE = 10
+
+
+def choose_device(asked: str | None, competitors: Sequence[Competitor]) -> str:
+    """``gpu`` or ``cpu`` for all: one competitor on a GPU and one on a CPU would compare nothing.
+
+    Args:
+        asked: What the user asked for, if anything.
+        competitors: A GPU is taken if any of them can use one.
+    """
+    if asked in ("gpu", "cpu"):
+        return asked
+    return "gpu" if any(map(_has_gpu, {competitor.name for competitor in competitors})) else "cpu"
+
+
+def _has_gpu(name: str) -> bool:
+    try:
+        return find_spec(name).has_gpu()
+    except (InputError, ImportError):
+        # its own process will say why
+        return False
+
+
+def base_of(early: Early, device: str) -> tuple[str, TrainConfig]:
+    """The preset's name, and its settings with few steps of one micro-batch each.
+
+    Args:
+        early: For the preset that the user named.
+        device: ``gpu`` or ``cpu``.
+
+    Raises:
+        InputError: If there is no such preset.
+    """
+    name = early.preset or (GPU_PRESET if device == "gpu" else CPU_PRESET)
+    if name not in PRESETS:
+        raise InputError(f"unknown preset {name!r}; choose one of {', '.join(PRESETS)}")
+    preset, steps = PRESETS[name], STEPS[device]
+    changes = {
+        "tokens_per_step": preset.batch.micro_batch * preset.model.context,
+        "steps": steps,
+        "warmup": steps // WARMUP_SHARE,
+        "device": device,
+        "precision": "bfloat16" if device == "gpu" else "float32",
+    }
+    return name, overlay(preset, changes, name)
+
+
+def undisturbed(config: TrainConfig) -> TrainConfig:
+    """The same run with nothing between its steps: evaluated before the first and after the last.
+
+    Args:
+        config: The settings.
+    """
+    rows, steps = config.reports.eval_rows, config.schedule.steps
+    reports = ReportSection(
+        eval_every=steps, eval_rows=rows, save_every=0, keep_last=1, sample_every=0, plain=True
+    )
+    return replace(config, reports=reports)
+
+
+def write_plan(folder: Path, config: TrainConfig) -> Path:
+    """Write the settings as TOML.
+
+    Args:
+        folder: Where to.
+        config: The settings; TOML has no word for those that are None, which is their default.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        WriteError: If it cannot be written.
+    """
+    # a JSON string, number or truth value is also TOML's
+    given = {name: value for name, value in flat(config).items() if value is not None}
+    path = folder / PLAN_NAME
+    try:
+        path.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in given.items()), "utf-8")
+    except OSError as error:
+        raise WriteError(f"cannot write {path}: {error.strerror or error}") from None
+    return path

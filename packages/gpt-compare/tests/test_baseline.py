@@ -1,0 +1,121 @@
+"""The plain model is GPT-2 as gpt-triton's reference has it, and as much of a backend as it says."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from gpt_compare.baseline import SPEC, Options, PlainBackend
+from gpt_data.batch import IGNORE, Batch
+from gpt_trainer.backend import Moments, OptimizerConfig, Runtime, find_backend
+from gpt_trainer.model_config import ModelConfig
+from gpt_trainer.parameters import Parameters, init_parameters
+
+# odd sizes; 61 ids do not fill the padded vocabulary
+CONFIG = ModelConfig(n_layer=2, n_head=3, d_model=24, context=13, vocab_size=61)
+# the clip is well below the norm, so that it counts
+OPTIMIZER = OptimizerConfig(weight_decay=0.5, clip_norm=0.1)
+CPU = Runtime(device="cpu")
+
+
+def plain(config: ModelConfig = CONFIG) -> PlainBackend:
+    return PlainBackend(config, OPTIMIZER, CPU, Options())
+
+
+def make_batch(rows: int, seed: int = 0, ignored: int = 0) -> Batch:
+    rng = np.random.default_rng(seed)
+    tokens, targets = (rng.integers(0, 61, (rows, 13)).astype(np.int32) for _ in range(2))
+    targets[:, :ignored] = IGNORE
+    return Batch(tokens, targets, None)
+
+
+def relative_error(got: np.ndarray, want: np.ndarray) -> float:
+    assert got.shape == want.shape
+    got, want = got.astype(np.float64), want.astype(np.float64)
+    return float(np.linalg.norm(got - want) / max(np.linalg.norm(want), 1e-30))
+
+
+def assert_close(got: Parameters, want: Parameters, rel: float) -> None:
+    assert got.keys() == want.keys()
+    for name in want:
+        assert relative_error(got[name], want[name]) <= rel, name
+
+
+def test_what_is_loaded_is_exported_bit_for_bit() -> None:
+    backend, weights = plain(), init_parameters(CONFIG, 3)
+    backend.load(weights)
+    for name, value in backend.export().items():
+        assert value.tobytes() == weights[name].tobytes(), name
+        assert value.flags.c_contiguous
+    for moments in backend.export_moments():
+        assert moments.keys() == weights.keys()
+        assert not any(value.any() for value in moments.values())
+
+
+def test_padding_has_no_probability() -> None:
+    """All logits equal: the loss is log V, not that of the padded vocabulary."""
+    backend = plain()
+    backend.load({name: np.zeros_like(value) for name, value in init_parameters(CONFIG, 0).items()})
+    loss, targets = backend.evaluate(make_batch(3, ignored=2))
+    assert targets == 33
+    assert loss / targets == pytest.approx(math.log(61), rel=1e-6)
+
+
+def test_three_steps_move_weights_and_moments_as_the_reference_does() -> None:
+    """Micro-batches with different numbers of targets, a clip that bites, decay, and a rising rate."""
+    spec = find_backend("gpt-triton")
+    ours, theirs = plain(), spec.create(CONFIG, OPTIMIZER, CPU, spec.options())
+    weights = init_parameters(CONFIG, 1)
+    for backend in (ours, theirs):
+        backend.load(weights)
+    for step in range(3):
+        batches = [make_batch(2, seed=step), make_batch(2, seed=10 + step, ignored=5)]
+        got, want = (b.train_step(batches, 1e-2 * (step + 1), step).fetch() for b in (ours, theirs))
+        assert got.loss == pytest.approx(want.loss, rel=1e-5)
+        assert got.grad_norm == pytest.approx(want.grad_norm, rel=1e-4)
+        assert got.updated
+    assert relative_error(ours.export()["transformer.wte.weight"], weights["transformer.wte.weight"]) > 0.1
+    assert_close(ours.export(), theirs.export(), 1e-4)
+    for got_moments, want_moments in zip(ours.export_moments(), theirs.export_moments(), strict=True):
+        # a key's bias has no gradient in exact arithmetic: what it holds is rounding
+        keep = [name for name in want_moments if "c_attn.bias" not in name]
+        assert_close({n: got_moments[n] for n in keep}, {n: want_moments[n] for n in keep}, 1e-4)
+    batch = make_batch(40, seed=5)
+    assert ours.evaluate(batch)[0] == pytest.approx(theirs.evaluate(batch)[0], rel=1e-5)
+
+
+def test_evaluation_in_slices_is_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, batch = plain(), make_batch(7, ignored=1)
+    backend.load(init_parameters(CONFIG, 1))
+    whole = backend.evaluate(batch)
+    monkeypatch.setattr("gpt_compare.baseline.EVALUATED_TOKENS", 26)
+    assert backend.evaluate(batch) == (pytest.approx(whole[0], rel=1e-6), whole[1])
+
+
+def test_bfloat16_is_autocast() -> None:
+    exact, rounded = plain(), PlainBackend(CONFIG, OPTIMIZER, Runtime("bfloat16", "cpu"), Options())
+    for backend in (exact, rounded):
+        backend.load(init_parameters(CONFIG, 1))
+    (want, _), (got, _) = (backend.evaluate(make_batch(4)) for backend in (exact, rounded))
+    assert 0.0 < abs(got / want - 1.0) < 1e-3
+
+
+def test_what_it_does_not_make_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"dropout=0.1: plain makes none"):
+        plain(ModelConfig(2, 3, 24, 13, 61, dropout=0.1))
+    backend, weights = plain(), init_parameters(CONFIG, 0)
+    with pytest.raises(ValueError, match="plain does not resume"):
+        backend.load(weights, Moments(weights, weights))
+    with pytest.raises(ValueError, match="do not fit the model"):
+        backend.load({})
+    with pytest.raises(ValueError, match="keeps no documents apart"):
+        backend.evaluate(make_batch(1)._replace(segment_starts=np.zeros((1, 13), np.int32)))
+    with pytest.raises(ValueError, match="leaves no step out"):
+        backend.train_step([make_batch(1)], 0.1, 0, skip_above=1.0)
+
+
+def test_its_choices_are_told() -> None:
+    choices = plain().choices()
+    assert (choices["attention"], choices["compile"], choices["deterministic"]) == ("sdpa", "off", "off")
+    assert SPEC.create is PlainBackend

@@ -1,0 +1,208 @@
+"""Processes: what a competitor leaves, how it fails, and how a signal ends it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from gpt_compare import commands
+from gpt_compare.competitor import Competitor, read_competitors
+from gpt_compare.running import last_line, run_competitor
+from gpt_compare_toy import SMALL, metrics, text_folder
+from gpt_trainer.stopping import StopFlag
+
+GOOD = [json.dumps(line) for line in metrics([3.0, 2.0], [2.0, 1.0])]
+SAVE = "(run / 'checkpoints').mkdir(); (run / 'checkpoints' / 'x').write_text('weights')"
+# what a competitor does in place of training, by its name
+SCRIPTS = {
+    "good": f"{SAVE}; write(); say('done')",
+    "slow": "say('begun'); write(); say('sleeping'); time.sleep(60)",
+    "deaf": "signal.signal(signal.SIGTERM, signal.SIG_IGN); say('begun'); time.sleep(60)",
+    "refused": f"{SAVE}; say('a warning'); say('gpt-x: --flag is no flag\\n'); sys.exit(65)",
+    "killed": "say('step 1'); os.kill(os.getpid(), signal.SIGKILL)",
+    "traceback": "raise OSError('disk on fire')",
+}
+HEAD = f"""
+import os, signal, sys, time
+from pathlib import Path
+run = Path(sys.argv[1])
+def say(text): print(text, flush=True)
+def write():
+    (run / "metrics.jsonl").write_text({chr(10).join(GOOD) + chr(10)!r})
+    (run / "run.json").write_text('{{"made_by": {{"device": "toy", "attention": "none"}}}}')
+"""
+
+
+@pytest.fixture(autouse=True)
+def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def command(competitor: Competitor, plan: Path, out: Path) -> list[str]:
+        return [sys.executable, "-c", f"{HEAD}\n{SCRIPTS[competitor.name]}", str(out)]
+
+    monkeypatch.setattr(Competitor, "command", command)
+    monkeypatch.setattr("gpt_compare.running.POLL_SECONDS", 0.02)
+    monkeypatch.setattr("gpt_compare.running.PATIENCE_SECONDS", 0.3)
+
+
+def competitor(name: str) -> Competitor:
+    return read_competitors([name])[0]
+
+
+def test_a_finished_run_has_figures_and_leaves_its_log(tmp_path: Path) -> None:
+    row = run_competitor(competitor("good"), tmp_path / "plan.toml", StopFlag())
+    assert row.error is None
+    assert row.figures is not None
+    assert (row.figures.losses, row.figures.first_step_seconds) == ((3.0, 2.0), 2.0)
+    assert row.made_by == {"device": "toy", "attention": "none"}
+    assert row.first_step_after is not None
+    assert row.total_seconds is not None
+    assert 0.0 < row.first_step_after <= row.total_seconds
+    assert {path.name for path in (tmp_path / "1-good").iterdir()} == {
+        "metrics.jsonl",
+        "run.json",
+        "output.txt",
+    }
+    assert (tmp_path / "1-good" / "output.txt").read_text() == "done\n"
+
+
+def test_checkpoints_stay_if_they_are_to(tmp_path: Path) -> None:
+    run_competitor(competitor("good"), tmp_path / "plan.toml", StopFlag(), keep_checkpoints=True)
+    assert (tmp_path / "1-good" / "checkpoints" / "x").read_text() == "weights"
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("refused", "exit status 65: gpt-x: --flag is no flag"),
+        ("killed", "killed by SIGKILL: step 1"),
+        ("traceback", "exit status 1: OSError: disk on fire"),
+    ],
+)
+def test_a_failure_is_told_by_its_last_line(tmp_path: Path, name: str, error: str) -> None:
+    row = run_competitor(competitor(name), tmp_path / "plan.toml", StopFlag())
+    assert (row.error, row.figures) == (error, None)
+    assert not (tmp_path / f"1-{name}" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "error"), [("slow", "stopped after step 2"), ("deaf", "stopped after step 0")]
+)
+def test_a_signal_ends_the_process_even_one_that_does_not_listen(
+    tmp_path: Path, name: str, error: str
+) -> None:
+    stop, lines = StopFlag(), []
+
+    def show(line: str) -> None:
+        lines.append(line)
+        if line in ("begun", "sleeping") and (name == "deaf" or line == "sleeping"):
+            stop.received = signal.SIGINT
+
+    began = time.monotonic()
+    row = run_competitor(competitor(name), tmp_path / "plan.toml", stop, show=show)
+    assert time.monotonic() - began < 20.0
+    assert (row.error, row.figures) == (error, None)
+    assert lines[-1] in ("begun", "sleeping")
+
+
+def compare(tmp_path: Path, *names: str) -> int:
+    data = text_folder(tmp_path / "text")
+    where = [
+        "--data",
+        f"text:{data}",
+        "--data-cache",
+        str(tmp_path / "cache"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    with pytest.raises(SystemExit) as caught:
+        commands.main([*SMALL, *where, "--runs", *names])
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
+
+
+def rows_of(tmp_path: Path) -> dict[str, str | None]:
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    return {row["label"]: row["error"] for row in report["rows"]}
+
+
+def test_ctrl_c_ends_the_child_and_reports_what_is_finished(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "out" / "2-slow" / "output.txt"
+
+    def interrupt() -> None:
+        while last_line(log) != "sleeping":
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    assert compare(tmp_path, "good", "slow", "killed") == 130
+    thread.join()
+    assert rows_of(tmp_path) == {"good": None, "slow": "stopped after step 2", "killed": "not begun"}
+    assert "slow: stopped after step 2" in capsys.readouterr().out
+    assert not (tmp_path / "out" / "3-killed").exists()
+
+
+def test_a_failure_leaves_the_others_alone_and_shows_in_the_status(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compare(tmp_path, "killed", "good", "refused") == 1
+    errors = rows_of(tmp_path)
+    assert errors["good"] is None
+    assert errors["killed"] == "killed by SIGKILL: step 1"
+    assert errors["refused"] == "exit status 65: gpt-x: --flag is no flag"
+    shown = capsys.readouterr().out
+    assert "refused: exit status 65: gpt-x: --flag is no flag" in shown
+    assert "report.md" in shown
+
+
+def test_a_folder_with_anything_in_it_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "report.md").write_text("an older one")
+    assert compare(tmp_path, "good") == 65
+    assert capsys.readouterr().err == f"gpt-compare: {tmp_path / 'out'} is not empty: choose another --out\n"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["report.md"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "status", "words"),
+    [
+        (["--data", "text:none"], 65, "none"),
+        (["--out", "file/x"], 73, "cannot create file/x"),
+        (["--preset", "huge"], 65, "unknown preset 'huge'"),
+    ],
+)
+def test_what_keeps_all_from_running_is_one_line_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    flags: list[str], status: int, words: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit) as caught:
+        commands.main(["--device", "cpu", "--runs", "good", *flags])
+    error = capsys.readouterr().err
+    assert caught.value.code == status
+    assert words in error
+    assert (error.startswith("gpt-compare: "), error.count("\n")) == (True, 1)
+    assert not list(tmp_path.glob("comparisons/*"))
+
+
+def test_comparisons_are_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = text_folder(tmp_path / "text")
+    for _ in range(2):
+        with pytest.raises(SystemExit):
+            commands.main([*SMALL, "--data", f"text:{data}", "--data-cache", "cache", "--runs", "good"])
+    assert sorted(path.name for path in Path("comparisons").iterdir()) == ["cpu-demo-1", "cpu-demo-2"]
+
+
+def test_the_last_line_is_found_behind_blank_ones(tmp_path: Path) -> None:
+    assert last_line(tmp_path / "none") == ""
+    (tmp_path / "log").write_bytes(b"x" * 20_000 + b"\nlast \xff\n\n  \n")
+    assert last_line(tmp_path / "log") == "last \ufffd"
