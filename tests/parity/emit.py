@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -168,6 +169,8 @@ def exchange_resume(arguments: argparse.Namespace, saver: str) -> None:
 def main() -> None:
     """Answer, save or resume, as the command line asks."""
     arguments = parse()
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        importlib.import_module("interpreting").replace_language_once()
     if arguments.plant:
         adapter(arguments.backend).plant(arguments.plant)
     if arguments.save:
