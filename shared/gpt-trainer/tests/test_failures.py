@@ -43,6 +43,14 @@ def test_bad_input(
     assert not list(tmp_path.glob("runs/*")), "no folder stays behind"
 
 
+def test_a_missing_gpu_is_found_before_data_is_prepared(
+    train: Train, flags: list[str], capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpt_trainer.commands.open_data", lambda *given, **named: pytest.fail("too late"))
+    assert train(*flags, "--device=gpu") == 65
+    assert "device='gpu'" in the_line(capsys)
+
+
 def test_an_existing_run_is_not_overwritten(
     train: Train, flags: list[str], tmp_path: Path, capsys: Capture
 ) -> None:

@@ -12,6 +12,7 @@ import pytest
 from gpt_data.batch import Batch
 from gpt_trainer.backend import OptimizerConfig, Runtime
 from gpt_trainer.display import LiveDisplay, PlainDisplay, Report, describe, duration, sparkline
+from gpt_trainer.evaluation import Evaluation
 from gpt_trainer.flops import flops_per_token, peak_flops
 from gpt_trainer.generation import generate
 from gpt_trainer.metrics import MetricsFile, read_metrics
@@ -47,6 +48,14 @@ def test_the_toys_gradient_is_that_of_its_loss(backend: ToyBackend) -> None:
             losses.append(backend.gradients(batch, 0)[0])
         value[2, 3] = before
         assert grads[name][2, 3] == pytest.approx((losses[0] - losses[1]) / 2e-5, rel=1e-5)
+
+
+# a run that diverged once filled a line with the digits of its perplexity
+@pytest.mark.parametrize(
+    ("loss", "perplexity"), [(0.0, "1.00"), (7.0, "1,096.63"), (203.2164, "1.80e+88"), (1000.0, "inf")]
+)
+def test_a_perplexity_of_any_size_can_be_read(loss: float, perplexity: str) -> None:
+    assert str(Evaluation(loss, 1)) == f"validation loss {loss:.4f}, perplexity {perplexity}"
 
 
 @pytest.mark.parametrize("length", [1, 5, 6, 7, 20])

@@ -22,7 +22,7 @@ def test_sampling_continues_the_prompt_and_repeats_itself(
         outputs.append(capsys.readouterr().out)
     assert outputs[0] == outputs[1] != outputs[2]
     assert outputs[0].startswith("def ")
-    assert sample_main(SPEC, ["--model=done", "--count=3", "--tokens=5"]) == 0
+    assert sample_main(SPEC, ["--model=done", "--count=3", "--tokens=5", "--top-k=0"]) == 0
     assert capsys.readouterr().out.count("---") == 3
 
 
@@ -32,6 +32,7 @@ def test_sampling_continues_the_prompt_and_repeats_itself(
         (["--model=nowhere"], "nowhere is not a folder"),
         (["--model=done", "--top-p=2"], "top_p=2.0"),
         (["--model=done", "--count=0"], "--count 0"),
+        (["--model=done", "--top-k=-1"], "top_k=-1"),
         (["--model=done", "--device=gpu"], "device='gpu'"),
     ],
 )

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, make_dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import tyro
 
 from gpt_trainer.backend import BackendSpec
 from gpt_trainer.config import SECTIONS, TrainConfig
 from gpt_trainer.errors import InputError
 from gpt_trainer.extra_evaluation import EvaluationSpec, installed_evaluations, refuse_missing
+from gpt_trainer.flags import parse_flags
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.origin import Origin, Resumed
 from gpt_trainer.presets import CPU_PRESET, GPU_PRESET, PRESETS
@@ -201,15 +200,11 @@ def _with_origin(base: TrainConfig, origin: Origin) -> TrainConfig:
 
 
 def _parse(spec: BackendSpec, argv: Sequence[str], sections: Mapping[str, Any], early: Early) -> Any:
-    values = {"actions": Actions(preset=early.preset), **sections}
-    kind = make_dataclass("Flags", [(name, type(value)) for name, value in values.items()], frozen=True)
-    return tyro.cli(
-        kind,
-        config=(tyro.conf.OmitArgPrefixes,),
+    return parse_flags(
+        argv,
+        {"actions": Actions(preset=early.preset), **sections},
         prog=f"{spec.name}-train",
         description=f"Train a GPT-2 with {spec.name}. Defaults are the preset's; flags have the last word.",
-        args=list(argv),
-        default=kind(**values),
     )
 
 

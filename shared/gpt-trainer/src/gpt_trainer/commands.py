@@ -26,6 +26,7 @@ from gpt_trainer.launch import (
     model_of,
     new_folder,
     open_data,
+    refuse_missing_gpu,
 )
 from gpt_trainer.loop import Loop
 from gpt_trainer.metrics import MetricsFile
@@ -124,6 +125,7 @@ def _train(
     """Set up, train, and say what to type next."""
     request = replace(request, config=with_precision(request.config, spec))
     config = request.config
+    refuse_missing_gpu(spec, request)
     run = resumed.run if resumed is not None else stack.enter_context(new_folder(request, stack))
     dataset = open_data(config.data, stop, plain=config.reports.plain or not sys.stderr.isatty())
     stack.callback(dataset.close)
@@ -193,6 +195,7 @@ def _evaluate_only(
     config = request.config
     if resumed is not None and resumed.checkpoint is None:
         raise InputError(f"{resumed.run} has no checkpoint yet: there is nothing to evaluate")
+    refuse_missing_gpu(spec, request)
     dataset = open_data(config.data, stop, plain=config.reports.plain or not sys.stderr.isatty())
     backend = create_backend(spec, request, model_of(request, dataset, resumed, origin))
     make_record(spec, request, backend, dataset, resumed)
@@ -213,7 +216,5 @@ def _evaluate_only(
     if request.actions.json:
         print(json.dumps(values))
     else:
-        print(
-            f"validation loss {found.loss:.4f}, perplexity {found.perplexity:.2f}, {found.targets:,} tokens"
-        )
+        print(f"{found}, {found.targets:,} tokens")
     return 0

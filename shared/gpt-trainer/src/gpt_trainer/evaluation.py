@@ -25,6 +25,10 @@ class Evaluation(NamedTuple):
         except OverflowError:
             return math.inf
 
+    def __str__(self) -> str:
+        perplexity = f"{self.perplexity:,.2f}" if self.perplexity < 1e6 else f"{self.perplexity:.2e}"
+        return f"validation loss {self.loss:.4f}, perplexity {perplexity}"
+
 
 def evaluate(backend: Backend, loader: BatchLoader, rows: int, stop: StopFlag) -> Evaluation | None:
     """Mean loss over the split's first rows, the same ones every time; None if asked to stop meanwhile.

@@ -154,6 +154,20 @@ def create_backend(spec: BackendSpec, request: Request, model: ModelConfig) -> B
         raise InputError(str(error)) from None
 
 
+def refuse_missing_gpu(spec: BackendSpec, request: Request) -> None:
+    """Refuse a GPU that is not there before data is prepared, which may take long.
+
+    Args:
+        spec: The backend.
+        request: For the device.
+
+    Raises:
+        InputError: As the backend says it.
+    """
+    if request.config.runtime.device == "gpu" and not spec.has_gpu():
+        create_backend(spec, request, ModelConfig(n_layer=1, n_head=1, d_model=8, context=8, vocab_size=8))
+
+
 def load_weights(backend: Backend, request: Request, resumed: Resumed | None, origin: Origin | None) -> None:
     """Give the backend the weights that the run starts or goes on with.
 

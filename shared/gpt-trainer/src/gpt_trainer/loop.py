@@ -206,9 +206,7 @@ class Loop:
         if self._save_due() and (state.best_loss is None or found.loss < state.best_loss):
             state.best_loss, state.best_step = found.loss, state.step
         self._write({"step": state.step, "val_loss": found.loss, "val_targets": found.targets})
-        parts.display.say(
-            f"step {state.step}: validation loss {found.loss:.4f}, perplexity {found.perplexity:.2f}"
-        )
+        parts.display.say(f"step {state.step}: {found}")
         self._watch.restart()
         return True
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ import tyro
 
 from gpt_trainer.backend import Backend, BackendSpec, OptimizerConfig, Precision, Runtime
 from gpt_trainer.errors import InputError
+from gpt_trainer.flags import parse_flags
 from gpt_trainer.generation import encode_prompt, generate
 from gpt_trainer.origin import open_model, tokenizer_of
 from gpt_trainer.sampling import SamplingConfig
@@ -32,7 +33,7 @@ class SampleOptions:
         count: How many continuations.
         tokens: Tokens of each; it ends early at the end-of-text token.
         temperature: Divides the logits; 0 always takes the most likely token.
-        top_k: Draw from this many most likely tokens.
+        top_k: Draw from this many most likely tokens; 0 for all.
         top_p: Draw from the fewest most likely tokens that together have this probability.
         seed: Decides the draws.
         tokenizer_files: Folder with GPT-2's tokenizer files, for a model that comes without.
@@ -45,7 +46,7 @@ class SampleOptions:
     count: int = 1
     tokens: int = 200
     temperature: float = 0.8
-    top_k: int | None = 50
+    top_k: int = 50
     top_p: float = 1.0
     seed: int = 0
     tokenizer_files: Path | None = None
@@ -85,17 +86,11 @@ def sample(spec: BackendSpec, argv: Sequence[str]) -> int:
 
 
 def _parse(spec: BackendSpec, argv: Sequence[str]) -> tuple[SampleOptions, Any]:
-    kind = make_dataclass(
-        "Flags",
-        [("sampling", SampleOptions), ("backend", spec.options, field(default_factory=spec.options))],
-        frozen=True,
-    )
-    flags: Any = tyro.cli(
-        kind,
-        config=(tyro.conf.OmitArgPrefixes,),
+    flags = parse_flags(
+        argv,
+        {"sampling": SampleOptions(tyro.MISSING), "backend": spec.options()},
         prog=f"{spec.name}-sample",
         description=f"Continue a text with a GPT-2, by {spec.name}.",
-        args=list(argv),
     )
     return flags.sampling, flags.backend
 
@@ -105,7 +100,7 @@ def _check(options: SampleOptions) -> SamplingConfig:
         if getattr(options, name) < 1:
             raise InputError(f"--{name} {getattr(options, name)} is not positive")
     try:
-        return SamplingConfig(options.temperature, options.top_k, options.top_p, options.seed)
+        return SamplingConfig(options.temperature, options.top_k or None, options.top_p, options.seed)
     except ValueError as error:
         raise InputError(str(error)) from None
 

@@ -47,8 +47,8 @@ def _leaves(table: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
             yield key, value
 
 
-def flat(config: TrainConfig) -> dict[str, Any]:
-    """Every field of every section by name, as JSON values."""
+def flat(config: Any) -> dict[str, Any]:
+    """Every field of every section of a configuration by name, as JSON values."""
     values = {name: value for section in asdict(config).values() for name, value in section.items()}
     return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, make_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import tyro
 from gpt_trainer.errors import InputError
-from gpt_trainer.settings import field_names, flag, overlay_section, read_toml
+from gpt_trainer.flags import parse_flags
+from gpt_trainer.settings import field_names, flag, flat, overlay_section, read_toml
 
 from gpt_jax.aiayn.runs.record import LAST_BITS, Resumed
-from gpt_jax.aiayn.settings import PRESET_OF, RUN_PRESETS, SECTIONS, DataSection, RunConfig, flat
+from gpt_jax.aiayn.settings import PRESET_OF, RUN_PRESETS, SECTIONS, DataSection, RunConfig
 
 COMMAND = "aiayn-jax-train"
 HARMLESS = {"steps", "device", "data", "val", "test"}
@@ -129,18 +129,14 @@ def _base(early: Early, file: Mapping[str, Any], resumed: Resumed | None) -> tup
 
 
 def _parse(argv: Sequence[str], sections: Mapping[str, Any], early: Early) -> Any:
-    values = {"actions": Actions(preset=early.preset), **sections}
-    kind = make_dataclass("Flags", [(name, type(value)) for name, value in values.items()], frozen=True)
-    return tyro.cli(
-        kind,
-        config=(tyro.conf.OmitArgPrefixes,),
+    return parse_flags(
+        argv,
+        {"actions": Actions(preset=early.preset), **sections},
         prog=COMMAND,
         description=(
             "Train the Transformer of 'Attention Is All You Need'. Defaults are the preset's; flags have "
             "the last word."
         ),
-        args=list(argv),
-        default=kind(**values),
     )
 
 

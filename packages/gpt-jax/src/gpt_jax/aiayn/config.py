@@ -6,11 +6,12 @@ Shapes: V vocabulary, D width, F width of the feed-forward layer, L layers of ea
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
+from math import prod
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes that a run may choose, whatever its vocabulary; checked as part of a ``TransformerConfig``.
+    """Sizes of the model; its vocabulary is the tokenizer's.
 
     Attributes:
         n_layer: Layers of the encoder, and as many of the decoder.
@@ -121,7 +122,4 @@ def parameter_count(config: TransformerConfig) -> int:
     Args:
         config: The sizes.
     """
-    total = 0
-    for shape in parameter_shapes(config).values():
-        total += shape[0] * shape[1] if len(shape) == 2 else shape[0]
-    return total
+    return sum(map(prod, parameter_shapes(config).values()))

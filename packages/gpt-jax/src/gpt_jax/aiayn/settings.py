@@ -6,8 +6,7 @@ A section's fields are flags, keys of a TOML file and keys of ``trainer.json`` u
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from gpt_jax.aiayn.config import PRESETS, Sizes, TransformerConfig
 
@@ -163,12 +162,6 @@ def _check_positive(config: RunConfig) -> None:
 
 
 SECTIONS = tuple(item.name for item in fields(RunConfig))
-
-
-def flat(config: RunConfig) -> dict[str, Any]:
-    """Every field of every section by name, as JSON values."""
-    values = {name: value for section in asdict(config).values() for name, value in section.items()}
-    return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
 
 PRESET_OF = {"numbers": "demo", "pairs": "small", "multi30k": "small", "wmt14": "base"}

@@ -14,6 +14,7 @@ import tyro
 from gpt_trainer.checkpoint.discovery import is_step
 from gpt_trainer.checkpoint.load import step_or_newest
 from gpt_trainer.errors import InputError
+from gpt_trainer.flags import parse_flags
 from gpt_trainer.origin import run_of_step, warn
 
 from gpt_jax.aiayn.averaging import average
@@ -107,12 +108,13 @@ def _translate(options: TranslateOptions) -> int:
 
 
 def _parse(argv: Sequence[str]) -> TranslateOptions:
-    options = tyro.cli(
-        TranslateOptions,
+    flags = parse_flags(
+        argv,
+        {"translation": TranslateOptions(tyro.MISSING)},
         prog=COMMAND,
-        args=list(argv),
-        description="Translate: a line out for every line in.",
+        description="Translate with a trained encoder-decoder: a line out for every line in.",
     )
+    options: TranslateOptions = flags.translation
     if options.text is not None and options.input is not None:
         raise InputError("--text and --input do not go together")
     for name in ("beam", "batch", "average"):

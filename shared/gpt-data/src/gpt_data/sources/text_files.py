@@ -154,7 +154,8 @@ def open_text(path: Path) -> Iterator[io.BufferedIOBase]:
         with _open(path) as file:
             yield file
     except damage as error:
-        raise DataError(f"cannot read {path}: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise DataError(f"cannot read {path}: {reason or error}") from error
 
 
 def _open(path: Path) -> io.BufferedIOBase:

@@ -64,6 +64,9 @@ def open_corpus(
     """
     kind, _, rest = section.data.partition(":")
     languages = parse_direction(section.direction)
+    for name in ("val", "test"):
+        if kind != "pairs" and getattr(section, name) is not None:
+            raise DataError(f"--{name} goes with --data pairs:SRC,TGT, not with --data {section.data}")
     if section.data == "numbers":
         corpus = _numbers()
     elif section.data == "wmt14":

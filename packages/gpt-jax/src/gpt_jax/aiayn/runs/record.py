@@ -19,10 +19,10 @@ from gpt_trainer.errors import InputError
 from gpt_trainer.origin import run_of_step, warn
 from gpt_trainer.record import differences
 from gpt_trainer.run_folder import read_plan, set_aside_later
-from gpt_trainer.settings import overlay_section
+from gpt_trainer.settings import flat, overlay_section
 
 from gpt_jax.aiayn.runs.checkpoints import SavedState, load_state
-from gpt_jax.aiayn.settings import SECTIONS, RunConfig, flat
+from gpt_jax.aiayn.settings import SECTIONS, RunConfig
 
 FORMAT = "aiayn run"
 LAST_BITS = ("precision", "unroll", "wide_logits", "attention")

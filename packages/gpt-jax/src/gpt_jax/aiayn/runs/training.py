@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
-from math import prod
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +18,7 @@ from gpt_trainer.plot import plot_losses
 from gpt_trainer.run_folder import create_folder, refuse_existing, write_plan
 from gpt_trainer.stopping import StopFlag
 
-from gpt_jax.aiayn.config import parameter_shapes
+from gpt_jax.aiayn.config import parameter_count
 from gpt_jax.aiayn.data.preparation import Prepared, prepare
 from gpt_jax.aiayn.data.sources import open_corpus
 from gpt_jax.aiayn.runs.engine import Engine, on_gpu
@@ -114,9 +113,8 @@ def new_folder(out: Path | None, preset: str, config: RunConfig) -> Iterator[Pat
     with RunLock(run):
         refuse_existing(run)
         try:
-            shapes = parameter_shapes(config.model_config(config.data.vocab)).values()
             # weights and two moments, of the steps that are kept and the one being written
-            step = 12 * sum(map(prod, shapes)) + FIXED_BYTES
+            step = 12 * parameter_count(config.model_config(config.data.vocab)) + FIXED_BYTES
             check_writable(run, (config.reports.average + 1) * step)
             yield run
         except BaseException:
@@ -167,11 +165,10 @@ def _assemble(
 
 def _heading(parts: RunParts) -> str:
     model, config = parts.engine.config, parts.record.config
-    weights = sum(map(prod, parameter_shapes(model).values()))
     epochs = config.schedule.steps / parts.prepared.train.batches_per_epoch
     return (
-        f"{parts.run}: {weights:,} parameters, vocabulary {model.vocab_size:,}, {config.schedule.steps:,} "
-        f"steps ({epochs:,.1f} epochs)\n"
+        f"{parts.run}: {parameter_count(model):,} parameters, vocabulary {model.vocab_size:,}, "
+        f"{config.schedule.steps:,} steps ({epochs:,.1f} epochs)\n"
         f"aiayn-jax on {parts.engine.device_name()}, {config.runtime.precision}"
     )
 
