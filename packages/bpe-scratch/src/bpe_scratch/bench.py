@@ -2,25 +2,74 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from bpe_scratch.competitors import Run, encoders, tiktoken_of, train_hugging_face
 from bpe_scratch.corpus import read_documents
-from bpe_scratch.patterns import resolve_pattern
 from bpe_scratch.tokenizer import Tokenizer
 
-Run = Callable[[], Any]
+_MEANING = (
+    "Medians, (spread: largest less smallest, of the median). Cold: the first call of a fresh tokenizer, "
+    "kernels compiled. Warm: later calls of the same, each result released before the next call."
+)
+
+
+class Effort(NamedTuple):
+    """How often a run is repeated: ``repeats`` times, but not once ``patience`` seconds are spent on it."""
+
+    repeats: int
+    patience: float
+
+    def __call__(self, run: Callable[[], float]) -> list[float]:
+        """Repeat a run, which returns its seconds."""
+        times: list[float] = []
+        while len(times) < self.repeats and sum(times) < self.patience:
+            times.append(run())
+        return times
+
+
+def seconds(run: Run, look: Callable[[Any], None] | None = None) -> float:
+    """Seconds of one run, whose result is then released.
+
+    Args:
+        run: What is timed.
+        look: Is shown the result, when the time is taken.
+    """
+    start = time.perf_counter()
+    result = run()
+    stop = time.perf_counter()
+    if look:
+        look(result)
+    return stop - start
+
+
+def cold_and_warm(
+    make: Callable[[], Run], effort: Effort, look: Callable[[Any], None] | None = None
+) -> tuple[list[float], list[float]]:
+    """Seconds of first runs of fresh objects, and of further runs of one.
+
+    Args:
+        make: Builds a fresh object; not timed.
+        effort: Runs of each kind.
+        look: Is shown one result, in the time between.
+    """
+    cold = effort(lambda: seconds(make()))
+    run = make()
+    seconds(run, look)
+    return cold, effort(lambda: seconds(run))
 
 
 def take_documents(files: Sequence[Path], megabytes: float) -> list[str]:
@@ -39,89 +88,6 @@ def take_documents(files: Sequence[Path], megabytes: float) -> list[str]:
     return documents
 
 
-def seconds(make: Callable[[], Run], repeats: int) -> tuple[list[float], list[float], Any]:
-    """``(cold, warm, result)`` seconds; each cold run is the first of a fresh object.
-
-    Args:
-        make: Builds a fresh runner; not timed.
-        repeats: Runs of each kind.
-    """
-    cold: list[float] = []
-    warm: list[float] = []
-    result = None
-    for _ in range(repeats):
-        run = make()
-        for times in (cold, warm):
-            start = time.perf_counter()
-            result = run()
-            times.append(time.perf_counter() - start)
-    return cold, warm, result
-
-
-def runners(tokenizer: Tokenizer, documents: list[str]) -> dict[str, Callable[[], Run]]:
-    """What is timed, by name; each gives the ids of all documents.
-
-    Args:
-        tokenizer: The tokenizer that all of them implement.
-        documents: Texts to encode.
-    """
-
-    def ours(layer: str, lists: bool) -> Callable[[], Run]:
-        def make() -> Run:
-            fresh = Tokenizer(tokenizer.vocabulary, pattern=tokenizer.pattern, layer=layer)  # type: ignore[arg-type]
-            fresh.encode("")
-            return lambda: fresh.encode_batch(documents) if lists else fresh.encode_to_numpy(documents)[0]
-
-        return make
-
-    found: dict[str, Callable[[], Run]] = {}
-    if find_spec("numba"):
-        found |= {"compiled, array": ours("compiled", False), "compiled, lists": ours("compiled", True)}
-    found["arrays, array"] = ours("arrays", False)
-    if find_spec("tiktoken"):
-        theirs = _tiktoken(tokenizer)
-        found["tiktoken"] = lambda: lambda: theirs.encode_ordinary_batch(documents, num_threads=1)
-    if find_spec("gigatoken"):
-        found["gigatoken"] = _gigatoken(tokenizer, documents)
-    if find_spec("tokenizers"):
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        found["tokenizers"] = _hugging_face(tokenizer, documents)
-    return found
-
-
-def _tiktoken(tokenizer: Tokenizer) -> Any:
-    import tiktoken
-
-    expression = resolve_pattern(tokenizer.pattern)[1] or r"[\s\S]+"
-    ranks = {token: index for index, token in enumerate(tokenizer.vocabulary.tokens) if token is not None}
-    return tiktoken.Encoding("bench", pat_str=expression, mergeable_ranks=ranks, special_tokens={})
-
-
-def _hugging_face(tokenizer: Tokenizer, documents: list[str]) -> Callable[[], Run]:
-    from tokenizers import Tokenizer as HuggingFace
-
-    text = tokenizer.to_json()
-
-    def make() -> Run:
-        fresh = HuggingFace.from_str(text)
-        return lambda: [encoding.ids for encoding in fresh.encode_batch_fast(documents)]
-
-    return make
-
-
-def _gigatoken(tokenizer: Tokenizer, documents: list[str]) -> Callable[[], Run]:
-    import awkward
-    import gigatoken
-
-    text = tokenizer.to_json()
-
-    def make() -> Run:
-        fresh = gigatoken.Tokenizer.from_json(text)
-        return lambda: np.asarray(awkward.flatten(fresh.encode_batch(documents, parallel=False)))
-
-    return make
-
-
 def flat(ids: Any) -> np.ndarray:
     """Ids of any shape in one array.
 
@@ -129,111 +95,148 @@ def flat(ids: Any) -> np.ndarray:
         ids: An array or a list of lists.
     """
     if isinstance(ids, np.ndarray):
-        return ids.astype(np.int64)
-    return np.concatenate([np.array(part, dtype=np.int64) for part in ids])
+        return ids.astype(np.uint32)
+    return np.concatenate([np.array(part, dtype=np.uint32) for part in ids])
 
 
-def bench(tokenizer: Tokenizer, files: Sequence[Path], megabytes: float, repeats: int, train: int) -> None:
-    """Print one table.
+def bench(
+    tokenizer: Tokenizer, files: Sequence[Path], megabytes: float, repeats: int, patience: float, train: int
+) -> None:
+    """Print the tables.
 
     Args:
         tokenizer: The tokenizer to time.
         files: Files to take text from.
         megabytes: Text to take.
         repeats: Runs of each.
+        patience: Seconds after which a run is not repeated.
         train: Merges to learn for the training table; 0 for none.
     """
-    documents = take_documents(files, megabytes)
-    size = sum(len(document.encode()) for document in documents) / 1e6
+    documents, effort = take_documents(files, megabytes), Effort(repeats, patience)
     console = Console(width=120)
-    parts = {name: version(name) for name in ("numpy", "numba", "tiktoken", "tokenizers") if find_spec(name)}
+    parts = ("numpy", "numba", "tiktoken", "tokenizers", "gigatoken")
+    versions = ", ".join(f"{name} {version(name)}" for name in parts if find_spec(name))
     console.print(
-        f"{size:.1f} MB, {len(documents)} documents, one thread, {platform.processor() or platform.machine()}"
+        f"{_megabytes(documents):.1f} MB, {len(documents)} documents, one thread, {platform.machine()}, "
+        f"Python {platform.python_version()}, {versions}, {time.strftime('%Y-%m-%d')}\n{_MEANING}",
+        highlight=False,
     )
-    console.print(f"Python {platform.python_version()}, {parts}, {time.strftime('%Y-%m-%d')}")
-    table = Table("encode", "cold MB/s", "warm MB/s", "x tiktoken cold", "x tiktoken warm", "spread")
-    measured = {name: seconds(make, repeats) for name, make in runners(tokenizer, documents).items()}
-    base = measured.get("tiktoken", next(iter(measured.values())))
-    expected = flat(next(iter(measured.values()))[2])
-    for name, (cold, warm, ids) in measured.items():
-        if not np.array_equal(flat(ids), expected):
-            raise AssertionError(f"{name} gives other ids: no time is worth reporting")
-        c, w = statistics.median(cold), statistics.median(warm)
-        ratios = (statistics.median(base[0]) / c, statistics.median(base[1]) / w)
-        spread = f"{100 * (max(warm) - min(warm)) / w:.0f} %"
-        table.add_row(name, f"{size / c:.1f}", f"{size / w:.1f}", *(f"{r:.2f}" for r in ratios), spread)
-    console.print(table)
-    _bench_small(tokenizer, documents, expected, repeats, console)
+    console.print(_encoding(tokenizer, documents, effort))
+    console.print(_one_by_one_and_back(tokenizer, documents, effort))
     if train:
-        _bench_training(documents, train, repeats, console)
+        console.print(_training(documents, train, effort))
 
 
-def _bench_small(
-    tokenizer: Tokenizer, documents: list[str], ids: np.ndarray, repeats: int, console: Console
-) -> None:
-    """Texts of 1 kB one at a time, and decoding; for tiktoken the same."""
+def _megabytes(texts: Sequence[str]) -> float:
+    return sum(len(text.encode()) for text in texts) / 1e6
+
+
+def _rate(size: float, times: list[float]) -> str:
+    """MB/s and spread."""
+    return f"{size / statistics.median(times):.1f} ({_spread(times)})"
+
+
+def _spread(times: list[float]) -> str:
+    if len(times) == 1:
+        return "one run"
+    return f"{100 * (max(times) - min(times)) / statistics.median(times):.0f} %"
+
+
+def _ratio(theirs: list[float] | None, ours: list[float]) -> str:
+    return f"{statistics.median(theirs) / statistics.median(ours):.2f}" if theirs else ""
+
+
+class _SameIds:
+    """Whether all give the ids that the first one gave."""
+
+    def __init__(self) -> None:
+        self._first: np.ndarray | None = None
+
+    def of(self, name: str) -> Callable[[Any], None]:
+        def look(ids: Any) -> None:
+            found = flat(ids)
+            if self._first is None:
+                self._first = found
+            if not np.array_equal(found, self._first):
+                raise AssertionError(f"{name} gives other ids: no time is worth reporting")
+
+        return look
+
+
+def _encoding(tokenizer: Tokenizer, documents: list[str], effort: Effort) -> Table:
+    size, same, makers = _megabytes(documents), _SameIds(), encoders(tokenizer, documents)
+    times = {name: cold_and_warm(make, effort, same.of(name)) for name, make in makers.items()}
+    table = Table("encode, MB/s", "cold", "warm")
+    others = [name for name in ("tiktoken", "tokenizers", "gigatoken, arrays") if name in times]
+    for other in others:
+        table.add_column(f"x {other.split(',')[0]}, cold, warm", justify="right")
+    for name, pair in times.items():
+        ratios = (", ".join(_ratio(times[other][k], pair[k]) for k in range(2)) for other in others)
+        table.add_row(name, *(_rate(size, part) for part in pair), *ratios)
+    return table
+
+
+def _one_by_one_and_back(tokenizer: Tokenizer, documents: list[str], effort: Effort) -> Table:
+    """Texts of 1 kB one at a time, and decoding; tiktoken does the same from lists."""
+    table = Table("warm, MB/s", "bpe-scratch", "tiktoken, lists", "x tiktoken")
+    known: dict[str, list[float]] = {}
+    for name, size, ours, theirs in _single_runs(tokenizer, documents):
+        times = _warm(ours, effort)
+        # arrays and lists are held against the same
+        key = name.replace("array", "list")
+        if theirs and key not in known:
+            known[key] = _warm(theirs, effort)
+        other = known.get(key)
+        table.add_row(name, _rate(size, times), _rate(size, other) if other else "", _ratio(other, times))
+    return table
+
+
+def _warm(run: Run, effort: Effort) -> list[float]:
+    return cold_and_warm(lambda: run, effort)[1]
+
+
+def _single_runs(tokenizer: Tokenizer, documents: list[str]) -> Iterator[tuple[str, float, Run, Run | None]]:
+    """``(name, megabytes, this package, tiktoken)``."""
+    size, theirs = _megabytes(documents), tiktoken_of(tokenizer) if find_spec("tiktoken") else None
     texts = [document[i : i + 1000] for document in documents[:500] for i in range(0, len(document), 1000)]
-    size, whole = (sum(len(text.encode()) for text in part) / 1e6 for part in (texts, documents))
-    array, numbers = ids.astype(tokenizer.dtype), ids.tolist()
-    lists = tokenizer.encode_batch(documents)
-    runs: dict[str, tuple[float, Run]] = {
-        "one kB at a time": (size, lambda: [tokenizer.encode(text) for text in texts]),
-        "decode an array": (whole, lambda: tokenizer.decode(array)),
-        "decode an array to bytes": (whole, lambda: tokenizer.decode_bytes(array)),
-        "decode a list": (whole, lambda: tokenizer.decode(numbers)),
-        "decode a list to bytes": (whole, lambda: tokenizer.decode_bytes(numbers)),
-        "decode a list per document": (whole, lambda: tokenizer.decode_batch(lists)),
-    }
-    if find_spec("tiktoken"):
-        theirs = _tiktoken(tokenizer)
-        runs |= {
-            "tiktoken: one kB at a time": (size, lambda: [theirs.encode_ordinary(text) for text in texts]),
-            "tiktoken: decode a list": (whole, lambda: theirs.decode(numbers)),
-            "tiktoken: decode a list to bytes": (whole, lambda: theirs.decode_bytes(numbers)),
-            "tiktoken: decode a list per document": (whole, lambda: [theirs.decode(part) for part in lists]),
-        }
-    table = Table("one by one, and back", "MB/s", "spread")
-    for name, (megabytes, run) in runs.items():
-        # the first is cold: compiling and new memory
-        times = seconds(lambda run=run: run, repeats)[1]  # type: ignore[misc]
-        middle = statistics.median(times)
-        spread = f"{100 * (max(times) - min(times)) / middle:.0f} %"
-        table.add_row(name, f"{megabytes / middle:.1f}", spread)
-    console.print(table)
+    pairs: list[tuple[str, Any, Any]] = [
+        ("to bytes", tokenizer.decode_bytes, theirs and theirs.decode_bytes),
+        ("to text", tokenizer.decode, theirs and theirs.decode),
+    ]
+
+    def each(work: Any, given: Sequence[Any]) -> Run:
+        return lambda: [work(one) for one in given]
+
+    encode = theirs and each(theirs.encode_ordinary, texts)
+    yield "encode 1 kB at a time", _megabytes(texts), each(tokenizer.encode, texts), encode
+    ids, offsets = tokenizer.encode_to_numpy(documents)
+    arrays = [ids[start:stop] for start, stop in pairwise(offsets.tolist())]
+    lists = [part.tolist() for part in arrays]
+    whole = ids.tolist()
+    for to, ours, other in pairs:
+        back = other and each(other, [whole])
+        yield f"an array {to}", size, each(ours, [ids]), back
+        yield f"a list {to}", size, each(ours, [whole]), back
+        back = other and each(other, lists)
+        yield f"an array per document {to}", size, each(ours, arrays), back
+        yield f"a list per document {to}", size, each(ours, lists), back
 
 
-def _bench_training(documents: list[str], merges: int, repeats: int, console: Console) -> None:
+def _training(documents: list[str], merges: int, effort: Effort) -> Table:
     from bpe_scratch.training import train
 
-    table = Table("train", "seconds", "spread")
-    layers = ("compiled", "arrays") if find_spec("numba") else ("arrays",)
-    runs: dict[str, Run] = {
-        layer: lambda layer=layer: train(documents, 256 + merges, special_tokens=(), layer=layer)  # type: ignore[misc]
-        for layer in layers
-    }
+    def ours(layer: Any) -> Run:
+        return lambda: train(documents, 256 + merges, special_tokens=(), layer=layer)
+
+    runs = {"compiled": ours("compiled")} if find_spec("numba") else {}
+    runs["without Numba"] = ours("arrays")
     if find_spec("tokenizers"):
-        runs["tokenizers"] = lambda: _train_hugging_face(documents, merges)
-    for layer, run in runs.items():
-        taken = []
-        for _ in range(repeats if layer == "compiled" else 1):
-            start = time.perf_counter()
-            run()
-            taken.append(time.perf_counter() - start)
-        middle = statistics.median(taken)
-        table.add_row(
-            f"{layer}, {merges} merges", f"{middle:.2f}", f"{100 * (max(taken) - min(taken)) / middle:.0f} %"
-        )
-    console.print(table)
-
-
-def _train_hugging_face(documents: list[str], merges: int) -> None:
-    from tokenizers import Tokenizer as HuggingFace
-    from tokenizers import models, pre_tokenizers, trainers
-
-    model = HuggingFace(models.BPE())
-    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=256 + merges, min_frequency=2, initial_alphabet=alphabet, show_progress=False
-    )
-    model.train_from_iterator(documents, trainer)
+        runs["tokenizers"] = lambda: train_hugging_face(documents, merges)
+    # so that no kernel is compiled in a timed run
+    train(documents[:1], 260)
+    times = {name: effort(partial(seconds, run)) for name, run in runs.items()}
+    table = Table(f"train {merges} merges", "seconds (spread)", "x tokenizers")
+    for name, taken in times.items():
+        shown = f"{statistics.median(taken):.2f} ({_spread(taken)})"
+        table.add_row(name, shown, _ratio(times.get("tokenizers"), taken))
+    return table

@@ -66,7 +66,7 @@ class Decode:
     """Write the text of ids, given as arguments or on standard input."""
 
     ids: Annotated[tuple[int, ...], tyro.conf.Positional] = field(default_factory=tuple)
-    """Ids; read from standard input if none is given."""
+    """Ids; read from standard input if none is given. Negative ones need no --, behind which all are ids."""
     tokenizer: Path = Path("tokenizer.json")
     """tokenizer.json to use."""
 
@@ -97,6 +97,8 @@ class Bench:
     """Text to take from the files."""
     repeats: int = 5
     """Runs of each; the median and the spread are shown."""
+    patience: float = 60.0
+    """Seconds after which a slow run is not repeated."""
     train: int = 0
     """If not 0, time learning this many merges as well."""
 
@@ -139,6 +141,7 @@ def _run(arguments: Train | Encode | Decode | Inspect | Bench) -> None:
             arguments.files,
             arguments.megabytes,
             arguments.repeats,
+            arguments.patience,
             arguments.train,
         )
 

@@ -146,6 +146,16 @@ def _is_short_ascii(ids, narrow, position, slots):
 
 
 @inner
+def _run_end(ids, narrow, number, position, slots):
+    """End of the ids from ``position`` on that are, but for the first, no short ASCII tokens."""
+    last = min(number, position + _RUN)
+    position += 1
+    while position < last and not _is_short_ascii(ids, narrow, position, slots):
+        position += 1
+    return min(position, number)
+
+
+@inner
 def _widen_tokens(ids, narrow, number, position, slots, units, at, stop, kind):
     """Write short ASCII tokens while there are any and a slot has room; returns ``(position, end)``."""
     while position < number and at + SLOT <= stop:
@@ -172,10 +182,7 @@ def write_text(numbers, narrow, number, slots, spans, blob, size, text, kind):
     while position < number:
         if left == 0:
             position, at = _widen_tokens(ids, narrow, number, position, slots, units, at, text._length, kind)
-        stop, last = position + 1, min(number, position + _RUN)
-        while stop < last and not _is_short_ascii(ids, narrow, stop, slots):
-            stop += 1
-        stop = min(stop, number)
+        stop = _run_end(ids, narrow, number, position, slots)
         position, end = _copy_tokens(
             ids, narrow, stop, position, slots, spans, blob, block + left, size - left
         )
