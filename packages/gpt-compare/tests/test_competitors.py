@@ -71,7 +71,7 @@ def test_defaults_are_the_presets_with_few_steps_of_one_micro_batch() -> None:
     demo = PRESETS["cpu-demo"]
     assert (config.model, config.data, config.optimizer) == (demo.model, demo.data, demo.optimizer)
     assert config.rows == config.batch.micro_batch == demo.batch.micro_batch
-    assert (config.schedule.steps, config.schedule.warmup) == (120, 12)
+    assert (config.schedule.steps, config.schedule.warmup) == (200, 40)
     assert config.runtime.precision == "float32"
 
 
