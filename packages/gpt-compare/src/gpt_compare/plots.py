@@ -65,7 +65,7 @@ def _speed(figure: Figure, entries: list[Entry]) -> None:
     speeds = np.array([f.tokens_per_second for f in rows])
     # seconds at the median over those at the other percentiles
     low, high = (speeds * [f.step_seconds[1] / f.step_seconds[i] for f in rows] for i in (2, 0))
-    texts = [f"{f.tokens_per_second:,.0f}, {1e3 * f.step_seconds[1]:.1f} ms a step" for f in rows]
+    texts = [f"{f.tokens_per_second:,.0f}/s, {1e3 * f.step_seconds[1]:.1f} ms a step" for f in rows]
     _bars(axes, entries, speeds, high, texts)
     whiskers = np.array([speeds - low, high - speeds])
     axes.errorbar(speeds, range(len(rows)), xerr=whiskers, fmt="none", ecolor="#333333", capsize=3)
