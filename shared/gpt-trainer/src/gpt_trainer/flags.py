@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import make_dataclass
+from dataclasses import field, make_dataclass
 from typing import Any
 
 import tyro
@@ -14,17 +14,20 @@ def parse_flags(argv: Sequence[str], sections: Mapping[str, Any], *, prog: str, 
 
     Args:
         argv: The command's arguments.
-        sections: Dataclasses by name; their values are the defaults.
+        sections: By name a dataclass whose values are the defaults; or, first among them, a class, some of
+            whose fields have none.
         prog: The command's name.
         description: What it does.
     """
-    kind = make_dataclass("Flags", [(name, type(value)) for name, value in sections.items()], frozen=True)
+    known = [
+        (name, given) if isinstance(given, type) else (name, type(given), field(default=given))
+        for name, given in sections.items()
+    ]
     return tyro.cli(
-        kind,
+        make_dataclass("Flags", known, frozen=True),
         # nobody types None: a flag that may be missing shows what it takes, and its help what happens without
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone),
         prog=prog,
         description=description,
         args=list(argv),
-        default=kind(**sections),
     )

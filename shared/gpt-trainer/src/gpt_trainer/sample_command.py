@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import bpe_scratch
 import numpy as np
-import tyro
 
 from gpt_trainer.backend import Backend, BackendSpec, OptimizerConfig, Precision, Runtime
 from gpt_trainer.errors import InputError
@@ -88,7 +87,7 @@ def sample(spec: BackendSpec, argv: Sequence[str]) -> int:
 def _parse(spec: BackendSpec, argv: Sequence[str]) -> tuple[SampleOptions, Any]:
     flags = parse_flags(
         argv,
-        {"sampling": SampleOptions(tyro.MISSING), "backend": spec.options()},
+        {"sampling": SampleOptions, "backend": spec.options()},
         prog=f"{spec.name}-sample",
         description=f"Continue a text with a GPT-2, by {spec.name}.",
     )

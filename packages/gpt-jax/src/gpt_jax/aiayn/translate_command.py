@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import bpe_scratch
-import tyro
 from gpt_trainer.checkpoint.discovery import is_step
 from gpt_trainer.checkpoint.load import step_or_newest
 from gpt_trainer.errors import InputError
@@ -110,7 +109,7 @@ def _translate(options: TranslateOptions) -> int:
 def _parse(argv: Sequence[str]) -> TranslateOptions:
     flags = parse_flags(
         argv,
-        {"translation": TranslateOptions(tyro.MISSING)},
+        {"translation": TranslateOptions},
         prog=COMMAND,
         description="Translate with a trained encoder-decoder: a line out for every line in.",
     )
