@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections import Counter
 from importlib.util import find_spec
 
 import pytest
@@ -19,6 +20,8 @@ from bpe_scratch import (
     train,
     train_from_counts,
 )
+from bpe_scratch.array_counting import count_pieces
+from bpe_scratch.patterns import splitter
 from bpe_scratch.training import BYTE_IDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -175,3 +178,13 @@ def test_any_expression_can_be_the_pattern() -> None:
     tokenizer = train(["aXbXaXbX" * 5], 260, pattern="X|[^X]+")
     assert tokenizer.pieces("aXb") == ["a", "X", "b"]
     assert Tokenizer.from_json(tokenizer.to_json()).encode("aXbab") == tokenizer.encode("aXbab")
+
+
+def test_counting_over_arrays_equals_counting_one_by_one() -> None:
+    # pieces around the 15 bytes that are a key, long ones twice, NUL bytes, and empty documents
+    parts = [" " + "a" * n for n in range(12, 19)] + ["\0" * 14, "\0" * 15, "é" * 8, "", "'s", "b" * 300]
+    documents = [*parts, "".join(parts * 3), ""]
+    want = Counter(piece.encode() for document in documents for piece in splitter("gpt2")(document))
+    assert count_pieces(documents) == want
+    assert count_pieces([]) == count_pieces([""]) == {}
+    assert count_pieces(["c" * 40]) == {b"c" * 40: 1}

@@ -24,17 +24,17 @@ _CHUNK = 1 << 21
 _BLOCK = 1 << 18
 _LOG = 20
 _LIMIT = (1 << _LOG) * 6 // 10
-_INLINE = 15
+INLINE = 15
 # fewer new pieces than this are merged one by one
 _FEW = 64
 # a value holds the count of ids, and above it where they stand in the pool, or a single id itself
 _COUNT_BITS = 4
 _COUNT = (1 << _COUNT_BITS) - 1
 # by the bytes of a piece: masks of both halves of the key, and the width in its last byte; 16 stands for more
-_LOW_MASK, _HIGH_MASK = np.zeros((2, _INLINE + 2), dtype=np.uint64)
-_LOW_MASK[:-1] = [(1 << 8 * min(n, 8)) - 1 for n in range(_INLINE + 1)]
-_HIGH_MASK[:-1] = [(1 << 8 * max(n - 8, 0)) - 1 for n in range(_INLINE + 1)]
-_WIDTH = np.arange(_INLINE + 2, dtype=np.uint64) << np.uint64(56)
+_LOW_MASK, _HIGH_MASK = np.zeros((2, INLINE + 2), dtype=np.uint64)
+_LOW_MASK[:-1] = [(1 << 8 * min(n, 8)) - 1 for n in range(INLINE + 1)]
+_HIGH_MASK[:-1] = [(1 << 8 * max(n - 8, 0)) - 1 for n in range(INLINE + 1)]
+_WIDTH = np.arange(INLINE + 2, dtype=np.uint64) << np.uint64(56)
 
 
 class ArrayEncoder(PlainEncoder):
@@ -107,11 +107,11 @@ class ArrayEncoder(PlainEncoder):
     ) -> tuple[npt.NDArray[np.uint32], Ints]:
         """``(ids, number of ids of each piece)``."""
         # first the slots, for learning may empty the table and begin another
-        slots = self._slots(*_keys(raw, starts, widths))
+        slots = self._slots(*keys_of(raw, starts, widths))
         values = self._table.values[slots]
         counts, places = values & _COUNT, values >> _COUNT_BITS
         pool = self._pool
-        long = np.flatnonzero(widths > _INLINE)
+        long = np.flatnonzero(widths > INLINE)
         if long.size:
             extra, counts[long], places[long] = self._long_pieces(raw, starts[long], widths[long])
             pool = np.concatenate([pool[: self._pool_used], extra])
@@ -152,7 +152,7 @@ class ArrayEncoder(PlainEncoder):
         """Merge each new piece once and enter it; returns the slots."""
         slots, fresh = self._table.insert(k0, k1)
         words = np.stack([k0[fresh], k1[fresh]], axis=1).astype("<u8").view(np.uint8)
-        widths = words[:, _INLINE].astype(np.int64)
+        widths = words[:, INLINE].astype(np.int64)
         ids, counts = self._merge_words(words, widths)
         begins = np.cumsum(counts) - counts
         places = np.where(counts == 1, ids[begins], begins + self._pool_used)
@@ -188,10 +188,16 @@ def _write(counts: Ints, places: Ints, pool: npt.NDArray[np.uint32]) -> npt.NDAr
     return ids
 
 
-def _keys(raw: npt.NDArray[np.uint8], starts: Ints, widths: Ints) -> tuple[Keys, Keys]:
-    """Both halves of the keys of pieces; those of over 15 bytes share one."""
+def keys_of(raw: npt.NDArray[np.uint8], starts: Ints, widths: Ints) -> tuple[Keys, Keys]:
+    """Both halves of the keys of pieces; those of over 15 bytes share one.
+
+    Args:
+        raw: Text, and 16 bytes more.
+        starts: Where each piece starts.
+        widths: Its bytes, 1 at least.
+    """
     # every byte begins 16 of them: the same memory, read at a step of one
     sixteen = np.ndarray((raw.size - 15,), dtype="V16", buffer=raw, strides=(1,))
     halves = sixteen[starts].view("<u8").reshape(-1, 2)
-    kept = np.minimum(widths, _INLINE + 1)
+    kept = np.minimum(widths, INLINE + 1)
     return halves[:, 0] & _LOW_MASK[kept], halves[:, 1] & _HIGH_MASK[kept] | _WIDTH[kept]

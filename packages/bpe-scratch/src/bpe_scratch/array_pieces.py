@@ -10,14 +10,11 @@ equal values.  The starts of pieces are then
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
 from functools import cache
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
-from bpe_scratch.patterns import resolve_pattern, splitter, to_utf8
 from bpe_scratch.unicode_classes import LETTER, MARK, NUMBER, OTHER, SPACE, UPPER, class_of_code_point
 
 _LETTERS, _NUMBERS, _OTHERS, _SPACES = 0, 1, 2, 3
@@ -127,32 +124,3 @@ def _move_contractions(
     # only inside the run of letters: elsewhere a start is there already, or belongs to a blank
     behind = behind[groups[behind] == _LETTERS]
     starts[behind] = True
-
-
-def byte_splitter(pattern: str) -> Callable[[Sequence[str]], Iterable[bytes]]:
-    """A function from documents to the UTF-8 of all their pieces; over whole arrays for ``gpt2``.
-
-    Args:
-        pattern: As in :func:`bpe_scratch.patterns.resolve_pattern`.
-    """
-    if resolve_pattern(pattern)[0] == "gpt2":
-        return _gpt2_pieces
-    split = splitter(pattern)
-
-    def cut(documents: Sequence[str]) -> Iterable[bytes]:
-        for document in documents:
-            to_utf8(document)
-            yield from map(str.encode, split(document))
-
-    return cut
-
-
-def _gpt2_pieces(documents: Sequence[str]) -> list[bytes]:
-    parts = [to_utf8(document) for document in documents]
-    sizes = np.array([len(part) for part in parts], dtype=np.int64)
-    raw = b"".join(parts)
-    if not raw:
-        return []
-    begins = (np.cumsum(sizes) - sizes)[sizes > 0]
-    starts = piece_starts(np.frombuffer(raw, dtype=np.uint8), begins)
-    return [raw[start:end] for start, end in pairwise([*starts.tolist(), len(raw)])]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from bpe_scratch import array_trainer, incremental
-from bpe_scratch.array_pieces import byte_splitter
+from bpe_scratch.array_counting import piece_counter
 from bpe_scratch.byte_alphabet import BYTES_IN_ID_ORDER
 from bpe_scratch.errors import DuplicateTokenError, TokenizerError
 from bpe_scratch.layers import Layer, resolve_layer, tell_before_compiling
@@ -212,10 +212,10 @@ def _count_plain(
     documents: Iterable[str], pattern: str, max_words: int, on_documents: Callable[[int], None] | None
 ) -> Counter[bytes]:
     counts: Counter[bytes] = Counter()
-    cut = byte_splitter(pattern)
+    count = piece_counter(pattern)
     done = 0
     for batch in _batches(documents, _ARRAY_BATCH):
-        counts.update(cut(batch))
+        counts.update(count(batch))
         done += len(batch)
         dropped = 1
         while len(counts) > max_words // (1 if dropped == 1 else 2):
