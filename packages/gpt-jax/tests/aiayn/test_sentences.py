@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from gpt_data.errors import DataError
+from gpt_jax.aiayn.data import sentences as module
 from gpt_jax.aiayn.data.pairs import TextPairs
 from gpt_jax.aiayn.data.sentences import encode_pairs, encode_side, end_of_text, learn_tokenizer
 from hypothesis import given
@@ -34,6 +35,15 @@ def test_sentences_round_trip_and_end_once(sentences: list[str]) -> None:
         assert ids[-1] == end_of_text(TOKENIZER)
         assert end_of_text(TOKENIZER) not in ids[:-1]
         assert TOKENIZER.decode(ids[:-1]) == text
+
+
+def test_sentences_encoded_in_portions_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = encode_side(TOKENIZER, GERMAN)
+    for count in (1, 7, len(GERMAN)):
+        monkeypatch.setattr(module, "SENTENCES_AT_A_TIME", count)
+        portions = encode_side(TOKENIZER, GERMAN)
+        assert all(np.array_equal(got, want) for got, want in zip(portions, whole, strict=True))
+    assert [len(array) for array in encode_side(TOKENIZER, [])] == [0, 1]
 
 
 def test_pairs_longer_than_the_model_are_left_out_counted_and_named() -> None:

@@ -8,6 +8,7 @@ reading with the file's name and the line.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -15,6 +16,8 @@ from pathlib import Path
 
 from gpt_data.errors import DataError
 from gpt_data.sources.text_files import open_text
+
+from gpt_jax.aiayn.data.packed_text import PackedText
 
 LONGEST_LINE = 1 << 20
 """Bytes of a line; a file with longer ones is not one of sentences."""
@@ -55,9 +58,9 @@ class PairCollector:
     """
 
     unit: str = "line"
-    source: list[str] = field(default_factory=list)
-    target: list[str] = field(default_factory=list)
-    numbers: list[int] = field(default_factory=list)
+    source: PackedText = field(default_factory=PackedText)
+    target: PackedText = field(default_factory=PackedText)
+    numbers: array[int] = field(default_factory=lambda: array("q"))
     _empty: dict[str, list[int]] = field(default_factory=dict)
 
     def add(self, number: int, source: str, target: str) -> None:

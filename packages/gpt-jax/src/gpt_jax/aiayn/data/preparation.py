@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import bpe_scratch
@@ -18,7 +19,7 @@ class Prepared(NamedTuple):
     """What a run learns from.
 
     Attributes:
-        corpus: The text.
+        corpus: The text, without that of the training pairs.
         tokenizer: The joint BPE.
         train: Training batches by step.
         val: Validation batches.
@@ -62,6 +63,8 @@ def prepare(corpus: Corpus, config: RunConfig, tokenizer_json: bytes | None = No
     val, more = encode_pairs(tokenizer, corpus.val, longest, "validation")
     shapes = _shapes(train, val, config)
     plans = BatchPlan(train, shapes, config.runtime.seed), BatchPlan(val, shapes, config.runtime.seed)
+    # the text that was learned from is not needed again
+    corpus = replace(corpus, train=corpus.train.first(0))
     return Prepared(corpus, tokenizer, *plans, [*corpus.notes, *notes, *more, describe(plans[0])])
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import bpe_scratch
@@ -18,6 +19,9 @@ from gpt_data.errors import DataError
 from jaxtyping import Bool, Int32, Int64
 
 from gpt_jax.aiayn.data.pairs import TextPairs, shown_numbers
+
+SENTENCES_AT_A_TIME = 1 << 16
+"""Sentences that exist as strings at a time while they are encoded."""
 
 
 class Side(NamedTuple):
@@ -68,7 +72,7 @@ def learn_tokenizer(pairs: TextPairs, vocab_size: int, pattern: str) -> bpe_scra
         DataError: If ``vocab_size`` does not hold the bytes and the end of text.
     """
     try:
-        return bpe_scratch.train([*pairs.source, *pairs.target], vocab_size, pattern=pattern)
+        return bpe_scratch.train(chain(pairs.source, pairs.target), vocab_size, pattern=pattern)
     except ValueError as error:
         raise DataError(f"--vocab {vocab_size}: {error}") from None
 
@@ -91,9 +95,12 @@ def encode_side(tokenizer: bpe_scratch.Tokenizer, sentences: Sequence[str]) -> S
         tokenizer: The joint BPE.
         sentences: Any text.
     """
-    ids, offsets = tokenizer.encode_to_numpy(list(sentences))
-    closed = np.insert(ids.astype(np.int32), offsets[1:], np.int32(end_of_text(tokenizer)))
-    return Side(closed, offsets + np.arange(len(offsets), dtype=np.int64))
+    end, parts, lengths = np.int32(end_of_text(tokenizer)), [np.zeros(0, np.int32)], [np.zeros(1, np.int64)]
+    for first in range(0, len(sentences), SENTENCES_AT_A_TIME):
+        ids, offsets = tokenizer.encode_to_numpy(list(sentences[first : first + SENTENCES_AT_A_TIME]))
+        parts.append(np.insert(ids.astype(np.int32), offsets[1:], end))
+        lengths.append(np.diff(offsets) + 1)
+    return Side(np.concatenate(parts), np.concatenate(lengths).cumsum())
 
 
 def encode_pairs(

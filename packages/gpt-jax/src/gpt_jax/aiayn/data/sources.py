@@ -11,6 +11,7 @@ from gpt_data.errors import DataError
 from gpt_data.sources.text_files import COMPRESSIONS
 
 from gpt_jax.aiayn.data.numbers import DIGIT_PATTERN, number_pairs, number_parts
+from gpt_jax.aiayn.data.packed_text import PackedText
 from gpt_jax.aiayn.data.pairs import TextPairs, read_pairs
 from gpt_jax.aiayn.data.wmt14 import stream_pairs
 from gpt_jax.aiayn.settings import DataSection
@@ -179,6 +180,5 @@ def hold_out(pairs: TextPairs) -> tuple[TextPairs, TextPairs]:
 
 
 def _choose(pairs: TextPairs, chosen: list[int], notes: tuple[str, ...]) -> TextPairs:
-    source = [pairs.source[index] for index in chosen]
-    target = [pairs.target[index] for index in chosen]
+    source, target = (PackedText(side[index] for index in chosen) for side in (pairs.source, pairs.target))
     return TextPairs(source, target, [pairs.numbers[index] for index in chosen], notes)
