@@ -18,6 +18,16 @@ def request(*argv: str) -> Request:
     return read_request(SPEC, argv, early)
 
 
+def test_help_shows_what_a_flag_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        request("--help")
+    said = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert "--out PATH" in said
+    assert "{None}" not in said
+    assert "``" not in said
+
+
 def test_preset_then_file_then_flags(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text(
