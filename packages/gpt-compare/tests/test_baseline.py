@@ -42,6 +42,12 @@ def assert_close(got: Parameters, want: Parameters, rel: float) -> None:
         assert relative_error(got[name], want[name]) <= rel, name
 
 
+def without_key_bias(values: Parameters) -> Parameters:
+    """All but what has no gradient in exact arithmetic: AdamW makes whole steps of its roundings."""
+    cut = slice(CONFIG.d_model, 2 * CONFIG.d_model)
+    return {name: np.delete(v, cut) if name.endswith("c_attn.bias") else v for name, v in values.items()}
+
+
 def test_what_is_loaded_is_exported_bit_for_bit() -> None:
     backend, weights = plain(), init_parameters(CONFIG, 3)
     backend.load(weights)
@@ -66,7 +72,9 @@ def test_three_steps_move_weights_and_moments_as_the_reference_does() -> None:
     """Micro-batches with different numbers of targets, a clip that bites, decay, and a rising rate."""
     spec = find_backend("gpt-triton")
     ours, theirs = plain(), spec.create(CONFIG, OPTIMIZER, CPU, spec.options())
-    weights = init_parameters(CONFIG, 1)
+    # ten times as large as fresh ones, so that GELU and softmax are far from linear
+    weights = {name: 10.0 * v if v.ndim == 2 else v for name, v in init_parameters(CONFIG, 1).items()}
+    weights = {name: value.astype(np.float32) for name, value in weights.items()}
     for backend in (ours, theirs):
         backend.load(weights)
     for step in range(3):
@@ -75,12 +83,12 @@ def test_three_steps_move_weights_and_moments_as_the_reference_does() -> None:
         assert got.loss == pytest.approx(want.loss, rel=1e-5)
         assert got.grad_norm == pytest.approx(want.grad_norm, rel=1e-4)
         assert got.updated
-    assert relative_error(ours.export()["transformer.wte.weight"], weights["transformer.wte.weight"]) > 0.1
-    assert_close(ours.export(), theirs.export(), 1e-4)
-    for got_moments, want_moments in zip(ours.export_moments(), theirs.export_moments(), strict=True):
-        # a key's bias has no gradient in exact arithmetic: what it holds is rounding
-        keep = [name for name in want_moments if "c_attn.bias" not in name]
-        assert_close({n: got_moments[n] for n in keep}, {n: want_moments[n] for n in keep}, 1e-4)
+    assert relative_error(ours.export()["transformer.wte.weight"], weights["transformer.wte.weight"]) > 0.01
+    pairs = zip(
+        (ours.export(), *ours.export_moments()), (theirs.export(), *theirs.export_moments()), strict=True
+    )
+    for got_values, want_values in pairs:
+        assert_close(without_key_bias(got_values), without_key_bias(want_values), 1e-4)
     batch = make_batch(40, seed=5)
     assert ours.evaluate(batch)[0] == pytest.approx(theirs.evaluate(batch)[0], rel=1e-5)
 

@@ -24,6 +24,11 @@ SAVE = "(run / 'checkpoints').mkdir(); (run / 'checkpoints' / 'x').write_text('w
 SCRIPTS = {
     "good": f"{SAVE}; write(); say('done')",
     "slow": "say('begun'); write(); say('sleeping'); time.sleep(60)",
+    "polite": (
+        "signal.signal(signal.SIGTERM, lambda *_: (say('goodbye'), sys.exit(75)));"
+        "say('begun'); time.sleep(60)"
+    ),
+    "boxed": "import tyro; from typing import Literal; tyro.cli(Literal['on', 'off'], args=['maybe'])",
     "deaf": "signal.signal(signal.SIGTERM, signal.SIG_IGN); say('begun'); time.sleep(60)",
     "refused": f"{SAVE}; say('a warning'); say('gpt-x: --flag is no flag\\n'); sys.exit(65)",
     "killed": "say('step 1'); os.kill(os.getpid(), signal.SIGKILL)",
@@ -47,7 +52,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Competitor, "command", command)
     monkeypatch.setattr("gpt_compare.running.POLL_SECONDS", 0.02)
-    monkeypatch.setattr("gpt_compare.running.PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr("gpt_compare.running.PATIENCE_SECONDS", 2.0)
 
 
 def competitor(name: str) -> Competitor:
@@ -82,6 +87,10 @@ def test_checkpoints_stay_if_they_are_to(tmp_path: Path) -> None:
         ("refused", "exit status 65: gpt-x: --flag is no flag"),
         ("killed", "killed by SIGKILL: step 1"),
         ("traceback", "exit status 1: OSError: disk on fire"),
+        (
+            "boxed",
+            "exit status 2: invalid choice 'maybe' for argument 'value'. Expected one of ('on', 'off').",
+        ),
     ],
 )
 def test_a_failure_is_told_by_its_last_line(tmp_path: Path, name: str, error: str) -> None:
@@ -91,23 +100,27 @@ def test_a_failure_is_told_by_its_last_line(tmp_path: Path, name: str, error: st
 
 
 @pytest.mark.parametrize(
-    ("name", "error"), [("slow", "stopped after step 2"), ("deaf", "stopped after step 0")]
+    ("name", "until", "error", "last"),
+    [
+        ("slow", "sleeping", "stopped after step 2", "sleeping"),
+        ("polite", "begun", "stopped after step 0", "goodbye"),
+        ("deaf", "begun", "stopped after step 0", "begun"),
+    ],
 )
-def test_a_signal_ends_the_process_even_one_that_does_not_listen(
-    tmp_path: Path, name: str, error: str
+def test_a_signal_ends_the_process_asking_first(
+    tmp_path: Path, name: str, until: str, error: str, last: str
 ) -> None:
-    stop, lines = StopFlag(), []
+    stop = StopFlag()
 
     def show(line: str) -> None:
-        lines.append(line)
-        if line in ("begun", "sleeping") and (name == "deaf" or line == "sleeping"):
+        if line == until:
             stop.received = signal.SIGINT
 
     began = time.monotonic()
     row = run_competitor(competitor(name), tmp_path / "plan.toml", stop, show=show)
     assert time.monotonic() - began < 20.0
     assert (row.error, row.figures) == (error, None)
-    assert lines[-1] in ("begun", "sleeping")
+    assert last_line(tmp_path / f"1-{name}" / "output.txt") == last
 
 
 def compare(tmp_path: Path, *names: str) -> int:

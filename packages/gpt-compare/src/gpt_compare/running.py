@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import signal
 import subprocess
@@ -93,10 +94,24 @@ def _read(competitor: Competitor, run: Path, status: int, stop: StopFlag) -> Row
         return failed(competitor, f"stopped after step {step}")
     if status:
         how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
-        return failed(competitor, f"{how}: {last_line(run / LOG_NAME)}")
+        return failed(competitor, f"{how}: {complaint(run / LOG_NAME)}")
     record = read_plan(run)
     assert record is not None, "a run that ends well has a record"
     return Row(competitor.label, figures=measure(lines), made_by=record["made_by"])
+
+
+def complaint(path: Path) -> str:
+    """Why a process failed: the last line of its output, or what stands in the box that ends it.
+
+    Args:
+        path: Its output; tyro frames what it says of a wrong flag, and adds help below a rule.
+    """
+    last = last_line(path)
+    if not last.startswith("╰"):
+        return last
+    box = _tail(path).decode(errors="replace").rpartition("╭")[2].splitlines()[1:]
+    words = [line.strip("│╰╯ ") for line in box]
+    return " ".join(itertools.takewhile(lambda line: line.strip("─"), words))
 
 
 def last_line(path: Path) -> str:
