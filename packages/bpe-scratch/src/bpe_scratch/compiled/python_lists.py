@@ -2,7 +2,7 @@
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 """Reading a Python list of integers inside a kernel, by functions of Python's public C interface.
 
-One pass of them takes 5 ns a number; ``array("I", numbers)`` takes 9 and ``np.fromiter`` 18.  A kernel that
+One pass of them takes 5 ns a number; ``array("I", numbers)`` takes 9 and ``np.fromiter`` 19.  A kernel that
 calls them must keep the interpreter's lock.
 """
 
