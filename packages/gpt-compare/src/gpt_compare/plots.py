@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from gpt_compare.figures import WINDOW, Figures, Row, smoothed
 
@@ -16,7 +18,7 @@ from gpt_compare.figures import WINDOW, Figures, Row, smoothed
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 # curves that agree lie on each other: dashes let all of them be seen
 LINES = ("-", (0, (5, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2)), (0, (1, 1)))
-WIDTH, DPI = 7.2, 150
+WIDTH, DPI = 7.2, 120
 MINUTE = 60.0
 
 
@@ -52,7 +54,7 @@ def draw_all(folder: Path, rows: Sequence[Row], title: str) -> list[Path]:
     }  # fmt: skip
     for name, plot in plots.items():
         bars = plot in (_speed, _memory)
-        figure = Figure(figsize=(WIDTH, 1.3 + 0.42 * len(entries) if bars else 4.6), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 1.3 + 0.42 * len(entries) if bars else 4.9), layout="constrained")
         plot(figure, entries)
         figure.suptitle(title, fontsize=9, x=0.01, ha="left")
         figure.savefig(folder / f"{name}.png", dpi=DPI)
@@ -69,14 +71,14 @@ def _speed(figure: Figure, entries: list[Entry]) -> None:
     _bars(axes, entries, speeds, high, texts)
     whiskers = np.array([speeds - low, high - speeds])
     axes.errorbar(speeds, range(len(rows)), xerr=whiskers, fmt="none", ecolor="#333333", capsize=3)
-    axes.set_xlabel("tokens per second: median, 20th to 80th percentile, second half of the steps")
+    axes.set_xlabel("tokens per second: median, 20th to 80th percentile")
 
 
 def _memory(figure: Figure, entries: list[Entry]) -> None:
     axes = figure.subplots()
     sizes = np.array([entry.figures.peak_memory_bytes / 1e9 for entry in entries])
     _bars(axes, entries, sizes, sizes, [f"{size:.2f} GB" for size in sizes])
-    axes.set_xlabel("peak memory in GB: allocated on a GPU, of the whole process on a CPU")
+    axes.set_xlabel("GB at the peak: allocated on a GPU, the process on a CPU")
 
 
 def _bars(axes: Axes, entries: list[Entry], values: np.ndarray, ends: np.ndarray, texts: list[str]) -> None:
@@ -86,9 +88,12 @@ def _bars(axes: Axes, entries: list[Entry], values: np.ndarray, ends: np.ndarray
     margin = 0.015 * ends.max()
     for place, end, text in zip(places, ends, texts, strict=True):
         axes.text(end + margin, place, text, va="center", fontsize=8.5)
-    axes.set_xlim(0.0, 1.4 * ends.max())
+    # the words need as much room as half of the longest bar
+    axes.set_xlim(0.0, 1.55 * ends.max())
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter("{x:,.6g}")
-    axes.set_yticks(places, [entry.label for entry in entries])
+    axes.xaxis.label.set_fontsize(9)
+    axes.set_yticks(places, [textwrap.fill(entry.label, 24) for entry in entries])
     axes.invert_yaxis()
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -103,7 +108,7 @@ def _by_step(figure: Figure, entries: list[Entry]) -> None:
         _line(top, entry, steps, curve)
         length = min(len(curve), len(first))
         _line(bottom, entry, steps[:length], 100.0 * (curve[:length] / first[:length] - 1.0))
-    _finish(top)
+    _finish(figure, top)
     bottom.set_ylabel(f"% from\n{entries[0].label}", fontsize=8)
     bottom.set_xlabel(f"optimizer steps (each point the mean of {WINDOW})")
     bottom.grid(axis="y", alpha=0.25)
@@ -117,7 +122,8 @@ def _by_time(figure: Figure, entries: list[Entry]) -> None:
         curve = smoothed(np.array(entry.figures.losses))
         clock = np.cumsum(entry.figures.seconds)[-len(curve) :]
         _line(axes, entry, clock / MINUTE if in_minutes else clock, curve)
-    _finish(axes)
+    _finish(figure, axes)
+    axes.set_xlim(left=0.0)
     unit = "minutes" if in_minutes else "seconds"
     axes.set_xlabel(f"{unit} of training: all steps, the first included; evaluation and start left out")
 
@@ -126,9 +132,12 @@ def _line(axes: Axes, entry: Entry, x: np.ndarray, y: np.ndarray) -> None:
     axes.plot(x, y, color=entry.colour, linestyle=entry.line, linewidth=1.6, label=entry.label)
 
 
-def _finish(axes: Axes) -> None:
+def _finish(figure: Figure, axes: Axes) -> None:
     axes.set_ylabel("training loss (nats per token)")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.25)
-    # a dash pattern needs room to be recognized
-    axes.legend(frameon=False, fontsize=9, handlelength=4)
+    # below, where no curve is; a dash pattern needs room to be recognized
+    handles = list(axes.get_lines())
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=9, handlelength=4
+    )

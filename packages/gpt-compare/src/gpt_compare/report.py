@@ -147,9 +147,10 @@ def show(console: Console, comparison: Comparison) -> None:
     """
     finished = [cells(row) for row in comparison.rows if row.figures is not None]
     labels, *lines = zip(COLUMNS, *finished, strict=True)
-    table = Table(title=comparison.title)
+    # no padding: five competitors and their spreads are to fit eighty columns
+    table = Table(title=comparison.title, padding=0)
     for place, label in enumerate(labels):
-        table.add_column(Text(label), justify="right" if place else "left")
+        table.add_column(Text(label), justify="right" if place else "left", overflow="fold")
     # what each was made with is long, and in the report
     for line in lines[:-1]:
         if any(line[1:]):
