@@ -90,14 +90,11 @@ def apart(batch: Batch) -> tuple[Batch, list[tuple[int, np.ndarray]]]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Programs are compiled in half the time, and kept for the session and the processes that tests start.
+    """What XLA compiles is kept for the session, also for the processes that tests start.
 
-    Nearly all of the suite's time is compilation of programs that then run for milliseconds; as they are
-    shipped, with all optimizations, they are held to the same figures by the matrix and its oracles.
     JAX takes the folder once in a process, so there is one for all tests.
     """
     wanted = {
-        "jax_disable_most_optimizations": True,
         "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
