@@ -170,7 +170,7 @@ def main() -> None:
     """Answer, save or resume, as the command line asks."""
     arguments = parse()
     if os.environ.get("TRITON_INTERPRET") == "1":
-        importlib.import_module("interpreting").replace_language_once()
+        importlib.import_module("gpt_triton.interpreting").replace_language_once()
     if arguments.plant:
         adapter(arguments.backend).plant(arguments.plant)
     if arguments.save:

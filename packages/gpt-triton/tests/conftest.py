@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from gpt_trainer.parameters import Parameters, init_parameters
 # without a GPU the kernels run in Triton's interpreter, which is chosen before Triton is first imported
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    import_module("gpt_triton.interpreting").replace_language_once()
 
 # cuBLAS reads this when it starts, and refuses to be deterministic without it
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

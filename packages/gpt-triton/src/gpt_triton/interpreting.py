@@ -1,4 +1,4 @@
-"""Triton's interpreter without the work that it repeats for every helper that a kernel calls.
+"""For tests: Triton's interpreter without the work that it repeats for every helper that a kernel calls.
 
 Before a kernel runs, the interpreter (of Triton 3.9) looks through ``triton.language`` and replaces its
 functions. It does so again at each call of a jitted helper from inside the kernel, for the language as the
