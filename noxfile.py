@@ -170,6 +170,14 @@ def parity(session: nox.Session) -> None:
 
 
 @nox.session
+def bench(session: nox.Session) -> None:
+    """Train every backend beside plain PyTorch: flags of gpt-compare behind `--`, such as `-- --device gpu`."""
+    on_gpu = ["--package=gpt-jax", "--extra=cuda13"] if "gpu" in session.posargs else []
+    sync(session, "--package=gpt-compare", *on_gpu)
+    session.run("gpt-compare", *session.posargs)
+
+
+@nox.session
 def harness(session: nox.Session) -> None:
     """Hold HellaSwag's scores against lm-evaluation-harness, item by item, in an environment apart."""
     sync(session, "--package=hellaswag-eval", "--package=gpt-torchfunc", "--extra=lm-eval", "--group=test")
