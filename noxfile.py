@@ -171,7 +171,7 @@ def parity(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Train every backend beside plain PyTorch: flags of gpt-compare behind `--`, such as `-- --device gpu`."""
+    """Train every backend beside plain PyTorch; flags of gpt-compare behind `--`, as `-- --device gpu`."""
     on_gpu = ["--package=gpt-jax", "--extra=cuda13"] if "gpu" in session.posargs else []
     sync(session, "--package=gpt-compare", *on_gpu)
     session.run("gpt-compare", *session.posargs)
