@@ -17,6 +17,8 @@ pytestmark = [
     pytest.mark.usefixtures("unchecked"),
     # torch's compiler uses parts of Python and of torch that are going away
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
+    # torch's advice to users of Python 3.13.0
+    pytest.mark.filterwarnings("ignore:Guards may run slower:RuntimeWarning"),
 ]
 
 
