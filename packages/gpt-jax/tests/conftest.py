@@ -2,90 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
-from itertools import pairwise
+from pathlib import Path
 
 import jax
-import numpy as np
 import pytest
-from gpt_data.batch import IGNORE, Batch
-from gpt_jax.backend import JaxBackend, create
-from gpt_jax.options import Options
-from gpt_trainer.backend import OptimizerConfig, Runtime
-from gpt_trainer.model_config import ModelConfig
-from gpt_trainer.parameters import init_parameters
+from gpt_jax.backend import JaxBackend
+
+# the helpers beside the tests carry the package's name, so that no other member's can be meant
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE / "aiayn")]
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-
-# odd sizes: 61 ids do not fill the padded vocabulary, 19 positions no power of two
-SMALL = ModelConfig(n_layer=2, n_head=2, d_model=12, context=19, vocab_size=61)
-
-
-def relative_error(got: np.ndarray, want: np.ndarray) -> float:
-    got, want = (np.asarray(a, np.float64) for a in (got, want))
-    assert got.shape == want.shape, f"{got.shape} != {want.shape}"
-    assert np.isfinite(got).all()
-    return float(np.linalg.norm(got - want) / max(np.linalg.norm(want), 1e-30))
-
-
-def assert_close(name: str, got: np.ndarray, want: np.ndarray, *, rel: float) -> None:
-    error = relative_error(got, want)
-    assert error <= rel, f"{name}: relative error {error:.1e} > {rel:.0e}"
-
-
-def build(config: ModelConfig = SMALL, layers: str = "scan", precision: str = "float32") -> JaxBackend:
-    runtime = Runtime(precision=precision, device="cpu", seed=3)
-    backend = create(config, OptimizerConfig(), runtime, Options(layers=layers))
-    backend.load(noisy_parameters(config))
-    return backend
-
-
-def noisy_parameters(config: ModelConfig) -> dict[str, np.ndarray]:
-    """Gains and biases away from one and zero, so that none of them can be left out unseen."""
-    rng = np.random.default_rng(1)
-    values = init_parameters(config, 0)
-    return {n: v * 4 + rng.normal(0, 0.1, v.shape).astype(np.float32) for n, v in values.items()}
-
-
-def make_batch(rows: int, context: int, *, packed: bool = False, seed: int = 0) -> Batch:
-    """Random tokens, some targets ignored; with ``packed``, documents of seven tokens."""
-    rng = np.random.default_rng(seed)
-    tokens = rng.integers(0, SMALL.vocab_size, (rows, context)).astype(np.int32)
-    targets = rng.integers(0, SMALL.vocab_size, (rows, context)).astype(np.int32)
-    targets[:, ::5] = IGNORE
-    starts = np.arange(context, dtype=np.int32) // 7 * 7
-    return Batch(tokens, targets, np.tile(starts, (rows, 1)) if packed else None)
-
-
-def share(rows: list[tuple[int, list[int]]], vocab_size: int) -> Batch:
-    """Rows of a prefix and continuations of the given lengths, filled up with documents of one token."""
-    stream = np.random.default_rng(3)
-    shape = (len(rows), max(prefix + sum(lengths) for prefix, lengths in rows))
-    starts = np.tile(np.arange(shape[1], dtype=np.int32), (len(rows), 1))
-    for row, (prefix, lengths) in enumerate(rows):
-        starts[row, :prefix] = 0
-        for start, stop in pairwise(np.cumsum([prefix, *lengths])):
-            starts[row, start:stop] = start
-    tokens, targets = (stream.integers(0, vocab_size, shape, dtype=np.int32) for _ in range(2))
-    return Batch(tokens, targets, starts, np.array([prefix for prefix, _ in rows], np.int32))
-
-
-def apart(batch: Batch) -> tuple[Batch, list[tuple[int, np.ndarray]]]:
-    """Each continuation in a row of its own behind a copy of its prefix; and the places it came from."""
-    assert batch.segment_starts is not None
-    assert batch.prefix_lengths is not None
-    places = []
-    for row, (starts, prefix) in enumerate(zip(batch.segment_starts, batch.prefix_lengths, strict=True)):
-        for start in np.unique(starts[prefix:]) if prefix < len(starts) else [prefix]:
-            own = prefix + np.flatnonzero(starts[prefix:] == start)
-            places.append((row, np.concatenate([np.arange(prefix), own])))
-    shape = (len(places), max(len(at) for _, at in places))
-    tokens, targets = np.zeros(shape, np.int32), np.full(shape, IGNORE, np.int32)
-    for line, (row, at) in enumerate(places):
-        tokens[line, : len(at)], targets[line, : len(at)] = batch.tokens[row, at], batch.targets[row, at]
-    return Batch(tokens, targets), places
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -109,4 +40,6 @@ def _programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def backend() -> JaxBackend:
     """One that no test trains, so that its compilations are shared."""
+    from gpt_jax_toy import build
+
     return build()

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
+import gpt_jax_oracle as oracle
 import numpy as np
 import pytest
 from gpt_data.batch import IGNORE, Batch
 from gpt_jax.backend import JaxBackend
-
-sys.path.insert(0, str(Path(__file__).parent))
-import oracle
-from conftest import SMALL, assert_close, build, make_batch, noisy_parameters, relative_error
+from gpt_jax_toy import SMALL, assert_close, build, make_batch, noisy_parameters, relative_error
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["stream", "documents"])

@@ -9,10 +9,8 @@ from pathlib import Path
 import pytest
 from gpt_jax.backend import JaxBackend
 from gpt_jax.options import Options
+from gpt_jax_toy import SMALL, build, make_batch
 from gpt_trainer.backend import find_backend
-
-sys.path.insert(0, str(Path(__file__).parent))
-from conftest import SMALL, build, make_batch
 
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
@@ -14,10 +11,8 @@ from gpt_jax.attention import TILE
 from gpt_jax.backend import JaxBackend, create
 from gpt_jax.loss import target_log_probs
 from gpt_jax.options import Options
+from gpt_jax_toy import SMALL, apart, assert_close, build, make_batch, share
 from gpt_trainer.backend import OptimizerConfig, Runtime
-
-sys.path.insert(0, str(Path(__file__).parent))
-from conftest import SMALL, apart, assert_close, build, make_batch, share
 
 # no prefix, one of one token, all of the context but one, and the whole row; continuations of one token;
 # rows longer than the context of 19, the last longer than a tile of queries

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
+import gpt_jax_oracle as oracle
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,12 +16,9 @@ from gpt_jax.gathering import sum_by_index
 from gpt_jax.loss import head_loss
 from gpt_jax.model import Plan
 from gpt_jax.options import Options, stacks_layers
+from gpt_jax_toy import SMALL, assert_close, build, make_batch, noisy_parameters
 from gpt_trainer import philox
 from gpt_trainer.parameters import decays, init_parameters
-
-sys.path.insert(0, str(Path(__file__).parent))
-import oracle
-from conftest import SMALL, assert_close, build, make_batch, noisy_parameters
 
 
 @pytest.fixture(scope="module")

@@ -1,18 +1,15 @@
-"""A small corpus, a toy backend, and short ways to run the commands in this process or in a fresh one."""
+"""A small corpus, and the command of a toy backend."""
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent
-# gpt_trainer_toy is a module beside the tests, for them and for the processes that they start
-sys.path.insert(0, str(HERE))
+# the helpers beside the tests carry the package's name, so that no other member's can be meant
+sys.path.insert(0, str(Path(__file__).parent))
 
 TINY = [
     *("--n-layer=1", "--n-head=1", "--d-model=16", "--context=16", "--device=cpu"),
@@ -20,9 +17,6 @@ TINY = [
     *("--eval-every=4", "--eval-rows=4", "--save-every=3", "--log-every=4"),
     *("--sample-every=6", "--sample-tokens=8"),
 ]
-
-Train = Callable[..., int]
-Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(scope="session")
@@ -45,7 +39,7 @@ def flags(shards: Path) -> list[str]:
 
 
 @pytest.fixture
-def train(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Train:
+def train(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
     """Run ``gpt-toy-train`` in this process; ``fault`` plants one."""
     from gpt_trainer.commands import train_main
     from gpt_trainer_toy import SPEC
@@ -57,22 +51,3 @@ def train(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Train:
         return train_main(SPEC, [str(argument) for argument in arguments])
 
     return run
-
-
-def start(*arguments: str, cwd: Path, fault: str = "", **options: object) -> subprocess.Popen[str]:
-    """A command in a process of its own: ``start("train", ...)`` or ``start("sample", ...)``."""
-    return subprocess.Popen(
-        [sys.executable, str(HERE / "gpt_trainer_toy.py"), *map(str, arguments)],
-        cwd=cwd,
-        env={**os.environ, "TOY_FAULT": fault, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-        text=True,
-        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},  # type: ignore[arg-type]
-    )
-
-
-def the_line(capsys: Capture) -> str:
-    """What a failed command said: one line, and no traceback."""
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1, said
-    assert "Traceback" not in said
-    return said

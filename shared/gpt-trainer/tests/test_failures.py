@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Capture, Train, the_line
 from gpt_trainer.checkpoint import RunLock, find_steps, load_checkpoint
 from gpt_trainer.metrics import read_metrics
+from gpt_trainer_runs import Capture, Train, the_line
 
 
 @pytest.mark.parametrize(

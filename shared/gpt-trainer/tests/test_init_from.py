@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from conftest import Capture, Train, the_line
 from gpt_trainer.checkpoint import RunLock, find_steps, load_checkpoint
 from gpt_trainer.metrics import read_metrics
+from gpt_trainer_runs import Capture, Train, the_line
 
 
 def test_a_vocabulary_that_does_not_fit_the_checkpoint(

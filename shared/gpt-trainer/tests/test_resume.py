@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Train, start
 from gpt_trainer.checkpoint import find_steps, load_checkpoint
 from gpt_trainer.metrics import TIMING_FIELDS, read_metrics
+from gpt_trainer_runs import Train, start
 from gpt_trainer_toy import SPEC
 
 

@@ -6,8 +6,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import Capture, Train, start, the_line
 from gpt_trainer.commands import sample_main
+from gpt_trainer_runs import Capture, Train, start, the_line
 from gpt_trainer_toy import SPEC
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from conftest import Capture, Train, start, the_line
 from gpt_trainer.checkpoint import find_steps
+from gpt_trainer_runs import Capture, Train, start, the_line
 
 
 def test_a_closed_standard_output_does_not_end_the_training(flags: list[str], tmp_path: Path) -> None:

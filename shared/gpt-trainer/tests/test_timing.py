@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from conftest import Train
 from gpt_data.batch import Batch
 from gpt_trainer.backend import StepMetrics
 from gpt_trainer.metrics import read_metrics
+from gpt_trainer_runs import Train
 from gpt_trainer_toy import ToyBackend
 
 

@@ -10,11 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from aiayn_runs import TINY, write_pairs
 from gpt_jax.aiayn.commands import train_main, translate_main
 from gpt_trainer.checkpoint import find_steps
-
-sys.path.insert(0, str(Path(__file__).parent))
-from aiayn_runs import TINY, write_pairs
 
 
 @pytest.fixture(scope="module")

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
+import aiayn_oracle as oracle
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from aiayn_gradients import PLAN, differentiate
+from aiayn_oracle import SMALL, make_batch, noisy_values
 from gpt_data.batch import IGNORE
 from gpt_jax.aiayn.loss import smoothed_loss
 from gpt_jax.aiayn.tree import from_named, to_named
-
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import aiayn_oracle as oracle
-from aiayn_gradients import PLAN, differentiate
-from aiayn_oracle import SMALL, make_batch, noisy_values
-from conftest import assert_close
+from gpt_jax_toy import assert_close
 
 
 @pytest.fixture(scope="module")

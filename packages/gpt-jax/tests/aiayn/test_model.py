@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
+import aiayn_oracle as oracle
 import jax
 import numpy as np
 import pytest
+from aiayn_oracle import SMALL, make_batch, noisy_values
 from gpt_jax.aiayn.averaging import average
 from gpt_jax.aiayn.config import TransformerConfig, parameter_count, parameter_shapes, preset
 from gpt_jax.aiayn.model import hidden_states, init_parameters, logits
@@ -17,12 +17,7 @@ from gpt_jax.aiayn.plan import make_plan
 from gpt_jax.aiayn.schedule import noam
 from gpt_jax.aiayn.step import send
 from gpt_jax.aiayn.tree import from_named, to_named
-
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import aiayn_oracle as oracle
-from aiayn_oracle import SMALL, make_batch, noisy_values
-from conftest import assert_close, relative_error
+from gpt_jax_toy import assert_close, relative_error
 
 PLAN = make_plan(SMALL, device="cpu")
 

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from aiayn_runs import TINY, plant, start, write_pairs
 from gpt_jax.aiayn.commands import train_main
 from gpt_jax.aiayn.runs.checkpoints import load_state
 from gpt_trainer.checkpoint import find_steps
 from gpt_trainer.metrics import TIMING_FIELDS, read_metrics
-
-sys.path.insert(0, str(Path(__file__).parent))
-from aiayn_runs import TINY, plant, start, write_pairs
 
 
 def lines(run: Path) -> list[dict[str, Any]]:

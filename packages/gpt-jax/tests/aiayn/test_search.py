@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from aiayn_oracle import SMALL, make_batch, noisy_values
 from gpt_jax.aiayn import search
 from gpt_jax.aiayn.config import TransformerConfig
 from gpt_jax.aiayn.decoding import advance, empty_cache, narrow, read_source
@@ -19,11 +18,7 @@ from gpt_jax.aiayn.plan import make_plan
 from gpt_jax.aiayn.search import beam_search, greedy
 from gpt_jax.aiayn.step import send
 from gpt_jax.aiayn.tree import from_named
-
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from aiayn_oracle import SMALL, make_batch, noisy_values
-from conftest import assert_close
+from gpt_jax_toy import assert_close
 
 END = 2
 # five ids, of which one ends: all 341 sequences of at most five tokens can be scored

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
+import aiayn_oracle as oracle
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from aiayn_gradients import PLAN, differentiate
+from aiayn_oracle import SMALL, make_batch, noisy_values
 from gpt_jax.aiayn import step as steps
 from gpt_jax.aiayn.config import TransformerConfig
 from gpt_jax.aiayn.layers import draw_masks
@@ -20,14 +21,8 @@ from gpt_jax.aiayn.plan import make_plan
 from gpt_jax.aiayn.step import check_batch, init_state, make_evaluate, make_step, send
 from gpt_jax.aiayn.tree import from_named, to_named
 from gpt_jax.dropout import dropout_keys
+from gpt_jax_toy import assert_close
 from gpt_trainer import philox
-
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import aiayn_oracle as oracle
-from aiayn_gradients import PLAN, differentiate
-from aiayn_oracle import SMALL, make_batch, noisy_values
-from conftest import assert_close
 
 DROPPING = replace(SMALL, dropout=0.2)
 

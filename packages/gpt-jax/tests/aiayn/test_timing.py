@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from aiayn_runs import TINY, write_pairs
 from gpt_jax.aiayn.commands import train_main
 from gpt_jax.aiayn.runs.engine import Engine
 from gpt_trainer.metrics import read_metrics
-
-sys.path.insert(0, str(Path(__file__).parent))
-from aiayn_runs import TINY, write_pairs
 
 
 class Device:

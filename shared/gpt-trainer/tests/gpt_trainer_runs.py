@@ -1,0 +1,33 @@
+"""Short ways to run the commands in this process or in a fresh one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Train = Callable[..., int]
+Capture = pytest.CaptureFixture[str]
+
+
+def start(*arguments: str, cwd: Path, fault: str = "", **options: object) -> subprocess.Popen[str]:
+    """A command in a process of its own: ``start("train", ...)`` or ``start("sample", ...)``."""
+    return subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("gpt_trainer_toy.py")), *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, "TOY_FAULT": fault, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        text=True,
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},  # type: ignore[arg-type]
+    )
+
+
+def the_line(capsys: Capture) -> str:
+    """What a failed command said: one line, and no traceback."""
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1, said
+    assert "Traceback" not in said
+    return said
