@@ -185,6 +185,13 @@ def harness(session: nox.Session) -> None:
 
 
 @nox.session
+def count(session: nox.Session) -> None:
+    """Count lines, files and long functions of each member, and the calls from `argv` to the loop."""
+    sync(session, "--package=gpt-jax")
+    session.run("python", "tests/count.py", *session.posargs, env=OFFLINE)
+
+
+@nox.session
 def pins(session: nox.Session) -> None:
     """Resolve everything anew and write the exact versions into [tool.uv] constraint-dependencies."""
     project = ROOT / "pyproject.toml"
