@@ -6,8 +6,11 @@ The statuses are those of BSD's ``sysexits.h`` where it has one: a script can te
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 STOPPED = 75
 """Exit status of a run that was asked to stop, saved a checkpoint and can be resumed."""
+NAMED_FAULTS = 10
 
 
 class TrainerError(Exception):
@@ -36,6 +39,16 @@ class NonFiniteError(TrainerError):
     """The loss or a gradient is NaN or infinite."""
 
     exit_status = 70
+
+
+def listed(faults: Sequence[str]) -> str:
+    """Faults as one line of bounded length: the first ten, and how many more there are.
+
+    >>> listed(["no x"] * 12)
+    'no x; no x; no x; no x; no x; no x; no x; no x; no x; no x; and 2 more'
+    """
+    more = len(faults) - NAMED_FAULTS
+    return "; ".join([*faults[:NAMED_FAULTS], *([f"and {more} more"] if more > 0 else [])])
 
 
 class PeerLostError(TrainerError):

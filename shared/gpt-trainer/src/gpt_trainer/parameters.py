@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Float32
 
+from gpt_trainer.errors import listed
 from gpt_trainer.model_config import ModelConfig
 
 Parameters = dict[str, Float32[np.ndarray, "..."]]
@@ -85,23 +86,23 @@ def init_parameters(config: ModelConfig, seed: int) -> Parameters:
 
 
 def check_parameters(values: Mapping[str, np.ndarray], config: ModelConfig) -> None:
-    """Check names, shapes, dtype and finiteness against ``config``, and report every difference.
+    """Check names, shapes, dtype and finiteness against ``config``.
 
     Raises:
-        ValueError: Naming each missing, extra, misshapen, mistyped or non-finite tensor.
+        ValueError: Naming the first ten missing, extra, misshapen, mistyped or non-finite tensors.
     """
     check_arrays(values, parameter_shapes(config))
 
 
 def check_arrays(values: Mapping[str, np.ndarray], want: Mapping[str, tuple[int, ...]]) -> None:
-    """Check names, shapes, dtype and finiteness of a model's arrays, and report every difference.
+    """Check names, shapes, dtype and finiteness of a model's arrays.
 
     Args:
         values: Arrays by name.
         want: Shape of each array that must be there, and no other.
 
     Raises:
-        ValueError: Naming each missing, extra, misshapen, mistyped or non-finite array.
+        ValueError: Naming the first ten missing, extra, misshapen, mistyped or non-finite arrays.
     """
     wrong = [f"missing {name} {want[name]}" for name in want if name not in values]
     wrong += [f"unexpected {name} {values[name].shape}" for name in values if name not in want]
@@ -114,4 +115,4 @@ def check_arrays(values: Mapping[str, np.ndarray], want: Mapping[str, tuple[int,
         elif not np.isfinite(value).all():
             wrong.append(f"{name} holds NaN or infinity")
     if wrong:
-        raise ValueError("parameters do not fit the model: " + "; ".join(sorted(wrong)))
+        raise ValueError("parameters do not fit the model: " + listed(sorted(wrong)))

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from gpt_trainer.checkpoint import CheckpointState, load_huggingface, resolve, save_checkpoint
-from gpt_trainer.errors import InputError
+from gpt_trainer.checkpoint.model_json import TANH_GELU
+from gpt_trainer.errors import InputError, listed
 from gpt_trainer.model_config import ModelConfig
-from gpt_trainer.parameters import Parameters, init_parameters
+from gpt_trainer.parameters import Parameters, check_parameters, init_parameters
 from safetensors.numpy import save_file
 
 MODEL = ModelConfig(n_layer=2, n_head=2, d_model=8, context=6, vocab_size=11, dropout=0.1)
@@ -54,11 +56,120 @@ def test_both_spellings_load_bit_for_bit(
     extra = {
         "h.0.attn.bias": np.tri(6, dtype=np.bool_)[None, None],
         "h.1.attn.masked_bias": np.float32([-1e4]),
+        "h.1.attn.bias": np.tri(6, dtype=np.float16)[None, None],
     }
     head = {"lm_head.weight": weights["transformer.wte.weight"]}
     model, got = load_huggingface(write(tmp_path / "hf", rename(weights) | extra | head))
     assert model == MODEL
     assert_equal(got, weights)
+
+
+def test_wrappers_around_the_names_and_float64_load(weights: Parameters, tmp_path: Path) -> None:
+    wide = {name: value.astype(np.float64) for name, value in weights.items()}
+    for number, wrap in enumerate(
+        ("_orig_mod.{}", "module.{}", "_orig_mod.module.{}", "module._orig_mod.{}")
+    ):
+        wrapped = {wrap.format(name): value for name, value in unprefixed(wide).items()}
+        head = {wrap.format("lm_head.weight"): wide["transformer.wte.weight"]}
+        assert_equal(load_huggingface(write(tmp_path / str(number), wrapped | head))[1], weights)
+    # each block compiled by itself
+    inside = {name.replace("h.0.", "h.0._orig_mod."): value for name, value in weights.items()}
+    assert_equal(load_huggingface(write(tmp_path / "blocks", inside))[1], weights)
+    with pytest.raises(InputError, match=r"'transformer\.ln_f\.bias' is stored twice"):
+        load_huggingface(
+            write(tmp_path / "twice", weights | {"_orig_mod.ln_f.bias": np.zeros(8, np.float32)})
+        )
+
+
+EMBEDDING = "transformer.wte.weight"
+# a mask that shows the future, one that hides the past, a shorter one, and scores that hide nothing
+EXTRA = {
+    "negative": ({"lm_head.weight": -1.0}, "lm_head.weight is not a copy"),
+    "bits": ({"lm_head.weight": 1.0000001}, "lm_head.weight is not a copy"),
+    "padded": ({"lm_head.weight": np.ones((16, 8), np.float32)}, "lm_head.weight is not a copy"),
+    "ones": ({"h.0.attn.bias": np.ones((1, 1, 6, 6), np.float32)}, "is not the causal mask of 6"),
+    "window": (
+        {"h.1.attn.bias": (np.tri(6) - np.tri(6, k=-3)).astype(np.uint8)[None, None]},
+        r"transformer\.h\.1\.attn\.bias is not the causal mask of 6 positions",
+    ),
+    "short": ({"h.0.attn.bias": np.tri(5, dtype=np.bool_)[None, None]}, "is not the causal mask"),
+    "weak": ({"h.0.attn.masked_bias": np.float32([-10.0])}, "masked_bias is not -10000"),
+    "nan": ({"h.0.attn.masked_bias": np.float32([np.nan])}, "masked_bias is not -10000"),
+    "many": ({"h.0.attn.masked_bias": np.full(2, -1e4, np.float32)}, "masked_bias is not -10000"),
+    "integers": ({"h.0.attn.bias": np.tri(6, dtype=np.int64)[None, None]}, "has dtype I64"),
+    "block": ({"h.2.attn.bias": np.tri(6, dtype=np.bool_)[None, None]}, "unexpected 'transformer.h.2"),
+    "bias": ({"lm_head.bias": np.zeros(11, np.float32)}, "unexpected 'lm_head.bias'"),
+}
+
+
+@pytest.mark.parametrize("case", EXTRA)
+@pytest.mark.parametrize("prefix", ["", "transformer.", "module."])
+def test_what_is_no_parameter_is_held_to_its_content(
+    case: str, prefix: str, weights: Parameters, tmp_path: Path
+) -> None:
+    extra, message = EXTRA[case]
+    extra = {
+        (prefix if "lm_head" not in name or prefix == "module." else "") + name: np.float32(value)
+        * weights[EMBEDDING]
+        if isinstance(value, float)
+        else value
+        for name, value in extra.items()
+    }
+    with pytest.raises(InputError, match=message):
+        load_huggingface(write(tmp_path / "hf", weights | extra))
+
+
+def test_a_head_in_another_file_is_held_to_the_embedding(weights: Parameters, tmp_path: Path) -> None:
+    copy = {"lm_head.weight": weights[EMBEDDING]}
+    assert_equal(load_huggingface(shard(tmp_path / "copy", unprefixed(weights) | copy))[1], weights)
+    other = {"lm_head.weight": -weights[EMBEDDING]}
+    with pytest.raises(InputError, match="only tied heads can be loaded"):
+        load_huggingface(shard(tmp_path / "own", unprefixed(weights) | other))
+
+
+def test_a_thousand_differences_make_one_short_line(weights: Parameters, tmp_path: Path) -> None:
+    strange = {f"strange.{number:04}": np.zeros(1, np.float32) for number in range(3000)}
+    with pytest.raises(InputError) as caught:
+        load_huggingface(write(tmp_path / "hf", weights | strange))
+    assert str(caught.value).endswith("unexpected 'transformer.strange.0009' (1,); and 2990 more")
+    assert len(str(caught.value)) < 1000
+    assert listed(["a"] * 10) == "; ".join("a" * 10)
+    with pytest.raises(ValueError, match="and 2991 more") as told:
+        check_parameters(strange | {name: weights[name] for name in list(weights)[1:]}, MODEL)
+    assert len(str(told.value)) < 1000
+
+
+def cached(model: Path, hub: Path) -> Path:
+    """The folder as the hub's client lays it out: links to files that are named by their content."""
+    (hub / "blobs").mkdir(parents=True)
+    snapshot = hub / "snapshots" / "0badc0de"
+    snapshot.mkdir(parents=True)
+    for number, file in enumerate(sorted(model.iterdir())):
+        file.rename(hub / "blobs" / str(number))
+        (snapshot / file.name).symlink_to(Path("..", "..", "blobs", str(number)))
+    return snapshot
+
+
+def test_links_of_a_folder_that_the_user_names_are_followed(weights: Parameters, tmp_path: Path) -> None:
+    assert_equal(load_huggingface(cached(write(tmp_path / "a", weights), tmp_path / "hub-a"))[1], weights)
+    assert_equal(load_huggingface(cached(shard(tmp_path / "b", weights), tmp_path / "hub-b"))[1], weights)
+    snapshot = cached(write(tmp_path / "c", weights), tmp_path / "hub-c")
+    for target, message in (("nowhere", "is missing"), (".", "is not a regular file")):
+        (snapshot / "config.json").unlink()
+        (snapshot / "config.json").symlink_to(target)
+        with pytest.raises(InputError, match=rf"config\.json {message}"):
+            load_huggingface(snapshot)
+
+
+@pytest.mark.parametrize("name", ["gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast", "gelu_accurate"])
+def test_other_names_of_the_same_function_and_rates_of_dropout_load(
+    name: str, weights: Parameters, tmp_path: Path
+) -> None:
+    folder = write(tmp_path / "hf", weights, activation_function=name, attn_pdrop=0.0, pruned_heads=None)
+    model, got = load_huggingface(folder)
+    assert_equal(got, weights)
+    # training takes its own rate; one of three would be none of theirs
+    assert model == replace(MODEL, dropout=0.0)
 
 
 def test_our_own_step_is_such_a_folder(run: Path, make_state: Callable[..., CheckpointState]) -> None:
@@ -166,9 +277,9 @@ def test_bfloat16_is_widened_exactly(weights: Parameters, tmp_path: Path) -> Non
         ({"n_layer": True}, "n_layer is True"),
         ({"n_embd": "8"}, "n_embd is '8'"),
         ({"vocab_size": 1e3}, "vocab_size is 1000.0"),
-        ({"attn_pdrop": 0.2}, "expected one rate for all three"),
-        ({"attn_pdrop": "0.1"}, "expected one rate"),
-        ({"embd_pdrop": 2, "attn_pdrop": 2, "resid_pdrop": 2}, "dropout=2.0"),
+        ({"attn_pdrop": "0.1"}, "attn_pdrop is '0.1', expected a rate"),
+        ({"resid_pdrop": 2}, "resid_pdrop is 2, expected a rate"),
+        ({"embd_pdrop": 1.0}, "embd_pdrop is 1.0, expected a rate"),
         ({"pruned_heads": {"0": [1]}}, "pruned_heads"),
     ],
     ids=str,
@@ -206,7 +317,14 @@ def transpose(weights: Parameters) -> Parameters:
             lambda w: w | {"score.weight": np.ones((2, 8), np.float32)},
             r"unexpected 'transformer.score.weight'",
         ),
-        (lambda w: {n: v.astype(np.float64) for n, v in w.items()}, "dtype F64, expected F32 or F16 or BF16"),
+        (
+            lambda w: {n: v.astype(np.int32) for n, v in w.items()},
+            "dtype I32, expected F32 or F64 or F16 or BF16",
+        ),
+        (
+            lambda w: w | {"transformer.ln_f.bias": np.full(8, 1e300)},
+            "ln_f.bias holds NaN or infinity",
+        ),
         (
             lambda w: w | {"transformer.ln_f.bias": np.full(8, np.inf, np.float32)},
             "ln_f.bias holds NaN or infinity",
@@ -216,7 +334,7 @@ def transpose(weights: Parameters) -> Parameters:
             r"\(12, 8\), expected \(11, 8\)",
         ),
     ],
-    ids=["transposed", "missing", "extra", "float64", "infinite", "vocabulary"],
+    ids=["transposed", "missing", "extra", "integers", "overflow", "infinite", "vocabulary"],
 )
 def test_weights_that_do_not_fit_are_refused(
     damage: Callable[[Parameters], Parameters], message: str, weights: Parameters, tmp_path: Path
@@ -258,13 +376,31 @@ def test_transformers_loads_our_step_and_we_load_what_it_saves(
     fresh = transformers.GPT2LMHeadModel(
         transformers.GPT2Config(**config_json(bos_token_id=None, eos_token_id=None))
     )
+    ids = torch.tensor([[1, 5, 10, 0, 3, 3]])
     for shard_size in ("5GB", "3KB"):
         fresh.save_pretrained(tmp_path / shard_size, max_shard_size=shard_size)
         model, got = load_huggingface(tmp_path / shard_size)
         assert model == MODEL
         again = save_checkpoint(tmp_path / f"run-{shard_size}", state._replace(parameters=got))
         back = transformers.GPT2LMHeadModel.from_pretrained(again)
-        ids = torch.tensor([[1, 5, 10, 0, 3, 3]])
         with torch.no_grad():
             assert torch.equal(back.eval()(ids).logits, fresh.eval()(ids).logits)
     assert (tmp_path / "3KB" / "model.safetensors.index.json").exists()
+
+    # what is loaded under another name of the function or from another type is the same function
+    for name in TANH_GELU:
+        config = transformers.GPT2Config(
+            **config_json(bos_token_id=None, eos_token_id=None, activation_function=name)
+        )
+        wide = transformers.GPT2LMHeadModel(config).double()
+        with torch.no_grad():
+            for value in wide.parameters():
+                # a GELU far from zero, where its forms differ most
+                value.normal_(std=0.5)
+        wide.save_pretrained(tmp_path / name)
+        _, got = load_huggingface(tmp_path / name)
+        again = save_checkpoint(tmp_path / f"run-{name}", state._replace(parameters=got))
+        back = transformers.GPT2LMHeadModel.from_pretrained(again).double()
+        with torch.no_grad():
+            off = (back.eval()(ids).logits - wide.eval()(ids).logits).norm() / wide(ids).logits.norm()
+        assert off < 1e-6, name

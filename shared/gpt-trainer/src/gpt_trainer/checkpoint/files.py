@@ -116,14 +116,15 @@ def write_file(path: Path, blocks: Iterable[bytes | memoryview]) -> FileRecord:
     return FileRecord(size, digest.hexdigest())
 
 
-def _open_regular(path: Path) -> int:
+def _open_regular(path: Path, *, follow_link: bool) -> int:
     # O_NONBLOCK: opening a FIFO would otherwise wait for a writer that may never come
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow_link else os.O_NOFOLLOW)
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path, flags)
     except FileNotFoundError:
         raise InputError(f"{path} is missing") from None
     except OSError as error:
-        if error.errno == errno.ELOOP:
+        if error.errno == errno.ELOOP and not follow_link:
             raise InputError(f"{path} is a symbolic link; copy the folder with its links resolved") from None
         raise UnreadableError(f"{path} cannot be read: {error.strerror}") from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -138,12 +139,13 @@ class RegularFile:
     Nothing that was read may be used before ``finish`` has returned.
     """
 
-    def __init__(self, path: Path, record: FileRecord | None = None) -> None:
+    def __init__(self, path: Path, record: FileRecord | None = None, *, follow_link: bool = False) -> None:
         """Open the file.
 
         Args:
-            path: Which file; a symbolic link is refused.
+            path: Which file.
             record: Size and digest that it must have.
+            follow_link: Whether a symbolic link is followed; refused otherwise.
 
         Raises:
             InputError: If it is missing, not a regular file, or of another size.
@@ -151,7 +153,7 @@ class RegularFile:
         self.path = path
         self._record = record
         self._digest = hashlib.sha256() if record else None
-        self._descriptor = _open_regular(path)
+        self._descriptor = _open_regular(path, follow_link=follow_link)
         self.size = os.fstat(self._descriptor).st_size
         if record and self.size != record.size:
             self.close()
@@ -215,18 +217,21 @@ class RegularFile:
         self.close()
 
 
-def read_small(path: Path, limit: int, record: FileRecord | None = None) -> bytes:
+def read_small(
+    path: Path, limit: int, record: FileRecord | None = None, *, follow_link: bool = False
+) -> bytes:
     """The whole of a file that must not be longer than ``limit`` bytes.
 
     Args:
         path: Which file.
         limit: Longest length that is accepted.
         record: Size and digest that it must have, if known.
+        follow_link: Whether a symbolic link is followed; refused otherwise.
 
     Raises:
         InputError: If the file is missing, special, too long or not the recorded one.
     """
-    with RegularFile(path, record) as file:
+    with RegularFile(path, record, follow_link=follow_link) as file:
         if file.size > limit:
             raise InputError(f"{path} has {file.size} bytes, at most {limit} are accepted")
         raw = file.read(file.size)

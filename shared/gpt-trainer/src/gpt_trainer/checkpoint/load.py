@@ -24,7 +24,7 @@ from gpt_trainer.checkpoint.model_json import model_from_json
 from gpt_trainer.checkpoint.state import CheckpointState, SavedModel, check_moments
 from gpt_trainer.checkpoint.strict_json import parse_object, shown
 from gpt_trainer.checkpoint.tensors import TensorEntry, TensorFile
-from gpt_trainer.errors import InputError
+from gpt_trainer.errors import InputError, listed
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import Parameters, check_parameters, parameter_shapes
 
@@ -74,7 +74,7 @@ def load_tensors(path: Path, manifest: Manifest, want: Mapping[str, tuple[int, .
     with TensorFile(path, manifest.files[path.name]) as file:
         wrong = layout_differences(file.entries, want, ("F32",))
         if wrong:
-            raise InputError(f"{path} does not fit {CONFIG}: {'; '.join(wrong)}")
+            raise InputError(f"{path} does not fit {CONFIG}: {listed(wrong)}")
         values = file.read(want)
     return {name: values[name] for name in want}
 

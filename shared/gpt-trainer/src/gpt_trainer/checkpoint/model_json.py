@@ -27,8 +27,11 @@ SIZES = {
 }
 """Field of ``ModelConfig`` -> key in the file, and the value that an absent key stands for."""
 DROPOUT_KEYS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")
+DEFAULT_RATE = 0.1
+TANH_GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast", "gelu_accurate")
+"""Names in ``transformers`` of the one function; the first is what GPT-2's own files say."""
 FIXED = {
-    "activation_function": "gelu_new",
+    "activation_function": TANH_GELU[0],
     "layer_norm_epsilon": LAYER_NORM_EPSILON,
     "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False,
@@ -38,6 +41,8 @@ FIXED = {
     "is_encoder_decoder": False,
 }
 """Settings that fix the function; an absent key stands for the value here."""
+SYNONYMS = {"activation_function": TANH_GELU, "pruned_heads": (None,)}
+"""Other values that mean the same."""
 ARCHITECTURES = {"GPT2LMHeadModel", "GPT2Model"}
 
 
@@ -68,7 +73,7 @@ def model_to_json(config: ModelConfig, end_of_text: int | None) -> bytes:
 
 
 def model_from_json(values: Mapping[str, Any], path: Path) -> ModelConfig:
-    """The sizes in a ``config.json``.
+    """The sizes in a ``config.json``; a rate of dropout only if all three are the same.
 
     Args:
         values: The parsed file.
@@ -85,8 +90,9 @@ def model_from_json(values: Mapping[str, Any], path: Path) -> ModelConfig:
     if wrong:
         raise InputError(f"{path} describes another model: {'; '.join(wrong)}")
     sizes = {field: values.get(key, default) for field, (key, default) in SIZES.items()}
+    rates = {float(values.get(key, DEFAULT_RATE)) for key in DROPOUT_KEYS}
     try:
-        return ModelConfig(**sizes, dropout=float(values.get(DROPOUT_KEYS[0], 0.1)))
+        return ModelConfig(**sizes, dropout=rates.pop() if len(rates) == 1 else 0.0)
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
 
@@ -95,15 +101,16 @@ def _differences(values: Mapping[str, Any]) -> list[str]:
     wrong = [
         f"{key} is {shown(values[key])}, expected {want!r}"
         for key, want in FIXED.items()
-        if key in values and values[key] != want and not (key == "pruned_heads" and values[key] is None)
+        if key in values and values[key] != want and values[key] not in SYNONYMS.get(key, ())
     ]
     names = values.get("architectures")
     if names is not None and names not in ([name] for name in ARCHITECTURES):
         wrong.append(f"architectures is {shown(names)}, expected one of {', '.join(sorted(ARCHITECTURES))}")
     wrong += _size_differences(values)
-    rates = [values.get(key, 0.1) for key in DROPOUT_KEYS]
-    if any(type(rate) not in (int, float) for rate in rates) or len(set(rates)) > 1:
-        wrong.append(f"{', '.join(DROPOUT_KEYS)} are {shown(rates)}, expected one rate for all three")
+    for key in DROPOUT_KEYS:
+        rate = values.get(key, DEFAULT_RATE)
+        if type(rate) not in (int, float) or not 0.0 <= rate < 1.0:
+            wrong.append(f"{key} is {shown(rate)}, expected a rate from 0, below 1")
     return wrong
 
 

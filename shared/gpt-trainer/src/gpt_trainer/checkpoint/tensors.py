@@ -27,7 +27,9 @@ NAME_LIMIT = 256
 RANK_LIMIT = 8
 ITEM_BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 ITEM_BYTES |= {"F32": 4, "I32": 4, "U32": 4, "F64": 8, "I64": 8, "U64": 8}
-FLOAT_DTYPES = ("F32", "F16", "BF16")
+STORED = {"F32": "<f4", "F64": "<f8", "F16": "<f2", "BF16": "<u2", "U8": "u1", "BOOL": "u1"}
+"""NumPy's type for the bytes of each element type that can be read."""
+FLOAT_DTYPES = ("F32", "F64", "F16", "BF16")
 
 
 class TensorEntry(NamedTuple):
@@ -152,17 +154,18 @@ def _check_layout(entries: Mapping[str, TensorEntry], payload: int, path: Path) 
 class TensorFile:
     """One safetensors file: its header first, then what the caller wants of its tensors."""
 
-    def __init__(self, path: Path, record: FileRecord | None = None) -> None:
+    def __init__(self, path: Path, record: FileRecord | None = None, *, follow_link: bool = False) -> None:
         """Open the file and parse its header.
 
         Args:
             path: Which file.
             record: Size and digest that it must have, if known.
+            follow_link: Whether a symbolic link is followed; refused otherwise.
 
         Raises:
             InputError: If the file or its header is not acceptable.
         """
-        self._file = RegularFile(path, record)
+        self._file = RegularFile(path, record, follow_link=follow_link)
         try:
             self.entries = self._read_header()
         except BaseException:
@@ -182,7 +185,8 @@ class TensorFile:
         """The named tensors as float32; the whole file is read and held to its record.
 
         Args:
-            names: Names from ``entries``, each with a dtype of ``FLOAT_DTYPES``.
+            names: Names from ``entries``, each with a dtype of ``STORED``. A float64 beyond the range of
+                float32 becomes infinity.
 
         Raises:
             InputError: If the file ends too early or is not the recorded one.
@@ -197,14 +201,14 @@ class TensorFile:
         return values
 
     def _read_tensor(self, entry: TensorEntry) -> np.ndarray:
-        stored = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}[entry.dtype]
-        value = np.empty(entry.shape, stored)
+        value = np.empty(entry.shape, STORED[entry.dtype])
         if value.size:
             self._file.read_into(value.reshape(-1).data.cast("B"))
         if entry.dtype == "BF16":
             # bfloat16 is the upper half of a float32
             return (value.astype(np.uint32) << np.uint32(16)).view(np.float32)
-        return value.astype(np.float32, copy=False)
+        with np.errstate(over="ignore"):
+            return value.astype(np.float32, copy=False)
 
     def close(self) -> None:
         """Close the file."""
