@@ -74,6 +74,13 @@ def test_extreme_scores_stay_finite() -> None:
     assert kernels.attention_bwd(res, out, 1).isfinite().all()
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered")  # the interpreter's: an infinite exponent is what is tried
+@pytest.mark.parametrize("size", [1e3, 1e14, 1e18])
+def test_slope_of_gelu_far_from_zero_is_one_or_nothing(size: float) -> None:
+    x = torch.tensor([size, -size], device=DEVICE)
+    assert kernels.gelu_bwd(x, torch.ones_like(x)).tolist() == [1.0, 0.0]
+
+
 def test_constant_rows_normalize_to_the_bias() -> None:
     bias = randn(48)
     y, res = kernels.layer_norm_fwd(torch.full((3, 48), 7.0, device=DEVICE), randn(48, seed=1), bias)

@@ -85,6 +85,12 @@ def test_extreme_logits_stay_finite() -> None:
     assert d_wte.isfinite().all()
 
 
+@pytest.mark.parametrize("size", [1e3, 1e14, 1e30])
+def test_slope_of_gelu_far_from_zero_is_one_or_nothing(size: float) -> None:
+    x = torch.tensor([size, -size])
+    assert reference.gelu_bwd(x, torch.ones(2)).tolist() == [1.0, 0.0]
+
+
 def test_a_step_without_targets_gives_zero() -> None:
     x, wte = torch.randn(3, 4), torch.randn(128, 4)
     targets = torch.full((3,), -1, dtype=torch.int32)

@@ -58,6 +58,7 @@ def _gate(x: Float[Tensor, " N"], square: Float[Tensor, " N"]) -> Float[Tensor, 
 
 def _slope(x: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
     """Derivative of GELU, by s * (1 + x (1 - s) 2u')."""
+    x = x.clamp(-100.0, 100.0)  # 0 or 1 long before; far behind, x 2u' overflows
     square = x * x
     s = _gate(x, square)
     slope = square.mul_(6 * C * A).add_(2 * C).mul_(x)  # x 2u'
