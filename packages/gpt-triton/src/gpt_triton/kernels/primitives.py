@@ -117,7 +117,7 @@ def gelu(x):
 @triton.jit
 @no_type_check
 def gelu_slope(x):
-    """Derivative of GELU:  s (1 + x (1 - s) 2u')."""
+    """Derivative of GELU:  s + x s (1 - s) 2u', the vanishing factors first, lest zero meet infinity."""
     square = x * x
     s = sigmoid(x * (2.0 * GELU_C) * (square * GELU_A + 1.0))
-    return s * (1.0 + (1.0 - s) * x * (square * (6.0 * GELU_C * GELU_A) + 2.0 * GELU_C))
+    return s + (1.0 - s) * s * x * (square * (6.0 * GELU_C * GELU_A) + 2.0 * GELU_C)
