@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
 import lzma
@@ -24,12 +25,13 @@ def plain(content: bytes) -> bytes:
 
 
 def zstd(content: bytes) -> bytes:
-    compressed: bytes = pytest.importorskip("zstandard").compress(content)
+    compressed: bytes = pytest.importorskip("backports.zstd").compress(content)
     return compressed
 
 
 PACKERS: dict[str, Callable[[bytes], bytes]] = {
     "": plain,
+    ".bz2": bz2.compress,
     ".gz": gzip.compress,
     ".xz": lzma.compress,
     ".zst": zstd,
@@ -106,10 +108,10 @@ def test_a_lone_document_is_cut_after_a_line(tmp_path: Path) -> None:
         (
             "a.jsonl",
             b'{"content": "x", "id": 1}',
-            r"line 1 has no string field 'text'; it has \['content', 'id'\]",
+            r"line 1 has no field 'text'; it has 'content', 'id'",
         ),
-        ("a.jsonl", b'{"text": 5}', "line 1 has no string field 'text'"),
-        ("a.jsonl", b'["x"]', "line 1 has no string field 'text'; it has list"),
+        ("a.jsonl", b'{"text": 5}', "line 1: field 'text' is a number, expected a string"),
+        ("a.jsonl", b'["x"]', "line 1 is a JSON array, expected an object"),
         ("a.jsonl", b'{"text": "\\ud800"}', "line 1 holds a lone surrogate at character 0"),
         ("a.txt.gz", b"no gzip", "cannot read"),
         ("a.txt.gz", gzip.compress(b"x" * 1000)[:-9], "cannot read"),
@@ -120,7 +122,7 @@ def test_a_lone_document_is_cut_after_a_line(tmp_path: Path) -> None:
 )
 def test_damaged_text_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     if name.endswith(".zst"):
-        pytest.importorskip("zstandard")
+        pytest.importorskip("backports.zstd")
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message) as caught:
         texts(tmp_path)
@@ -132,7 +134,7 @@ def test_a_document_over_the_limit_is_refused_in_bounded_memory(tmp_path: Path, 
     path = tmp_path / name
     path.write_bytes(gzip.compress(b'{"text": "' + b"a" * 100_000_000, 1))
     tracemalloc.start()
-    with pytest.raises(DataError, match=f"{path}.* is a document of more than {LIMIT} bytes"):
+    with pytest.raises(DataError, match=f"{path}.* is longer than {LIMIT} bytes; split it"):
         texts(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -142,7 +144,7 @@ def test_a_document_over_the_limit_is_refused_in_bounded_memory(tmp_path: Path, 
 def test_a_document_at_the_limit_is_taken(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"x" * 100)
     assert "".join(texts(tmp_path, 100)) == "x" * 100
-    with pytest.raises(DataError, match="more than 99 bytes"):
+    with pytest.raises(DataError, match="longer than 99 bytes"):
         texts(tmp_path, 99)
 
 

@@ -79,7 +79,7 @@ def test_given_files_are_used_as_they_are_and_notes_of_each_are_kept(tmp_path: P
         (DataSection("wmt15"), "--data wmt15 is none of numbers, wmt14, multi30k:DIR, pairs:SRC,TGT"),
         (DataSection("multi30k:"), "--data multi30k: is none of"),
         (DataSection("multi30k:nowhere"), "multi30k:nowhere: there is no such folder"),
-        (DataSection("multi30k:."), r"holds no train\.en, nor that with \.gz"),
+        (DataSection("multi30k:."), r"holds no train\.en, nor that with \.bz2"),
         (DataSection("pairs:one"), "one is not two files with a comma"),
         (DataSection("pairs:one,"), "one, is not two files"),
         (DataSection("pairs:one,two"), "cannot read one"),

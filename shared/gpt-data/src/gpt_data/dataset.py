@@ -13,7 +13,8 @@ from gpt_data.errors import DataError
 from gpt_data.journal import JOURNAL_NAME
 from gpt_data.manifest import MANIFEST_NAME, SPLITS, TOKENIZER_NAME, FileRecord, Manifest, load_manifest
 from gpt_data.shards import HEADER_BYTES, Shard, token_dtype
-from gpt_data.storage import open_regular, read_bytes, sha256_of, write_atomic
+from gpt_data.storage import sha256_of, write_atomic
+from gpt_data.store.reading import open_regular, read_bytes
 from gpt_data.stream import TokenStream
 
 VERIFIED_NAME = ".verified.json"

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from gpt_data.errors import DataError
-from gpt_data.storage import read_bytes, write_atomic
+from gpt_data.storage import write_atomic
+from gpt_data.store.reading import read_bytes
 
 MANIFEST_NAME = "manifest.json"
 TOKENIZER_NAME = "tokenizer.json"

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Int32, Int64
 
 from gpt_data.errors import DataError
-from gpt_data.storage import open_regular
+from gpt_data.store.reading import open_regular
 
 HEADER_INTS = 256
 HEADER_BYTES = 4 * HEADER_INTS

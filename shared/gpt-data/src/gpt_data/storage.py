@@ -12,14 +12,14 @@ import hashlib
 import json
 import os
 import socket
-import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from gpt_data.errors import DataError, DataStoppedError, DataWriteError
+from gpt_data.errors import DataStoppedError, DataWriteError
+from gpt_data.store.reading import open_regular
 
 LOCK_NAME = ".lock"
 POLL_SECONDS = 0.2
@@ -98,35 +98,6 @@ def make_folder(folder: Path) -> None:
         probe = folder / f".probe-{os.getpid()}"
         os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644))
         probe.unlink()
-
-
-def open_regular(path: Path) -> int:
-    """Open a regular file for reading and return its descriptor; never wait on a pipe.
-
-    Raises:
-        DataError: If the file is missing, unreadable or no regular file.
-    """
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise DataError(f"cannot read {path}: it is not a regular file")
-    return handle
-
-
-def read_bytes(path: Path, limit: int) -> bytes:
-    """The content of a regular file of at most ``limit`` bytes.
-
-    Raises:
-        DataError: If the file cannot be read or is longer.
-    """
-    with os.fdopen(open_regular(path), "rb") as file:
-        content = file.read(limit + 1)
-    if len(content) > limit:
-        raise DataError(f"{path} is longer than {limit} bytes")
-    return content
 
 
 def sha256_of(path: Path) -> str:

@@ -10,6 +10,7 @@ from gpt_data.errors import DataError
 
 TAIL_FRACTION = 0.05
 """Share of a lone document that is held out."""
+TOO_LONG_ADVICE = "; split it, or raise --max-document-bytes"
 
 
 class Document(NamedTuple):
@@ -98,9 +99,7 @@ def check_document(text: str, where: str, limit: int) -> str:
 
 def too_long(where: str, limit: int) -> DataError:
     """The error for a document over the limit."""
-    return DataError(
-        f"{where} is a document of more than {limit} bytes; split it, or raise --max-document-bytes"
-    )
+    return DataError(f"{where} is longer than {limit} bytes{TOO_LONG_ADVICE}")
 
 
 def _by_number(texts: Iterator[str], start: int, every: int) -> Iterator[Document]:

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 from gpt_data.errors import DataError, DataStoppedError
 from gpt_data.sources.base import Document, check_document, hold_out
+from gpt_data.store.json_lines import text_field
 
 HELD_OUT_EVERY = 200
-TEXT_FIELD = "text"
 POLL_SECONDS = 0.5
 
 Stream = Callable[[int], Iterator[Mapping[str, Any]]]
@@ -122,10 +122,7 @@ class HubDataset:
     def _texts(self, start: int) -> Iterator[str]:
         for number, record in enumerate(self.records(start), start):
             where = f"{self.name.dataset} record {number}"
-            text = record.get(TEXT_FIELD)
-            if not isinstance(text, str):
-                raise DataError(f"{where} has no string field {TEXT_FIELD!r}; it has {sorted(record)}")
-            yield check_document(text, where, self.limit)
+            yield check_document(text_field(record, where), where, self.limit)
 
     def records(self, start: int = 0) -> Iterator[Mapping[str, Any]]:
         """The records from number ``start`` on, as they are; a stream that breaks is opened again."""

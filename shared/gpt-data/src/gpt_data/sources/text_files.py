@@ -1,4 +1,4 @@
-"""Text files and folders of them: .txt, .md and .jsonl, plain or compressed by .gz, .xz or .zst.
+"""Text files and folders of them: .txt, .md and .jsonl, plain or compressed by .bz2, .gz, .xz or .zst.
 
 A .txt or .md file is one document, and so is each line of a .jsonl file (its field ``text``). Files
 of a folder that are named ``val``, ``valid`` or ``validation`` (with any extension) are the held-out
@@ -7,28 +7,21 @@ split; if there are none, the second of every fifty documents is, or the last tw
 
 from __future__ import annotations
 
-import gzip
-import io
-import json
-import lzma
 import re
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from importlib import import_module
+from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from gpt_data.errors import DataError
-from gpt_data.sources.base import Document, check_document, hold_out, too_long
+from gpt_data.sources.base import TOO_LONG_ADVICE, Document, check_document, hold_out, too_long
+from gpt_data.store.json_lines import BOM, read_json_lines, text_field
+from gpt_data.store.reading import COMPRESSIONS, open_unpacked
 
 HELD_OUT_EVERY = 50
 TEXT_KINDS = (".txt", ".md")
 LINE_KINDS = (".jsonl",)
-COMPRESSIONS = (".gz", ".xz", ".zst")
 VALIDATION_NAME = re.compile(r"val(id(ation)?)?([-_.]\d+)*")
-BOM = "\ufeff"
 
 
 class TextFiles:
@@ -131,82 +124,19 @@ def read_documents(path: Path, limit: int) -> Iterator[str]:
     Raises:
         DataError: If the file cannot be read or decoded, or a document is too long.
     """
-    with open_text(path) as file:
-        if kind_of(path) in LINE_KINDS:
-            yield from _read_lines(path, file, limit)
-            return
+    if kind_of(path) in LINE_KINDS:
+        for where, record in read_json_lines(path, limit, advice=TOO_LONG_ADVICE):
+            yield check_document(text_field(record, where), where, limit)
+        return
+    with open_unpacked(path) as file:
         content = file.read(limit + 1)
-        if len(content) > limit:
-            raise too_long(str(path), limit)
-        yield _decode(content, str(path))
-
-
-@contextmanager
-def open_text(path: Path) -> Iterator[io.BufferedIOBase]:
-    """Open a file through its compression; damage met while it is read is a ``DataError``.
-
-    Raises:
-        DataError: Naming the file.
-    """
-    damage: tuple[type[Exception], ...] = (OSError, EOFError, zlib.error, lzma.LZMAError)
-    damage += _zstd_errors(path)
-    try:
-        with _open(path) as file:
-            yield file
-    except damage as error:
-        reason = error.strerror if isinstance(error, OSError) else None
-        raise DataError(f"cannot read {path}: {reason or error}") from error
-
-
-def _open(path: Path) -> io.BufferedIOBase:
-    openers: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".xz": lzma.open, ".zst": _open_zstd}
-    file: io.BufferedIOBase = openers.get(path.suffix, lambda plain: plain.open("rb"))(path)
-    return file
-
-
-def _open_zstd(path: Path) -> Any:
-    # zstandard's own reader has no readline
-    return io.BufferedReader(_zstd(path).open(path, "rb"))
-
-
-def _zstd(path: Path) -> Any:
-    for name in ("compression.zstd", "zstandard"):
-        try:
-            return import_module(name)
-        except ImportError:
-            continue
-    raise DataError(f"{path} needs Python 3.14 or the extra gpt-data[zstd]")
-
-
-def _zstd_errors(path: Path) -> tuple[type[Exception], ...]:
-    return (_zstd(path).ZstdError,) if path.suffix == ".zst" else ()
-
-
-def _read_lines(path: Path, file: io.BufferedIOBase, limit: int) -> Iterator[str]:
-    number = 0
-    while line := file.readline(limit + 1):
-        number += 1
-        where = f"{path} line {number}"
-        if len(line) > limit:
-            raise too_long(where, limit)
-        if line.strip():
-            yield check_document(_parse_line(line, where), where, limit)
-
-
-def _parse_line(line: bytes, where: str) -> str:
-    try:
-        record = json.loads(_decode(line, where))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise DataError(f"{where} is not JSON: {error}") from error
-    if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-        fields = sorted(record) if isinstance(record, dict) else type(record).__name__
-        raise DataError(f"{where} has no string field 'text'; it has {fields}")
-    text: str = record["text"]
-    return text
+    if len(content) > limit:
+        raise too_long(str(path), limit)
+    yield _decode(content, str(path))
 
 
 def _decode(content: bytes, where: str) -> str:
     try:
-        return content.decode().removeprefix(BOM)
+        return content.removeprefix(BOM).decode()
     except UnicodeDecodeError as error:
         raise DataError(f"{where} is not UTF-8 at byte {error.start}") from error

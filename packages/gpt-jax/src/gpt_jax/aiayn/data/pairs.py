@@ -15,7 +15,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from gpt_data.errors import DataError
-from gpt_data.sources.text_files import open_text
+from gpt_data.store.reading import open_unpacked
 
 from gpt_jax.aiayn.data.packed_text import PackedText
 
@@ -114,7 +114,7 @@ def shown_numbers(numbers: Sequence[int], unit: str = "line") -> str:
 
 
 class LineFile:
-    """The lines of one UTF-8 file, plain or compressed by .gz, .xz or .zst.
+    """The lines of one UTF-8 file, plain or compressed by .bz2, .gz, .xz or .zst.
 
     Attributes:
         path: The file.
@@ -133,7 +133,7 @@ class LineFile:
         Raises:
             DataError: If the file cannot be read, or a line is too long or not UTF-8.
         """
-        with open_text(self.path) as file:
+        with open_unpacked(self.path) as file:
             number = 0
             while raw := file.readline(LONGEST_LINE + 1):
                 number += 1

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from gpt_data.errors import DataError
-from gpt_data.sources.text_files import COMPRESSIONS
+from gpt_data.store.reading import COMPRESSIONS
 
 from gpt_jax.aiayn.data.numbers import DIGIT_PATTERN, number_pairs, number_parts
 from gpt_jax.aiayn.data.packed_text import PackedText
