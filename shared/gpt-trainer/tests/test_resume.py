@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from gpt_trainer.checkpoint import find_steps, load_checkpoint
-from gpt_trainer.metrics import TIMING_FIELDS, read_metrics
+from gpt_trainer.metrics import TIMING_FIELDS, MetricsFile, read_metrics
 from gpt_trainer_runs import Train, start
 from gpt_trainer_toy import SPEC
 
@@ -134,6 +134,17 @@ def test_metrics_beyond_the_checkpoint_and_half_lines_are_cut(
         file.write('{"step": 6, "loss": 1.0}\n{"step": 7, "lo')
     assert train("--resume=cut") == 0
     assert_same_run(whole, tmp_path / "cut")
+
+
+@pytest.mark.parametrize(
+    "line", ['{"step": "x"}', '{"step": null}', "[" * 100_000, '{"step": ' + "9" * 5000 + "}"]
+)
+def test_a_line_that_no_run_writes_ends_the_metrics(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 1, "loss": 2.0}}\n{line}\n')
+    assert read_metrics(path) == [{"step": 1, "loss": 2.0}]
+    MetricsFile(tmp_path, last_step=5).close()
+    assert path.read_text() == '{"step": 1, "loss": 2.0}\n'
 
 
 def test_an_older_step_is_gone_on_from_and_later_ones_set_aside(

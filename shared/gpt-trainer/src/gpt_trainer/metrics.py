@@ -89,9 +89,13 @@ def _whole_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         for line in file:
             try:
                 values = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 return
-            if not line.endswith(b"\n") or not isinstance(values, dict) or "step" not in values:
+            if (
+                not line.endswith(b"\n")
+                or not isinstance(values, dict)
+                or type(values.get("step")) is not int
+            ):
                 return
             position += len(line)
             yield position, values

@@ -16,8 +16,9 @@ import bpe_scratch
 from gpt_data.dataset import Dataset
 
 from gpt_trainer.backend import Backend, BackendSpec
+from gpt_trainer.checkpoint.strict_json import shown
 from gpt_trainer.config import TrainConfig
-from gpt_trainer.errors import InputError
+from gpt_trainer.errors import InputError, listed
 from gpt_trainer.settings import config_names, flat, overlay
 from gpt_trainer.spikes import SpikeGuard
 
@@ -110,16 +111,26 @@ def read_record(values: Mapping[str, Any], where: str) -> Record:
     parts = {name: values.get(name) for name in ("data", "made_by", "options")}
     # a record that is older than extra evaluations has none
     parts["evaluations"] = values.get("evaluations", {})
-    if not all(isinstance(part, dict) for part in parts.values()) or not isinstance(
-        values.get("preset"), str
-    ):
-        raise InputError(f"{where} is damaged: data, made_by, options, evaluations or preset is missing")
+    wrong = [name for name, part in parts.items() if not isinstance(part, dict)]
+    wrong += [
+        name for name in ("options", "evaluations") if name not in wrong and not _holds_flags(parts[name])
+    ]
+    wrong += [] if isinstance(values.get("preset"), str) else ["preset"]
+    wrong += [] if isinstance(values.get("init_from"), str | None) else ["init_from"]
+    if wrong:
+        shapes = "; ".join(f"{name} is {shown(values.get(name))}" for name in wrong)
+        raise InputError(f"{where} is damaged: {shapes}")
     return Record(
         overlay(TrainConfig(), config, where),
         values["preset"],
         values.get("init_from"),
         **parts,  # type: ignore[arg-type]
     )
+
+
+def _holds_flags(part: Mapping[str, Any]) -> bool:
+    """Whether each value is a set of flags by name."""
+    return all(isinstance(flags, dict) for flags in part.values())
 
 
 def read_state(values: Mapping[str, Any], step: int, factor: float | None, where: str) -> RunState:
@@ -134,13 +145,39 @@ def read_state(values: Mapping[str, Any], step: int, factor: float | None, where
     Raises:
         InputError: If anything is missing or does not fit.
     """
-    try:
-        guard = SpikeGuard(factor, values["spikes"])
-        # a checkpoint that is older than extra evaluations knows of none
-        measured = values.get("measured", -1)
-        return RunState(guard, step, values["evaluated"], values["best_loss"], values["best_step"], measured)
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{where} is damaged: {error!r} in the run's state") from None
+    # a checkpoint that is older than extra evaluations knows of none
+    values = {"measured": -1, **values}
+    wrong = _state_faults(values, step)
+    if wrong:
+        raise InputError(f"{where} is damaged: in the run's state {listed(wrong)}")
+    guard = SpikeGuard(factor, values["spikes"])
+    return RunState(
+        guard, step, values["evaluated"], values["best_loss"], values["best_step"], values["measured"]
+    )
+
+
+def _state_faults(values: Mapping[str, Any], step: int) -> list[str]:
+    spikes = values.get("spikes")
+    if not isinstance(spikes, dict):
+        return [f"spikes is {shown(spikes)}"]
+    least = {"evaluated": -1, "measured": -1, "step": -1, "seen": 0, "earlier_seen": 0}
+    found = {**values, **spikes}
+    wrong = [name for name, first in least.items() if not _is_count(found.get(name), first, step)]
+    wrong += [name for name in ("mean", "earlier_mean") if not _is_size(found.get(name))]
+    if values.get("best_loss") is not None or values.get("best_step") is not None:
+        wrong += ["best_loss"] if not _is_size(found.get("best_loss")) else []
+        wrong += ["best_step"] if not _is_count(found.get("best_step"), 0, step) else []
+    return [f"{name} is {shown(found.get(name))}" for name in wrong]
+
+
+def _is_count(value: object, least: int, most: int) -> bool:
+    # bool is an int in Python, but true is no step
+    return type(value) is int and least <= value <= most
+
+
+def _is_size(value: object) -> bool:
+    """Whether it is what a norm or a loss can be; the file's reader has refused NaN and infinity."""
+    return type(value) is float and value >= 0.0
 
 
 def describe_data(dataset: Dataset, tokenizer: bpe_scratch.Tokenizer | None) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Keys are the fields' names; in a TOML file hyphens may stand for underscores, an
 
 from __future__ import annotations
 
+import sys
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields, replace
@@ -12,6 +13,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from gpt_trainer.checkpoint.strict_json import shown
 from gpt_trainer.config import SECTIONS, TrainConfig
 from gpt_trainer.errors import InputError
 
@@ -122,11 +124,11 @@ def convert(name: str, value: Any, kind: Any, where: str) -> Any:
                 return value
         elif option is Path and isinstance(value, str):
             return Path(value)
-        elif option is float and type(value) in (int, float):
+        elif option is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:
             return float(value)
         elif type(value) is option:
             return value
-    raise InputError(f"{where}: {name}={value!r} is not {_expected(options)}")
+    raise InputError(f"{where}: {name}={shown(value)} is not {_expected(options)}")
 
 
 def _expected(options: Iterable[Any]) -> str:
@@ -135,7 +137,7 @@ def _expected(options: Iterable[Any]) -> str:
         if get_origin(option) is Literal:
             words += [str(value) for value in get_args(option)]
         elif option is not NoneType:
-            words.append("a path" if option is Path else option.__name__)
+            words.append({Path: "a path", float: "a finite number"}.get(option, option.__name__))
     return "one of " + ", ".join(words) if len(words) > 1 else " ".join(words)
 
 

@@ -1,0 +1,97 @@
+"""What a run wrote down about itself is believed only if it is what a run writes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gpt_trainer.checkpoint import find_steps
+from gpt_trainer.errors import InputError
+from gpt_trainer.record import RunState, read_record, read_state
+from gpt_trainer.spikes import SpikeGuard
+from gpt_trainer_runs import Capture, Train, the_line
+
+
+def forge(step: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change ``trainer.json``, and the manifest with it, as one who wants to be believed would."""
+    path = step / "trainer.json"
+    values = json.loads(path.read_bytes())
+    change(values["trainer"])
+    content = json.dumps(values).encode()
+    path.write_bytes(content)
+    manifest = json.loads((step / "manifest.json").read_bytes())
+    manifest["files"]["trainer.json"] = {
+        "size": len(content), "sha256": hashlib.sha256(content).hexdigest()
+    }  # fmt: skip
+    (step / "manifest.json").write_bytes(json.dumps(manifest, indent=2).encode() + b"\n")
+
+
+def test_what_a_run_writes_is_read_back() -> None:
+    guard = SpikeGuard(3.0)
+    for step, norm in enumerate((1.0, 0.5, 0.7)):
+        guard.observe(step, norm)
+    for state in (RunState(guard, 3, 2, 4.5, 2, -1), RunState(SpikeGuard(None), 0)):
+        found = read_state(json.loads(json.dumps(state.as_json())), state.step, state.spikes.factor, "f")
+        assert found.as_json() == state.as_json()
+        assert found.step == state.step
+
+
+STATE = RunState(SpikeGuard(None), 5, 4, 4.5, 4, 4).as_json()
+STRANGE: list[Any] = ["x", True, None, [], {}, 2.5, 10**400, -2, 6]
+
+
+@pytest.mark.parametrize("name", ["evaluated", "measured", "best_step", "best_loss", "spikes"])
+@pytest.mark.parametrize("value", STRANGE, ids=lambda value: str(value)[:8])
+def test_a_state_of_other_types_is_refused_by_name(name: str, value: Any) -> None:
+    if (name, value) == ("best_loss", 2.5):
+        return
+    with pytest.raises(
+        InputError, match=rf"f is damaged: in the run's state .*{name}|step is None"
+    ) as caught:
+        read_state({**STATE, name: value}, 5, None, "f")
+    assert caught.value.exit_status == 65
+
+
+@pytest.mark.parametrize("name", ["step", "seen", "mean", "earlier_seen", "earlier_mean"])
+@pytest.mark.parametrize("value", STRANGE, ids=lambda value: str(value)[:8])
+def test_norms_of_other_types_are_refused_by_name(name: str, value: Any) -> None:
+    if value == 2.5 and "mean" in name:
+        return
+    with pytest.raises(InputError, match=rf"in the run's state {name} is"):
+        read_state({**STATE, "spikes": {**STATE["spikes"], name: value}}, 5, None, "f")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t["state"].update(best_loss="x"), "in the run's state best_loss is 'x'"),
+        (lambda t: t["state"].pop("evaluated"), "in the run's state evaluated is None"),
+        (lambda t: t.update(state=[]), "holds no state"),
+        (lambda t: t.update(options={"gpt-toy": "x"}), "options is {'gpt-toy': 'x'}"),
+        (lambda t: t.update(evaluations={"hellaswag": []}), "evaluations is {'hellaswag': []}"),
+        (lambda t: t.update(data=None), "data is None"),
+        (lambda t: t.update(preset=7), "preset is 7"),
+        (lambda t: t.update(init_from=["a"]), "init_from is ['a']"),
+        (lambda t: t["config"].update(lr=10**400), "lr=1000"),
+        (lambda t: t["config"].update(lr=[]), "lr=[] is not a finite number"),
+    ],
+    ids=["best", "missing", "state", "options", "evaluations", "data", "preset", "origin", "huge", "list"],
+)
+def test_a_forged_record_ends_a_resume_with_one_line(
+    change: Callable[[dict[str, Any]], object], message: str, train: Train, flags: list[str], tmp_path: Path,
+    capsys: Capture,
+) -> None:  # fmt: skip
+    assert train(*flags, "--steps=3", "--out=run") == 0
+    forge(find_steps(tmp_path / "run")[-1][1], change)
+    capsys.readouterr()
+    assert train("--resume=run", "--steps=6") == 65
+    assert message in the_line(capsys)
+
+
+def test_a_record_of_the_future_is_refused() -> None:
+    with pytest.raises(InputError, match="f has format 2, expected 1"):
+        read_record({"format": 2}, "f")
