@@ -41,10 +41,10 @@ class NonFiniteError(TrainerError):
     exit_status = 70
 
 
-def listed(faults: Sequence[str]) -> str:
+def one_line(faults: Sequence[str]) -> str:
     """Faults as one line of bounded length: the first ten, and how many more there are.
 
-    >>> listed(["no x"] * 12)
+    >>> one_line(["no x"] * 12)
     'no x; no x; no x; no x; no x; no x; no x; no x; no x; no x; and 2 more'
     """
     more = len(faults) - NAMED_FAULTS

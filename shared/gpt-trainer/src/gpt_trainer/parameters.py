@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Float32
 
-from gpt_trainer.errors import listed
+from gpt_trainer.errors import one_line
 from gpt_trainer.model_config import ModelConfig
 
 Parameters = dict[str, Float32[np.ndarray, "..."]]
@@ -115,4 +115,4 @@ def check_arrays(values: Mapping[str, np.ndarray], want: Mapping[str, tuple[int,
         elif not np.isfinite(value).all():
             wrong.append(f"{name} holds NaN or infinity")
     if wrong:
-        raise ValueError("parameters do not fit the model: " + listed(sorted(wrong)))
+        raise ValueError("parameters do not fit the model: " + one_line(sorted(wrong)))

@@ -14,11 +14,11 @@ from typing import Any
 
 import bpe_scratch
 from gpt_data.dataset import Dataset
+from gpt_data.errors import shown
 
 from gpt_trainer.backend import Backend, BackendSpec
-from gpt_trainer.checkpoint.strict_json import shown
 from gpt_trainer.config import TrainConfig
-from gpt_trainer.errors import InputError, listed
+from gpt_trainer.errors import InputError, one_line
 from gpt_trainer.settings import config_names, flat, overlay
 from gpt_trainer.spikes import SpikeGuard
 
@@ -111,10 +111,8 @@ def read_record(values: Mapping[str, Any], where: str) -> Record:
     parts = {name: values.get(name) for name in ("data", "made_by", "options")}
     # a record that is older than extra evaluations has none
     parts["evaluations"] = values.get("evaluations", {})
-    wrong = [name for name, part in parts.items() if not isinstance(part, dict)]
-    wrong += [
-        name for name in ("options", "evaluations") if name not in wrong and not _holds_flags(parts[name])
-    ]
+    wrong = [name for name in ("data", "made_by") if not isinstance(parts[name], dict)]
+    wrong += [name for name in ("options", "evaluations") if not _holds_flags(parts[name])]
     wrong += [] if isinstance(values.get("preset"), str) else ["preset"]
     wrong += [] if isinstance(values.get("init_from"), str | None) else ["init_from"]
     if wrong:
@@ -128,9 +126,9 @@ def read_record(values: Mapping[str, Any], where: str) -> Record:
     )
 
 
-def _holds_flags(part: Mapping[str, Any]) -> bool:
+def _holds_flags(part: Any) -> bool:
     """Whether each value is a set of flags by name."""
-    return all(isinstance(flags, dict) for flags in part.values())
+    return isinstance(part, dict) and all(isinstance(flags, dict) for flags in part.values())
 
 
 def read_state(values: Mapping[str, Any], step: int, factor: float | None, where: str) -> RunState:
@@ -149,7 +147,7 @@ def read_state(values: Mapping[str, Any], step: int, factor: float | None, where
     values = {"measured": -1, **values}
     wrong = _state_faults(values, step)
     if wrong:
-        raise InputError(f"{where} is damaged: in the run's state {listed(wrong)}")
+        raise InputError(f"{where} is damaged: in the run's state {one_line(wrong)}")
     guard = SpikeGuard(factor, values["spikes"])
     return RunState(
         guard, step, values["evaluated"], values["best_loss"], values["best_step"], values["measured"]

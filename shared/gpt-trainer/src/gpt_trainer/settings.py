@@ -13,7 +13,8 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from gpt_trainer.checkpoint.strict_json import shown
+from gpt_data.errors import shown
+
 from gpt_trainer.config import SECTIONS, TrainConfig
 from gpt_trainer.errors import InputError
 

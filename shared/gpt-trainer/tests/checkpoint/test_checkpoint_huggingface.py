@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from gpt_trainer.checkpoint import CheckpointState, load_huggingface, resolve, save_checkpoint
 from gpt_trainer.checkpoint.model_json import TANH_GELU
-from gpt_trainer.errors import InputError, listed
+from gpt_trainer.errors import InputError, one_line
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import Parameters, check_parameters, init_parameters
 from safetensors.numpy import save_file
@@ -133,7 +133,7 @@ def test_a_thousand_differences_make_one_short_line(weights: Parameters, tmp_pat
         load_huggingface(write(tmp_path / "hf", weights | strange))
     assert str(caught.value).endswith("unexpected 'transformer.strange.0009' (1,); and 2990 more")
     assert len(str(caught.value)) < 1000
-    assert listed(["a"] * 10) == "; ".join("a" * 10)
+    assert one_line(["a"] * 10) == "; ".join("a" * 10)
     with pytest.raises(ValueError, match="and 2991 more") as told:
         check_parameters(strange | {name: weights[name] for name in list(weights)[1:]}, MODEL)
     assert len(str(told.value)) < 1000

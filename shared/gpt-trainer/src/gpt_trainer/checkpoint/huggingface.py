@@ -13,14 +13,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+from gpt_data.errors import shown
 
 from gpt_trainer.checkpoint.files import read_small
 from gpt_trainer.checkpoint.load import CONFIG_LIMIT, layout_differences
 from gpt_trainer.checkpoint.manifest import CONFIG, MODEL
 from gpt_trainer.checkpoint.model_json import model_from_json
-from gpt_trainer.checkpoint.strict_json import parse_object, shown
+from gpt_trainer.checkpoint.strict_json import parse_object
 from gpt_trainer.checkpoint.tensors import FLOAT_DTYPES, STORED, TensorEntry, TensorFile
-from gpt_trainer.errors import InputError, listed
+from gpt_trainer.errors import InputError, one_line
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import Parameters, check_parameters, parameter_shapes
 
@@ -99,7 +100,7 @@ def _check_layout(
     anything = {name: entries[name].shape for name in extra}
     wrong += layout_differences({name: entries[name] for name in extra}, anything, tuple(STORED))
     if wrong:
-        raise InputError(f"{folder}: the weights do not fit {CONFIG}: {listed(wrong)}")
+        raise InputError(f"{folder}: the weights do not fit {CONFIG}: {one_line(wrong)}")
 
 
 def _check_extra(name: str, value: np.ndarray, embedding: np.ndarray, context: int) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from gpt_data.errors import shown
+
 from gpt_trainer.backend import Moments
 from gpt_trainer.checkpoint.discovery import ADVICE, find_steps, is_step, run_of
 from gpt_trainer.checkpoint.files import RegularFile, read_small
@@ -22,9 +24,9 @@ from gpt_trainer.checkpoint.manifest import (
 )
 from gpt_trainer.checkpoint.model_json import model_from_json
 from gpt_trainer.checkpoint.state import CheckpointState, SavedModel, check_moments
-from gpt_trainer.checkpoint.strict_json import parse_object, shown
+from gpt_trainer.checkpoint.strict_json import parse_object
 from gpt_trainer.checkpoint.tensors import TensorEntry, TensorFile
-from gpt_trainer.errors import InputError, listed
+from gpt_trainer.errors import InputError, one_line
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import Parameters, check_parameters, parameter_shapes
 
@@ -74,7 +76,7 @@ def load_tensors(path: Path, manifest: Manifest, want: Mapping[str, tuple[int, .
     with TensorFile(path, manifest.files[path.name]) as file:
         wrong = layout_differences(file.entries, want, ("F32",))
         if wrong:
-            raise InputError(f"{path} does not fit {CONFIG}: {listed(wrong)}")
+            raise InputError(f"{path} does not fit {CONFIG}: {one_line(wrong)}")
         values = file.read(want)
     return {name: values[name] for name in want}
 

@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gpt_data.errors import shown
+
 from gpt_trainer.checkpoint.files import FileRecord, read_small
-from gpt_trainer.checkpoint.strict_json import parse_object, shown
+from gpt_trainer.checkpoint.strict_json import parse_object
 from gpt_trainer.errors import InputError
 
 FORMAT = "gpt-trainer checkpoint"

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gpt_trainer.checkpoint.strict_json import shown
+from gpt_data.errors import shown
+
 from gpt_trainer.errors import InputError
 from gpt_trainer.model_config import ModelConfig
 

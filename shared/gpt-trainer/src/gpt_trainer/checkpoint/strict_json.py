@@ -7,15 +7,9 @@ import math
 from pathlib import Path
 from typing import Any, NoReturn
 
+from gpt_data.errors import shown
+
 from gpt_trainer.errors import InputError
-
-SHOWN_CHARACTERS = 80
-
-
-def shown(value: object) -> str:
-    """A value from a file as it may stand in a message: one short line, control characters escaped."""
-    text = ascii(value)
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

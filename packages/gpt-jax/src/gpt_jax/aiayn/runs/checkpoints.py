@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from gpt_data.errors import shown
 from gpt_trainer.checkpoint import find_steps, prune
 from gpt_trainer.checkpoint.files import read_small
 from gpt_trainer.checkpoint.load import (
@@ -33,7 +34,7 @@ from gpt_trainer.checkpoint.manifest import (
     read_manifest,
 )
 from gpt_trainer.checkpoint.save import save_step
-from gpt_trainer.checkpoint.strict_json import parse_object, shown
+from gpt_trainer.checkpoint.strict_json import parse_object
 from gpt_trainer.errors import InputError, NonFiniteError
 
 from gpt_jax.aiayn.config import TransformerConfig, parameter_shapes
