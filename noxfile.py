@@ -199,7 +199,7 @@ def pins(session: nox.Session) -> None:
     session.run_install("uv", "lock", "--quiet", "--upgrade", external=True)
     exported = session.run(
         "uv", "export", "--quiet", "--frozen", "--all-packages", "--all-groups", "--extra=compiled",
-        "--extra=hf", "--extra=zstd", "--extra=plots", "--extra=aiayn", "--extra=data", "--extra=lm-eval",
+        "--extra=hf", "--extra=zstd", "--extra=plots", "--extra=bleu", "--extra=data", "--extra=lm-eval",
         "--no-emit-workspace", "--no-hashes", "--no-annotate",
         "--no-header", external=True, silent=True,
     )  # fmt: skip

@@ -14,15 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from aiayn_jax.config import TransformerConfig
+from aiayn_jax.loss import weighted_losses
+from aiayn_jax.model import decode, encode, init_parameters, positions
+from aiayn_jax.optimizer import AdamConfig, AdamScalars, adam_init, adam_scalars, adam_update
+from aiayn_jax.parameters import PairBatch, Parameters
+from aiayn_jax.plan import Plan, make_plan
+from aiayn_jax.step import make_evaluate, send
+from aiayn_jax.tree import from_named, to_named
 from gpt_data.batch import IGNORE
-from gpt_jax.aiayn.config import TransformerConfig
-from gpt_jax.aiayn.loss import weighted_losses
-from gpt_jax.aiayn.model import decode, encode, init_parameters, positions
-from gpt_jax.aiayn.optimizer import AdamConfig, AdamScalars, adam_init, adam_scalars, adam_update
-from gpt_jax.aiayn.parameters import PairBatch, Parameters
-from gpt_jax.aiayn.plan import Plan, make_plan
-from gpt_jax.aiayn.step import make_evaluate, send
-from gpt_jax.aiayn.tree import from_named, to_named
 
 # odd sizes; 61 ids do not fill the padded vocabulary
 CONFIG = TransformerConfig(vocab_size=61, n_layer=2, n_head=2, d_model=12, d_ff=20, dropout=0.0, longest=32)

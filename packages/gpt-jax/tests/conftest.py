@@ -11,8 +11,7 @@ import pytest
 from gpt_jax.backend import JaxBackend
 
 # the helpers beside the tests carry the package's name, so that no other member's can be meant
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE / "aiayn")]
+sys.path.insert(0, str(Path(__file__).parent))
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_numpy_dtype_promotion", "strict")

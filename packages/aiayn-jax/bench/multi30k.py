@@ -1,0 +1,191 @@
+"""Train several configurations on Multi30k, English to German, and compare their BLEU on test_2016_flickr.
+
+    python multi30k.py DATA_FOLDER OUT_FOLDER [--runs tiny,small] [--jobs 4] [--device gpu]
+
+Every configuration trains in a process of its own, several at a time on one GPU. OUT_FOLDER gets one
+JSON file for each: its settings, device and versions, the learning curve, the score with sacreBLEU's
+signature, and the seconds that training took, translations and checkpoints in between included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from aiayn_jax.runs.finish import read_score
+from aiayn_jax.runs.record import open_run
+from aiayn_jax.runs.training import train
+from aiayn_jax.settings import RUN_PRESETS, RunConfig
+from gpt_trainer.metrics import METRICS_NAME, read_metrics
+
+RUNS: dict[str, dict[str, dict[str, Any]]] = {
+    "small": {"schedule": {"steps": 6000}},
+    "small-6k": {"data": {"vocab": 6000}, "schedule": {"steps": 6000}},
+    "tiny": {"model": {"n_layer": 4, "d_model": 128, "d_ff": 256}, "schedule": {"steps": 8000}},
+    "deep": {"model": {"n_layer": 4, "d_ff": 512}, "schedule": {"steps": 6000}},
+}
+
+
+def configure(name: str, data: Path, device: str, steps: int | None) -> RunConfig:
+    """The settings of a configuration: the preset ``small`` with what ``RUNS`` changes.
+
+    Args:
+        name: A key of ``RUNS``.
+        data: The folder with Multi30k.
+        device: ``auto``, ``cpu`` or ``gpu``.
+        steps: Steps in place of the configuration's own.
+    """
+    base = RUN_PRESETS["small"]
+    common: dict[str, dict[str, Any]] = {
+        "data": {"data": f"multi30k:{data}"},
+        "runtime": {"device": device},
+        "reports": {"plain": True, "log_every": 500},
+    }
+    sections = {}
+    for section in asdict(base):
+        changes = {**common.get(section, {}), **RUNS[name].get(section, {})}
+        sections[section] = replace(getattr(base, section), **changes)
+    if steps is not None:
+        sections["schedule"] = replace(sections["schedule"], steps=steps)
+    return RunConfig(**sections)
+
+
+def run_one(name: str, arguments: argparse.Namespace) -> int:
+    """Train one configuration in this process, and write its JSON file.
+
+    Args:
+        name: A key of ``RUNS``.
+        arguments: The command's arguments.
+    """
+    config = configure(name, arguments.data, arguments.device, arguments.steps)
+    run = arguments.out / "runs" / name
+    began = time.perf_counter()
+    status = train(config, "small", out=run)
+    if status == 0:
+        values = describe(name, run, time.perf_counter() - began)
+        (arguments.out / f"{name}.json").write_text(json.dumps(values, indent=1) + "\n")
+    return status
+
+
+def describe(name: str, run: Path, seconds: float) -> dict[str, Any]:
+    """Everything about a finished run that a table or a plot needs.
+
+    Args:
+        name: The configuration.
+        run: The run's folder.
+        seconds: Wall time of the whole, data, compilation and the final translation included.
+    """
+    with ExitStack() as locks:
+        record = open_run(run, locks).record.as_json()
+    lines = read_metrics(run / METRICS_NAME)
+    steps = [line for line in lines if "loss" in line]
+    curve = [
+        {key: line[key] for key in ("step", "val_loss", "val_bleu") if key in line}
+        for line in lines
+        if "val_loss" in line
+    ]
+    return {
+        "name": name,
+        "record": record,
+        "score": read_score(run),
+        "seconds": seconds,
+        "step_seconds": sum(line["seconds"] for line in steps),
+        "peak_memory_bytes": steps[-1]["peak_memory_bytes"],
+        "training": [[line["step"], round(line["loss"], 4)] for line in steps],
+        "curve": curve,
+    }
+
+
+def run_all(arguments: argparse.Namespace) -> int:
+    """Start every configuration, ``jobs`` at a time, and print the table.
+
+    Args:
+        arguments: The command's arguments.
+    """
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    waiting, failed = list(arguments.runs), False
+    running: dict[str, subprocess.Popen[bytes]] = {}
+    while waiting or running:
+        while waiting and len(running) < arguments.jobs:
+            name = waiting.pop(0)
+            command = [sys.executable, *sys.argv, f"--one={name}"]
+            with (arguments.out / f"{name}.log").open("w") as log:
+                running[name] = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        time.sleep(0.5)
+        for name, process in list(running.items()):
+            if process.poll() is not None:
+                del running[name]
+                failed |= process.returncode != 0
+                print(f"{name}: exit status {process.returncode}", flush=True)
+                if process.returncode:
+                    print((arguments.out / f"{name}.log").read_text()[-3000:], flush=True)
+    print_table(
+        [name for name in arguments.runs if (arguments.out / f"{name}.json").is_file()], arguments.out
+    )
+    return int(failed)
+
+
+def print_table(names: list[str], out: Path) -> None:
+    """One line for each configuration that has finished.
+
+    Args:
+        names: Keys of ``RUNS``.
+        out: The folder of JSON files.
+    """
+    for name in names:
+        print_row(name, json.loads((out / f"{name}.json").read_text()))
+
+
+def print_row(name: str, values: Mapping[str, Any]) -> None:
+    """A configuration's score, best validation figures, and what it took.
+
+    Args:
+        name: The configuration.
+        values: Its JSON values.
+    """
+    curve, score = values["curve"], values["score"]
+    figures = [
+        f"BLEU {score['value']:.2f}",
+        f"val BLEU (greedy) {max(line.get('val_bleu', 0.0) for line in curve):.2f}",
+        f"val loss {min(line['val_loss'] for line in curve):.3f}",
+        f"{values['training'][-1][0]} steps",
+        f"{values['seconds']:.0f} s in all",
+        f"{values['step_seconds']:.0f} s in steps",
+        f"{values['peak_memory_bytes'] / 1e9:.2f} GB",
+    ]
+    print(f"{name:10} {'  '.join(figures)}")
+    print(f"{'':10} {score['signature']}  {values['record']['made_by']['device']}")
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The command's arguments.
+
+    Args:
+        argv: As they were typed.
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--runs", type=lambda text: text.split(","), default=list(RUNS))
+    parser.add_argument("--jobs", type=int, default=4)
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "gpu"])
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    unknown = set(arguments.runs) - set(RUNS)
+    if unknown:
+        parser.error(f"unknown runs {', '.join(sorted(unknown))}; choose from {', '.join(RUNS)}")
+    return arguments
+
+
+if __name__ == "__main__":
+    options = parse(sys.argv[1:])
+    sys.exit(run_one(options.one, options) if options.one else run_all(options))

@@ -1,0 +1,98 @@
+"""How the encoder-decoder is to run: precision, device, and the choices that change no value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+from gpt_jax import model
+from gpt_jax.device import choose_device
+from gpt_jax.options import LOGITS_IN_FLIGHT
+
+from aiayn_jax.config import TransformerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(model.Plan):
+    """What GPT-2's plan holds, and what only the encoder-decoder knows; made by ``make_plan``.
+
+    Attributes:
+        device: Where the model runs.
+        smoothing: Share of the target distribution that is spread over the vocabulary.
+        unroll: Compile every layer for itself, instead of one for a loop over all.
+        wide_logits: Keep the loss's logits in float32, instead of rounding them to ``dtype``.
+        deterministic: On a GPU, use no routine whose order of summation differs from run to run.
+    """
+
+    device: jax.Device
+    smoothing: float
+    unroll: bool = False
+    wide_logits: bool = True
+    deterministic: bool = True
+
+
+def make_plan(
+    config: TransformerConfig,
+    *,
+    precision: Literal["float32", "bfloat16"] = "float32",
+    device: Literal["auto", "cpu", "gpu"] = "auto",
+    attention: Literal["auto", "written", "cudnn"] = "auto",
+    unroll: bool = False,
+    wide_logits: bool = True,
+    deterministic: bool = True,
+    preallocate: bool = False,
+) -> Plan:
+    """Choose the device, and settle what ``"auto"`` leaves open.
+
+    Args:
+        config: The model's sizes.
+        precision: Type of activations and products; parameters, moments and statistics stay float32.
+        device: ``"auto"`` takes a GPU if there is one.
+        attention: ``"auto"`` is cuDNN's where it can run, else written out.
+        unroll: Compile every layer for itself.
+        wide_logits: Keep the loss's logits in float32.
+        deterministic: On a GPU, repeat a run bit for bit.
+        preallocate: Take most of a GPU's memory at once.
+
+    Raises:
+        ValueError: If a choice is unknown, or this machine or model cannot have it.
+    """
+    for name, value, allowed in (
+        ("precision", precision, ("float32", "bfloat16")),
+        ("attention", attention, ("auto", "written", "cudnn")),
+    ):
+        if value not in allowed:
+            raise ValueError(f"{name}={value!r} is not one of {', '.join(allowed)}")
+    place = choose_device(device, preallocate=preallocate)
+    missing = _cudnn_obstacles(config, precision, place, deterministic=deterministic)
+    if attention == "cudnn" and missing:
+        raise ValueError(f"attention='cudnn' needs {' and '.join(missing)}; use attention='written'")
+    return Plan(
+        n_head=config.n_head,
+        vocab_size=config.vocab_size,
+        dtype=precision,
+        attention="written" if missing or attention == "written" else "cudnn",
+        dropout=config.dropout,
+        chunk=LOGITS_IN_FLIGHT["cpu" if place.platform == "cpu" else "gpu"],
+        device=place,
+        smoothing=config.label_smoothing,
+        unroll=unroll,
+        wide_logits=wide_logits,
+        deterministic=deterministic,
+    )
+
+
+def _cudnn_obstacles(
+    config: TransformerConfig, precision: str, device: jax.Device, *, deterministic: bool
+) -> list[str]:
+    """What cuDNN's attention needs and does not find."""
+    width = config.d_model // config.n_head
+    obstacles = {
+        "a GPU": device.platform == "cpu",
+        "precision='bfloat16'": precision != "bfloat16",
+        "a head width that is a multiple of 8, at most 128": width % 8 != 0 or width > 128,
+        # XLA 0.11.2 fails to run several of cuDNN's kernels in one program that is to be deterministic
+        "--no-deterministic": deterministic,
+    }
+    return [need for need, absent in obstacles.items() if absent]

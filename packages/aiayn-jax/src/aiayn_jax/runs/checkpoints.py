@@ -1,0 +1,218 @@
+"""Checkpoints of the encoder-decoder: gpt_trainer's folder per step, with this model's files in it.
+
+``model.safetensors`` and ``optimizer.safetensors`` hold float32 arrays by the names of
+``config.parameter_shapes``; ``config.json`` the sizes; ``tokenizer.json`` the joint BPE. Everything is
+held to the manifest before any of it is used.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from gpt_data.errors import shown
+from gpt_trainer.checkpoint import find_steps, prune
+from gpt_trainer.checkpoint.files import read_small
+from gpt_trainer.checkpoint.load import (
+    CONFIG_LIMIT,
+    load_tensors,
+    load_tokenizer,
+    load_trainer,
+    refusing,
+)
+from gpt_trainer.checkpoint.manifest import (
+    CONFIG,
+    MODEL,
+    OPTIMIZER,
+    TOKENIZER,
+    TRAINER,
+    Manifest,
+    read_manifest,
+)
+from gpt_trainer.checkpoint.save import save_step
+from gpt_trainer.checkpoint.strict_json import parse_object
+from gpt_trainer.errors import InputError, NonFiniteError
+
+from aiayn_jax.config import TransformerConfig, parameter_shapes
+
+Named = dict[str, np.ndarray]
+MODEL_TYPE = "aiayn-transformer"
+MOMENTS = ("first", "second")
+SIZE_LIMIT, LAYER_LIMIT = 1 << 24, 512
+
+
+class SavedModel(NamedTuple):
+    """What translating needs of a step.
+
+    Attributes:
+        step: Optimizer steps taken.
+        config: The sizes.
+        parameters: Weights by name.
+        tokenizer_json: The bytes of ``tokenizer.json``.
+        trainer: The trainer's own state.
+    """
+
+    step: int
+    config: TransformerConfig
+    parameters: Named
+    tokenizer_json: bytes
+    trainer: dict[str, Any]
+
+
+class SavedState(NamedTuple):
+    """All that a run needs to go on as if it had not stopped: the model, and Adam's two moments."""
+
+    model: SavedModel
+    first: Named
+    second: Named
+
+
+def save_state(run: Path, state: SavedState) -> Path:
+    """Save a step, whole or not at all.
+
+    Args:
+        run: The run's folder.
+        state: What to save.
+
+    Returns:
+        The step's folder.
+
+    Raises:
+        NonFiniteError: If an array holds NaN or infinity; nothing is saved then.
+        WriteError: If it cannot be written; older steps are as they were.
+    """
+    model = state.model
+    trees = {"weights": model.parameters, **dict(zip(MOMENTS, state[1:], strict=True))}
+    for what, arrays in trees.items():
+        bad = [name for name, value in arrays.items() if not np.isfinite(value).all()]
+        if bad:
+            raise NonFiniteError(f"step {model.step} is not saved: {what} of {bad[0]} are not finite")
+    trainer = {"step": model.step, "trainer": model.trainer}
+    files = {
+        CONFIG: config_to_json(model.config),
+        TRAINER: json.dumps(trainer, indent=2, sort_keys=True, allow_nan=False).encode() + b"\n",
+        TOKENIZER: model.tokenizer_json,
+    }
+    moments = {
+        f"{label}.{name}": value
+        for label, arrays in zip(MOMENTS, state[1:], strict=True)
+        for name, value in arrays.items()
+    }
+    return save_step(run, model.step, files, {MODEL: model.parameters, OPTIMIZER: moments})
+
+
+@refusing
+def load_model(folder: Path) -> SavedModel:
+    """Load a step without Adam's moments.
+
+    Args:
+        folder: The step's folder.
+
+    Raises:
+        InputError: If anything that is read is missing, damaged or does not fit.
+    """
+    return _load_model(folder, read_manifest(folder))
+
+
+@refusing
+def load_state(folder: Path) -> SavedState:
+    """Load a step.
+
+    Args:
+        folder: The step's folder.
+
+    Raises:
+        InputError: If anything in it is missing, damaged or does not fit.
+    """
+    manifest = read_manifest(folder)
+    model = _load_model(folder, manifest)
+    shapes = parameter_shapes(model.config)
+    want = {f"{label}.{name}": shape for label in MOMENTS for name, shape in shapes.items()}
+    values = _finite(load_tensors(folder / OPTIMIZER, manifest, want), folder / OPTIMIZER)
+    first, second = ({name: values[f"{label}.{name}"] for name in shapes} for label in MOMENTS)
+    return SavedState(model, first, second)
+
+
+def _load_model(folder: Path, manifest: Manifest) -> SavedModel:
+    path = folder / CONFIG
+    raw = read_small(path, CONFIG_LIMIT, manifest.files[CONFIG])
+    config = config_from_json(parse_object(raw, path), path)
+    trainer = load_trainer(folder, manifest)
+    tokenizer = load_tokenizer(folder, manifest)
+    if tokenizer is None:
+        raise InputError(f"{folder} has no {TOKENIZER}")
+    values = load_tensors(folder / MODEL, manifest, parameter_shapes(config))
+    return SavedModel(manifest.step, config, _finite(values, folder / MODEL), tokenizer, trainer)
+
+
+def _finite(values: Named, path: Path) -> Named:
+    bad = [name for name, value in values.items() if not np.isfinite(value).all()]
+    if bad:
+        raise InputError(f"{path}: {bad[0]} holds NaN or infinity")
+    return values
+
+
+def config_to_json(config: TransformerConfig) -> bytes:
+    """The content of ``config.json``."""
+    return json.dumps({"model_type": MODEL_TYPE, **asdict(config)}, indent=2).encode() + b"\n"
+
+
+def config_from_json(values: Mapping[str, Any], path: Path) -> TransformerConfig:
+    """The sizes that ``config_to_json`` wrote.
+
+    Args:
+        values: The file's content.
+        path: The file, for messages.
+
+    Raises:
+        InputError: If it is of another kind of model, or not exactly what was written.
+    """
+    kind = values.get("model_type")
+    if kind != MODEL_TYPE:
+        raise InputError(f"{path}: model_type is {shown(kind)}, expected {MODEL_TYPE!r}")
+    hints = {item.name: item.type for item in fields(TransformerConfig)}
+    if values.keys() != {"model_type", *hints}:
+        raise InputError(f"{path} holds {shown(sorted(values))}, expected model_type, {', '.join(hints)}")
+    for name, hint in hints.items():
+        if type(values[name]).__name__ != hint or values[name] > SIZE_LIMIT:
+            raise InputError(f"{path}: {name} is {shown(values[name])}")
+    if values["n_layer"] > LAYER_LIMIT:
+        raise InputError(f"{path}: n_layer is {values['n_layer']}, at most {LAYER_LIMIT} are accepted")
+    try:
+        return TransformerConfig(**{name: values[name] for name in hints})
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def scheduled_steps(run: Path, every: int, last: int) -> list[tuple[int, Path]]:
+    """The steps of a run that an uninterrupted one would have saved, ascending.
+
+    Args:
+        run: The run's folder.
+        every: Steps between saves; 0 for the last alone.
+        last: The last step.
+    """
+    return [
+        (step, folder)
+        for step, folder in find_steps(run)
+        if step == last or (every > 0 and step > 0 and step % every == 0)
+    ]
+
+
+def keep_newest(run: Path, count: int, every: int, last: int) -> None:
+    """Delete old steps, so that ``count`` scheduled ones remain, with those saved between on a signal.
+
+    Args:
+        run: The run's folder.
+        count: Scheduled steps to keep.
+        every: Steps between saves.
+        last: The last step.
+    """
+    scheduled = scheduled_steps(run, every, last)
+    if len(scheduled) > count:
+        oldest = scheduled[-count][0]
+        prune(run, sum(step >= oldest for step, _ in find_steps(run)), None)
