@@ -28,11 +28,13 @@ def metrics(
     return [*lines, {"step": len(losses), "val_loss": 3.25, "val_targets": 5}]
 
 
-def finished(label: str, losses: Sequence[float], seconds: Sequence[float], **more: Any) -> Row:
+def finished(
+    label: str, losses: Sequence[float], seconds: Sequence[float], watts: float | None = None, **more: Any
+) -> Row:
     """A row with figures."""
     made_by = {"backend": label, "device": "a device", "torch": "2.0", "attention": "written"}
     figures = measure(metrics(losses, seconds, **more))
-    return Row(label, figures=figures, first_step_after=4.0, total_seconds=99.0, made_by=made_by)
+    return Row(label, figures=figures, first_step_after=4.0, total_seconds=99.0, made_by=made_by, watts=watts)
 
 
 def text_folder(folder: Path) -> Path:

@@ -59,6 +59,23 @@ def test_what_is_loaded_is_exported_bit_for_bit() -> None:
         assert not any(value.any() for value in moments.values())
 
 
+def test_without_biases_it_is_the_same_model_with_biases_of_zero() -> None:
+    """Fresh biases are zero: the first loss is the same, and only the gradient's norm lacks theirs."""
+    bare = PlainBackend(CONFIG, OPTIMIZER, CPU, Options(bias="off"))
+    weights = init_parameters(CONFIG, 3)
+    for backend in (bare, full := plain()):
+        backend.load(weights)
+    got, want = (backend.train_step([make_batch(3)], 1e-2, 0).fetch() for backend in (bare, full))
+    assert got.loss == pytest.approx(want.loss, rel=1e-6)
+    assert got.grad_norm < want.grad_norm
+    after = bare.export()
+    assert after.keys() == weights.keys()
+    for name, value in after.items():
+        assert value.shape == weights[name].shape
+        assert value.any() == (not name.endswith("bias")), name
+    assert bare.choices()["bias"] == "off"
+
+
 def test_padding_has_no_probability() -> None:
     """All logits equal: the loss is log V, not that of the padded vocabulary."""
     backend = plain()

@@ -48,7 +48,7 @@ def test_gpt_triton_and_plain_train_alike(tmp_path: Path) -> None:
     check(report)
     assert [row["made_by"].get("kernels") for row in report["rows"]] == ["reference", None, None]
     assert {path.name for path in (tmp_path / "out").glob("*.*") if path.is_file()} == {
-        "plan.toml", "report.json", "report.md",
+        "plan.toml", "report.html", "report.json", "report.md",
         "speed.png", "memory.png", "loss-by-step.png", "loss-by-time.png",
     }  # fmt: skip
     assert not list((tmp_path / "out").glob("*/checkpoints"))

@@ -5,32 +5,40 @@ from __future__ import annotations
 import io
 import json
 import re
+from dataclasses import replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from gpt_compare.difference import differences
 from gpt_compare.figures import Row, with_gaps
-from gpt_compare.plots import COLOURS
-from gpt_compare.report import COLUMNS, Comparison, driver_version, show, write_report
+from gpt_compare.plots import COLOURS, entries_of
+from gpt_compare.report import COLUMNS, Comparison, driver_version, read_report, show, write_report
 from gpt_compare_toy import finished
-from gpt_trainer.errors import WriteError
+from gpt_trainer.errors import InputError, WriteError
 from gpt_trainer.presets import CPU_DEMO
+from gpt_trainer.settings import flat
 from matplotlib.image import imread
 from rich.console import Console
 
-PLOTS = ("speed", "memory", "loss-by-step", "loss-by-time")
+PLOTS = ("speed", "memory", "energy", "loss-by-step", "loss-by-time")
 BROKEN = Row("gpt-x | --flag", "exit status 65: gpt-x is not [installed] | here")
 LOSSES = np.linspace(7.0, 4.0, 40)
+WATTS = {"watts": 690.0}
 ROWS = [
-    finished("gpt-triton", LOSSES, [30.0, *np.linspace(1.0, 1.2, 39)], memory=5 * 10**8, mfu=0.4567),
+    finished("gpt-triton", LOSSES, [30.0, *np.linspace(1.0, 1.2, 39)], memory=5 * 10**8, mfu=0.4567, **WATTS),
     BROKEN,
-    finished("gpt-jax --layers unroll", LOSSES * 1.01, [9.0, *np.linspace(2.0, 2.4, 39)], memory=10**9),
+    finished(
+        "gpt-jax --layers unroll", LOSSES * 1.01, [9.0, *np.linspace(2.0, 2.4, 39)], memory=10**9, **WATTS
+    ),
 ]
 
 
 def comparison(rows: list[Row]) -> Comparison:
-    return Comparison("cpu-demo", CPU_DEMO, with_gaps(rows), "gpt-compare --x", "2026-01-02", "580.1")
+    given = (flat(CPU_DEMO), with_gaps(rows), "gpt-compare --x <&>", "2026-01-02", "580.1")
+    return Comparison("cpu-demo", *given, price_per_hour=3.6)
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +51,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def table_of(text: str) -> list[dict[str, str]]:
     lines = [line for line in text.splitlines() if line.startswith("|")]
     head, _, *body = ([cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines)
-    assert tuple(head) == COLUMNS
+    assert head == [name for name in COLUMNS if name in head]
     return [dict(zip(head, line, strict=True)) for line in body]
 
 
 def number(cell: str) -> float:
-    found = re.match(r"[\d.,e-]+", cell)
+    found = re.match(r"[\d.,e-]+", cell.lstrip("$"))
     assert found is not None, cell
     return float(found[0].replace(",", ""))
 
@@ -64,6 +72,10 @@ def expected(row: dict[str, Any]) -> dict[str, float]:
         "validation": figures["val_loss"],
         "training": figures["training_seconds"],
         "in all": row["total_seconds"],
+        "power": row["watts"],
+        "energy": 1e6 * row["watts"] / figures["tokens_per_second"],
+        # $3.60 an hour is a tenth of a cent each second
+        "price": 1e9 / figures["tokens_per_second"] * 1e-3,
     }
 
 
@@ -102,11 +114,97 @@ def colours_in(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("name", PLOTS)
-def test_a_plot_shows_who_finished_each_in_one_colour(folder: Path, name: str) -> None:
-    """The one that failed keeps its colour to itself: the third is the third everywhere."""
+def test_a_plot_shows_who_finished_each_in_its_colour(folder: Path, name: str) -> None:
     shown = colours_in(folder / f"{name}.png")
-    assert {COLOURS[0], COLOURS[2]} <= shown
-    assert COLOURS[1] not in shown
+    assert {entry.colour for entry in entries_of(ROWS)} <= shown
+    assert COLOURS["gpt-torchfunc"] not in shown
+
+
+def test_a_competitor_has_one_colour_whoever_stands_beside_it() -> None:
+    alone = {row.label: entries_of([row])[0].colour for row in ROWS if row.figures}
+    assert alone["gpt-triton"] == COLOURS["gpt-triton"]
+    assert [entry.colour for entry in entries_of(ROWS[::-1])] == list(alone.values())[::-1]
+    many = [finished(f"gpt-jax --x {n}", LOSSES, [1.0] * 40) for n in range(4)]
+    assert len({entry.colour for entry in entries_of(many)}) == 4
+
+
+def test_the_page_stands_alone_and_shows_what_the_table_shows(folder: Path) -> None:
+    text = (folder / "report.html").read_text()
+    # nothing is fetched, and nothing that the user typed becomes markup
+    assert not re.findall(r"(?:src|href)=\"(?!#)", text.replace("xmlns:xlink=", ""))
+    assert "gpt-compare --x &lt;&amp;&gt;" in text
+    assert "prefers-color-scheme: dark" in text
+    assert text.count("<svg") == len(PLOTS)
+    assert "currentColor" in text[text.index("<svg") :]
+    for line in table_of((folder / "report.md").read_text()):
+        for cell in line.values():
+            assert escape(cell.replace("\\|", "|")) in text
+    assert "<dt>lr</dt><dd>" in text
+
+
+def test_a_report_is_read_and_drawn_again(folder: Path, tmp_path: Path) -> None:
+    write_report(tmp_path, read_report(folder))
+    for name in ("report.json", "report.md", "report.html"):
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes(), name
+
+
+def test_a_report_of_the_first_format_is_read(folder: Path, tmp_path: Path) -> None:
+    values = json.loads((folder / "report.json").read_text())
+    for name in ("price_per_hour", "disturbances"):
+        del values[name]
+    for row in values["rows"]:
+        for name in ("watts", "throttled", "turns"):
+            del row[name]
+    (tmp_path / "report.json").write_text(json.dumps({**values, "format": 1}))
+    old = read_report(tmp_path)
+    assert [row.watts for row in old.rows] == [None] * 3
+    assert old.rows[0].figures == ROWS[0].figures
+
+
+@pytest.mark.parametrize("text", [None, "", "[]", "{}", '{"preset": 1', "[" * 100_000])
+def test_what_is_no_report_is_one_error(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "report.json").write_text(text)
+    with pytest.raises(InputError, match=r"report\.json"):
+        read_report(tmp_path)
+
+
+def test_it_warns_of_what_makes_it_unfair(tmp_path: Path) -> None:
+    unsteady = replace(ROWS[0], turns=(1.0, 1.31))
+    hot = replace(ROWS[2], throttled=True, turns=(2.0, 2.5))
+    unfair = replace(comparison([unsteady, hot]), disturbances=("the load was 9.0 on 2 cores",))
+    assert unfair.warnings == [
+        "the load was 9.0 on 2 cores",
+        "gpt-triton: its turns differ 1.31 times: no order follows from them",
+        "gpt-jax --layers unroll: the device was throttled, for heat or for want of power",
+    ]
+    write_report(tmp_path, unfair)
+    out = io.StringIO()
+    show(Console(file=out, width=200), unfair)
+    for text in (out.getvalue(), *((tmp_path / name).read_text() for name in ("report.md", "report.html"))):
+        assert all(warning in text for warning in unfair.warnings)
+    assert comparison(ROWS).warnings == []
+
+
+def test_a_diff_names_what_got_worse_by_more_than_the_spread() -> None:
+    def row(label: str, ms: float, memory: int = 10**9) -> Row:
+        made = finished(label, LOSSES, [ms * 1e-3] * 40, memory=memory)
+        assert made.figures is not None
+        return replace(
+            made, figures=replace(made.figures, step_seconds=(0.97e-3 * ms, 1e-3 * ms, 1.03e-3 * ms))
+        )
+
+    old = comparison([row("a", 100), row("b", 100), row("c", 100), row("d", 100), BROKEN, row("e", 1)])
+    new = comparison([row("a", 104), row("b", 120), row("c", 80, 2 * 10**9), replace(BROKEN, label="d"),
+                      row(BROKEN.label, 1), row("f", 1)])  # fmt: skip
+    lines = {line.split(":")[0]: (line, worse) for line, worse in differences(old, new)}
+    assert {label: worse for label, (_, worse) in lines.items()} == {
+        "a": False, "b": True, "c": True, "d": True, BROKEN.label: False, "e": False, "f": False
+    }  # fmt: skip
+    assert lines["a"][0] == "a: 100.0 -> 104.0 ms (+4.0%, within the spread), 1.00 -> 1.00 GB (+0.0%)"
+    assert "120.0 ms (+20.0%, slower)" in lines["b"][0]
+    assert "80.0 ms (-20.0%, faster), 1.00 -> 2.00 GB (+100.0%)" in lines["c"][0]
+    assert (lines["e"][0], lines["f"][0]) == ("e: only in the first", "f: only in the second")
 
 
 def test_the_terminal_shows_the_same_figures() -> None:
@@ -121,7 +219,11 @@ def test_the_terminal_shows_the_same_figures() -> None:
 
 def test_nothing_finished_is_a_report_without_plots(tmp_path: Path) -> None:
     write_report(tmp_path, comparison([BROKEN]))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.json", "report.md"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "report.html",
+        "report.json",
+        "report.md",
+    ]
     assert "unknown device" in (tmp_path / "report.md").read_text()
     show(Console(file=io.StringIO()), comparison([BROKEN]))
 

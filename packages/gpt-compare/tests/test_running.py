@@ -14,8 +14,11 @@ from pathlib import Path
 import pytest
 from gpt_compare import commands
 from gpt_compare.competitor import Competitor, read_competitors
+from gpt_compare.figures import Row, failed
+from gpt_compare.gauge import Gauge
 from gpt_compare.running import last_line, run_competitor
-from gpt_compare_toy import SMALL, metrics, text_folder
+from gpt_compare_toy import SMALL, finished, metrics, text_folder
+from gpt_trainer.errors import InputError
 from gpt_trainer.stopping import StopFlag
 
 GOOD = [json.dumps(line) for line in metrics([3.0, 2.0], [2.0, 1.0])]
@@ -23,6 +26,7 @@ SAVE = "(run / 'checkpoints').mkdir(); (run / 'checkpoints' / 'x').write_text('w
 # what a competitor does in place of training, by its name
 SCRIPTS = {
     "good": f"{SAVE}; write(); say('done')",
+    "steps": "[(write(n), time.sleep(0.1)) for n in range(12)]",
     "slow": "say('begun'); write(); say('sleeping'); time.sleep(60)",
     "polite": (
         "signal.signal(signal.SIGTERM, lambda *_: (say('goodbye'), sys.exit(75)));"
@@ -39,8 +43,9 @@ import os, signal, sys, time
 from pathlib import Path
 run = Path(sys.argv[1])
 def say(text): print(text, flush=True)
-def write():
-    (run / "metrics.jsonl").write_text({chr(10).join(GOOD) + chr(10)!r})
+def write(again=0):
+    lines = {GOOD!r}
+    (run / "metrics.jsonl").write_text("\\n".join(lines[:2] + lines[1:2] * again + lines[2:3]) + "\\n")
     (run / "run.json").write_text('{{"made_by": {{"device": "toy", "attention": "none"}}}}')
 """
 
@@ -97,6 +102,76 @@ def test_a_failure_is_told_by_its_last_line(tmp_path: Path, name: str, error: st
     row = run_competitor(competitor(name), tmp_path / "plan.toml", StopFlag())
     assert (row.error, row.figures) == (error, None)
     assert not (tmp_path / f"1-{name}" / "checkpoints").exists()
+
+
+def test_one_that_says_nothing_any_more_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpt_compare.running.SILENCE_SECONDS", 1.0)
+    began = time.monotonic()
+    row = run_competitor(competitor("deaf"), tmp_path / "plan.toml", StopFlag())
+    assert row.error == "wrote nothing for 1 s: begun"
+    assert time.monotonic() - began < 20.0
+
+
+class Meter(Gauge):
+    """100 watts, always."""
+
+    def __init__(self) -> None:
+        self.began = time.monotonic()
+
+    def joules(self) -> float:
+        return 100.0 * (time.monotonic() - self.began)
+
+    def throttled(self) -> bool:
+        return True
+
+
+def test_power_is_that_of_the_steps_and_throttling_is_remembered(tmp_path: Path) -> None:
+    row = run_competitor(competitor("steps"), tmp_path / "plan.toml", StopFlag(), gauge=Meter())
+    assert row.watts == pytest.approx(100.0, rel=0.05)
+    assert row.throttled
+    assert row.figures is not None
+    assert row.joules_per_token == pytest.approx(row.watts / row.figures.tokens_per_second)
+    silent = run_competitor(competitor("good"), tmp_path / "plan.toml", StopFlag())
+    assert (silent.watts, silent.throttled) == (None, False)
+
+
+def test_turns_go_forth_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order = []
+
+    def run(competitor: Competitor, *_: object, turn: int, **__: object) -> Row:
+        order.append(f"{competitor.name}{turn}")
+        if competitor.name == "refused":
+            return failed(competitor, "no")
+        seconds = {"good1": 3.0, "good2": 1.0, "good3": 2.0}[order[-1]]
+        return finished("good", [3.0, 2.0], [9.0, seconds])
+
+    monkeypatch.setattr(commands, "run_competitor", run)
+    words = [
+        *SMALL,
+        "--data",
+        f"text:{text_folder(tmp_path / 'text')}",
+        "--data-cache",
+        str(tmp_path / "cache"),
+    ]
+    words += ["--out", str(tmp_path / "out"), "--repeat", "3", "--runs", "good", "refused"]
+    assert commands.run(words) == 1
+    # one that failed has no further turn
+    assert order == ["good1", "refused1", "good2", "good3"]
+    good, refused = json.loads((tmp_path / "out" / "report.json").read_text())["rows"]
+    assert (good["turns"], good["figures"]["step_seconds"][1]) == ([3.0, 1.0, 2.0], 2.0)
+    assert refused["error"] == "no"
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "no order follows" in report
+    (tmp_path / "out" / "report.md").unlink()
+    assert commands.run(["report", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "report.md").read_text() == report
+    assert commands.run(["diff", *[str(tmp_path / "out")] * 2]) == 0
+
+
+@pytest.mark.parametrize("words", [["report"], ["diff", "a"], ["report", "a", "b"]])
+def test_report_and_diff_take_folders(words: list[str]) -> None:
+    with pytest.raises(InputError, match=f"gpt-compare {words[0]} takes"):
+        commands.run(words)
 
 
 @pytest.mark.parametrize(

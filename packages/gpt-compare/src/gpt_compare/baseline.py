@@ -7,7 +7,7 @@ are torch's own, and ``torch.compile`` on a GPU. Shapes: B rows, T positions.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -18,7 +18,7 @@ from gpt_torchfunc import device as devices
 from gpt_torchfunc.backend import PendingMetrics
 from gpt_trainer.backend import BackendSpec, Moments, OptimizerConfig, Runtime
 from gpt_trainer.model_config import ModelConfig
-from gpt_trainer.parameters import Parameters, check_parameters
+from gpt_trainer.parameters import Parameters, check_parameters, parameter_shapes
 from jaxtyping import Int64
 from torch import Tensor
 
@@ -35,10 +35,14 @@ class Options:
 
     Attributes:
         compile: Compile the model with ``torch.compile``; ``"auto"``: on a GPU.
+        bias: Whether linear maps and norms have biases, as GPT-2's do; nanoGPT trains without.
     """
 
     compile: Literal["auto", "on", "off"] = field(
         default="auto", metadata={"help": "compile the model with torch.compile (auto: on a GPU)"}
+    )
+    bias: Literal["on", "off"] = field(
+        default="on", metadata={"help": "biases in linear maps and norms, as GPT-2 has them"}
     )
 
 
@@ -59,7 +63,8 @@ class PlainBackend:
         self._device = devices.choose_device(runtime.device)
         self._bfloat16 = runtime.precision == "bfloat16"
         torch.set_float32_matmul_precision("highest")
-        self._model = Plain(config).to(self._device)
+        self._bias = options.bias == "on"
+        self._model = Plain(config, self._bias).to(self._device)
         self._compiled = self._wants_compile(options)
         self._forward = torch.compile(self._model, dynamic=False) if self._compiled else self._model
         self._optimizer = optimizer_of(self._model, optimizer)
@@ -83,8 +88,8 @@ class PlainBackend:
         self._model.take_over(parameters)
 
     def export(self) -> Parameters:
-        """The float32 parameters."""
-        return {name: self._model.canonical(name, p) for name, p in self._model.named_parameters()}
+        """The float32 parameters; biases that it does not have are zeros."""
+        return self._named(lambda parameter: parameter)
 
     def export_moments(self) -> Moments:
         """AdamW's moments; zeros before the first step."""
@@ -92,9 +97,16 @@ class PlainBackend:
 
     def _moment(self, key: str) -> Parameters:
         state = self._optimizer.state
+        return self._named(lambda p: state[p].get(key, torch.zeros_like(p)))
+
+    def _named(self, value: Callable[[Tensor], Tensor]) -> Parameters:
+        """A value of each parameter by canonical name."""
+        own = dict(self._model.named_parameters())
         return {
-            name: self._model.canonical(name, state[p].get(key, torch.zeros_like(p)))
-            for name, p in self._model.named_parameters()
+            name: self._model.canonical(name, value(own[name]))
+            if name in own
+            else np.zeros(shape, np.float32)
+            for name, shape in parameter_shapes(self.config).items()
         }
 
     def train_step(
@@ -150,6 +162,7 @@ class PlainBackend:
         """Attention, compilation and versions; torch's own routines, of which some vary from run to run."""
         return {
             "attention": "sdpa",
+            "bias": "on" if self._bias else "off",
             "compile": "on" if self._compiled else "off",
             "deterministic": "off",
             "torch": torch.__version__,

@@ -1,4 +1,7 @@
-"""``gpt-compare``: train side by side, then one table and four plots."""
+"""``gpt-compare``: train side by side, then one table, the plots and one page.
+
+``gpt-compare report DIR`` draws a report again, ``gpt-compare diff A B`` says what got slower.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +22,17 @@ from gpt_trainer.errors import InputError
 from gpt_trainer.flags import parse_flags
 from gpt_trainer.launch import open_data
 from gpt_trainer.run_folder import create_folder
+from gpt_trainer.settings import flat
 from gpt_trainer.stopping import StopFlag
 from rich.console import Console
 from rich.text import Text
 
 from gpt_compare.competitor import Competitor, default_competitors, read_competitors
-from gpt_compare.figures import Row, failed, with_gaps
+from gpt_compare.difference import differences
+from gpt_compare.figures import Row, failed, of_turns, with_gaps
+from gpt_compare.gauge import Gauge, gauge_of
 from gpt_compare.plan import base_of, choose_device, undisturbed, write_plan
-from gpt_compare.report import Comparison, driver_version, show, write_report
+from gpt_compare.report import Comparison, driver_version, read_report, show, write_report
 from gpt_compare.running import run_competitor
 
 DESCRIPTION = "Train the same GPT-2 with every backend and with plain PyTorch; report what each costs."
@@ -42,13 +48,23 @@ class Options:
         runs: Backends to train, or plain; each with flags of its own in quotes: "gpt-jax --layers unroll".
         preset: cpu-demo, gpt2-124m, gpt2-350m, gpt2-774m or gpt2-1.5b.
         out: Folder of the report (comparisons/PRESET-N if not given).
+        repeat: Turns of each competitor, forth and back: A B C C B A.
+        price_per_hour: Dollars for an hour of this machine; the report then says what a billion tokens cost.
         keep_checkpoints: Leave the trained weights of each run.
     """
 
     runs: tuple[str, ...] = ()
     preset: str | None = None
     out: Path | None = None
+    repeat: int = 1
+    price_per_hour: float | None = None
     keep_checkpoints: bool = False
+
+    def __post_init__(self) -> None:
+        if self.repeat < 1:
+            raise ValueError(f"repeat={self.repeat} must be at least 1")
+        if self.price_per_hour is not None and not 0.0 < self.price_per_hour < float("inf"):
+            raise ValueError(f"price_per_hour={self.price_per_hour} must be a positive number of dollars")
 
 
 @dataclass(frozen=True)
@@ -89,21 +105,62 @@ def run(argv: list[str]) -> int:
         WriteError: If the report cannot be written.
         DataError: If the data cannot be had.
     """
+    if argv[:1] in (["report"], ["diff"]):
+        return _show_again(argv[1:]) if argv[0] == "report" else _diff(argv[1:])
     request = read_request(argv)
     console, stop = Console(), StopFlag()
+    gauge = gauge_of(request.config.runtime.device)
+    disturbances = gauge.disturbances()
     with stop.installed(), _new_folder(request) as folder:
         # prepared once and before anything is timed
         open_data(request.config.data, stop, plain=not sys.stderr.isatty()).close()
-        rows = with_gaps(_run_all(request, folder, stop, console))
+        rows = with_gaps(_run_all(request, folder, stop, gauge, console))
     date = datetime.now(UTC).isoformat(" ", "minutes")
     command = shlex.join(["gpt-compare", *argv])
-    comparison = Comparison(request.preset, request.config, rows, command, date, driver_version())
-    report = write_report(folder, comparison)
-    show(console, comparison)
-    console.print(f"{report}, with report.json and the plots beside it", soft_wrap=True)
+    comparison = Comparison(
+        request.preset,
+        flat(request.config),
+        rows,
+        command,
+        date,
+        driver_version(),
+        request.options.price_per_hour,
+        disturbances,
+    )
+    _publish(folder, comparison, console)
     if stop():
         return INTERRUPTED
     return FAILED if any(row.error is not None for row in rows) else 0
+
+
+def _publish(folder: Path, comparison: Comparison, console: Console) -> None:
+    report = write_report(folder, comparison)
+    show(console, comparison)
+    page = report.with_suffix(".html")
+    console.print(f"{report} and {page.name}, with report.json and the plots beside them", soft_wrap=True)
+
+
+def _show_again(words: list[str]) -> int:
+    """``gpt-compare report DIR``."""
+    if len(words) != 1:
+        raise InputError("gpt-compare report takes one folder that gpt-compare made")
+    folder = Path(words[0])
+    _publish(folder, read_report(folder), Console())
+    return 0
+
+
+def _diff(words: list[str]) -> int:
+    """``gpt-compare diff A B``; 1 if a competitor got worse by more than the spread."""
+    if len(words) != 2:
+        raise InputError("gpt-compare diff takes two folders that gpt-compare made, the older first")
+    before, after = (read_report(Path(word)) for word in words)
+    console = Console()
+    if before.title != after.title:
+        console.print(f"not the same: {before.title}; {after.title}", markup=False, highlight=False)
+    lines = list(differences(before, after))
+    for line, _ in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return FAILED if any(worse for _, worse in lines) else 0
 
 
 def read_request(argv: list[str]) -> Request:
@@ -151,22 +208,25 @@ def _new_folder(request: Request) -> Iterator[Path]:
         raise
 
 
-def _run_all(request: Request, folder: Path, stop: StopFlag, console: Console) -> list[Row]:
-    """One competitor after another; a failure or a signal leaves what the others have."""
+def _run_all(request: Request, folder: Path, stop: StopFlag, gauge: Gauge, console: Console) -> list[Row]:
+    """Turn after turn, forth and back; a failure or a signal leaves what the others have."""
     plan = write_plan(folder, request.config)
-    rows = []
-    for competitor in request.competitors:
-        if stop():
-            rows.append(failed(competitor, "not begun"))
-            continue
-        row = _run_one(competitor, plan, request.options.keep_checkpoints, stop, console)
-        how = row.error or f"{row.total_seconds:.0f} s"
-        console.print(f"{competitor.label}: {how}", markup=False, highlight=False)
-        rows.append(row)
-    return rows
+    turns: dict[str, list[Row]] = {competitor.label: [] for competitor in request.competitors}
+    for turn in range(1, request.options.repeat + 1):
+        for competitor in request.competitors if turn % 2 else reversed(request.competitors):
+            rows = turns[competitor.label]
+            if stop():
+                rows.append(failed(competitor, "not begun"))
+            elif all(row.error is None for row in rows):
+                rows.append(
+                    _run_one(competitor, plan, turn, request.options.keep_checkpoints, stop, gauge, console)
+                )
+    return [of_turns(rows) for rows in turns.values()]
 
 
-def _run_one(competitor: Competitor, plan: Path, keep: bool, stop: StopFlag, console: Console) -> Row:
+def _run_one(
+    competitor: Competitor, plan: Path, turn: int, keep: bool, stop: StopFlag, gauge: Gauge, console: Console
+) -> Row:
     """One competitor; on a terminal its newest line moves below the others."""
     label = competitor.label
     with console.status(Text(label)) as status:
@@ -174,4 +234,7 @@ def _run_one(competitor: Competitor, plan: Path, keep: bool, stop: StopFlag, con
         def tell(line: str) -> None:
             status.update(Text(f"{label}: {line}", no_wrap=True, overflow="ellipsis"))
 
-        return run_competitor(competitor, plan, stop, keep_checkpoints=keep, show=tell)
+        row = run_competitor(competitor, plan, stop, turn=turn, gauge=gauge, keep_checkpoints=keep, show=tell)
+    how = row.error or f"{row.total_seconds:.0f} s"
+    console.print(f"{label}: {how}", markup=False, highlight=False)
+    return row

@@ -63,6 +63,9 @@ class Row:
         total_seconds: Of its process, imports, evaluations and saving included.
         gap: Largest distance of its smoothed curve from the first finished competitor's, as a fraction.
         made_by: Device, versions and choices, from the run's record.
+        watts: Mean power over the second half of its training; None where the device does not count.
+        throttled: Whether the device ran slower for heat or want of power meanwhile.
+        turns: Median seconds of a step in each of its turns; the row is that of the turn in the middle.
     """
 
     label: str
@@ -72,6 +75,33 @@ class Row:
     total_seconds: float | None = None
     gap: float | None = None
     made_by: Mapping[str, str] = field(default_factory=dict)
+    watts: float | None = None
+    throttled: bool = False
+    turns: tuple[float, ...] = ()
+
+    @property
+    def joules_per_token(self) -> float | None:
+        """At the mean power and the median speed."""
+        return (
+            None
+            if self.watts is None or self.figures is None
+            else self.watts / self.figures.tokens_per_second
+        )
+
+    def dollars_per_billion_tokens(self, price_per_hour: float) -> float | None:
+        """What a billion tokens of training cost at the median speed.
+
+        Args:
+            price_per_hour: Of the machine, in dollars.
+        """
+        if self.figures is None:
+            return None
+        return 1e9 / self.figures.tokens_per_second / 3600.0 * price_per_hour
+
+    @property
+    def spread(self) -> float:
+        """The slowest turn's median over the fastest's; 1 for a single turn."""
+        return max(self.turns) / min(self.turns) if self.turns else 1.0
 
     def as_json(self) -> dict[str, Any]:
         """The row as JSON values."""
@@ -149,6 +179,35 @@ def with_gaps(rows: Sequence[Row]) -> list[Row]:
         else row
         for row in rows
     ]
+
+
+def of_turns(rows: Sequence[Row]) -> Row:
+    """One row of a competitor's turns: the one with the median speed; the first that failed, if one did.
+
+    Args:
+        rows: Of each turn, at least one.
+    """
+    for row in rows:
+        if row.figures is None:
+            return row
+    ordered = sorted(rows, key=lambda row: row.figures.step_seconds[1] if row.figures else 0.0)
+    turns = tuple(row.figures.step_seconds[1] for row in rows if row.figures)
+    return replace(
+        ordered[(len(ordered) - 1) // 2], turns=turns, throttled=any(row.throttled for row in rows)
+    )
+
+
+def row_from_json(values: Mapping[str, Any]) -> Row:
+    """The row that ``Row.as_json`` wrote, by this version or one before it.
+
+    Args:
+        values: JSON values.
+    """
+    figures = values["figures"]
+    if figures is not None:
+        lists = {name: tuple(value) for name, value in figures.items() if isinstance(value, list)}
+        figures = Figures(**{**figures, **lists})
+    return Row(**{**values, "figures": figures, "turns": tuple(values.get("turns", ()))})
 
 
 def failed(competitor: Competitor, error: str) -> Row:

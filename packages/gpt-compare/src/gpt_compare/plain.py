@@ -24,13 +24,17 @@ HEAD_MULTIPLE = 128
 class Block(nn.Module):
     """One pre-norm block under Hugging Face's names."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, bias: bool) -> None:
         super().__init__()
         d = config.d_model
         self.n_head = config.n_head
-        self.ln_1, self.ln_2 = nn.LayerNorm(d), nn.LayerNorm(d)
-        self.attn = nn.ModuleDict({"c_attn": nn.Linear(d, 3 * d), "c_proj": nn.Linear(d, d)})
-        self.mlp = nn.ModuleDict({"c_fc": nn.Linear(d, 4 * d), "c_proj": nn.Linear(4 * d, d)})
+        self.ln_1, self.ln_2 = nn.LayerNorm(d, bias=bias), nn.LayerNorm(d, bias=bias)
+        self.attn = nn.ModuleDict(
+            {"c_attn": nn.Linear(d, 3 * d, bias=bias), "c_proj": nn.Linear(d, d, bias=bias)}
+        )
+        self.mlp = nn.ModuleDict(
+            {"c_fc": nn.Linear(d, 4 * d, bias=bias), "c_proj": nn.Linear(4 * d, d, bias=bias)}
+        )
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """Attention, then MLP, each added to the stream."""
@@ -47,17 +51,18 @@ class Plain(nn.Module):
 
     Args:
         config: The model's sizes; dropout is not made.
+        bias: Whether linear maps and norms have biases; without them it is the model that nanoGPT trains.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, bias: bool = True) -> None:
         super().__init__()
         self.vocab_size = config.vocab_size
         padded = -(-config.vocab_size // HEAD_MULTIPLE) * HEAD_MULTIPLE
         self.transformer = nn.Module()
         self.transformer.wte = nn.Embedding(padded, config.d_model)
         self.transformer.wpe = nn.Embedding(config.context, config.d_model)
-        self.transformer.h = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
-        self.transformer.ln_f = nn.LayerNorm(config.d_model)
+        self.transformer.h = nn.ModuleList([Block(config, bias) for _ in range(config.n_layer)])
+        self.transformer.ln_f = nn.LayerNorm(config.d_model, bias=bias)
 
     def forward(self, tokens: Int64[Tensor, "B T"], targets: Int64[Tensor, "B T"]) -> Float[Tensor, ""]:
         """Sum of the targets' negative log-likelihoods in nats."""

@@ -1,13 +1,16 @@
-"""The four plots, one colour and one kind of line for each competitor throughout."""
+"""The plots, one colour and one kind of line for each competitor throughout."""
 
 from __future__ import annotations
 
+import io
 import textwrap
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -15,7 +18,11 @@ from matplotlib.ticker import MaxNLocator
 from gpt_compare.figures import WINDOW, Figures, Row, smoothed
 
 # Okabe and Ito's colours, told apart by colour-blind eyes too (Color Universal Design, 2008)
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLOURS = {
+    "gpt-triton": "#0072B2", "gpt-torchfunc": "#D55E00", "gpt-jax": "#009E73", "plain": "#CC79A7"
+}  # fmt: skip
+SPARE = ("#E69F00", "#56B4E9", "#8C6BB1", "#7F7F7F")
+"""For those that have flags of their own."""
 # curves that agree lie on each other: dashes let all of them be seen
 LINES = ("-", (0, (5, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2)), (0, (1, 1)))
 WIDTH, DPI = 7.2, 120
@@ -27,12 +34,13 @@ class Entry(NamedTuple):
 
     label: str
     figures: Figures
+    joules: float | None
     colour: str
     line: str | tuple[float, tuple[float, ...]]
 
 
 def draw_all(folder: Path, rows: Sequence[Row], title: str) -> list[Path]:
-    """Write ``speed.png``, ``memory.png``, ``loss-by-step.png`` and ``loss-by-time.png``.
+    """Write speed, memory, energy where it is known, loss by step and loss by time as PNG.
 
     Args:
         folder: Where to.
@@ -42,23 +50,76 @@ def draw_all(folder: Path, rows: Sequence[Row], title: str) -> list[Path]:
     Returns:
         The files; none if no competitor finished.
     """
-    entries = [
-        Entry(row.label, row.figures, COLOURS[place % len(COLOURS)], LINES[place % len(LINES)])
-        for place, row in enumerate(rows)
-        if row.figures is not None
-    ]
-    if not entries:
-        return []
+    figures = drawn(rows, title)
+    for name, figure in figures.items():
+        figure.savefig(folder / f"{name}.png", dpi=DPI)
+    return [folder / f"{name}.png" for name in figures]
+
+
+def as_svg(rows: Sequence[Row]) -> dict[str, str]:
+    """The same plots as SVG to be set into a page: its letters, and its colour where they are black.
+
+    Args:
+        rows: As ``draw_all`` takes them.
+    """
+    pictures = {}
+    for name, figure in drawn(rows, None).items():
+        out = io.StringIO()
+        # letters stay letters; a salt for each picture keeps their clip paths apart, and equal in every run
+        with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+            figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
+        text = out.getvalue()
+        pictures[name] = text[text.index("<svg") :].replace("#000000", "currentColor")
+    return pictures
+
+
+def drawn(rows: Sequence[Row], title: str | None) -> dict[str, Figure]:
+    """The plots by name; none if no competitor finished.
+
+    Args:
+        rows: All competitors; those that did not finish are left out.
+        title: Above each plot, if given.
+    """
+    entries = entries_of(rows)
     plots: dict[str, Callable[[Figure, list[Entry]], None]] = {
-        "speed": _speed, "memory": _memory, "loss-by-step": _by_step, "loss-by-time": _by_time
+        "speed": _speed, "memory": _memory, "energy": _energy,
+        "loss-by-step": _by_step, "loss-by-time": _by_time,
     }  # fmt: skip
-    for name, plot in plots.items():
-        bars = plot in (_speed, _memory)
+    if not all(entry.joules for entry in entries):
+        del plots["energy"]
+    figures = {}
+    for name, plot in plots.items() if entries else ():
+        bars = plot in (_speed, _memory, _energy)
         figure = Figure(figsize=(WIDTH, 1.3 + 0.42 * len(entries) if bars else 4.9), layout="constrained")
         plot(figure, entries)
-        figure.suptitle(title, fontsize=9, x=0.01, ha="left")
-        figure.savefig(folder / f"{name}.png", dpi=DPI)
-    return [folder / f"{name}.png" for name in plots]
+        if title is not None:
+            figure.suptitle(title, fontsize=9, x=0.01, ha="left")
+        figures[name] = figure
+    return figures
+
+
+def entries_of(rows: Sequence[Row]) -> list[Entry]:
+    """The finished competitors and their looks: a competitor has its colour in all plots ever made.
+
+    Args:
+        rows: All competitors.
+    """
+    entries: list[Entry] = []
+    for place, row in enumerate(rows):
+        if row.figures is not None:
+            colour = _colour(row.label, {entry.colour for entry in entries})
+            line = LINES[place % len(LINES)]
+            entries.append(Entry(row.label, row.figures, row.joules_per_token, colour, line))
+    return entries
+
+
+def _colour(label: str, taken: set[str]) -> str:
+    """A competitor's own; one with flags has what its words choose, or the next that is free."""
+    if label in COLOURS:
+        return COLOURS[label]
+    first = zlib.crc32(label.encode()) % len(SPARE)
+    choices = [*SPARE[first:], *SPARE[:first]]
+    return next((colour for colour in choices if colour not in taken), choices[0])
 
 
 def _speed(figure: Figure, entries: list[Entry]) -> None:
@@ -70,7 +131,7 @@ def _speed(figure: Figure, entries: list[Entry]) -> None:
     texts = [f"{f.tokens_per_second:,.0f}/s, {1e3 * f.step_seconds[1]:.1f} ms a step" for f in rows]
     _bars(axes, entries, speeds, high, texts)
     whiskers = np.array([speeds - low, high - speeds])
-    axes.errorbar(speeds, range(len(rows)), xerr=whiskers, fmt="none", ecolor="#333333", capsize=3)
+    axes.errorbar(speeds, range(len(rows)), xerr=whiskers, fmt="none", ecolor="#000000", capsize=3)
     axes.set_xlabel("tokens per second: median, 20th to 80th percentile")
 
 
@@ -79,6 +140,13 @@ def _memory(figure: Figure, entries: list[Entry]) -> None:
     sizes = np.array([entry.figures.peak_memory_bytes / 1e9 for entry in entries])
     _bars(axes, entries, sizes, sizes, [f"{size:.2f} GB" for size in sizes])
     axes.set_xlabel("GB at the peak: allocated on a GPU, the process on a CPU")
+
+
+def _energy(figure: Figure, entries: list[Entry]) -> None:
+    axes = figure.subplots()
+    joules = np.array([1e6 * (entry.joules or 0.0) for entry in entries])
+    _bars(axes, entries, joules, joules, [f"{value:,.0f} J" for value in joules])
+    axes.set_xlabel("joules of the whole device for a million tokens")
 
 
 def _bars(axes: Axes, entries: list[Entry], values: np.ndarray, ends: np.ndarray, texts: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""The report: one table on the terminal and in ``report.md``, every number in ``report.json``."""
+"""The report: one table on the terminal, in ``report.md`` and on a page; every number in ``report.json``."""
 
 from __future__ import annotations
 
@@ -10,33 +10,44 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt_trainer.config import TrainConfig
-from gpt_trainer.errors import WriteError
+from gpt_trainer.errors import InputError, WriteError
 from gpt_trainer.record import PACKAGES
-from gpt_trainer.settings import flat
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gpt_compare.figures import SPREAD, WINDOW, Row
+from gpt_compare.figures import SPREAD, WINDOW, Row, row_from_json
+from gpt_compare.page import page
 from gpt_compare.plots import draw_all
 
-FORMAT = 1
+FORMAT = 2
+JSON_NAME, MARKDOWN_NAME, PAGE_NAME = "report.json", "report.md", "report.html"
+LARGEST_REPORT = 256 << 20
+FAIR_SPREAD = 1.3
+"""Turns of one competitor that differ by more say nothing about which competitor is faster."""
 VERSIONS = ("python", "torch", "triton", "cuda", "jax", "jaxlib", *PACKAGES)
 PLACE = ("backend", "device", "processors", "omp_num_threads")
 COLUMNS = (
-    "", "ms a step", "tokens/s", "MFU", "peak memory", "first step after", "loss", "validation", "gap",
-    "training", "in all", "made with",
+    "", "ms a step", "tokens/s", "MFU", "peak memory", "power", "energy", "price", "first step after", "loss",
+    "validation", "gap", "training", "in all", "made with",
 )  # fmt: skip
 LOW, _, HIGH = SPREAD
-NOTES = f"""\
-*ms a step*: median, and the {LOW}th to {HIGH}th percentile, over the second half of the steps; data included,
-evaluation and saving left out. *tokens/s*, *MFU*: at the median. *peak memory*: allocated on a GPU, of the
-whole process on a CPU. *first step after*: from the start of the process: imports, weights, compilation,
-the first step. *loss*: of training, mean of the last {WINDOW} steps. *validation*: after the last step.
-*gap*: largest distance of the training loss from the first competitor's, both means over {WINDOW} steps.
-*training*: sum of all steps, the first included; *in all*: the process, with two evaluations and saving.
-"""
+NOTES = {
+    "ms a step": f"median, and the {LOW}th to {HIGH}th percentile, over the second half of the steps; data "
+    "included, evaluation and saving left out; of several turns the middle one, and behind it all medians",
+    "tokens/s, MFU": "at the median",
+    "peak memory": "allocated on a GPU, of the whole process on a CPU",
+    "power": "of the whole device by its own counter, mean over the second half of training",
+    "energy": "power over tokens/s, for a million tokens",
+    "price": "dollars for a billion tokens, from --price-per-hour",
+    "first step after": "from the start of the process: imports, weights, compilation, the first step",
+    "loss": f"of training, mean of the last {WINDOW} steps",
+    "validation": "after the last step",
+    "gap": f"largest distance of the loss from the first competitor's, both means over {WINDOW} steps",
+    "training": "sum of all steps, the first included",
+    "in all": "the process, with two evaluations and saving",
+}
+"""How each figure is made."""
 
 
 @dataclass(frozen=True)
@@ -45,19 +56,23 @@ class Comparison:
 
     Attributes:
         preset: The preset's name.
-        config: The settings that all had in common.
+        settings: What all had in common: every flag's value by its name.
         rows: One for each competitor.
         command: What the user typed.
         date: UTC, ISO 8601.
         driver: The GPU driver's version, if it is known.
+        price_per_hour: Dollars for an hour of this machine, if the user said so.
+        disturbances: What else went on before the first began: a line each.
     """
 
     preset: str
-    config: TrainConfig
+    settings: Mapping[str, Any]
     rows: Sequence[Row]
     command: str
     date: str
     driver: str | None
+    price_per_hour: float | None = None
+    disturbances: Sequence[str] = ()
 
     @property
     def device(self) -> str:
@@ -74,38 +89,89 @@ class Comparison:
     @property
     def title(self) -> str:
         """Model, precision, step and device in one line."""
-        config = self.config
-        rows, context, precision = config.rows, config.model.context, config.runtime.precision
-        size = f"{config.schedule.steps} steps of {rows} x {context} tokens"
-        return f"{self.preset}, {precision}, {size}, on {self.device}"
+        given = self.settings
+        rows = given["tokens_per_step"] // given["context"]
+        size = f"{given['steps']} steps of {rows} x {given['context']} tokens"
+        return f"{self.preset}, {given['precision']}, {size}, on {self.device}"
+
+    @property
+    def warnings(self) -> list[str]:
+        """Why the figures may not be compared: a line each, none if they may."""
+        found = list(self.disturbances)
+        for row in self.rows:
+            if row.spread > FAIR_SPREAD:
+                found.append(
+                    f"{row.label}: its turns differ {row.spread:.2f} times: no order follows from them"
+                )
+            if row.throttled:
+                found.append(f"{row.label}: the device was throttled, for heat or for want of power")
+        return found
 
     def as_json(self) -> dict[str, Any]:
         """Every number."""
         return {
             "format": FORMAT, "title": self.title, "preset": self.preset, "command": self.command,
             "date": self.date, "device": self.device, "driver": self.driver, "versions": dict(self.versions),
-            "config": flat(self.config), "percentiles": list(SPREAD), "window": WINDOW,
+            "config": dict(self.settings), "percentiles": list(SPREAD), "window": WINDOW,
+            "price_per_hour": self.price_per_hour, "disturbances": list(self.disturbances),
             "rows": [row.as_json() for row in self.rows],
         }  # fmt: skip
 
 
-def cells(row: Row) -> list[str]:
+def read_report(folder: Path) -> Comparison:
+    """The comparison that a folder reports, written by this version or one before it.
+
+    Args:
+        folder: Of ``gpt-compare``.
+
+    Raises:
+        InputError: If there is no such report, or it is damaged.
+    """
+    path = folder / JSON_NAME
+    try:
+        if path.stat().st_size > LARGEST_REPORT:
+            raise ValueError(f"more than {LARGEST_REPORT >> 20} MiB")
+        values = json.loads(path.read_text("utf-8"))
+        return Comparison(
+            values["preset"],
+            values["config"],
+            [row_from_json(row) for row in values["rows"]],
+            values["command"],
+            values["date"],
+            values["driver"],
+            values.get("price_per_hour"),
+            tuple(values.get("disturbances", ())),
+        )
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise InputError(f"{path} is not a report of gpt-compare: {error}") from None
+
+
+def cells(row: Row, price_per_hour: float | None = None) -> list[str]:
     """A row of the table, column by column as in ``COLUMNS``; an error takes the second.
 
     Args:
         row: One competitor's result.
+        price_per_hour: Dollars.
     """
     f = row.figures
     if f is None:
         return [row.label, row.error or "", *[""] * (len(COLUMNS) - 2)]
     low, median, high = (1e3 * seconds for seconds in f.step_seconds)
+    turns = "; " + ", ".join(f"{1e3 * turn:.1f}" for turn in row.turns) if len(row.turns) > 1 else ""
     choices = {name: value for name, value in row.made_by.items() if name not in (*VERSIONS, *PLACE)}
+    joules = row.joules_per_token
+    dollars = None if price_per_hour is None else row.dollars_per_billion_tokens(price_per_hour)
     return [
         row.label,
-        f"{median:.1f} ({low:.1f}-{high:.1f})",
+        f"{median:.1f} ({low:.1f}-{high:.1f}{turns})",
         f"{f.tokens_per_second:,.0f}",
         _or_blank("{:.1%}", f.mfu),
         f"{f.peak_memory_bytes / 1e9:.2f} GB",
+        _or_blank("{:.0f} W", row.watts),
+        _or_blank("{:,.0f} J", None if joules is None else 1e6 * joules),
+        _or_blank("${:,.2f}", dollars),
         _or_blank("{:.1f} s", row.first_step_after),
         f"{f.loss:.4f}",
         _or_blank("{:.4f}", f.val_loss),
@@ -114,6 +180,17 @@ def cells(row: Row) -> list[str]:
         _or_blank("{:.1f} s", row.total_seconds),
         ", ".join(f"{name} {value}" for name, value in choices.items()),
     ]
+
+
+def table_of(comparison: Comparison) -> list[list[str]]:
+    """Heading and rows; columns that nobody fills are left out.
+
+    Args:
+        comparison: What is reported.
+    """
+    table = [list(COLUMNS), *(cells(row, comparison.price_per_hour) for row in comparison.rows)]
+    filled = [any(line[place] for line in table[1:]) or not place for place in range(len(COLUMNS))]
+    return [[cell for cell, keep in zip(line, filled, strict=True) if keep] for line in table]
 
 
 def _or_blank(form: str, value: float | None) -> str:
@@ -127,15 +204,25 @@ def markdown(comparison: Comparison, pictures: Sequence[Path]) -> str:
         comparison: What is reported.
         pictures: The plots, beside the report.
     """
-    versions = ", ".join(f"{name} {value}" for name, value in comparison.versions.items())
-    driver = f", driver {comparison.driver}" if comparison.driver else ""
-    table = [COLUMNS, ["---", *["--:"] * (len(COLUMNS) - 2), "---"], *map(cells, comparison.rows)]
+    heading, *rows = table_of(comparison)
+    table = [heading, ["---", *["--:"] * (len(heading) - 2), "---"], *rows]
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in table]
     plots = [f"![{picture.stem.replace('-', ' ')}]({picture.name})" for picture in pictures]
-    heading = (
-        f"# {comparison.title}\n\n{comparison.date}{driver}; {versions}\n\n```sh\n{comparison.command}\n```\n"
-    )
-    return "\n".join([heading, *lines, "", NOTES, *plots]) + "\n"
+    warnings = [f"**{warning}**\n" for warning in comparison.warnings]
+    notes = [f"- *{name}*: {how}" for name, how in NOTES.items() if name.split(",")[0] in heading]
+    made = f"# {comparison.title}\n\n{origin(comparison)}\n\n```sh\n{comparison.command}\n```\n"
+    return "\n".join([made, *warnings, *lines, "", *notes, "", *plots]) + "\n"
+
+
+def origin(comparison: Comparison) -> str:
+    """Date, driver and versions in one line.
+
+    Args:
+        comparison: What is reported.
+    """
+    versions = ", ".join(f"{name} {value}" for name, value in comparison.versions.items())
+    driver = f", driver {comparison.driver}" if comparison.driver else ""
+    return f"{comparison.date}{driver}; {versions}"
 
 
 def show(console: Console, comparison: Comparison) -> None:
@@ -145,7 +232,7 @@ def show(console: Console, comparison: Comparison) -> None:
         console: Where to.
         comparison: What is reported.
     """
-    finished = [cells(row) for row in comparison.rows if row.figures is not None]
+    finished = [cells(row, comparison.price_per_hour) for row in comparison.rows if row.figures is not None]
     labels, *lines = zip(COLUMNS, *finished, strict=True)
     # no padding: five competitors and their spreads are to fit eighty columns
     table = Table(title=comparison.title, padding=0)
@@ -159,10 +246,12 @@ def show(console: Console, comparison: Comparison) -> None:
     for row in comparison.rows:
         if row.error is not None:
             console.print(f"{row.label}: {row.error}", markup=False, highlight=False)
+    for warning in comparison.warnings:
+        console.print(f"beware: {warning}", markup=False, highlight=False)
 
 
 def write_report(folder: Path, comparison: Comparison) -> Path:
-    """Write ``report.json``, the plots and ``report.md``.
+    """Write ``report.json``, the plots, ``report.md`` and ``report.html``.
 
     Args:
         folder: Where to.
@@ -174,11 +263,25 @@ def write_report(folder: Path, comparison: Comparison) -> Path:
     Raises:
         WriteError: If something cannot be written.
     """
-    path = folder / "report.md"
+    path = folder / MARKDOWN_NAME
     try:
-        (folder / "report.json").write_text(json.dumps(comparison.as_json(), indent=1) + "\n", "utf-8")
+        (folder / JSON_NAME).write_text(json.dumps(comparison.as_json(), indent=1) + "\n", "utf-8")
         pictures = draw_all(folder, comparison.rows, comparison.title)
         path.write_text(markdown(comparison, pictures), "utf-8")
+        settings = {name: value for name, value in comparison.settings.items() if value is not None}
+        (folder / PAGE_NAME).write_text(
+            page(
+                comparison.title,
+                origin(comparison),
+                comparison.command,
+                comparison.warnings,
+                table_of(comparison),
+                NOTES,
+                comparison.rows,
+                settings,
+            ),
+            "utf-8",
+        )
     except OSError as error:
         raise WriteError(f"cannot write the report in {folder}: {error.strerror or error}") from None
     return path

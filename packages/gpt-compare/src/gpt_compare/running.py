@@ -7,9 +7,10 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from gpt_trainer.checkpoint.discovery import CHECKPOINTS
 from gpt_trainer.metrics import METRICS_NAME, read_metrics
@@ -18,12 +19,31 @@ from gpt_trainer.stopping import StopFlag
 
 from gpt_compare.competitor import Competitor
 from gpt_compare.figures import Row, failed, measure
+from gpt_compare.gauge import Gauge
 
 LOG_NAME = "output.txt"
 POLL_SECONDS = 0.25
 PATIENCE_SECONDS = 10.0
 """How long a process may take to end when it is asked to; then it is killed."""
+SILENCE_SECONDS = 900.0
+"""A competitor that writes nothing for so long hangs; compiling a large model takes minutes."""
 TAIL_BYTES = 8192
+
+
+class Watched(NamedTuple):
+    """What was seen of a process from outside.
+
+    Attributes:
+        first_step_after: Seconds until its first step was written; ``None`` without one.
+        watts: Mean over the second half of its training; ``None`` where nothing counts joules.
+        throttled: Whether the device said so at any time.
+        silent: Whether it was given up for writing nothing.
+    """
+
+    first_step_after: float | None
+    watts: float | None
+    throttled: bool
+    silent: bool
 
 
 def run_competitor(
@@ -31,6 +51,8 @@ def run_competitor(
     plan: Path,
     stop: StopFlag,
     *,
+    turn: int = 1,
+    gauge: Gauge | None = None,
     keep_checkpoints: bool = False,
     show: Callable[[str], None] = lambda _: None,
 ) -> Row:
@@ -40,39 +62,69 @@ def run_competitor(
         competitor: Which.
         plan: TOML file with the settings that all have in common; the run gets a folder beside it.
         stop: Ends the process early.
+        turn: Which of its turns this is, from 1; each has a folder of its own.
+        gauge: Of the device; none counts nothing.
         keep_checkpoints: Leave them.
         show: Told the newest line of the output now and then.
     """
-    run = plan.parent / competitor.folder
+    run = plan.parent / (competitor.folder if turn == 1 else f"{competitor.folder}-turn-{turn}")
     run.mkdir()
     began = time.monotonic()
     with (run / LOG_NAME).open("wb") as log:
         command = competitor.command(plan, run)
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
         try:
-            first = _watch(process, run, stop, show)
+            watched = _watch(process, run, stop, gauge or Gauge(), show)
         finally:
             _end(process)
     total = time.monotonic() - began
     if not keep_checkpoints:
         shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)
+    if watched.silent:
+        return failed(competitor, f"wrote nothing for {SILENCE_SECONDS:.0f} s: {complaint(run / LOG_NAME)}")
     row = _read(competitor, run, process.returncode, stop)
-    return replace(row, first_step_after=first, total_seconds=total)
+    return replace(
+        row,
+        first_step_after=watched.first_step_after,
+        total_seconds=total,
+        watts=watched.watts,
+        throttled=watched.throttled,
+    )
 
 
 def _watch(
-    process: subprocess.Popen[bytes], run: Path, stop: StopFlag, show: Callable[[str], None]
-) -> float | None:
-    """Wait for the end or a signal; the seconds until the first step was written."""
-    began, first, running = time.monotonic(), None, True
-    while running and not stop():
-        running = process.poll() is None
-        if first is None and b'"loss"' in _tail(run / METRICS_NAME):
-            first = time.monotonic() - began
+    process: subprocess.Popen[bytes], run: Path, stop: StopFlag, gauge: Gauge, show: Callable[[str], None]
+) -> Watched:
+    """Wait for the end, a signal or too long a silence."""
+    began = heard = last = time.monotonic()
+    first, throttled, size = None, False, 0
+    samples: list[tuple[float, float]] = []
+    running = True
+    while running and not stop() and time.monotonic() - heard < SILENCE_SECONDS:
+        running, now = process.poll() is None, time.monotonic()
+        written = sum(path.stat().st_size for path in (run / METRICS_NAME, run / LOG_NAME) if path.is_file())
+        if written != size:
+            heard, size = now, written
+            if b'"loss"' in _tail(run / METRICS_NAME):
+                first, last = first or now - began, now
+        joules = gauge.joules()
+        if joules is not None:
+            samples.append((now, joules))
+        throttled = throttled or gauge.throttled()
         if running:
             show(last_line(run / LOG_NAME))
             time.sleep(POLL_SECONDS)
-    return first
+    middle = last if first is None else (began + first + last) / 2
+    watts = _mean_power([sample for sample in samples if middle <= sample[0] <= last])
+    return Watched(first, watts, throttled, running and not stop())
+
+
+def _mean_power(samples: Sequence[tuple[float, float]]) -> float | None:
+    """Watts between the first and the last of (seconds, joules); ``None`` from fewer than two."""
+    if len(samples) < 2:
+        return None
+    (began, before), (ended, after) = samples[0], samples[-1]
+    return (after - before) / (ended - began)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -1,0 +1,99 @@
+"""``report.html``: the whole report in one file, without network, for light and dark, phone and desktop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from gpt_compare.figures import Row
+from gpt_compare.plots import as_svg
+
+CAPTIONS = {
+    "speed": "Tokens per second",
+    "memory": "Memory at the peak",
+    "energy": "Energy",
+    "loss-by-step": "Training loss by step",
+    "loss-by-time": "Training loss by time",
+}
+STYLE = """
+:root { color-scheme: light dark; --line: #d8d8d8; --quiet: #666; --back: #fff; --fore: #1b1b1b;
+  --box: #f5f5f5 }
+@media (prefers-color-scheme: dark) {
+  :root { --line: #3a3a3a; --quiet: #a0a0a0; --back: #141414; --fore: #e8e8e8; --box: #1f1f1f }
+}
+* { box-sizing: border-box }
+body { margin: 0 auto; max-width: 72rem; padding: 1rem; background: var(--back); color: var(--fore);
+  font: 1rem/1.5 system-ui, sans-serif }
+h1 { font-size: 1.35rem; line-height: 1.3 } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem }
+p.origin, figcaption, dd, td.low { color: var(--quiet) }
+p.beware { border-left: .25rem solid #d55e00; padding-left: .75rem }
+pre, .wide { overflow-x: auto } pre { background: var(--box); padding: .75rem; border-radius: .3rem }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem }
+th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--back);
+  white-space: normal; min-width: 9rem }
+th:last-child, td:last-child { text-align: left } td.error { text-align: left; white-space: normal }
+.plots { display: grid; gap: 1.5rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)) }
+figure { margin: 0 } svg { width: 100%; height: auto; color: var(--fore) } svg text { fill: currentColor }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; margin: 0 } dd { margin: 0 }
+@media (max-width: 40rem) { dl { grid-template-columns: 1fr } dd { margin-bottom: .5rem } }
+"""
+
+
+def page(
+    title: str,
+    origin: str,
+    command: str,
+    warnings: Sequence[str],
+    table: Sequence[Sequence[str]],
+    notes: Mapping[str, str],
+    rows: Sequence[Row],
+    settings: Mapping[str, Any],
+) -> str:
+    """The page; every text is escaped.
+
+    Args:
+        title: Model, step and device.
+        origin: Date, driver, versions.
+        command: What was typed.
+        warnings: Why the figures may not be compared.
+        table: Heading and rows.
+        notes: How each figure is made.
+        rows: What the plots show.
+        settings: What all had in common.
+    """
+    beware = "".join(f'<p class="beware">{escape(warning)}</p>' for warning in warnings)
+    plots = "".join(
+        f"<figure>{svg}<figcaption>{CAPTIONS[name]}</figcaption></figure>"
+        for name, svg in as_svg(rows).items()
+    )
+    made = _list({name: how for name, how in notes.items() if name.split(",")[0] in table[0]})
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(title)}</title><style>{STYLE}</style></head><body>
+<h1>{escape(title)}</h1><p class="origin">{escape(origin)}</p><pre>{escape(command)}</pre>{beware}
+<div class="wide">{_table(table)}</div><h2>Pictures</h2><div class="plots">{plots}</div>
+<h2>How each figure is made</h2>{made}<h2>What all had in common</h2>{_list(settings)}
+</body></html>
+"""
+
+
+def _table(table: Sequence[Sequence[str]]) -> str:
+    heading, *lines = table
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in heading)
+    body = "".join(f"<tr>{_line(line)}</tr>" for line in lines)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _line(line: Sequence[str]) -> str:
+    """Cells; one that did not finish has its reason across them."""
+    if not any(line[2:]):
+        return f'<td>{escape(line[0])}</td><td class="error" colspan="{len(line) - 1}">{escape(line[1])}</td>'
+    return "".join(f"<td>{escape(cell)}</td>" for cell in line)
+
+
+def _list(values: Mapping[str, Any]) -> str:
+    items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in values.items())
+    return f"<dl>{items}</dl>"
