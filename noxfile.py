@@ -134,7 +134,11 @@ def install_alone(session: nox.Session, member: str, wheels: Path, constraints: 
         session.run(str(python), "-c", check, external=True, env=OFFLINE)
         for command in metadata(member)["project"].get("scripts", {}):
             session.run(str(place / "bin" / command), "--help", external=True, silent=True, env=OFFLINE)
-    session.log(f"{member}: installed alone, imported, commands answer --help")
+    packages = len(list(place.glob("lib/*/site-packages/*.dist-info")))
+    weight = sum(path.lstat().st_size for path in place.rglob("*")) / 1e6
+    session.log(
+        f"{member}: installed alone, imported, commands answer --help; {packages} packages, {weight:.0f} MB"
+    )
     shutil.rmtree(place)
 
 

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 NAMES = r"gpt-[a-z]+-(?:train|sample)|aiayn-jax-(?:train|translate)|hellaswag-eval|gpt-compare"
-COMMANDS = re.findall(rf"^(?:pip install uv && )?uv run ((?:{NAMES})\b[^#\n]*)", README, re.MULTILINE)
+COMMANDS = re.findall(rf"^uv run ((?:{NAMES})\b[^#\n]*)", README, re.MULTILINE)
 
 
 @cache
@@ -25,10 +25,19 @@ def help_of(command: str) -> str:
 
 def test_it_opens_with_the_two_commands_and_the_second_is_what_decides() -> None:
     block = README.split("```")[1]
-    train, check = block.strip().splitlines()[1:]
-    assert train.startswith("pip install uv && uv run gpt-triton-train ")
+    get_uv, train, check = block.strip().splitlines()[1:]
+    # a bare `pip install` is refused by Debian's and Ubuntu's own Python
+    assert get_uv.startswith(
+        "python3 -m venv ~/.uv && ~/.uv/bin/pip install uv && export PATH=~/.uv/bin:$PATH "
+    )
+    assert train.startswith("uv run gpt-triton-train ")
     assert check.startswith("uv run nox ")
     assert (ROOT / ".ci" / "run").read_text().splitlines()[-1] == "uv run nox"
+
+
+def test_no_file_of_ours_narrows_what_pythons_may_be_used() -> None:
+    """uv refuses a machine that has only Python 3.12 where a `.python-version` says 3.11."""
+    assert not (ROOT / ".python-version").exists()
 
 
 @pytest.mark.parametrize("member", sorted(path.parent.name for path in ROOT.glob("*/*/pyproject.toml")))
