@@ -23,7 +23,8 @@ from gpt_trainer.checkpoint import (
 from gpt_trainer.errors import InputError, WriteError
 
 Make = Callable[..., CheckpointState]
-FILES = ["config.json", "model.safetensors", "optimizer.safetensors", "tokenizer.json", "trainer.json"]
+FILES = ["config.json", "model.safetensors", "optimizer.safetensors", "trainer.json"]
+FILES += ["tokenizer.json", "tokenizer_config.json"]
 
 
 @pytest.fixture
@@ -58,9 +59,7 @@ def test_a_missing_file_is_refused_by_name_and_the_run_falls_back(name: str, run
 @pytest.mark.parametrize("name", [*FILES, "manifest.json"])
 def test_a_file_of_another_step_is_refused(name: str, run: Path, make_state: Make) -> None:
     # a tokenizer and sizes of their own, so that every file differs from step to step
-    other = make_state(3)._replace(
-        tokenizer_json=b'{"added_tokens": [{"id": 3, "content": "<|endoftext|>"}]}'
-    )
+    other = make_state(3)._replace(tokenizer_json=b'{"added_tokens": []}')
     source = save_checkpoint(run, other)
     step = run / "checkpoints" / "step-00000002"
     shutil.copyfile(source / name, step / name)
@@ -98,13 +97,13 @@ def edit_manifest(step: Path, /, **changes: object) -> None:
 
 def test_a_newer_format_is_refused_and_never_replaced(run: Path, make_state: Make) -> None:
     step = resolve(run)
-    edit_manifest(step, version=2)
-    with pytest.raises(NewerFormatError, match="format version 2, this program reads up to 1; update it"):
+    edit_manifest(step, version=3)
+    with pytest.raises(NewerFormatError, match="format version 3, this program reads up to 2; update it"):
         load_checkpoint(step)
     # not damaged: falling back would lose its steps, saving over it the file
     with pytest.raises(NewerFormatError):
         load_latest(run, pytest.fail)
-    with pytest.raises(WriteError, match="format version 2"):
+    with pytest.raises(WriteError, match="format version 3"):
         save_checkpoint(run, make_state(2))
 
 
@@ -112,6 +111,7 @@ def test_a_newer_format_is_refused_and_never_replaced(run: Path, make_state: Mak
     "changes",
     [
         {"version": 0},
+        {"version": 1},
         {"version": True},
         {"version": "1"},
         {"version": None},

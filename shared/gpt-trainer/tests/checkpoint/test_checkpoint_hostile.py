@@ -129,6 +129,7 @@ def test_a_pickle_is_never_opened(run: Path, tmp_path: Path, monkeypatch: pytest
         "trainer.json",
         "config.json",
         "tokenizer.json",
+        "tokenizer_config.json",
     ):
         forge(step, name, canary)
         refused(lambda: load_checkpoint(step))

@@ -1,8 +1,8 @@
 """Checkpoints: one folder per step, written whole or not at all, verified before anything is used.
 
 The files in reading order: ``state`` (what is saved), ``files`` and ``strict_json`` (safe input and
-output), ``tensors`` (safetensors), ``model_json`` (``config.json``), ``manifest``, ``lock``, ``save``,
-``discovery``, ``load``, ``retention``, ``preflight``, ``huggingface``.
+output), ``tensors`` (safetensors), ``model_json`` (``config.json``), ``tokenizer_config``, ``manifest``,
+``lock``, ``save``, ``discovery``, ``load``, ``retention``, ``preflight``, ``huggingface``.
 """
 
 from __future__ import annotations

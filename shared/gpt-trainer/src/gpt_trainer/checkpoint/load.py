@@ -17,6 +17,7 @@ from gpt_trainer.checkpoint.manifest import (
     MODEL,
     OPTIMIZER,
     TOKENIZER,
+    TOKENIZER_CONFIG,
     TRAINER,
     Manifest,
     NewerFormatError,
@@ -128,15 +129,17 @@ def load_trainer(folder: Path, manifest: Manifest) -> dict[str, Any]:
 
 
 def load_tokenizer(folder: Path, manifest: Manifest) -> bytes | None:
-    """The bytes of ``tokenizer.json``; None if the step has none.
+    """The bytes of ``tokenizer.json``; None if the step has none. What others read beside it is verified.
 
     Args:
         folder: The step's folder.
         manifest: Its manifest.
 
     Raises:
-        InputError: If it is not the recorded file.
+        InputError: If one of them is not the recorded file.
     """
+    if TOKENIZER_CONFIG in manifest.files:
+        read_small(folder / TOKENIZER_CONFIG, CONFIG_LIMIT, manifest.files[TOKENIZER_CONFIG])
     if TOKENIZER not in manifest.files:
         return None
     return read_small(folder / TOKENIZER, TOKENIZER_LIMIT, manifest.files[TOKENIZER])

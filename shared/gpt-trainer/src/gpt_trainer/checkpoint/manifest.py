@@ -15,13 +15,14 @@ from gpt_trainer.checkpoint.strict_json import parse_object
 from gpt_trainer.errors import InputError
 
 FORMAT = "gpt-trainer checkpoint"
-VERSION = 1
+VERSION = 2
 MANIFEST = "manifest.json"
 MODEL = "model.safetensors"
 CONFIG = "config.json"
 OPTIMIZER = "optimizer.safetensors"
 TRAINER = "trainer.json"
 TOKENIZER = "tokenizer.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
 REQUIRED = (CONFIG, MODEL, OPTIMIZER, TRAINER)
 MANIFEST_LIMIT = 1 << 16
 STEP_NAME = re.compile(r"step-(\d{8,})", re.ASCII)
@@ -37,10 +38,12 @@ class Manifest(NamedTuple):
     Attributes:
         step: Optimizer steps taken.
         files: Size and digest of each file by name.
+        version: Of the format; steps of version 1 say nothing to ``transformers`` of their tokenizer.
     """
 
     step: int
     files: dict[str, FileRecord]
+    version: int = VERSION
 
 
 def step_name(step: int) -> str:
@@ -58,7 +61,7 @@ def manifest_to_json(manifest: Manifest) -> bytes:
     """The content of ``manifest.json``, the same bytes for the same manifest."""
     values = {
         "format": FORMAT,
-        "version": VERSION,
+        "version": manifest.version,
         "step": manifest.step,
         "files": {name: record._asdict() for name, record in sorted(manifest.files.items())},
     }
@@ -76,23 +79,26 @@ def _parse_record(name: str, raw: object) -> FileRecord:
     return FileRecord(size, digest)
 
 
-def _parse_files(raw: object) -> dict[str, FileRecord]:
-    if not isinstance(raw, dict) or raw.keys() - {TOKENIZER} != set(REQUIRED):
+def _parse_files(raw: object, version: int) -> dict[str, FileRecord]:
+    more = {TOKENIZER} if version == 1 else {TOKENIZER, TOKENIZER_CONFIG}
+    if not isinstance(raw, dict) or raw.keys() not in (set(REQUIRED), more.union(REQUIRED)):
         names = shown(sorted(raw)) if isinstance(raw, dict) else shown(raw)
-        raise ValueError(f"files are {names}, expected {', '.join(REQUIRED)} and perhaps {TOKENIZER}")
+        perhaps = " and ".join(sorted(more))
+        raise ValueError(f"files are {names}, expected {', '.join(REQUIRED)} and perhaps {perhaps}")
     return {name: _parse_record(name, record) for name, record in raw.items()}
 
 
-def _check_version(values: Mapping[str, Any], path: Path) -> None:
+def _version(values: Mapping[str, Any], path: Path) -> int:
     if values.get("format") != FORMAT:
         raise InputError(f"{path}: format is {shown(values.get('format'))}, expected {FORMAT!r}")
     version = values.get("version")
     if type(version) is not int or version < 1:
-        raise InputError(f"{path}: version is {shown(version)}, expected {VERSION}")
+        raise InputError(f"{path}: version is {shown(version)}, expected 1 to {VERSION}")
     if version > VERSION:
         raise NewerFormatError(
             f"{path}: written in format version {version}, this program reads up to {VERSION}; update it"
         )
+    return version
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -108,13 +114,12 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     raw = read_small(path, MANIFEST_LIMIT)
     values = parse_object(raw, path)
-    _check_version(values, path)
-    # an older version would be brought up to date here; there is none before 1
+    version = _version(values, path)
     step = values.get("step")
     if type(step) is not int or step < 0:
         raise InputError(f"{path}: step is {shown(step)}")
     try:
-        manifest = Manifest(step, _parse_files(values.get("files")))
+        manifest = Manifest(step, _parse_files(values.get("files"), version), version)
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
     named = parse_step_name(folder.name)

@@ -23,6 +23,7 @@ from gpt_trainer.checkpoint.manifest import (
     MODEL,
     OPTIMIZER,
     TOKENIZER,
+    TOKENIZER_CONFIG,
     TRAINER,
     Manifest,
     NewerFormatError,
@@ -33,11 +34,11 @@ from gpt_trainer.checkpoint.manifest import (
 from gpt_trainer.checkpoint.model_json import model_to_json
 from gpt_trainer.checkpoint.state import CheckpointState, check_state
 from gpt_trainer.checkpoint.tensors import write_tensors
+from gpt_trainer.checkpoint.tokenizer_config import end_of_text_id, tokenizer_config_to_json
 from gpt_trainer.errors import InputError, WriteError
 from gpt_trainer.parameters import parameter_shapes
 
 LEFTOVER = re.compile(r"\.(tmp|trash)-step-\d{8,}-[0-9a-f]{8}", re.ASCII)
-END_OF_TEXT = "<|endoftext|>"
 
 
 def save_checkpoint(run: Path, state: CheckpointState) -> Path:
@@ -71,16 +72,18 @@ def save_step(
         run: The run's folder, created if missing.
         step: Optimizer steps taken.
         files: Content of each file that the manifest demands and that holds no tensors; the caller has
-            seen that it can be read again.
+            seen that it can be read again. What ``transformers`` must know of a tokenizer is added.
         tensors: Float32 arrays by name, for each file that holds them.
 
     Returns:
         The step's folder.
 
     Raises:
-        ValueError: If a file is too long to be read again.
+        ValueError: If a file is too long to be read again, or ``tokenizer.json`` is not a tokenizer's.
         WriteError: As ``save_checkpoint``.
     """
+    if TOKENIZER in files:
+        files = {**files, TOKENIZER_CONFIG: tokenizer_config_to_json(files[TOKENIZER])}
     _check_lengths(files, step)
     checkpoints = run / CHECKPOINTS
     with write_errors(f"cannot save step {step} in {checkpoints}"), FolderLock(checkpoints):
@@ -129,6 +132,7 @@ def _small_files(state: CheckpointState) -> dict[str, bytes]:
 
 def _check_lengths(files: Mapping[str, bytes], step: int) -> None:
     limits = {CONFIG: CONFIG_LIMIT, TRAINER: TRAINER_LIMIT, TOKENIZER: TOKENIZER_LIMIT}
+    limits[TOKENIZER_CONFIG] = CONFIG_LIMIT
     for name, content in files.items():
         if len(content) > limits[name]:
             raise ValueError(f"{name} of step {step} has {len(content)} bytes, limit {limits[name]}")
@@ -137,13 +141,8 @@ def _check_lengths(files: Mapping[str, bytes], step: int) -> None:
 def _end_of_text(state: CheckpointState) -> int | None:
     if state.tokenizer_json is None:
         return None
-    try:
-        added = json.loads(state.tokenizer_json).get("added_tokens") or []
-        ids = {token["content"]: token["id"] for token in added}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"tokenizer_json is not a tokenizer's: {error}") from None
-    found = ids.get(END_OF_TEXT)
-    return found if isinstance(found, int) and found < state.model.vocab_size else None
+    found = end_of_text_id(state.tokenizer_json)
+    return found if found is not None and found < state.model.vocab_size else None
 
 
 def _tensors(state: CheckpointState) -> dict[str, dict[str, np.ndarray]]:
