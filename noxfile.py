@@ -174,6 +174,15 @@ def parity(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """Build the pages into build/site: one training step in three dialects, derivations, API."""
+    sync(session, "--all-packages", "--group=docs")
+    out = ROOT / "build" / "site"
+    session.run("sphinx-build", "-q", "-W", "--keep-going", "shared/site", str(out), *session.posargs)
+    session.log(f"open {out / 'index.html'}")
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Train every backend beside plain PyTorch; flags of gpt-compare behind `--`, as `-- --device gpu`."""
     on_gpu = ["--package=gpt-jax", "--extra=cuda13"] if "gpu" in session.posargs else []

@@ -1,0 +1,153 @@
+"""Sphinx's settings, and the two things that it does not have: MathML, and code in three dialects."""
+
+from __future__ import annotations
+
+import sys
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from latex2mathml.converter import convert
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import PythonLexer
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+sys.path.insert(0, str(Path(__file__).parent))
+from cells import DIALECTS, Call, call_tree, cut, step_table
+
+project = "Pretty JAX, Mighty Triton"
+html_title = project
+html_theme = "furo"
+html_static_path = ["static"]
+html_css_files = ["site.css"]
+html_show_copyright = False
+html_copy_source = False
+html_math_renderer = "mathml"
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+myst_enable_extensions = ["dollarmath", "colon_fence"]
+autodoc_default_options = {"members": True, "undoc-members": False, "member-order": "bysource"}
+autodoc_typehints = "signature"
+napoleon_google_docstring = True
+napoleon_use_ivar = True
+# three dialects have the same names: a type that is meant by one is not looked for in the others
+suppress_warnings = ["ref.python"]
+
+LABELS = {"jax": "JAX", "torchfunc": "torch.func", "triton": "Triton"}
+STEPS = {
+    "jax": ("step.py:train_step", ("step.py", "loss.py", "model.py", "attention.py", "gathering.py",
+                                   "dropout.py", "optimizer.py")),
+    "torchfunc": ("step.py:train_step", ("step.py", "loss.py", "model.py", "dropout.py", "optimizer.py")),
+    "triton": ("loss.py:loss_and_gradients", ("loss.py", "model.py", *(f"reference/{name}.py" for name in (
+        "embedding", "layer_norm", "linear", "attention", "gelu", "dropout", "cross_entropy")))),
+}  # fmt: skip
+"""Where one step begins in each dialect, and the files through which its calls are followed."""
+
+
+class TrainingStep(SphinxDirective):
+    """Every op of ``step.toml``: its formula, and the three dialects side by side."""
+
+    def run(self) -> list[nodes.Node]:
+        """A section for each op."""
+        self.env.note_dependency(str(Path(__file__).with_name("step.toml")))
+        return [self._section(number, op) for number, op in enumerate(step_table())]
+
+    def _section(self, number: int, op: dict[str, Any]) -> nodes.section:
+        section = nodes.section(ids=[nodes.make_id(op["title"])])
+        section += nodes.title(text=op["title"])
+        section += nodes.paragraph(text=op["words"])
+        if op["formula"]:
+            section += nodes.math_block(op["formula"], op["formula"], nowrap=False, number=None)
+        columns = {label: "".join(map(self._cell_of(key), op[key])) for key, label in LABELS.items()}
+        section += nodes.raw("", tabs(f"op{number}", columns), format="html")
+        return section
+
+    def _cell_of(self, dialect: str) -> Any:
+        package = DIALECTS[dialect]
+
+        def cell(text: str) -> str:
+            if text.startswith("= "):
+                return f'<p class="derived">{escape(text[2:])}</p>'
+            found = cut(package, text)
+            self.env.note_dependency(found.path)
+            code = highlight(found.text, PythonLexer(), HtmlFormatter(nowrap=True))
+            return (
+                f"<p class='path'>{found.path}:{found.line}</p><div class='highlight'><pre>{code}</pre></div>"
+            )
+
+        return cell
+
+
+class Calls(SphinxDirective):
+    """Who calls whom in one step, in three dialects."""
+
+    def run(self) -> list[nodes.Node]:
+        """Nested lists."""
+        trees = {
+            LABELS[key]: f"<ul class='calls'>{_tree(call_tree(DIALECTS[key], *where))}</ul>"
+            for key, where in STEPS.items()
+        }
+        return [nodes.raw("", tabs("calls", trees), format="html")]
+
+
+def tabs(name: str, columns: dict[str, str]) -> str:
+    """Columns on a wide page, tabs on a narrow one, without a line of script.
+
+    Args:
+        name: Unique on its page.
+        columns: HTML by label.
+    """
+    parts = []
+    for place, (label, content) in enumerate(columns.items()):
+        checked = " checked" if place == 0 else ""
+        mark = f'id="{name}-{place}" name="{name}"'
+        parts.append(f'<input type="radio" {mark}{checked}><label for="{name}-{place}">{label}</label>')
+        parts.append(f"<div>{content}</div>")
+    return f'<div class="dialects">{"".join(parts)}</div>'
+
+
+def _tree(call: Call) -> str:
+    file, _, name = call.name.partition(":")
+    inner = f"<ul>{''.join(map(_tree, call.calls))}</ul>" if call.calls else ""
+    return f"<li><code>{name}</code> <small>{file}</small>{inner}</li>"
+
+
+def mathml(formula: str, display: str) -> str:
+    """A formula as MathML, which browsers draw by themselves.
+
+    Args:
+        formula: LaTeX; backquotes around it are GitHub's.
+        display: ``inline`` or ``block``.
+    """
+    # browsers ignore the alphabets that are attributes: these letters have code points of their own
+    letters = {r"\mathbb R": "\N{DOUBLE-STRUCK CAPITAL R}", r"\mathbf 1": "\N{MATHEMATICAL BOLD DIGIT ONE}"}
+    text = formula.strip("`")
+    for command, letter in letters.items():
+        text = text.replace(command, letter)
+    return convert(text, display=display)
+
+
+def _inline(translator: Any, node: nodes.math) -> None:
+    translator.body.append(mathml(node.astext(), "inline"))
+    raise nodes.SkipNode
+
+
+def _block(translator: Any, node: nodes.math_block) -> None:
+    translator.body.append(f'<div class="formula">{mathml(node.astext(), "block")}</div>')
+    raise nodes.SkipNode
+
+
+def _plain_bars(*arguments: Any) -> None:
+    """The bars of a norm are no substitution."""
+    lines = arguments[-1]
+    lines[:] = [line.replace("|", r"\|") for line in lines]
+
+
+def setup(app: Sphinx) -> None:
+    """Register the directives and the formulas' renderer."""
+    app.connect("autodoc-process-docstring", _plain_bars)
+    app.add_directive("training-step", TrainingStep)
+    app.add_directive("calls", Calls)
+    app.add_html_math_renderer("mathml", (_inline, None), (_block, None))

@@ -1,0 +1,51 @@
+"""The pages: every piece of code that they cut by name is there, and every op has a formula that renders."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+SITE = Path(__file__).parents[1] / "shared" / "site"
+
+
+def _load() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("cells", SITE / "cells.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["cells"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+cells = _load()
+
+
+@pytest.mark.parametrize(("package", "reference"), list(cells.references()), ids=":".join)
+def test_every_cell_is_cut_from_a_source(package: str, reference: str) -> None:
+    found = cells.cut(package, reference)
+    name = reference.rpartition(":")[2].rpartition(".")[2]
+    assert f" {name}" in found.text
+    assert '"""' not in found.text.partition(":\n")[2].partition("\n")[0], "without its docstring"
+    compile(found.text, reference, "exec")
+
+
+def test_every_op_has_all_three_dialects_and_its_words() -> None:
+    for op in cells.step_table():
+        assert op["words"].endswith("."), op["title"]
+        assert all(op[dialect] for dialect in cells.DIALECTS), op["title"]
+
+
+def test_calls_stand_in_the_order_of_the_text() -> None:
+    tree = cells.call_tree("gpt_torchfunc", "model.py:apply_block", ("model.py", "dropout.py"))
+    names = [call.name.partition(":")[2] for call in tree.calls]
+    assert names[:4] == ["layer_norm", "linear", "self_attention", "dropout"]
+
+
+def test_a_name_that_is_gone_is_told() -> None:
+    with pytest.raises(LookupError, match=r"gpt_jax/model\.py defines no layer_norn"):
+        cells.cut("gpt_jax", "model.py:layer_norn")
