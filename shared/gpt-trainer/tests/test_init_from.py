@@ -5,9 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import bpe_scratch
+import pytest
 from gpt_trainer.checkpoint import RunLock, find_steps, load_checkpoint
+from gpt_trainer.checkpoint.model_json import model_to_json
+from gpt_trainer.errors import InputError
 from gpt_trainer.metrics import read_metrics
+from gpt_trainer.model_config import ModelConfig
+from gpt_trainer.origin import open_model, tokenizer_of
+from gpt_trainer.parameters import init_parameters
 from gpt_trainer_runs import Capture, Train, the_line
+from safetensors.numpy import save_file
 
 
 def test_a_vocabulary_that_does_not_fit_the_checkpoint(
@@ -58,3 +66,34 @@ def test_evaluation_only(train: Train, flags: list[str], tmp_path: Path, capsys:
     with RunLock(tmp_path / "done"):
         assert train("--resume=done", "--eval-only", "--json") == 0
     assert json.loads(capsys.readouterr().out)["val_loss"] == last["val_loss"]
+
+
+def test_a_presets_name_is_not_its_size(
+    train: Train, flags: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    """Fewer ids than asked for, and other sizes than the name stands for, are said in the first line."""
+    assert train(*flags, "--steps=1", "--out=own") == 0
+    assert "own: 7,680 parameters, vocabulary 257, 1 steps" in capsys.readouterr().out.splitlines()[0]
+    (tmp_path / "text.txt").write_text("the cat and the dog and the cow\n" * 100)
+    given = [f"--data=text:{tmp_path / 'text.txt'}", f"--data-cache={tmp_path}", "--workers=1"]
+    given += ["--tokenizer=bpe-scratch:50257", "--preset=gpt2-350m", "--steps=1", "--eval-every=0"]
+    assert train(*flags, *given, "--out=few") == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert " parameters (gpt2-350m itself has 354,823,168), vocabulary 2" in first
+    assert " of 50,257 asked for, 1 steps" in first
+
+
+def test_a_tokenizer_beside_the_weights_is_read_within_bounds_and_through_links(tmp_path: Path) -> None:
+    tokenizer = bpe_scratch.Tokenizer.from_bytes()
+    model = ModelConfig(n_layer=1, n_head=1, d_model=2, context=2, vocab_size=tokenizer.vocab_size)
+    folder = tmp_path / "hf"
+    folder.mkdir()
+    (folder / "config.json").write_bytes(model_to_json(model, None))
+    save_file(init_parameters(model, 0), folder / "model.safetensors")
+    tokenizer.save(tmp_path / "blob")
+    (folder / "tokenizer.json").symlink_to(Path("..", "blob"))
+    assert tokenizer_of(open_model(folder), folder).to_json() == tokenizer.to_json()
+    with (tmp_path / "blob").open("ab") as file:
+        file.truncate(2**40)
+    with pytest.raises(InputError, match=r"tokenizer\.json has 1099511627776 bytes, at most 67108864"):
+        open_model(folder)

@@ -30,11 +30,12 @@ from gpt_trainer.launch import (
 )
 from gpt_trainer.loop import Loop
 from gpt_trainer.metrics import MetricsFile
+from gpt_trainer.model_config import MODEL_PRESETS, ModelConfig
 from gpt_trainer.origin import Origin, Resumed, open_model, open_run
 from gpt_trainer.parameters import parameter_count
 from gpt_trainer.parts import RunParts
 from gpt_trainer.plot import plot_losses
-from gpt_trainer.record import RunState
+from gpt_trainer.record import Record, RunState
 from gpt_trainer.run_folder import write_plan
 from gpt_trainer.sample_command import sample
 from gpt_trainer.settings import flat
@@ -161,10 +162,22 @@ def _heading(spec: BackendSpec, parts: RunParts) -> str:
     model, config = parts.backend.config, parts.config
     made = ", ".join(f"{name} {value}" for name, value in parts.backend.choices().items())
     return (
-        f"{parts.run}: {parameter_count(model):,} parameters, vocabulary {model.vocab_size:,}, "
+        f"{parts.run}: {_sizes(model, parts.record)}, "
         f"{config.schedule.steps} steps of {config.batch.tokens_per_step:,} tokens\n"
         f"{spec.name} on {parts.backend.device_name()}, {config.runtime.precision} ({made})"
     )
+
+
+def _sizes(model: ModelConfig, record: Record) -> str:
+    """Parameters and vocabulary, beside those that the preset's name and the tokenizer's stand for."""
+    count, named = parameter_count(model), MODEL_PRESETS.get(record.preset)
+    text = f"{count:,} parameters"
+    if named is not None and count != parameter_count(named):
+        text += f" ({record.preset} itself has {parameter_count(named):,})"
+    kind, _, asked = record.config.data.tokenizer.partition(":")
+    text += f", vocabulary {model.vocab_size:,}"
+    fewer = kind == "bpe-scratch" and model.vocab_size < int(asked)
+    return text + (f" of {int(asked):,} asked for" if fewer else "")
 
 
 def _finish(spec: BackendSpec, parts: RunParts, state: RunState, *, finished: bool) -> int:

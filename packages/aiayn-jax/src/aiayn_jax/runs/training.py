@@ -166,8 +166,9 @@ def _assemble(
 def _heading(parts: RunParts) -> str:
     model, config = parts.engine.config, parts.record.config
     epochs = config.schedule.steps / parts.prepared.train.batches_per_epoch
+    fewer = f" of {config.data.vocab:,} asked for" if model.vocab_size < config.data.vocab else ""
     return (
-        f"{parts.run}: {parameter_count(model):,} parameters, vocabulary {model.vocab_size:,}, "
+        f"{parts.run}: {parameter_count(model):,} parameters, vocabulary {model.vocab_size:,}{fewer}, "
         f"{config.schedule.steps:,} steps ({epochs:,.1f} epochs)\n"
         f"aiayn-jax on {parts.engine.device_name()}, {config.runtime.precision}"
     )
