@@ -159,7 +159,7 @@ def test_the_commands_refuse_each_others_models(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     step = shutil.copytree(find_steps(run)[-1][1], tmp_path / "step")
-    from gpt_jax.backend import SPEC
+    from gpt_jax.options import SPEC
     from gpt_trainer.commands import sample_main
 
     assert sample_main(SPEC, [f"--model={step}", "--device=cpu"]) == 65

@@ -18,8 +18,8 @@ from gpt_compare.figures import Row, failed
 from gpt_compare.gauge import Gauge
 from gpt_compare.running import last_line, run_competitor
 from gpt_compare_toy import SMALL, finished, metrics, text_folder
+from gpt_data.stopping import StopFlag
 from gpt_trainer.errors import InputError
-from gpt_trainer.stopping import StopFlag
 
 GOOD = [json.dumps(line) for line in metrics([3.0, 2.0], [2.0, 1.0])]
 SAVE = "(run / 'checkpoints').mkdir(); (run / 'checkpoints' / 'x').write_text('weights')"

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 from gpt_data.batch import IGNORE, Batch
-from gpt_jax.backend import JaxBackend, create
+from gpt_jax.backend import JaxBackend
 from gpt_jax.options import Options
 from gpt_trainer.backend import OptimizerConfig, Runtime
 from gpt_trainer.model_config import ModelConfig
@@ -30,7 +30,7 @@ def assert_close(name: str, got: np.ndarray, want: np.ndarray, *, rel: float) ->
 
 def build(config: ModelConfig = SMALL, layers: str = "scan", precision: str = "float32") -> JaxBackend:
     runtime = Runtime(precision=precision, device="cpu", seed=3)
-    backend = create(config, OptimizerConfig(), runtime, Options(layers=layers))
+    backend = JaxBackend(config, OptimizerConfig(), runtime, Options(layers=layers))
     backend.load(noisy_parameters(config))
     return backend
 

@@ -22,7 +22,7 @@ def test_no_foreign_framework_is_imported_and_nothing_is_said() -> None:
         "import sys, gpt_jax.backend as b\n"
         "assert 'XLA_PYTHON_CLIENT_PREALLOCATE' not in __import__('os').environ\n"
         "from gpt_trainer.backend import *; from gpt_trainer.model_config import ModelConfig\n"
-        "b.create(ModelConfig(1, 1, 8, 8, 10), OptimizerConfig(), Runtime(device='cpu'), b.Options())\n"
+        "b.JaxBackend(ModelConfig(1, 1, 8, 8, 10), OptimizerConfig(), Runtime(device='cpu'), b.Options())\n"
         "assert not {'torch', 'triton', 'gpt_triton', 'gpt_torchfunc'} & set(sys.modules)\n"
     )
     done = run_python(code)

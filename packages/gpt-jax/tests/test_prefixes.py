@@ -8,7 +8,7 @@ import pytest
 from gpt_data.batch import IGNORE, Batch
 from gpt_jax import attention
 from gpt_jax.attention import TILE
-from gpt_jax.backend import JaxBackend, create
+from gpt_jax.backend import JaxBackend
 from gpt_jax.loss import target_log_probs
 from gpt_jax.options import Options
 from gpt_jax_toy import SMALL, apart, assert_close, build, make_batch, share
@@ -68,7 +68,7 @@ def test_the_head_scores_targets_alone_and_gives_the_same(backend: JaxBackend) -
 
 def test_one_program_for_each_shape_and_share_of_targets() -> None:
     # a configuration that no other test uses, as JAX keeps its programs by function and plan
-    fresh = create(SMALL, OptimizerConfig(), Runtime(device="cpu"), Options())
+    fresh = JaxBackend(SMALL, OptimizerConfig(), Runtime(device="cpu"), Options())
     fresh._plan = type(fresh._plan)(SMALL.n_head, SMALL.vocab_size, chunk=977)
     programs = fresh._log_probs._cache_size
     before, counts = programs(), []

@@ -15,7 +15,8 @@ from gpt_jax.dropout import dropout_keys, dropout_mask, dropout_mask_tile
 from gpt_jax.gathering import sum_by_index
 from gpt_jax.loss import head_loss
 from gpt_jax.model import Plan
-from gpt_jax.options import Options, stacks_layers
+from gpt_jax.options import Options
+from gpt_jax.plan import stacks_layers
 from gpt_jax_toy import SMALL, assert_close, build, make_batch, noisy_parameters
 from gpt_trainer import philox
 from gpt_trainer.parameters import decays, init_parameters

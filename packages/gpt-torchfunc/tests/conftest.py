@@ -11,7 +11,7 @@ import pytest
 import torch
 from gpt_data.batch import IGNORE, Batch
 from gpt_torchfunc import step
-from gpt_torchfunc.backend import TorchFuncBackend, create
+from gpt_torchfunc.backend import TorchFuncBackend
 from gpt_torchfunc.model import Inputs, Parameters
 from gpt_torchfunc.options import Options
 from gpt_torchfunc.tree import from_canonical, map_leaves
@@ -116,7 +116,7 @@ def build(config: ModelConfig, weights: Canonical) -> Callable[..., TorchFuncBac
         optimizer: OptimizerConfig | None = None,
         **runtime: object,
     ) -> TorchFuncBackend:
-        backend = create(
+        backend = TorchFuncBackend(
             replace(config, dropout=dropout),
             optimizer or OptimizerConfig(),
             Runtime(**({"device": "cpu"} | runtime)),  # type: ignore[arg-type]

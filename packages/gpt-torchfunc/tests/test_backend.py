@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 from gpt_data.batch import IGNORE
-from gpt_torchfunc.backend import SPEC
-from gpt_torchfunc.options import Options
+from gpt_torchfunc.options import SPEC, Options
 from gpt_trainer.backend import Moments, OptimizerConfig, Runtime, find_backend
 from gpt_trainer.parameters import init_parameters
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from gpt_torchfunc.backend import create
+from gpt_torchfunc.backend import TorchFuncBackend
 from gpt_torchfunc.device import can_compile
 from gpt_torchfunc.options import Options
 from gpt_trainer.backend import OptimizerConfig, Runtime
@@ -66,7 +66,7 @@ def test_compiled_steps_match_plain_ones(config, packed, assert_close):
     # one block: compiling a kernel takes a second or two, whatever the sizes
     small = replace(config, n_layer=1)
     compiled, plain = (
-        create(small, OptimizerConfig(), Runtime(device="cpu"), Options(compile=choice))
+        TorchFuncBackend(small, OptimizerConfig(), Runtime(device="cpu"), Options(compile=choice))
         for choice in ("on", "off")
     )
     for backend in (compiled, plain):

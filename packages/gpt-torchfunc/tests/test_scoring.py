@@ -10,7 +10,8 @@ import torch
 from gpt_data.batch import IGNORE, Batch
 from gpt_torchfunc import scoring
 from gpt_torchfunc.model import Plan
-from gpt_torchfunc.options import Options, scores_trees
+from gpt_torchfunc.options import Options
+from gpt_torchfunc.plan import scores_trees
 
 
 def row(tokens: list[int], targets: list[int], starts: list[int] | None = None, prefix: int = 0) -> Batch:

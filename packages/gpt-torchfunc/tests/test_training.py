@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from gpt_torchfunc.backend import SPEC
+from gpt_torchfunc.options import SPEC
 from gpt_trainer.checkpoint import load_latest
 from gpt_trainer.commands import train_main
 

@@ -14,8 +14,8 @@ from gpt_data.batch import IGNORE, Batch
 from gpt_trainer.backend import Moments, OptimizerConfig, Runtime, find_backend
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import Parameters
-from gpt_triton.backend import SPEC, TritonBackend
-from gpt_triton.device import TritonOptions
+from gpt_triton.backend import TritonBackend
+from gpt_triton.options import SPEC, TritonOptions
 from gpt_triton_plain import PlainModel
 
 Check = Callable[..., None]

@@ -13,7 +13,7 @@ from gpt_trainer.backend import OptimizerConfig, Runtime
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import Parameters, init_parameters
 from gpt_triton.backend import TritonBackend
-from gpt_triton.device import TritonOptions
+from gpt_triton.options import TritonOptions
 from gpt_triton_plain import PlainModel
 
 Check = Callable[..., None]

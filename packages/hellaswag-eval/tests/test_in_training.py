@@ -9,8 +9,8 @@ from pathlib import Path
 
 import bpe_scratch
 import pytest
+from gpt_data.stopping import StopFlag
 from gpt_trainer.errors import InputError
-from gpt_trainer.stopping import StopFlag
 from hellaswag_eval import choose, encode_items, evaluate_backend, read_items
 from hellaswag_eval.in_training import SPEC, Options, prepare
 from hellaswag_eval.items import Item

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -14,14 +14,21 @@ Train = Callable[..., int]
 Capture = pytest.CaptureFixture[str]
 
 
-def start(*arguments: str, cwd: Path, fault: str = "", **options: object) -> subprocess.Popen[str]:
+def start(
+    *arguments: str,
+    cwd: Path,
+    fault: str = "",
+    environment: Mapping[str, str] | None = None,
+    **options: object,
+) -> subprocess.Popen[str]:
     """A command in a process of its own: ``start("train", ...)`` or ``start("sample", ...)``."""
     return subprocess.Popen(
         [sys.executable, str(Path(__file__).with_name("gpt_trainer_toy.py")), *map(str, arguments)],
         cwd=cwd,
-        env={**os.environ, "TOY_FAULT": fault, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        env={**os.environ, "TOY_FAULT": fault, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        | dict(environment or {}),
         text=True,
-        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},  # type: ignore[arg-type]
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
     )
 
 

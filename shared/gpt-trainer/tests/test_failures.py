@@ -27,7 +27,18 @@ from gpt_trainer_runs import Capture, Train, the_line
         (["--micro-batch=3"], "not a multiple of micro_batch=3"),
         (["--context=24"], "tokens_per_step=64 is not a multiple of context=24"),
         (["--n-head=3"], "d_model=16 is not a multiple of n_head=3"),
-        (["--lr=nan"], "lr=nan"),
+        *(
+            ([f"--{name}={value}"], f"{name.replace('-', '_')}={value}")
+            for name in ("lr", "weight-decay", "beta1", "beta2", "epsilon", "clip-norm", "skip-spikes")
+            for value in ("nan", "inf")
+        ),
+        *(
+            ([f"--{name}=nan"], f"{name.replace('-', '_')}=nan")
+            for name in ("dropout", "lr-floor", "decay-fraction")
+        ),
+        (["--learning-rate=1"], "perhaps you meant --lr"),
+        (["--batch-size=1"], "perhaps you meant --tokens-per-step or --micro-batch"),
+        (["--minutes=1"], "perhaps you meant --steps"),
         (["--skip-spikes=0.5"], "skip_spikes=0.5"),
         (["--device=gpu"], "device='gpu'"),
         (["--eval-only"], "--eval-only needs a model"),
@@ -41,6 +52,18 @@ def test_bad_input(
     assert train(*flags, *given) == 65
     assert said in the_line(capsys)
     assert not list(tmp_path.glob("runs/*")), "no folder stays behind"
+
+
+def test_without_a_home_the_cache_is_asked_for(
+    train: Train, flags: list[str], capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nobody() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", nobody)
+    assert train(*flags, "--data=stdlib") == 65
+    assert "--data-cache" in the_line(capsys)
 
 
 def test_a_missing_gpu_is_found_before_data_is_prepared(

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gpt_data.flags import parse_flags
 from gpt_trainer.errors import InputError
-from gpt_trainer.flags import parse_flags
 from gpt_trainer.settings import field_names, flag, flat, overlay_section, read_toml
 
 from aiayn_jax.runs.record import LAST_BITS, Resumed

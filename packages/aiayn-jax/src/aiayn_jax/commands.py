@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from gpt_trainer.commands import guarded
+from gpt_data.stopping import StopFlag
+from gpt_data.terminal import guarded
 from gpt_trainer.errors import InputError
-from gpt_trainer.stopping import StopFlag
 
 from aiayn_jax import translate_command
 from aiayn_jax.command_line import COMMAND, read_early, read_request

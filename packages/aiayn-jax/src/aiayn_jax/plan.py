@@ -8,7 +8,7 @@ from typing import Literal
 import jax
 from gpt_jax import model
 from gpt_jax.device import choose_device
-from gpt_jax.options import LOGITS_IN_FLIGHT
+from gpt_jax.plan import LOGITS_IN_FLIGHT
 
 from aiayn_jax.config import TransformerConfig
 

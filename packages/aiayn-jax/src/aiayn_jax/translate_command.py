@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import bpe_scratch
+from gpt_data.flags import parse_flags
 from gpt_trainer.checkpoint.discovery import is_step
 from gpt_trainer.checkpoint.load import step_or_newest
 from gpt_trainer.errors import InputError
-from gpt_trainer.flags import parse_flags
 from gpt_trainer.origin import run_of_step, warn
 
 from aiayn_jax.averaging import average

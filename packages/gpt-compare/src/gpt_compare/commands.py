@@ -15,15 +15,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from gpt_data.flags import parse_flags
+from gpt_data.stopping import StopFlag
+from gpt_data.terminal import guarded
 from gpt_trainer.command_line import read_early
-from gpt_trainer.commands import guarded
 from gpt_trainer.config import SECTIONS, TrainConfig
 from gpt_trainer.errors import InputError
-from gpt_trainer.flags import parse_flags
 from gpt_trainer.launch import open_data
 from gpt_trainer.run_folder import create_folder
 from gpt_trainer.settings import flat
-from gpt_trainer.stopping import StopFlag
 from rich.console import Console
 from rich.text import Text
 

@@ -15,8 +15,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
+from gpt_data.terminal import guarded
 from gpt_trainer.backend import BackendSpec, find_backend, installed_backends
-from gpt_trainer.commands import guarded, train_main
+from gpt_trainer.commands import train_main
 from gpt_trainer.errors import InputError
 
 PLAIN = "plain"

@@ -15,7 +15,7 @@ import numpy as np
 from gpt_data.batch import IGNORE, Batch
 from gpt_data.checks import check_batch
 from gpt_data.targets import spread, target_index
-from gpt_trainer.backend import BackendSpec, Moments, OptimizerConfig, Profile, Runtime, StepMetrics
+from gpt_trainer.backend import Moments, OptimizerConfig, Profile, Runtime, StepMetrics
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import Parameters as Canonical
 from gpt_trainer.parameters import check_parameters
@@ -26,7 +26,9 @@ from gpt_jax.decoding import Decoder
 from gpt_jax.loss import target_log_probs
 from gpt_jax.model import Inputs, logits
 from gpt_jax.optimizer import AdamWState, step_scalars
-from gpt_jax.options import Options, make_plan, stacks_layers
+from gpt_jax.options import SPEC as SPEC
+from gpt_jax.options import Options
+from gpt_jax.plan import make_plan, stacks_layers
 from gpt_jax.profiling import record
 from gpt_jax.step import TrainingState, sum_gradients, train_step
 from gpt_jax.tree import from_canonical, to_canonical, zeros
@@ -209,21 +211,6 @@ class JaxBackend:
         check_batch(batch, context=config.context, vocab_size=config.vocab_size, training=training)
 
 
-def create(config: ModelConfig, optimizer: OptimizerConfig, runtime: Runtime, options: Options) -> JaxBackend:
-    """Build the backend; its weights are zero until ``load``.
-
-    Args:
-        config: The model's sizes.
-        optimizer: AdamW's settings.
-        runtime: Precision, device, seed and determinism.
-        options: This backend's own flags.
-
-    Raises:
-        ValueError: For a device or an option that this machine lacks.
-    """
-    return JaxBackend(config, optimizer, runtime, options)
-
-
 def _weight(micro_batches: Sequence[Batch]) -> np.float32:
     """One over the number of targets of a step."""
     if not micro_batches:
@@ -257,6 +244,3 @@ def _fill_up(batch: Batch, context: int) -> Batch:
         own = np.arange(length, length + missing, dtype=starts.dtype)
         starts = np.concatenate([starts, np.broadcast_to(own, (len(starts), missing))], axis=1)
     return batch._replace(tokens=np.pad(batch.tokens, pad), targets=targets, segment_starts=starts)
-
-
-SPEC = BackendSpec(name="gpt-jax", options=Options, create=create, has_gpu=devices.has_gpu)

@@ -7,7 +7,6 @@ after that comes too late, and ``choose_device`` says so.
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import os
 import platform
@@ -16,6 +15,7 @@ import sys
 from pathlib import Path
 
 import jax
+from gpt_trainer.backend import driver_sees_gpu
 
 PREALLOCATE = "XLA_PYTHON_CLIENT_PREALLOCATE"
 PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
@@ -23,17 +23,7 @@ PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 
 def has_gpu() -> bool:
     """Whether JAX can use a CUDA device here; asks the driver, not JAX, which would start its platforms."""
-    return any(importlib.util.find_spec(name) for name in PLUGINS) and _driver_sees_device()
-
-
-def _driver_sees_device() -> bool:
-    """Whether CUDA's driver is there and counts at least one device."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    count = ctypes.c_int(0)
-    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+    return any(importlib.util.find_spec(name) for name in PLUGINS) and driver_sees_gpu()
 
 
 def choose_device(name: str, *, preallocate: bool) -> jax.Device:

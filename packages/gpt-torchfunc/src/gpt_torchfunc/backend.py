@@ -15,7 +15,7 @@ import torch
 from gpt_data.batch import Batch
 from gpt_data.checks import check_batch
 from gpt_data.targets import spread, target_index
-from gpt_trainer.backend import BackendSpec, Moments, OptimizerConfig, Profile, Runtime, StepMetrics
+from gpt_trainer.backend import Moments, OptimizerConfig, Profile, Runtime, StepMetrics
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import Parameters as Canonical
 from gpt_trainer.parameters import check_parameters
@@ -29,7 +29,9 @@ from gpt_torchfunc.dropout import dropout_keys
 from gpt_torchfunc.loss import target_log_probs
 from gpt_torchfunc.model import Inputs, Parameters, logits
 from gpt_torchfunc.optimizer import AdamWState, StepScalars, step_scalars
-from gpt_torchfunc.options import Options, make_plan, scores_trees, wants_compile
+from gpt_torchfunc.options import SPEC as SPEC
+from gpt_torchfunc.options import Options
+from gpt_torchfunc.plan import make_plan, scores_trees, wants_compile
 from gpt_torchfunc.profiling import record
 from gpt_torchfunc.step import Sums, TrainingState, accumulate, finish, train_step
 from gpt_torchfunc.tree import from_canonical, leaves, map_leaves, to_canonical, zeros
@@ -246,27 +248,7 @@ class TorchFuncBackend:
         return devices.to_device(tensor, self._device)
 
 
-def create(
-    config: ModelConfig, optimizer: OptimizerConfig, runtime: Runtime, options: Options
-) -> TorchFuncBackend:
-    """Build the backend; its weights are zero until ``load``.
-
-    Args:
-        config: The model's sizes.
-        optimizer: AdamW's settings.
-        runtime: Precision, device, seed and determinism.
-        options: This backend's own flags.
-
-    Raises:
-        ValueError: For a device or an option that this machine lacks.
-    """
-    return TorchFuncBackend(config, optimizer, runtime, options)
-
-
 def _fill(tree: Parameters, values: Parameters | None) -> None:
     """Write into the buffers that a compiled step knows, or zero them."""
     for buffer, value in zip(leaves(tree), leaves(values or tree), strict=True):
         buffer.zero_() if values is None else buffer.copy_(value)
-
-
-SPEC = BackendSpec(name="gpt-torchfunc", options=Options, create=create, has_gpu=devices.has_gpu)

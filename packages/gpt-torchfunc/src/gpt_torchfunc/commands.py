@@ -1,19 +1,33 @@
-"""The package's two commands."""
+"""The package's two commands; the framework is imported when the command line has been read."""
 
 from __future__ import annotations
 
 import sys
 
-from gpt_trainer.commands import sample_main, train_main
-
-from gpt_torchfunc.backend import SPEC
+from gpt_data.terminal import guarded
 
 
 def train() -> None:
     """``gpt-torchfunc-train``: train a GPT-2."""
-    sys.exit(train_main(SPEC))
+    sys.exit(guarded("gpt-torchfunc-train", _train))
 
 
 def sample() -> None:
     """``gpt-torchfunc-sample``: continue a text with a trained GPT-2."""
-    sys.exit(sample_main(SPEC))
+    sys.exit(guarded("gpt-torchfunc-sample", _sample))
+
+
+def _train() -> int:
+    from gpt_trainer.commands import train_main
+
+    from gpt_torchfunc.options import SPEC
+
+    return train_main(SPEC)
+
+
+def _sample() -> int:
+    from gpt_trainer.commands import sample_main
+
+    from gpt_torchfunc.options import SPEC
+
+    return sample_main(SPEC)

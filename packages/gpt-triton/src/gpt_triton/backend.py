@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from gpt_data.batch import Batch
 from gpt_data.targets import spread, target_index
-from gpt_trainer.backend import BackendSpec, Moments, OptimizerConfig, Profile, Runtime
+from gpt_trainer.backend import Moments, OptimizerConfig, Profile, Runtime
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import Parameters, check_parameters
 from jaxtyping import Float32
@@ -23,6 +23,8 @@ from gpt_triton.decoding import CachedDecoder, head_logits
 from gpt_triton.inputs import load_batch, send
 from gpt_triton.loss import token_losses
 from gpt_triton.model import forward
+from gpt_triton.options import SPEC as SPEC
+from gpt_triton.options import TritonOptions
 from gpt_triton.profiling import record
 from gpt_triton.step import PendingMetrics, TrainingState
 
@@ -39,7 +41,7 @@ class TritonBackend:
         config: ModelConfig,
         optimizer: OptimizerConfig,
         runtime: Runtime,
-        options: devices.TritonOptions,
+        options: TritonOptions,
     ) -> None:
         self.config = config
         self._device = devices.choose_device(runtime)
@@ -141,8 +143,3 @@ class TritonBackend:
         """The kernels in use, whether steps are recorded as CUDA graphs, and versions."""
         choices = {"kernels": self._kernels, "cuda_graph": str(self._cuda_graph).lower()}
         return choices | devices.library_versions()
-
-
-SPEC = BackendSpec(
-    name="gpt-triton", options=devices.TritonOptions, create=TritonBackend, has_gpu=devices.has_gpu
-)

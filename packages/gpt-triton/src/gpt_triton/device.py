@@ -7,29 +7,14 @@ import os
 import platform
 import resource
 import sys
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
 
 import torch
 from gpt_trainer.backend import Runtime
 
-Kernels = Literal["auto", "triton", "reference"]
-
-
-@dataclass(frozen=True)
-class TritonOptions:
-    """Flags that only this backend has.
-
-    Attributes:
-        kernels: triton, reference (plain torch), or auto: Triton on a GPU and the reference on a CPU.
-        cuda_graph: On a GPU, record each step's launches once and replay them.
-    """
-
-    kernels: Kernels = "auto"
-    cuda_graph: bool = True
+from gpt_triton.options import Kernels
 
 
 def has_gpu() -> bool:

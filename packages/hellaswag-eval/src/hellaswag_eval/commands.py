@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tyro
+from gpt_data.stopping import StopFlag
+from gpt_data.terminal import guarded
 from gpt_trainer.backend import Precision
-from gpt_trainer.commands import guarded
 from gpt_trainer.errors import InputError, WriteError
-from gpt_trainer.stopping import StopFlag
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Literal
 
 import bpe_scratch
+from gpt_data.stopping import StopFlag
 from gpt_trainer.errors import InputError
 from gpt_trainer.extra_evaluation import EvaluationSpec, Measure
 from gpt_trainer.model_config import ModelConfig
-from gpt_trainer.stopping import StopFlag
 
 from hellaswag_eval.evaluation import GivesLogProbs, evaluate_backend
 from hellaswag_eval.models import encoder

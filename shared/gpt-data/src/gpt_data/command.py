@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
-import tyro
 from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
 from gpt_data.dataset import Dataset
-from gpt_data.errors import DataError
+from gpt_data.errors import DataStoppedError
+from gpt_data.flags import parse_flags
 from gpt_data.prepare import prepare
 from gpt_data.progress import OnProgress, Progress
 from gpt_data.settings import MAX_DOCUMENT_BYTES, SHARD_TOKENS
+from gpt_data.stopping import StopFlag
+from gpt_data.terminal import emit, guarded
 
 PLAIN_SECONDS = 10.0
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+PROMISE = "the preparation stops soon, and the same command goes on with it; a second signal ends it at once"
 
 
 @dataclass(frozen=True)
@@ -61,26 +61,29 @@ def run(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: Arguments; those of the process if None.
     """
-    options = tyro.cli(PrepareOptions, prog="gpt-data-prepare", args=argv)
+    return guarded("gpt-data-prepare", lambda: _run(sys.argv[1:] if argv is None else argv))
+
+
+def _run(argv: Sequence[str]) -> int:
+    flags = parse_flags(
+        argv, {"options": PrepareOptions}, prog="gpt-data-prepare", description=PrepareOptions.__doc__ or ""
+    )
+    options: PrepareOptions = flags.options
     stop = StopFlag()
-    try:
-        with stop.installed(), display(plain=options.plain or not sys.stderr.isatty()) as show:
-            dataset = prepare(
-                options.data,
-                options.tokenizer,
-                options.out,
-                tokenizer_files=options.tokenizer_files,
-                max_tokens=options.max_tokens,
-                workers=options.workers,
-                shard_tokens=options.shard_tokens,
-                max_document_bytes=options.max_document_bytes,
-                on_progress=show,
-                should_stop=stop,
-            )
-    except DataError as error:
-        print(f"gpt-data-prepare: {error}", file=sys.stderr)
-        return error.exit_status
-    print(summary(dataset))
+    with watched(stop, plain=options.plain or not sys.stderr.isatty()) as show:
+        dataset = prepare(
+            options.data,
+            options.tokenizer,
+            options.out,
+            tokenizer_files=options.tokenizer_files,
+            max_tokens=options.max_tokens,
+            workers=options.workers,
+            shard_tokens=options.shard_tokens,
+            max_document_bytes=options.max_document_bytes,
+            on_progress=show,
+            should_stop=stop,
+        )
+    emit(summary(dataset))
     return 0
 
 
@@ -92,30 +95,32 @@ def summary(dataset: Dataset) -> str:
     )
 
 
-class StopFlag:
-    """Set by the first signal; the second ends the process at once, as the journal is always whole."""
+@contextmanager
+def watched(stop: StopFlag, *, plain: bool) -> Iterator[OnProgress]:
+    """A function that shows progress, while signals end the preparation.
 
-    def __init__(self) -> None:
-        self.asked = False
+    Args:
+        stop: Set by the first signal.
+        plain: No progress bar.
 
-    def __call__(self) -> bool:
-        """Whether to stop."""
-        return self.asked
+    Raises:
+        DataStoppedError: If a signal came while the tokenizer was built, which asks nobody.
+    """
+    with stop.installed(PROMISE), display(plain=plain) as show:
 
-    @contextmanager
-    def installed(self) -> Iterator[None]:
-        """Listen to SIGINT and SIGTERM inside the context."""
-        before = {number: signal.signal(number, self._ask) for number in SIGNALS}
+        def tell(progress: Progress) -> None:
+            if progress.stage != "notice":
+                stop.at_once = progress.stage == "tokenizer"
+            show(progress)
+
         try:
-            yield
+            yield tell
+        except KeyboardInterrupt:
+            raise DataStoppedError(
+                "stopped before the tokenizer was built; the same command begins again"
+            ) from None
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        del frame
-        self.asked = True
-        signal.signal(number, signal.SIG_DFL)
+            stop.at_once = False
 
 
 @contextmanager

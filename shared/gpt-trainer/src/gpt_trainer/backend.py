@@ -7,9 +7,12 @@ Shapes: B rows, T positions, V vocabulary.
 
 from __future__ import annotations
 
+import ctypes
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -53,11 +56,11 @@ class OptimizerConfig:
         for name in ("beta1", "beta2"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"{name}={getattr(self, name)} is not in [0, 1)")
-        if self.epsilon <= 0.0:
-            raise ValueError(f"epsilon={self.epsilon} is not positive")
+        if not 0.0 < self.epsilon < math.inf:
+            raise ValueError(f"epsilon={self.epsilon} is not in (0, infinity)")
         for name in ("weight_decay", "clip_norm"):
-            if getattr(self, name) < 0.0:
-                raise ValueError(f"{name}={getattr(self, name)} is negative")
+            if not 0.0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} is not in [0, infinity)")
 
 
 class Moments(NamedTuple):
@@ -243,6 +246,26 @@ class BackendSpec:
     options: type[Any]
     create: Callable[[ModelConfig, OptimizerConfig, Runtime, Any], Backend]
     has_gpu: Callable[[], bool]
+
+
+def imported(place: str) -> Callable[..., Any]:
+    """A function that imports what it calls when it is called, so that a registration costs no framework.
+
+    Args:
+        place: Module and name, as in ``gpt_triton.backend:TritonBackend``.
+    """
+    module, _, name = place.partition(":")
+    return lambda *given: getattr(import_module(module), name)(*given)
+
+
+def driver_sees_gpu() -> bool:
+    """Whether CUDA's driver is there and counts a device; no framework is asked."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int(0)
+    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
 
 
 def installed_backends() -> list[str]:

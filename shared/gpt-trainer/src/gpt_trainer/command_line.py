@@ -8,11 +8,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gpt_trainer.backend import BackendSpec
+from gpt_data.flags import parse_flags
+
+from gpt_trainer.backend import BackendSpec, driver_sees_gpu
 from gpt_trainer.config import SECTIONS, TrainConfig
 from gpt_trainer.errors import InputError
 from gpt_trainer.extra_evaluation import EvaluationSpec, installed_evaluations, refuse_missing
-from gpt_trainer.flags import parse_flags
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.origin import Origin, Resumed
 from gpt_trainer.presets import CPU_PRESET, GPU_PRESET, PRESETS
@@ -134,8 +135,25 @@ def read_request(
     Raises:
         InputError: If a name is unknown or values do not fit.
     """
+    seen = driver_sees_gpu()
+    request = _read_request(spec, argv, early, resumed, origin, gpu=seen)
+    # the framework has the last word, and is asked when the command line is known to be good
+    if request.config.runtime.device == "auto" and spec.has_gpu() != seen:
+        request = _read_request(spec, argv, early, resumed, origin, gpu=not seen)
+    return request
+
+
+def _read_request(
+    spec: BackendSpec,
+    argv: Sequence[str],
+    early: Early,
+    resumed: Resumed | None,
+    origin: Origin | None,
+    *,
+    gpu: bool,
+) -> Request:
     file = {} if early.config is None else read_toml(early.config)
-    preset, base = _base(spec, early, file, resumed, origin)
+    preset, base = _base(early, file, resumed, origin, gpu=gpu)
     where = f"--config {early.config}"
     evaluations = installed_evaluations()
     refuse_missing(argv, evaluations)
@@ -172,7 +190,7 @@ def _refuse_unknown(file: Mapping[str, Any], brought: Mapping[str, Any], where: 
 
 
 def _base(
-    spec: BackendSpec, early: Early, file: dict[str, Any], resumed: Resumed | None, origin: Origin | None
+    early: Early, file: dict[str, Any], resumed: Resumed | None, origin: Origin | None, *, gpu: bool
 ) -> tuple[str, TrainConfig]:
     named = early.preset if early.preset is not None else file.get("preset")
     if resumed is not None:
@@ -181,7 +199,7 @@ def _base(
         return resumed.record.preset, resumed.record.config
     if named is None:
         device = early.device or file.get("device", "auto")
-        named = GPU_PRESET if device == "gpu" or (device == "auto" and spec.has_gpu()) else CPU_PRESET
+        named = GPU_PRESET if device == "gpu" or (device == "auto" and gpu) else CPU_PRESET
     if named not in PRESETS:
         raise InputError(f"unknown preset {named!r}; choose one of {', '.join(PRESETS)}")
     base = PRESETS[named]

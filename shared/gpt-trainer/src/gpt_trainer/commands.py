@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
-from gpt_data.errors import DataError
+from gpt_data.stopping import StopFlag
+from gpt_data.terminal import emit, guarded
 
 from gpt_trainer.backend import BackendSpec
 from gpt_trainer.command_line import Request, check_early, on_gpu, read_early, read_request, with_precision
 from gpt_trainer.display import choose_display
-from gpt_trainer.errors import STOPPED, InputError, TrainerError
+from gpt_trainer.errors import STOPPED, InputError
 from gpt_trainer.evaluation import evaluate
 from gpt_trainer.extra_evaluation import prepare_evaluations
 from gpt_trainer.launch import (
@@ -41,10 +42,8 @@ from gpt_trainer.sample_command import sample
 from gpt_trainer.settings import flat
 from gpt_trainer.sinks import open_sinks
 from gpt_trainer.spikes import SpikeGuard
-from gpt_trainer.stopping import StopFlag
 
-OUT_OF_MEMORY = 71
-MEMORY_ERRORS = ("OutOfMemoryError", "MemoryError")
+PROMISE = "the step under way is finished and saved; a second signal ends at once"
 
 
 def train_main(spec: BackendSpec, argv: Sequence[str] | None = None) -> int:
@@ -71,40 +70,11 @@ def _arguments(argv: Sequence[str] | None) -> list[str]:
     return list(sys.argv[1:] if argv is None else argv)
 
 
-def guarded(name: str, command: Callable[[], int]) -> int:
-    """Run a command; what the user can mend becomes one line on the standard error.
-
-    Args:
-        name: The command's name.
-        command: Returns the exit status.
-    """
-    try:
-        return command()
-    except (TrainerError, DataError) as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        return error.exit_status
-    except Exception as error:
-        line = _memory_line(error)
-        if line is None:
-            raise
-        print(f"{name}: {line}", file=sys.stderr)
-        return OUT_OF_MEMORY
-
-
-def _memory_line(error: Exception) -> str | None:
-    """What to say if the device or the host ran out of memory; each framework has its own error."""
-    text = (str(error).splitlines() or [""])[0]
-    if type(error).__name__ not in MEMORY_ERRORS and "RESOURCE_EXHAUSTED" not in text:
-        return None
-    return f"out of memory: {text}; lower --micro-batch or --context; the last checkpoint is as it was"
-
-
 def _train_command(spec: BackendSpec, argv: list[str]) -> int:
     early = read_early(argv)
     check_early(early)
     with ExitStack() as stack:
         stop = StopFlag()
-        stack.enter_context(stop.installed())
         resumed = None
         if early.resume is not None:
             resumed = open_run(early.resume, None if early.eval_only else stack)
@@ -151,7 +121,7 @@ def _train(
         request.actions.profile, on_gpu(config, spec), evaluations,
     )  # fmt: skip
     display.say(_heading(spec, parts))
-    with display:
+    with stop.installed(PROMISE), display:
         finished = Loop(parts, state, began).run()
     for sink in sinks:
         sink.close()
@@ -216,7 +186,8 @@ def _evaluate_only(
     val = make_loaders(config, dataset)[1]
     if val is None:
         raise InputError(f"--data {config.data.data} has no validation text to evaluate on")
-    found = evaluate(backend, val, config.reports.eval_rows, stop)
+    with stop.installed():
+        found = evaluate(backend, val, config.reports.eval_rows, stop)
     if found is None:
         return STOPPED
     step = 0 if resumed is None else resumed.state.step
@@ -227,7 +198,7 @@ def _evaluate_only(
         "val_targets": found.targets,
     }
     if request.actions.json:
-        print(json.dumps(values))
+        emit(json.dumps(values))
     else:
-        print(f"{found}, {found.targets:,} tokens")
+        emit(f"{found}, {found.targets:,} tokens")
     return 0

@@ -5,6 +5,7 @@ A section's fields are flags, keys of a TOML file and keys of ``trainer.json`` u
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
@@ -222,8 +223,8 @@ def _check_positive(config: TrainConfig) -> None:
     optional = {"max_tokens": config.data.max_tokens, "workers": config.data.workers}
     values.update({name: value for name, value in optional.items() if value is not None})
     for name, value in values.items():
-        if not value > 0:
-            raise ValueError(f"{name}={value} is not positive")
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name}={value} is not positive and finite")
     reports, warmup = config.reports, config.schedule.warmup
     counts = {name: getattr(reports, name) for name in ("eval_every", "save_every", "sample_every")}
     for name, count in {"warmup": warmup, "sample_tokens": reports.sample_tokens, **counts}.items():
@@ -247,7 +248,7 @@ def _check_ranges(config: TrainConfig) -> None:
     for name, value in (("lr_floor", schedule.lr_floor), ("decay_fraction", schedule.decay_fraction)):
         if not 0.0 <= value <= 1.0:
             raise ValueError(f"{name}={value} is not in [0, 1]")
-    if skip is not None and not skip > 1.0:
-        raise ValueError(f"skip_spikes={skip} is not above 1")
+    if skip is not None and not 1.0 < skip < math.inf:
+        raise ValueError(f"skip_spikes={skip} is not in (1, infinity)")
     if not 0 <= config.runtime.seed < 2**64:
         raise ValueError(f"seed={config.runtime.seed} is not in [0, 2^64)")

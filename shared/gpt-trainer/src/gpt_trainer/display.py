@@ -5,18 +5,19 @@ A closed standard output ends the display and not the training.
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections import deque
 from typing import NamedTuple, Protocol, runtime_checkable
 
+from gpt_data.terminal import can_show, give_up_stdout
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-BARS = "▁▂▃▄▅▆▇█"
+BARS, ASCII_BARS = "▁▂▃▄▅▆▇█", "_.-=+*%#"
+"""From low to high; the second where the output's encoding lacks the first."""
 REDRAWS_PER_SECOND = 4
 SPARKLINE_WIDTH = 40
 
@@ -129,13 +130,6 @@ class PlainDisplay:
         pass
 
 
-def give_up_stdout() -> None:
-    """Point the standard output at nothing, so that its last flush does not fail at exit either."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, sys.__stdout__.fileno() if sys.__stdout__ is not None else 1)
-    os.close(null)
-
-
 def sparkline(values: deque[float]) -> str:
     """A row of bars, lowest to highest value.
 
@@ -143,8 +137,9 @@ def sparkline(values: deque[float]) -> str:
     '▁▅█'
     """
     low, high = min(values), max(values)
-    scale = (len(BARS) - 1) / (high - low) if high > low else 0.0
-    return "".join(BARS[round((value - low) * scale)] for value in values)
+    bars = BARS if can_show(BARS) else ASCII_BARS
+    scale = (len(bars) - 1) / (high - low) if high > low else 0.0
+    return "".join(bars[round((value - low) * scale)] for value in values)
 
 
 class LiveDisplay:

@@ -6,9 +6,9 @@ import math
 from typing import NamedTuple
 
 from gpt_data.loader import BatchLoader
+from gpt_data.stopping import StopFlag
 
 from gpt_trainer.backend import Backend
-from gpt_trainer.stopping import StopFlag
 
 
 class Evaluation(NamedTuple):

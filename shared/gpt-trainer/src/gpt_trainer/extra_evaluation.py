@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import bpe_scratch
+from gpt_data.stopping import StopFlag
 
 from gpt_trainer.backend import Backend
 from gpt_trainer.errors import InputError
 from gpt_trainer.model_config import ModelConfig
-from gpt_trainer.stopping import StopFlag
 
 ENTRY_POINT_GROUP = "gpt_trainer.evaluations"
 FLAG = re.compile(r"--eval[-_]([a-z]+)[-_]every(=.*)?")

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import bpe_scratch
 import numpy as np
+from gpt_data.stopping import StopFlag
 from jaxtyping import Int
 
 from gpt_trainer.backend import Backend
 from gpt_trainer.sampling import Sampler, SamplingConfig
-from gpt_trainer.stopping import StopFlag
 
 
 def generate(

@@ -12,10 +12,11 @@ from typing import Any
 
 import bpe_scratch
 from gpt_data.cache import cached_dataset
-from gpt_data.command import display as data_display
+from gpt_data.command import watched
 from gpt_data.dataset import Dataset
 from gpt_data.loader import BatchLoader
 from gpt_data.packing import window_count
+from gpt_data.stopping import StopFlag
 
 from gpt_trainer.backend import Backend, BackendSpec, Runtime
 from gpt_trainer.checkpoint import RunLock, SavedModel, check_writable, step_bytes
@@ -30,7 +31,6 @@ from gpt_trainer.parameters import init_parameters
 from gpt_trainer.record import Record, describe_data, describe_maker, describe_options, differences
 from gpt_trainer.run_folder import create_folder, refuse_existing, set_aside_later
 from gpt_trainer.settings import changed
-from gpt_trainer.stopping import StopFlag
 
 MANY_EPOCHS = 20
 GPT2_VOCAB = 50257
@@ -48,7 +48,7 @@ def open_data(section: DataSection, stop: StopFlag, *, plain: bool) -> Dataset:
         DataError: If it cannot be had.
     """
     cache = section.data_cache or default_cache()
-    with data_display(plain=plain) as show:
+    with watched(stop, plain=plain) as show:
         return cached_dataset(
             section.data,
             section.tokenizer,
@@ -62,8 +62,17 @@ def open_data(section: DataSection, stop: StopFlag, *, plain: bool) -> Dataset:
 
 
 def default_cache() -> Path:
-    """Where prepared tokens are kept: ``gpt-data`` in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpt-data"
+    """Where prepared tokens are kept: ``gpt-data`` in the user's cache folder.
+
+    Raises:
+        InputError: If the user has no home folder.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpt-data"
+    except RuntimeError:
+        raise InputError(
+            "there is no home folder to keep prepared tokens in; name a folder with --data-cache"
+        ) from None
 
 
 def data_tokenizer(dataset: Dataset) -> bpe_scratch.Tokenizer | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import bpe_scratch
 from gpt_data.loader import BatchLoader
+from gpt_data.stopping import StopFlag
 
 from gpt_trainer.backend import Backend
 from gpt_trainer.config import TrainConfig
@@ -16,7 +17,6 @@ from gpt_trainer.extra_evaluation import ExtraEvaluation
 from gpt_trainer.metrics import MetricsFile
 from gpt_trainer.record import Record
 from gpt_trainer.sinks import Sink
-from gpt_trainer.stopping import StopFlag
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,16 +9,15 @@ from typing import Any, Literal
 
 import bpe_scratch
 import numpy as np
+from gpt_data.flags import parse_flags
+from gpt_data.stopping import StopFlag
+from gpt_data.terminal import INTERRUPTED, emit
 
 from gpt_trainer.backend import Backend, BackendSpec, OptimizerConfig, Precision, Runtime
 from gpt_trainer.errors import InputError
-from gpt_trainer.flags import parse_flags
 from gpt_trainer.generation import encode_prompt, generate
 from gpt_trainer.origin import open_model, tokenizer_of
 from gpt_trainer.sampling import SamplingConfig
-from gpt_trainer.stopping import StopFlag
-
-INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
@@ -76,11 +74,7 @@ def sample(spec: BackendSpec, argv: Sequence[str]) -> int:
     backend.load(origin.saved.parameters)
     stop = StopFlag()
     with stop.installed():
-        try:
-            _print_samples(backend, tokenizer, prompt, options, drawing, stop)
-        except BrokenPipeError:
-            # the reader has what it wanted
-            sys.stdout = None  # type: ignore[assignment]
+        _print_samples(backend, tokenizer, prompt, options, drawing, stop)
     return INTERRUPTED if stop() else 0
 
 
@@ -127,7 +121,7 @@ def _print_samples(
     texts = [options.prompt] * options.count
     open_rows = set(range(options.count))
     if options.count == 1:
-        print(options.prompt, end="", flush=True)
+        emit(options.prompt, end="")
     for _, drawn in zip(
         range(options.tokens), generate(backend, prompt, options.count, drawing), strict=False
     ):
@@ -138,10 +132,10 @@ def _print_samples(
             piece = streams[row].feed(int(drawn[row]))
             texts[row] += piece
             if options.count == 1:
-                print(piece, end="", flush=True)
+                emit(piece, end="")
     tails = [stream.flush() for stream in streams]
     if options.count == 1:
-        print(tails[0], flush=True)
+        emit(tails[0])
         return
     for number, (text, tail) in enumerate(zip(texts, tails, strict=True), 1):
-        print(f"--- {number}\n{text}{tail}", flush=True)
+        emit(f"--- {number}\n{text}{tail}")

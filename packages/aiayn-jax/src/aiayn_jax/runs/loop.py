@@ -14,12 +14,12 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 from gpt_data.batch import IGNORE
+from gpt_data.stopping import StopFlag
 from gpt_trainer.backend import StepMetrics
 from gpt_trainer.display import Display, Report
 from gpt_trainer.errors import NonFiniteError
 from gpt_trainer.evidence import refuse_non_finite
 from gpt_trainer.metrics import MetricsFile
-from gpt_trainer.stopping import StopFlag
 from gpt_trainer.stopwatch import Stopwatch
 from jaxtyping import Array
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from gpt_data.stopping import StopFlag
 from gpt_trainer.checkpoint import RunLock, check_writable
 from gpt_trainer.checkpoint.lock import LOCK_NAME
 from gpt_trainer.display import Display, choose_display
@@ -16,7 +17,6 @@ from gpt_trainer.metrics import MetricsFile
 from gpt_trainer.origin import warn
 from gpt_trainer.plot import plot_losses
 from gpt_trainer.run_folder import create_folder, refuse_existing, write_plan
-from gpt_trainer.stopping import StopFlag
 
 from aiayn_jax.config import parameter_count
 from aiayn_jax.data.preparation import Prepared, prepare

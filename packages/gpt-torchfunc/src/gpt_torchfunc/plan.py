@@ -1,0 +1,79 @@
+"""What the flags come to on a given device."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from gpt_trainer.backend import Runtime
+from gpt_trainer.model_config import ModelConfig
+
+from gpt_torchfunc.device import can_compile
+from gpt_torchfunc.model import Plan
+from gpt_torchfunc.options import Options
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+LOGITS_IN_FLIGHT = {"cuda": 8192 * 50304, "cpu": 2**24}
+"""Logits that exist at a time in the loss: large products keep a GPU busy, small ones stay in a cache."""
+
+
+def make_plan(config: ModelConfig, runtime: Runtime, options: Options, device: torch.device) -> Plan:
+    """What the forward pass needs to know, with open choices made.
+
+    Args:
+        config: The model's sizes.
+        runtime: For the precision.
+        options: For the attention.
+        device: Where the model runs.
+
+    Raises:
+        ValueError: If the precision is unknown.
+    """
+    if runtime.precision not in DTYPES:
+        raise ValueError(f"precision={runtime.precision!r} is not one of {', '.join(DTYPES)}")
+    auto: Literal["written", "sdpa"] = "sdpa" if device.type == "cuda" else "written"
+    return Plan(
+        n_head=config.n_head,
+        vocab_size=config.vocab_size,
+        dtype=DTYPES[runtime.precision],
+        attention=auto if options.attention == "auto" else options.attention,
+        dropout=config.dropout,
+        chunk=LOGITS_IN_FLIGHT[device.type],
+    )
+
+
+def wants_compile(options: Options, device: torch.device) -> bool:
+    """Whether the step is to be compiled.
+
+    Args:
+        options: For the caller's choice.
+        device: Where the model runs.
+
+    Raises:
+        ValueError: If it is wanted and this machine lacks a compiler.
+    """
+    if options.compile == "on" and not can_compile(device):
+        needed = (
+            "triton and a C compiler (gcc or clang)"
+            if device.type == "cuda"
+            else "a C++ compiler (g++ or clang++)"
+        )
+        raise ValueError(f"compile='on' needs {needed}, not found here; use compile='off'")
+    return options.compile == "on" or (
+        options.compile == "auto" and device.type == "cuda" and can_compile(device)
+    )
+
+
+def scores_trees(options: Options, device: torch.device) -> bool:
+    """Whether log-probabilities are taken by trees of tokens.
+
+    Args:
+        options: For the caller's choice.
+        device: Where the model runs.
+
+    Raises:
+        ValueError: If it is wanted on another device than a CPU.
+    """
+    if options.scoring == "trees" and device.type != "cpu":
+        raise ValueError("scoring='trees' needs device='cpu'; use scoring='rows'")
+    return options.scoring != "rows" and device.type == "cpu"

@@ -1,0 +1,31 @@
+"""The flags that only this backend has, and its registration; the framework is imported when it is used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from gpt_trainer.backend import BackendSpec, imported
+
+Kernels = Literal["auto", "triton", "reference"]
+
+
+@dataclass(frozen=True)
+class TritonOptions:
+    """Flags that only this backend has.
+
+    Attributes:
+        kernels: triton, reference (plain torch), or auto: Triton on a GPU and the reference on a CPU.
+        cuda_graph: On a GPU, record each step's launches once and replay them.
+    """
+
+    kernels: Kernels = "auto"
+    cuda_graph: bool = True
+
+
+SPEC = BackendSpec(
+    name="gpt-triton",
+    options=TritonOptions,
+    create=imported("gpt_triton.backend:TritonBackend"),
+    has_gpu=imported("gpt_triton.device:has_gpu"),
+)

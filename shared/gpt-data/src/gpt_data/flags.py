@@ -1,0 +1,121 @@
+"""Dataclasses to the flags of a command: one flag for each field, its help from the docstring."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import field, fields, make_dataclass
+from typing import Any
+
+from gpt_data.errors import DataError
+from gpt_data.terminal import wide_enough, writing
+
+HELP = ("--help", "--tyro-print-completion", "--tyro-write-completion")
+
+ELSEWHERE = {
+    "learning_rate": ("lr",),
+    "max_lr": ("lr",),
+    "min_lr": ("lr_floor",),
+    "wd": ("weight_decay",),
+    "grad_clip": ("clip_norm",),
+    "max_grad_norm": ("clip_norm",),
+    "batch_size": ("tokens_per_step", "batch_tokens", "micro_batch", "tokens_per_batch", "batch"),
+    "gradient_accumulation_steps": ("tokens_per_step", "micro_batch"),
+    "minutes": ("steps",),
+    "epochs": ("steps",),
+    "iters": ("steps",),
+    "max_iters": ("steps",),
+    "max_steps": ("steps",),
+    "warmup_steps": ("warmup",),
+    "warmup_iters": ("warmup",),
+    "eval_interval": ("eval_every",),
+    "log_interval": ("log_every",),
+    "save_steps": ("save_every",),
+    "block_size": ("context", "longest"),
+    "seq_len": ("context", "longest"),
+    "sequence_length": ("context", "longest"),
+    "max_length": ("context", "longest", "tokens"),
+    "max_new_tokens": ("tokens",),
+    "num_samples": ("count",),
+    "n_embd": ("d_model",),
+    "hidden_size": ("d_model",),
+    "num_layers": ("n_layer",),
+    "layers": ("n_layer",),
+    "heads": ("n_head",),
+    "num_heads": ("n_head",),
+    "dtype": ("precision",),
+    "bf16": ("precision",),
+    "dataset": ("data",),
+    "input": ("data",),
+    "output": ("out",),
+    "output_dir": ("out",),
+    "out_dir": ("out",),
+    "checkpoint": ("resume", "model"),
+    "ckpt": ("resume", "model"),
+    "model": ("preset", "init_from"),
+    "compile": ("layers", "kernels"),
+    "vocab_size": ("vocab", "tokenizer"),
+}
+"""What other programs call it, and which of our flags, those that a command has, come closest."""
+
+
+class FlagError(DataError):
+    """A flag that the command does not have."""
+
+
+def parse_flags(argv: Sequence[str], sections: Mapping[str, Any], *, prog: str, description: str) -> Any:
+    """An object with a dataclass for each section, as the flags change it; ``--help`` ends the process.
+
+    Args:
+        argv: The command's arguments.
+        sections: By name a dataclass whose values are the defaults; or, first among them, a class, some of
+            whose fields have none.
+        prog: The command's name.
+        description: What it does.
+
+    Raises:
+        FlagError: If a flag is unknown; the message proposes others.
+    """
+    refuse_unknown(argv, [item.name for given in sections.values() for item in fields(given)])
+    import tyro
+
+    known = [
+        (name, given) if isinstance(given, type) else (name, type(given), field(default=given))
+        for name, given in sections.items()
+    ]
+    with wide_enough(), writing():
+        return tyro.cli(
+            make_dataclass("Flags", known, frozen=True),
+            # nobody types None: a flag that may be missing shows what it takes, and its help what happens
+            # without
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone),
+            prog=prog,
+            description=description,
+            args=list(argv),
+        )
+
+
+def refuse_unknown(argv: Sequence[str], names: Sequence[str]) -> None:
+    """Refuse a flag that is none of a command's, and propose what may be meant.
+
+    Args:
+        argv: The command's arguments.
+        names: Its flags, as fields are named.
+
+    Raises:
+        FlagError: For the first that is unknown.
+    """
+    known = {*names, *(f"no_{name}" for name in names)}
+    for word in argv:
+        name = word.partition("=")[0]
+        if name.startswith("--") and name not in HELP and name[2:].replace("-", "_") not in known:
+            meant = _meant(name[2:].replace("-", "_"), names)
+            proposal = f": perhaps you meant {' or '.join(meant)}" if meant else "; --help lists all flags"
+            raise FlagError(f"unknown flag {name}{proposal}")
+
+
+def _meant(name: str, names: Sequence[str]) -> list[str]:
+    """The flags that come closest to a name, as they are typed."""
+    found = [ours for ours in ELSEWHERE.get(name, ()) if ours in names]
+    found = found or difflib.get_close_matches(name, names, n=2)
+    return ["--" + ours.replace("_", "-") for ours in found]

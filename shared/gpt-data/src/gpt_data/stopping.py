@@ -1,0 +1,96 @@
+"""A request to stop: the first signal is remembered, the second one ends the process at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class StopFlag:
+    """True once a signal has come; every loop asks it.
+
+    The handler does nothing else, so that a checkpoint in the making is finished. It gives each signal
+    its default action back: a second one ends the process, and the store stays whole all the same.
+
+    Python calls handlers between two of its instructions only, which a compilation can put off for minutes.
+    A thread that the interpreter's own handler wakes says at once that a signal is heard, and ends the
+    process on the second one.
+
+    Attributes:
+        received: The first signal that came.
+        at_once: While this is True the first signal raises ``KeyboardInterrupt``: for work that asks nobody
+            and leaves nothing behind.
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self.at_once = False
+
+    def __call__(self) -> bool:
+        """Whether to stop."""
+        return self.received is not None
+
+    def __bool__(self) -> bool:
+        return self.received is not None
+
+    @contextmanager
+    def installed(self, promise: str | None = None) -> Iterator[None]:
+        """Listen to SIGINT, SIGTERM and SIGHUP inside the context; only in a process's main thread.
+
+        Args:
+            promise: Said on the standard error behind the name of the first signal; nothing if None.
+        """
+        before = {number: signal.getsignal(number) for number in SIGNALS}
+        with self._watching(promise):
+            for number, handler in before.items():
+                # nohup ignores SIGHUP on purpose
+                if handler is not signal.SIG_IGN:
+                    signal.signal(number, self._receive)
+            try:
+                yield
+            finally:
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        self.received = signal.Signals(number)
+        for listened in SIGNALS:
+            if signal.getsignal(listened) == self._receive:
+                signal.signal(listened, signal.SIG_DFL)
+        if self.at_once:
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def _watching(self, promise: str | None) -> Iterator[None]:
+        """A thread that reads the signals' numbers, which the interpreter writes at once."""
+        source, sink = os.pipe()
+        os.set_blocking(sink, False)
+        before = signal.set_wakeup_fd(sink, warn_on_full_buffer=False)
+        watch = threading.Thread(target=self._watch, args=(source, promise), name="signals", daemon=True)
+        watch.start()
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(before)
+            os.close(sink)
+            watch.join()
+            os.close(source)
+
+    def _watch(self, source: int, promise: str | None) -> None:
+        heard = False
+        while number := os.read(source, 1):
+            if number[0] not in SIGNALS:
+                continue
+            if heard:
+                # the handler would have given the signal its default action, had it been called by now
+                os._exit(128 + number[0])
+            heard = True
+            if promise is not None:
+                os.write(2, f"{signal.Signals(number[0]).name} heard: {promise}\n".encode())

@@ -1,0 +1,141 @@
+"""What every command owes its terminal: one line for each failure, an exit status, output that ends nothing.
+
+Nothing but the standard library is imported here: a command enters ``guarded`` first and imports the rest
+inside it, so that Ctrl-C is answered from the start.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+CANNOT_WRITE, OUT_OF_MEMORY, INTERRUPTED = 73, 71, 130
+MEMORY_ERRORS = ("OutOfMemoryError", "MemoryError")
+NARROWEST_HELP = 40
+
+
+class OutputError(Exception):
+    """The standard output does not take what the command was run for."""
+
+    exit_status = CANNOT_WRITE
+
+
+def guarded(name: str, command: Callable[[], int]) -> int:
+    """Run a command and give its exit status; what the user can mend becomes one line on the standard error.
+
+    An error's ``exit_status``, if it has one, is the command's. A reader that closes the pipe has what it
+    wanted: status 0. Ctrl-C: status 130 and not a word.
+
+    Args:
+        name: The command's name.
+        command: Returns the exit status.
+    """
+    tolerate_encodings()
+    try:
+        try:
+            return command()
+        finally:
+            _flush()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        give_up_stdout()
+        return 0
+    except Exception as error:
+        status, line = _explain(error)
+        if status is None:
+            raise
+        print(f"{name}: {line}", file=sys.stderr)
+        return status
+
+
+def _explain(error: Exception) -> tuple[int | None, str]:
+    """Exit status and line of an error that the user can mend; no status for others."""
+    text = (str(error).splitlines() or [""])[0]
+    if hasattr(error, "exit_status"):
+        return int(error.exit_status), str(error)
+    # each framework has its own error for it
+    if type(error).__name__ in MEMORY_ERRORS or "RESOURCE_EXHAUSTED" in text:
+        advice = "lower --micro-batch or --context; the last checkpoint is as it was"
+        return OUT_OF_MEMORY, f"out of memory: {text}; {advice}"
+    return None, text
+
+
+def emit(text: str, end: str = "\n") -> None:
+    """Print what the command was run for.
+
+    Args:
+        text: What to print.
+        end: What follows it.
+
+    Raises:
+        OutputError: If the standard output does not take it.
+        BrokenPipeError: If nobody reads it any more.
+    """
+    with writing():
+        print(text, end=end, flush=True)
+
+
+def _flush() -> None:
+    """Have everything written that was printed."""
+    if sys.stdout is not None:
+        with writing():
+            sys.stdout.flush()
+
+
+@contextmanager
+def writing() -> Iterator[None]:
+    """Within, an operating system's error is the standard output's.
+
+    Raises:
+        OutputError: If the standard output does not take what is written.
+        BrokenPipeError: If nobody reads it any more.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        give_up_stdout()
+        raise OutputError(f"cannot write to the standard output: {error.strerror or error}") from None
+
+
+def give_up_stdout() -> None:
+    """Point the standard output at nothing, so that its last flush does not fail at exit either."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.__stdout__.fileno() if sys.__stdout__ is not None else 1)
+    os.close(null)
+
+
+def tolerate_encodings() -> None:
+    """Have characters that an output's encoding lacks replaced, where they would be an error."""
+    for stream in (sys.stdout, sys.stderr):
+        # what stands in for an output, in a test or a notebook, may have no encoding to set
+        if stream is not None and hasattr(stream, "reconfigure") and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
+
+
+def can_show(text: str) -> bool:
+    """Whether the standard output's encoding has all characters of ``text``."""
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+@contextmanager
+def wide_enough() -> Iterator[None]:
+    """Have text wrapped at 40 columns or more, whatever the environment and the terminal say."""
+    columns = max(NARROWEST_HELP, shutil.get_terminal_size().columns)
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = str(columns)
+    try:
+        yield
+    finally:
+        del os.environ["COLUMNS"]
+        if before is not None:
+            os.environ["COLUMNS"] = before

@@ -1,0 +1,149 @@
+"""What a command does to its terminal: failures, full outputs, Ctrl-C, narrow windows, encodings."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+
+import pytest
+from gpt_data.errors import DataError
+from gpt_data.flags import FlagError, parse_flags
+from gpt_data.terminal import guarded
+
+
+def run_python(code: str, shell: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run code behind the imports that it needs; ``shell`` redirects its output."""
+    code = f"import sys\nfrom gpt_data.terminal import emit, guarded\n{code}"
+    return subprocess.run(
+        ["bash", "-c", f'"$0" -c "$1" {shell}', sys.executable, code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        timeout=60,
+    )
+
+
+@dataclass(frozen=True)
+class Options:
+    """Some flags.
+
+    Attributes:
+        lr: Learning rate.
+        micro_batch: Rows.
+        plain: Plain lines.
+    """
+
+    lr: float = 1.0
+    micro_batch: int = 2
+    plain: bool = False
+
+
+def flags(*argv: str) -> Options:
+    found: Options = parse_flags(argv, {"options": Options}, prog="toy", description="A toy.").options
+    return found
+
+
+HELP = "__import__('gpt_data.flags').flags.parse_flags(['--help'], {}, prog='toy', description='')"
+
+
+@pytest.mark.parametrize("call", ["emit('x')", "emit('x' * 10**6)", HELP])
+def test_an_output_that_is_full_is_73_and_one_line(call: str) -> None:
+    done = run_python(f"sys.exit(guarded('toy', lambda: {call} and 0 or 0))", "> /dev/full")
+    assert done.returncode == 73
+    assert done.stderr.partition(":")[2] == " cannot write to the standard output: No space left on device\n"
+
+
+@pytest.mark.parametrize("call", ["emit('x' * 10**6)", "print('x' * 10**6)"])
+def test_a_reader_that_has_enough_is_no_error(call: str) -> None:
+    done = run_python(
+        f"sys.exit(guarded('toy', lambda: {call} and 0 or 0))", "| head -c 3; exit ${PIPESTATUS[0]}"
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "xxx", "")
+
+
+def test_ctrl_c_is_130_and_not_a_word() -> None:
+    done = run_python("def f():\n    raise KeyboardInterrupt\nsys.exit(guarded('toy', f))")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_what_cannot_be_shown_is_replaced(encoding: str) -> None:
+    done = run_python(
+        "sys.exit(guarded('toy', lambda: emit('a\\u65e5\\ud800\\ufffd') and 0 or 0))",
+        PYTHONIOENCODING=encoding,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "a???\n", "")
+
+
+def test_an_error_with_a_status_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> int:
+        raise DataError("no such text")
+
+    assert guarded("toy", fail) == 65
+    assert capsys.readouterr().err == "toy: no such text\n"
+
+
+@pytest.mark.parametrize("columns", [1, 5, 39])
+def test_help_has_40_columns_at_least(
+    columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with pytest.raises(SystemExit):
+        flags("--help")
+    # the first line says how it is called, and is not wrapped
+    assert max(map(len, capsys.readouterr().out.splitlines()[1:])) == 40
+    assert os.environ["COLUMNS"] == str(columns)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("--learning-rate=3", "unknown flag --learning-rate: perhaps you meant --lr"),
+        ("--batch-size", "unknown flag --batch-size: perhaps you meant --micro-batch"),
+        ("--micro-bacth", "unknown flag --micro-bacth: perhaps you meant --micro-batch"),
+        ("--zzz", "unknown flag --zzz; --help lists all flags"),
+    ],
+)
+def test_an_unknown_flag_is_told_what_may_be_meant(given: str, said: str) -> None:
+    with pytest.raises(FlagError, match=said):
+        flags(given)
+
+
+def test_flags_may_be_written_in_every_usual_way() -> None:
+    assert flags("--micro_batch=3", "--lr", "-1.5", "--plain") == Options(-1.5, 3, plain=True)
+    assert flags("--no-plain") == Options()
+
+
+DEAF = """
+import hashlib
+from gpt_data.stopping import StopFlag
+stop = StopFlag()
+with stop.installed("it is saved first"):
+    print("ready", flush=True)
+    # one long call of C, as a compilation is: Python calls no handler meanwhile
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 40_000_000)
+"""
+
+
+def deaf() -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", DEAF], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_a_signal_is_heard_at_once_and_the_second_one_ends_the_process() -> None:
+    with deaf() as process:
+        assert process.stderr is not None
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert process.stderr.readline() == "SIGTERM heard: it is saved first\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 130
+        assert time.monotonic() - began < 2.0
