@@ -6,13 +6,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import bpe_scratch
 import pytest
 from gpt_data.errors import DataError, DataStoppedError
 from gpt_data.prepare import prepare
 from gpt_data.sources import open_source
 from gpt_data.sources.hub import HubDataset, HubName, RetryPolicy, parse_hub_name
+from gpt_data.tokenizers import build_tokenizer
 
 datasets = pytest.importorskip("datasets")
+huggingface_hub = pytest.importorskip("huggingface_hub")
 # the library opens event loops and files that it leaves to the collector
 pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
@@ -49,8 +52,7 @@ def collect(source: HubDataset, start: int = 0) -> list[str]:
 
 @pytest.mark.parametrize("start", [0, 1, 2, 119, 120, 121, 299, 300])
 def test_a_stream_starts_at_any_document(hub_folder: Path, start: int) -> None:
-    source = open_source(f"hf:{hub_folder}", LIMIT)
-    assert isinstance(source, HubDataset)
+    source = HubDataset(HubName(str(hub_folder)), LIMIT, pin={})
     assert collect(source, start) == TEXTS[start:]
     held = [i for i, document in enumerate(source.documents()) if document.split == "val"]
     assert held == [1, 201]
@@ -65,8 +67,9 @@ def test_streaming_and_remote_code(hub_folder: Path, monkeypatch: pytest.MonkeyP
         return real(*args, **options)
 
     monkeypatch.setattr(datasets, "load_dataset", record)
-    assert collect(HubDataset(HubName(str(hub_folder)), LIMIT)) == TEXTS
-    assert [call["streaming"] for call in calls] == [True]
+    assert collect(HubDataset(HubName(str(hub_folder)), LIMIT, pin={})) == TEXTS
+    # once to see that there are enough to hold out single ones, once to read them
+    assert [call["streaming"] for call in calls] == [True, True]
     assert not any("trust_remote_code" in call for call in calls)
 
 
@@ -114,8 +117,10 @@ def test_a_stream_that_breaks_goes_on_at_the_exact_document(
     monkeypatch.setattr(datasets, "load_dataset", flaky)
     notices: list[str] = []
     waited: list[float] = []
-    source = HubDataset(HubName(str(hub_folder)), LIMIT, on_notice=notices.append, sleep=waited.append)
-    assert collect(source) == TEXTS
+    source = HubDataset(
+        HubName(str(hub_folder)), LIMIT, pin={}, on_notice=notices.append, sleep=waited.append
+    )
+    assert [record["text"] for record in source.records()] == TEXTS
     assert flaky.opened == [0, 5, 5, 5, 135, 136]
     assert len(notices) == 5
     assert type(error).__name__ in notices[0]
@@ -171,17 +176,23 @@ def test_what_was_written_before_giving_up_is_gone_on_with(
     content_of: Callable[[Path], dict[str, bytes]],
 ) -> None:
     from gpt_data import encoder
+    from gpt_data import prepare as preparing
     from gpt_data.sources import hub
 
+    def open_hub(spec: str, limit: int, **options: Any) -> HubDataset:
+        return HubDataset(HubName(str(hub_folder)), limit, **(options | {"pin": {}}))
+
     monkeypatch.setattr(encoder, "CHUNK_DOCUMENTS", 10)
+    monkeypatch.setattr(hub, "HELD_OUT_EVERY", 20)
+    monkeypatch.setattr(preparing, "open_source", open_hub)
     real = datasets.load_dataset
     options: dict[str, Any] = {"shard_tokens": 2000, "workers": 1}
     prepare(f"hf:{hub_folder}", "bytes", tmp_path / "clean", **options)
     monkeypatch.setattr(hub, "POLL_SECONDS", 10.0)
     monkeypatch.setattr(hub, "RETRY", RetryPolicy(0.001, 0.001, 0.01))
-    for records in (47, 160):
-        # good for some records, then down for good
-        flaky = Flaky(real, [records] + [0] * 1000, ConnectionError("gone"))
+    # good for some records, then down for good; the first stream only tells that there are more than 20
+    for good in ([1000, 47], [160]):
+        flaky = Flaky(real, good + [0] * 1000, ConnectionError("gone"))
         monkeypatch.setattr(datasets, "load_dataset", flaky)
         with pytest.raises(DataStoppedError, match="run the same command again"):
             prepare(f"hf:{hub_folder}", "bytes", tmp_path / "out", **options)
@@ -197,7 +208,7 @@ def test_what_waiting_cannot_mend_is_said_at_once(tmp_path: Path) -> None:
     for name in (HubName(str(empty)), HubName(str(tmp_path / "dataset"), None, "nosplit")):
         (tmp_path / "dataset").mkdir(exist_ok=True)
         (tmp_path / "dataset" / "train.jsonl").write_text('{"text": "a"}\n')
-        source = HubDataset(name, LIMIT, sleep=lambda seconds: pytest.fail("it waited"))
+        source = HubDataset(name, LIMIT, pin={}, sleep=lambda seconds: pytest.fail("it waited"))
         with pytest.raises(DataError, match=f"source hf:{name.dataset}") as caught:
             collect(source)
         assert caught.value.exit_status == 65
@@ -217,26 +228,84 @@ def test_a_record_without_usable_text_is_named(record: dict[str, Any], message: 
         collect(source)
 
 
-def test_the_revision_is_asked_once_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
+class Api:
+    """Stands for the hub: gives what it is told to, or raises it."""
 
-    asked: list[str] = []
+    def __init__(self, answers: list[Any]) -> None:
+        self.answers, self.asked = answers, []
 
-    class Api:
-        def dataset_info(self, name: str) -> Any:
-            asked.append(name)
-            if len(asked) < 3:
-                raise ConnectionError("down")
-            return type("Info", (), {"sha": "abc123"})()
+    def __call__(self) -> Api:
+        return self
 
-    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    def dataset_info(self, name: str, timeout: float) -> Any:
+        self.asked.append(name)
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return type("Info", (), {"sha": answer})()
+
+    model_info = dataset_info
+
+
+def http_error(status: int, kind: str = "HfHubHTTPError") -> Exception:
+    error: Exception = getattr(huggingface_hub.errors, kind)(
+        f"status {status}",
+        response=type("Response", (), {"status_code": status, "headers": {}, "request": None})(),
+    )
+    return error
+
+
+def test_the_revision_is_asked_for_until_the_hub_can_answer_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    api = Api([http_error(503), http_error(429), "abc123"])
+    monkeypatch.setattr(huggingface_hub, "HfApi", api)
     source = HubDataset(HubName("some/set"), LIMIT, sleep=lambda seconds: None)
     assert source.pin() == source.pin() == {"revision": "abc123"}
-    assert asked == ["some/set"] * 3
+    assert api.asked == ["some/set"] * 3
     opened: list[dict[str, Any]] = []
     monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: (opened.append(k), iter(()))[1])
     assert collect(HubDataset(HubName("some/set"), LIMIT, pin={"revision": "old"})) == []
     assert opened[0]["revision"] == "old"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            ConnectionError("Name or service not known"),
+            r"the hub does not answer \(Name or service not known\)",
+        ),
+        (TimeoutError(), r"the hub does not answer \(TimeoutError\)"),
+        (http_error(404, "RepositoryNotFoundError"), "the hub refuses: status 404"),
+        (http_error(403, "GatedRepoError"), "the hub refuses: status 403"),
+        (ValueError("Repo id must be in the form"), "Repo id must be in the form"),
+    ],
+)
+def test_a_hub_that_is_not_there_is_asked_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception, message: str
+) -> None:
+    api = Api([error, error])
+    monkeypatch.setattr(huggingface_hub, "HfApi", api)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: None)
+    source = HubDataset(HubName("some/set"), LIMIT, sleep=lambda seconds: pytest.fail("it waited"))
+    with pytest.raises(DataError, match=f"source hf:some/set: {message}") as caught:
+        source.pin()
+    assert caught.value.exit_status == 65
+    with pytest.raises(DataError, match=f"tokenizer gpt2: {message}; give --tokenizer-files"):
+        build_tokenizer("gpt2", None, ())
+    assert api.asked == ["some/set", "openai-community/gpt2"]
+
+
+def test_gpt2s_files_in_the_hubs_cache_are_taken_without_a_question(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made = bpe_scratch.Tokenizer.from_bytes()
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: pytest.fail("the hub was asked"))
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda _, name: str(tmp_path / name))
+    monkeypatch.setattr(bpe_scratch.Tokenizer, "from_gpt2", lambda *paths: (found.extend(paths), made)[1])
+    found: list[Path] = []
+    with pytest.raises(DataError, match="a vocabulary of 257, where GPT-2's has 50257"):
+        build_tokenizer("gpt2", None, ())
+    assert found == [tmp_path / "vocab.json", tmp_path / "merges.txt"]
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,17 @@ import bz2
 import gzip
 import json
 import lzma
+import os
 import tracemalloc
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gpt_data.errors import DataError
 from gpt_data.sources import Document, open_source
-from gpt_data.sources.base import hold_out
+from gpt_data.sources.base import HoldOut
 from gpt_data.sources.standard_library import StandardLibrary, split_of
 from gpt_data.sources.text_files import TextFiles
 from hypothesis import given
@@ -60,7 +63,7 @@ def test_files_come_in_the_order_of_relative_paths(tmp_path: Path) -> None:
     for name in ("b.txt", "a/z.txt", "a/b/c.txt", "a.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
-    assert texts(tmp_path) == ["a.txt", "a/b/c.txt", "a/z.txt", "b.txt"]
+    assert "".join(texts(tmp_path)) == "a.txta/b/c.txta/z.txtb.txt"
 
 
 def test_files_named_val_are_held_out(tmp_path: Path) -> None:
@@ -73,21 +76,37 @@ def test_files_named_val_are_held_out(tmp_path: Path) -> None:
     assert list(source.sample()) == ["t"] * 60
     assert len(list(TextFiles(tmp_path / "val.jsonl.gz", LIMIT).documents())) == 3
     (tmp_path / "train.jsonl").unlink()
-    with pytest.raises(DataError, match="only validation files"):
+    with pytest.raises(DataError, match="holds only files of other splits than train"):
         TextFiles(tmp_path, LIMIT)
 
 
 @given(st.lists(st.text(max_size=3), max_size=120), st.integers(0, 130))
 def test_holding_out_loses_nothing_and_starts_anywhere(documents: list[str], start: int) -> None:
-    everything = list(hold_out(lambda at: iter(documents[at:]), 0, 50))
-    assert list(hold_out(lambda at: iter(documents[at:]), start, 50)) == everything[start:]
-    if len(documents) == 1:
-        assert "".join(document.text for document in everything) == documents[0]
+    everything = list(HoldOut(lambda at: iter(documents[at:]), 50).documents())
+    assert list(HoldOut(lambda at: iter(documents[at:]), 50).documents(start)) == everything[start:]
+    if len(documents) < 50:
+        splits = [document.split for document in everything]
+        assert splits == sorted(splits)
+        assert "".join(document.text for document in everything) == "".join(documents)
+        held = sum(len(document.text) for document in everything if document.split == "val")
+        # a twentieth, a line's end one more twentieth away, and half a character of rounding at both
+        assert held <= 0.1 * sum(map(len, documents)) + 2
     else:
         assert [document.text for document in everything] == documents
         assert [i for i, document in enumerate(everything) if document.split == "val"] == [
             *range(1, len(documents), 50)
         ]
+
+
+@pytest.mark.parametrize("sizes", [(100, 300), (200, 200, 200), (10, 1000, 10), (400,)], ids=str)
+def test_of_few_files_a_few_per_cent_are_held_out(tmp_path: Path, sizes: tuple[int, ...]) -> None:
+    for number, size in enumerate(sizes):
+        (tmp_path / f"{number}.txt").write_text("word " * 24 * size + "\n" + "a line\n" * 20 * size)
+    source = TextFiles(tmp_path, LIMIT)
+    held = sum(len(document.text) for document in source.documents() if document.split == "val")
+    total = sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert 0.04 < held / total < 0.06
+    assert source.identity()["held_out"] == "1 document in 50, or the last 5% of the text of fewer"
 
 
 def test_a_lone_document_is_cut_after_a_line(tmp_path: Path) -> None:
@@ -96,6 +115,125 @@ def test_a_lone_document_is_cut_after_a_line(tmp_path: Path) -> None:
     assert (train.split, val.split) == ("train", "val")
     assert val.text == "".join(f"line {i:03d}\n" for i in range(95, 100))
     assert train.text.endswith("line 094\n")
+
+
+def test_a_line_far_back_is_no_place_to_cut(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("title\n" + "x" * 994)
+    assert [len(text) for text in texts(tmp_path)] == [950, 50]
+
+
+def test_one_character_is_something_to_train_on(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    assert list(TextFiles(tmp_path, LIMIT).documents()) == [Document("train", "a")]
+
+
+def test_what_of_a_folder_is_left_out_is_counted(tmp_path: Path) -> None:
+    corpus, outside = tmp_path / "corpus", tmp_path / "outside"
+    (corpus / "sub" / ".git").mkdir(parents=True)
+    outside.mkdir()
+    for path in (corpus / "A.TXT", corpus / "b.text", corpus / "sub" / "c.Md", outside / "d.txt"):
+        path.write_text(path.name)
+    for name in ("e.json", "f.csv", "g.parquet.gz", ".hidden.txt", "sub/.git/h.txt"):
+        (corpus / name).write_text(name)
+    (corpus / "i.jsonl.bz2").write_bytes(bz2.compress(b'{"text": "i"}'))
+    (corpus / "link").symlink_to(outside)
+    (corpus / "dead.txt").symlink_to(corpus / "nothing")
+    (corpus / "linked.txt").symlink_to(outside / "d.txt")
+    os.mkfifo(corpus / "pipe.txt")
+    source = TextFiles(corpus, LIMIT)
+    assert "".join(d.text for d in source.documents()) == "A.TXTb.textid.txtc.Md"
+    assert len(source.notes) == 1
+    assert source.notes[0].startswith(f"{corpus}: 5 files are read, left out are ")
+    counts = dict(reversed(count.split(" ", 1)) for count in source.notes[0].split("are ")[-1].split(", "))
+    assert counts == {"links to folders": "1", "hidden": "2", "links to nothing": "1", "of other kinds": "4"}
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "closed").mkdir()
+    real = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(DataError, match=f"cannot read {tmp_path / 'closed'}: Permission denied"):
+        TextFiles(tmp_path, LIMIT)
+
+
+def write_parquet(path: Path, column: list[Any], name: str = "text") -> None:
+    pa = pytest.importorskip("pyarrow")
+    import_module("pyarrow.parquet").write_table(
+        pa.table({name: column, "id": list(range(len(column)))}), path
+    )
+
+
+def test_the_rows_of_parquet_are_documents(tmp_path: Path) -> None:
+    written = [f"row {i} é\n" * (i % 3) for i in range(700)]
+    write_parquet(tmp_path / "a.parquet", written[:400])
+    write_parquet(tmp_path / "b.parquet", written[400:])
+    assert texts(tmp_path) == written
+    assert [d.text for d in TextFiles(tmp_path, LIMIT).documents(399)] == written[399:]
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        (["a", None], "row 2: field 'text' is null, expected a string"),
+        ([{"a": 1}], "row 1: field 'text' is an object, expected a string"),
+        ([1, 2], "row 1: field 'text' is a number, expected a string"),
+        (["a" * 200], "row 1 is longer than 100 bytes; split it"),
+    ],
+)
+def test_rows_without_usable_text_are_named(tmp_path: Path, column: list[Any], message: str) -> None:
+    path = tmp_path / "a.parquet"
+    write_parquet(path, column)
+    with pytest.raises(DataError, match=f"{path} {message}"):
+        texts(path, 100)
+
+
+@pytest.mark.parametrize("source", ["text", "hf"])
+@pytest.mark.parametrize("damage", ["cut", "middle", "empty", "other column", "broken line", "an object"])
+def test_a_broken_local_file_is_named_at_once(tmp_path: Path, source: str, damage: str) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "good"}\n')
+    path = tmp_path / ("b.jsonl" if damage in ("broken line", "an object") else "b.parquet")
+    write_parquet(
+        tmp_path / "b.parquet", [f"{i}" * 50 for i in range(3000)], "no" if "col" in damage else "text"
+    )
+    whole = (tmp_path / "b.parquet").read_bytes()
+    if path.suffix == ".jsonl":
+        (tmp_path / "b.parquet").unlink()
+        path.write_text(
+            '{"text": "good"}\n' + ('{"text": broken\n' if "line" in damage else '{"text": {"a": 1}}\n')
+        )
+    elif damage == "middle":
+        path.write_bytes(whole[:200] + bytes(400) + whole[600:])
+    else:
+        path.write_bytes({"cut": whole[:-9], "empty": b""}.get(damage, whole))
+    with pytest.raises(DataError, match=str(path)) as caught:
+        list(open_source(f"{source}:{tmp_path}", LIMIT, on_notice=pytest.fail).documents())
+    assert caught.value.exit_status == 65
+    assert "\n" not in str(caught.value)
+
+
+def test_a_local_folder_of_the_hubs_kind_is_read_by_split(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for split in ("train", "validation", "test"):
+        for part in range(2):
+            lines = "".join(json.dumps({"text": f"{split} {part} {i}"}) + "\n" for i in range(3))
+            (tmp_path / "data" / f"{split}-{part:05d}-of-00002.jsonl").write_text(lines)
+    source = open_source(f"hf:{tmp_path}", LIMIT)
+    documents = list(source.documents())
+    assert [d.split for d in documents] == ["val"] * 6 + ["train"] * 6
+    assert {d.text.split()[0] for d in documents if d.split == "train"} == {"train"}
+    tested = "".join(d.text for d in open_source(f"hf:{tmp_path}::test", LIMIT).documents())
+    assert tested.count("test") == 6 == tested.count("t ")
+    with pytest.raises(DataError, match="holds only files of other splits than other"):
+        open_source(f"hf:{tmp_path}::other", LIMIT)
+    with pytest.raises(DataError, match="a folder has no configuration 'large'"):
+        open_source(f"hf:{tmp_path}:large", LIMIT)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +302,7 @@ def test_unknown_sources_are_named(spec: str, message: str) -> None:
 
 
 def test_folders_and_files_without_text_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=f"{tmp_path} holds no file of .txt, .md, .jsonl"):
+    with pytest.raises(DataError, match=f"{tmp_path} holds no file of .txt, .text, .md, .jsonl, .parquet"):
         open_source(f"text:{tmp_path}", LIMIT)
     (tmp_path / "a.csv").touch()
     with pytest.raises(DataError, match=r"a\.csv is none of"):

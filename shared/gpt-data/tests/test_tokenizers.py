@@ -61,7 +61,7 @@ def test_a_trained_tokenizer_is_kept_beside_the_shards(corpus: Path, tmp_path: P
 
 @needs_gpt2
 def test_gpt2_from_its_files(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text('{"text": "Hello world"}\n{"text": "held out"}\n')
+    (tmp_path / "a.jsonl").write_text('{"text": "Hello world"}\n{"text": "' + "held out " * 9 + '"}\n')
     dataset = prepare(
         f"text:{tmp_path / 'a.jsonl'}",
         "gpt2",
@@ -71,7 +71,7 @@ def test_gpt2_from_its_files(tmp_path: Path) -> None:
     )
     assert (dataset.vocab_size, dataset.end_of_text) == (50257, 50256)
     assert dataset.train.read(0, 3).tolist() == [50256, 15496, 995]
-    assert Dataset.open(tmp_path / "out").train.tokens == 3
+    assert Dataset.open(tmp_path / "out").train.document_starts(0, 9).tolist() == [0, 3]
 
 
 @needs_gpt2

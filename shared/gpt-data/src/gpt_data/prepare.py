@@ -112,6 +112,8 @@ class _Task:
         if journal is None:
             journal = self._begin(source)
         _check_plan(self.folder / JOURNAL_NAME, journal.plan, self.plan(source))
+        for note in source.notes:
+            self.notice(note)
         with Preparation(self.folder, source, self.settings, journal) as preparation:
             preparation.run(workers, self.tell, self.should_stop)
 

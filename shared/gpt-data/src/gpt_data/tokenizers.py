@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import bpe_scratch
 
 from gpt_data.errors import DataError
+from gpt_data.hub import ANSWER_SECONDS, HubBusyError, ask, client
 from gpt_data.storage import sha256_of
 
 SAMPLE_BYTES = 8 * 2**20
@@ -114,19 +114,24 @@ def _gpt2_from_folder(folder: Path) -> bpe_scratch.Tokenizer:
 
 
 def _gpt2_from_hub() -> bpe_scratch.Tokenizer:
-    advice = "give --tokenizer-files DIR with encoder.json and vocab.bpe"
     try:
-        hub = import_module("huggingface_hub")
-    except ImportError as error:
-        raise DataError(
-            f"tokenizer gpt2 comes from the hub with the extra gpt-data[hf], or {advice}"
-        ) from error
-    try:
-        vocab, merges = (hub.hf_hub_download(GPT2_REPOSITORY, name) for name in GPT2_FILES[1])
-    except Exception as error:
-        line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"tokenizer gpt2: the hub does not answer ({line}); {advice}") from error
-    return bpe_scratch.Tokenizer.from_gpt2(Path(vocab), Path(merges))
+        files = _downloaded() or _download()
+    except (DataError, HubBusyError) as error:
+        advice = "give --tokenizer-files DIR with encoder.json and vocab.bpe"
+        raise DataError(f"tokenizer gpt2: {error}; {advice}") from error
+    return bpe_scratch.Tokenizer.from_gpt2(*files)
+
+
+def _downloaded() -> list[Path]:
+    """GPT-2's files in the hub's cache, if they are all there: no one has to be asked for them."""
+    found = [client().try_to_load_from_cache(GPT2_REPOSITORY, name) for name in GPT2_FILES[1]]
+    return [Path(path) for path in found] if all(isinstance(path, str) for path in found) else []
+
+
+def _download() -> list[Path]:
+    # downloading asks six times before it gives up
+    ask(lambda hub: hub.model_info(GPT2_REPOSITORY, timeout=ANSWER_SECONDS))
+    return ask(lambda hub: [Path(hub.hf_hub_download(GPT2_REPOSITORY, name)) for name in GPT2_FILES[1]])
 
 
 def _vocab_size(text: str) -> int:

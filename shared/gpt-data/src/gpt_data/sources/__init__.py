@@ -7,7 +7,8 @@ from pathlib import Path
 
 from gpt_data.errors import DataError
 from gpt_data.sources.base import Document, Source
-from gpt_data.sources.hub import NAMED, HubDataset, parse_hub_name
+from gpt_data.sources.hub import HELD_OUT_EVERY as HUB_CYCLE
+from gpt_data.sources.hub import NAMED, HubDataset, HubName, parse_hub_name
 from gpt_data.sources.standard_library import StandardLibrary
 from gpt_data.sources.text_files import TextFiles
 
@@ -44,5 +45,14 @@ def open_source(
         return TextFiles(Path(rest), max_document_bytes)
     if spec in NAMED or (kind == "hf" and rest):
         name = NAMED[spec] if spec in NAMED else parse_hub_name(rest)
+        if Path(name.dataset).is_dir():
+            return _local(name, max_document_bytes)
         return HubDataset(name, max_document_bytes, pin=pin, on_notice=on_notice, should_stop=should_stop)
     raise DataError(f"unknown source {spec!r}; choose one of {', '.join(KINDS)}")
+
+
+def _local(name: HubName, max_document_bytes: int) -> Source:
+    """A folder of the kind that the hub holds: no stream that would get better by waiting."""
+    if name.config is not None:
+        raise DataError(f"source hf:{name.dataset}: a folder has no configuration {name.config!r}")
+    return TextFiles(Path(name.dataset), max_document_bytes, name.split, every=HUB_CYCLE)

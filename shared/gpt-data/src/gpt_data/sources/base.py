@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from itertools import chain, islice
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
+from itertools import islice
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from gpt_data.errors import DataError
 
 TAIL_FRACTION = 0.05
-"""Share of a lone document that is held out."""
+"""Share of the text of few documents that is held out."""
 TOO_LONG_ADVICE = "; split it, or raise --max-document-bytes"
 
 
@@ -26,9 +27,11 @@ class Source(Protocol):
 
     Attributes:
         total_bytes: Bytes of text in all, if that is known beforehand.
+        notes: What the user should know about what is read, one line each.
     """
 
     total_bytes: int | None
+    notes: tuple[str, ...]
 
     def identity(self) -> dict[str, Any]:
         """What decides the documents, as JSON: another identity is another corpus."""
@@ -47,34 +50,64 @@ class Source(Protocol):
         ...
 
 
-def hold_out(open_at: Callable[[int], Iterator[str]], start: int, every: int) -> Iterator[Document]:
-    """Hold out the second of every ``every`` documents; of a lone document its tail.
+class HoldOut:
+    """The second of every ``every`` documents is held out; of fewer than that, the end of their text.
 
     Args:
-        open_at: Gives the documents from a number on.
-        start: Number of the first document to give.
+        open_at: Gives the documents from a number on; the same ones every time.
         every: Length of the cycle.
     """
-    if start >= 2:
-        yield from _by_number(open_at(start), start, every)
-        return
-    texts = open_at(0)
-    first = list(islice(texts, 2))
-    lone = len(first) == 1
-    documents = iter(cut_tail(first[0])) if lone else _by_number(chain(first, texts), 0, every)
-    yield from islice(documents, start, None)
+
+    def __init__(self, open_at: Callable[[int], Iterator[str]], every: int) -> None:
+        self.open_at = open_at
+        self.every = every
+
+    @property
+    def rule(self) -> str:
+        """What is held out, in words."""
+        return f"1 document in {self.every}, or the last {TAIL_FRACTION:.0%} of the text of fewer"
+
+    def documents(self, start: int = 0) -> Iterator[Document]:
+        """The documents from number ``start`` on; one that is cut counts twice.
+
+        Args:
+            start: Number of the first document to give.
+        """
+        # a number past the cycle is known from a process that has read so far
+        if start > self.every or self._few is None:
+            return self._by_number(start)
+        return islice(cut_tail(self.open_at(0), self._few), start, None)
+
+    @cached_property
+    def _few(self) -> int | None:
+        """Characters of all documents, if they are fewer than a cycle."""
+        sizes = [len(text) for text in islice(self.open_at(0), self.every)]
+        return sum(sizes) if len(sizes) < self.every else None
+
+    def _by_number(self, start: int) -> Iterator[Document]:
+        for number, text in enumerate(self.open_at(start), start):
+            yield Document("val" if number % self.every == 1 else "train", text)
 
 
-def cut_tail(text: str) -> list[Document]:
-    r"""A lone document as two: all but the last twentieth, cut after a line's end, and the rest.
+def cut_tail(texts: Iterable[str], total: int) -> Iterator[Document]:
+    r"""Documents, with about the last twentieth of the text held out, from a line's end if one is near.
 
-    >>> cut_tail("a\n" * 20 + "z\n")[1]
+    >>> list(cut_tail(["a\n" * 20 + "z\n"], 42))[1]
     Document(split='val', text='z\n')
+
+    Args:
+        texts: The documents; there is something to train on, however short they are.
+        total: Characters of all of them.
     """
-    at = text.rfind("\n", 0, int(len(text) * (1 - TAIL_FRACTION)) + 1) + 1
-    if at <= 0:
-        at = int(len(text) * (1 - TAIL_FRACTION))
-    return [Document("train", text[:at]), Document("val", text[at:])]
+    left = max(1, int(total * (1 - TAIL_FRACTION)))
+    for text in texts:
+        if not left or len(text) <= left:
+            yield Document("train" if left else "val", text)
+            left -= min(left, len(text))
+            continue
+        nearest = text.rfind("\n", max(0, left - int(total * TAIL_FRACTION)), left + 1) + 1
+        at, left = nearest or left, 0
+        yield from (Document("train", text[:at]), Document("val", text[at:]))
 
 
 def check_document(text: str, where: str, limit: int) -> str:
@@ -100,8 +133,3 @@ def check_document(text: str, where: str, limit: int) -> str:
 def too_long(where: str, limit: int) -> DataError:
     """The error for a document over the limit."""
     return DataError(f"{where} is longer than {limit} bytes{TOO_LONG_ADVICE}")
-
-
-def _by_number(texts: Iterator[str], start: int, every: int) -> Iterator[Document]:
-    for number, text in enumerate(texts, start):
-        yield Document("val" if number % every == 1 else "train", text)

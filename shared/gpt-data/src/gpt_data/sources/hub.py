@@ -1,4 +1,4 @@
-"""A dataset of the Hugging Face hub, or a local folder of the same kind, read as a stream.
+"""A dataset of the Hugging Face hub, read as a stream.
 
 Code that comes with a dataset is never run: the library refuses such datasets from version 4 on,
 which is the oldest that the extra ``gpt-data[hf]`` takes.
@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from gpt_data.errors import DataError, DataStoppedError
-from gpt_data.sources.base import Document, check_document, hold_out
+from gpt_data.hub import ANSWER_SECONDS, HubBusyError, ask, client, first_line
+from gpt_data.sources.base import Document, HoldOut, check_document
 from gpt_data.store.json_lines import text_field
 
 HELD_OUT_EVERY = 200
@@ -89,6 +89,8 @@ class HubDataset:
         self.name = name
         self.limit = max_document_bytes
         self.total_bytes: int | None = None
+        self.notes: tuple[str, ...] = ()
+        self.hold_out = HoldOut(self._texts, HELD_OUT_EVERY)
         self.on_notice = on_notice
         self.should_stop = should_stop
         self.retry = retry if retry is not None else RETRY
@@ -97,23 +99,18 @@ class HubDataset:
         self._pin = None if pin is None else dict(pin)
 
     def identity(self) -> dict[str, Any]:
-        """The dataset's name; for a local folder its files too."""
-        identity: dict[str, Any] = {"source": "hf:" + ":".join(part or "" for part in self.name)}
-        folder = Path(self.name.dataset)
-        if folder.is_dir():
-            files = sorted(path for path in folder.rglob("*") if path.is_file())
-            identity["files"] = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
-        return identity
+        """The dataset's name."""
+        return {"source": "hf:" + ":".join(part or "" for part in self.name)}
 
     def pin(self) -> dict[str, str]:
         """The dataset's revision on the hub, so that a later process reads the same records."""
         if self._pin is None:
-            self._pin = {} if Path(self.name.dataset).exists() else {"revision": self._revision()}
+            self._pin = {"revision": self._revision()}
         return self._pin
 
     def documents(self, start: int = 0) -> Iterator[Document]:
         """The records from number ``start`` on."""
-        return hold_out(self._texts, start, HELD_OUT_EVERY)
+        return self.hold_out.documents(start)
 
     def sample(self) -> Iterator[str]:
         """The training records in order."""
@@ -140,7 +137,7 @@ class HubDataset:
                 self._wait(waits, start, error)
 
     def _wait(self, waits: Waits, start: int, error: Exception) -> None:
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+        reason = f"{type(error).__name__}: {first_line(error)}"
         seconds = waits.next()
         if seconds is None:
             raise DataStoppedError(
@@ -166,19 +163,18 @@ class HubDataset:
             )
         except (ValueError, FileNotFoundError) as error:
             # what does not exist, or carries code, will not get better by waiting
-            raise DataError(f"source hf:{self.name.dataset}: {_first_line(error)}") from error
+            raise DataError(f"source hf:{self.name.dataset}: {first_line(error)}") from error
         return iter(stream.skip(start) if start else stream)
 
     def _revision(self) -> str:
         waits = Waits(self.retry)
-        hub = import_module("huggingface_hub")
         while True:
             try:
-                return str(hub.HfApi().dataset_info(self.name.dataset).sha)
-            except hub.errors.RepositoryNotFoundError as error:
-                raise DataError(f"source hf:{self.name.dataset}: {_first_line(error)}") from error
-            except Exception as error:  # noqa: BLE001 - as above
+                return ask(lambda hub: str(hub.dataset_info(self.name.dataset, timeout=ANSWER_SECONDS).sha))
+            except HubBusyError as error:
                 self._wait(waits, 0, error)
+            except DataError as error:
+                raise DataError(f"source hf:{self.name.dataset}: {error}") from error
 
 
 class Waits:
@@ -225,11 +221,8 @@ def parse_hub_name(text: str) -> HubName:
 
 
 def _library() -> Any:
+    client()
     try:
         return import_module("datasets")
     except ImportError as error:
         raise DataError("this source needs the extra gpt-data[hf] (Hugging Face datasets)") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

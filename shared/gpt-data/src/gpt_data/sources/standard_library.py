@@ -45,6 +45,7 @@ class StandardLibrary:
         if not self.sizes:
             raise DataError(f"source stdlib: no *.py files under {self.root}")
         self.total_bytes: int | None = sum(self.sizes.values())
+        self.notes: tuple[str, ...] = ()
 
     def identity(self) -> dict[str, Any]:
         """Python's version and the files' names and sizes."""
