@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import time
 import tomllib
 from pathlib import Path
 
@@ -23,6 +24,9 @@ MEMBERS = {
 }
 FRAMEWORKS = ("jax", "torch", "triton")
 BACKENDS = ("gpt-jax", "gpt-torchfunc", "gpt-triton")
+STARTED = time.monotonic()
+QUICK_UNTIL = 75
+"""Seconds after which `quick` starts no test: the last one, and what pytest says, fit into the rest of 90."""
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "UV_OFFLINE": "1", "PIP_NO_INDEX": "1"}
 
 
@@ -88,11 +92,52 @@ def lint(session: nox.Session) -> None:
 def tests(session: nox.Session, member: str) -> None:
     """Run one member's tests with only that member installed."""
     sync(session, f"--package={member}", "--group=test")
-    hook = []
-    if "jaxtyping" in requirement_names(metadata(member)["project"]["dependencies"]):
-        hook = [f"--jaxtyping-packages={import_name(member)},beartype.beartype"]
     folder = MEMBERS[member].relative_to(ROOT)
-    session.run("pytest", str(folder / "tests"), "-m", "not slow", *hook, *session.posargs, env=OFFLINE)
+    checks = shape_checks(member)
+    session.run("pytest", str(folder / "tests"), "-m", "not slow", *checks, *session.posargs, env=OFFLINE)
+
+
+def shape_checks(member: str) -> list[str]:
+    """Pytest's flag that turns a member's shape annotations into checks, if it has any."""
+    needs = requirement_names(metadata(member)["project"]["dependencies"])
+    return [f"--jaxtyping-packages={import_name(member)},beartype.beartype"] if "jaxtyping" in needs else []
+
+
+@nox.session(reuse_venv=True)
+def quick(session: nox.Session) -> None:
+    """Check in 90 s what differs from main: style, types, the nearest tests; stop at the first fault."""
+    sync(session, "--all-packages", "--group=lint", "--group=test")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    changed = changed_modules(session)
+    if changed:
+        session.run("mypy", *(str(MEMBERS[member] / "src") for member in changed))
+    for place, (member, modules) in enumerate(changed.items()):
+        share = (QUICK_UNTIL - (time.monotonic() - STARTED)) / (len(changed) - place)
+        session.run(
+            *("pytest", str(MEMBERS[member] / "tests"), "-x", "-m", "not slow", *shape_checks(member)),
+            *("-p", "quick", f"--seconds={share:.0f}", "--changed", *modules, *session.posargs),
+            env=OFFLINE | {"PYTHONPATH": "tests"},
+        )
+
+
+def changed_modules(session: nox.Session) -> dict[str, list[str]]:
+    """By member, the modules of its sources and tests that differ from main; new files count."""
+
+    def git(*words: str) -> list[str]:
+        return session.run("git", *words, external=True, silent=True, log=False).splitlines()
+
+    base = [name for name in ("origin/main", "main") if git("branch", "--all", "--list", f"*{name}")]
+    lines = git("diff", "--name-only", "--merge-base", *base[:1])
+    lines += git("ls-files", "--others", "--exclude-standard")
+    found: dict[str, list[str]] = {}
+    for member, folder in MEMBERS.items():
+        for path in (ROOT / line for line in lines):
+            if path.suffix == ".py" and path.is_relative_to(folder):
+                inside = path.relative_to(folder).with_suffix("").parts
+                name = ".".join(inside[1:]) if inside[0] == "src" else inside[-1]
+                found.setdefault(member, []).append(name)
+    return found
 
 
 @nox.session

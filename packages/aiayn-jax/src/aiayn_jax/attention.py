@@ -34,11 +34,7 @@ def attend(
     written form is used.
 
     Args:
-        q: Queries.
-        k: Keys.
-        v: Values.
         lengths: How many keys of each row count, at least 1; ``None`` means causal attention.
-        plan: For the kind of attention.
     """
     if plan.attention == "cudnn" and q.shape[1] % 2 == 0 and k.shape[1] % 2 == 0:
         return jax.nn.dot_product_attention(
@@ -63,12 +59,6 @@ def _attend_written(
 
 
 def within(lengths: Int[Array, " B"], queries: int, keys: int) -> Bool[Array, "B queries keys"]:
-    """True where a key belongs to its row's sentence.
-
-    Args:
-        lengths: How many keys of each row count.
-        queries: Number of queries, T.
-        keys: Number of keys, S.
-    """
+    """True where a key belongs to its row's sentence."""
     inside = jnp.arange(keys, dtype=jnp.int32)[None] < lengths[:, None]
     return jnp.broadcast_to(inside[:, None], (len(lengths), queries, keys))

@@ -64,9 +64,6 @@ class Request:
 def read_early(argv: Sequence[str]) -> Early:
     """Find the deciding flags; everything else is left to the full parser.
 
-    Args:
-        argv: The command's arguments.
-
     Raises:
         InputError: If --preset goes with --resume.
     """
@@ -83,11 +80,6 @@ def read_early(argv: Sequence[str]) -> Early:
 
 def read_request(argv: Sequence[str], early: Early, resumed: Resumed | None) -> Request:
     """The complete request.
-
-    Args:
-        argv: The command's arguments.
-        early: What ``read_early`` found in them.
-        resumed: The run to go on with, if there is one.
 
     Raises:
         InputError: If a name is unknown or values do not fit.

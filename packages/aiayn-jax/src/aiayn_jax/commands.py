@@ -27,20 +27,12 @@ def translate() -> None:
 
 
 def train_main(argv: Sequence[str]) -> int:
-    """Run ``aiayn-jax-train`` and return its exit status.
-
-    Args:
-        argv: The command's arguments.
-    """
+    """Run ``aiayn-jax-train`` and return its exit status."""
     return guarded(COMMAND, lambda: _train(argv))
 
 
 def translate_main(argv: Sequence[str]) -> int:
-    """Run ``aiayn-jax-translate`` and return its exit status.
-
-    Args:
-        argv: The command's arguments.
-    """
+    """Run ``aiayn-jax-translate`` and return its exit status."""
     return guarded(translate_command.COMMAND, lambda: translate_command.translate(argv))
 
 

@@ -75,11 +75,6 @@ PRESETS = {
 def preset(name: str, vocab_size: int, **changes: int | float) -> TransformerConfig:
     """The sizes of ``PRESETS[name]`` for a vocabulary.
 
-    Args:
-        name: A key of ``PRESETS``.
-        vocab_size: Token ids.
-        changes: Fields that are to differ from the preset.
-
     Raises:
         ValueError: If the name is unknown, or a field is out of range.
     """
@@ -90,11 +85,7 @@ def preset(name: str, vocab_size: int, **changes: int | float) -> TransformerCon
 
 
 def parameter_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
-    """Every parameter's name and shape, in the order of initialisation; weights are ``(in, out)``.
-
-    Args:
-        config: The sizes.
-    """
+    """Every parameter's name and shape, in the order of initialisation; weights are ``(in, out)``."""
     d, f = config.d_model, config.d_ff
     norm = {"norm_gain": (d,), "norm_bias": (d,)}
     attention = {
@@ -117,9 +108,5 @@ def parameter_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
 
 
 def parameter_count(config: TransformerConfig) -> int:
-    """Number of parameters; the embedding, which is the head as well, counted once.
-
-    Args:
-        config: The sizes.
-    """
+    """Number of parameters; the embedding, which is the head as well, counted once."""
     return sum(map(prod, parameter_shapes(config).values()))

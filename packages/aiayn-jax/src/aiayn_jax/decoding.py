@@ -49,10 +49,7 @@ def read_source(
     """Encode the sentences, and map them to keys and values once for all steps.
 
     Args:
-        params: The model.
-        source: Token ids.
         lengths: Ids that count in each row; 0 counts as 1.
-        plan: Precision, attention and sizes.
     """
     lengths = jnp.maximum(lengths, 1)
     memory = encode(params, source, lengths, plan)
@@ -71,14 +68,7 @@ def narrow(params: Parameters, plan: Plan) -> Parameters:
 
 
 def empty_cache(params: Parameters, rows: int, room: int, plan: Plan) -> Cache:
-    """Room for the keys and values of the target.
-
-    Args:
-        params: For the sizes.
-        rows: Number of hypotheses, R.
-        room: Number of positions, C.
-        plan: Precision and heads.
-    """
+    """Room for the keys and values of the target."""
     layers, width = params.decoder.network.down_bias.shape
     empty = jnp.zeros((layers, rows, room, plan.n_head, width // plan.n_head), plan.dtype)
     return Cache(empty, empty)
@@ -95,12 +85,7 @@ def advance(
     """Take in one token of each hypothesis; return the log-probabilities of the next, in float32.
 
     Args:
-        params: The model.
-        cache: Keys and values so far.
-        source: The encoded sentences.
         tokens: The hypotheses' latest tokens; end-of-text at position 0.
-        position: Their position.
-        plan: Precision and sizes.
     """
     width, room = params.embedding.shape[1], cache.keys.shape[2]
     table = jnp.asarray(positions(room, width), params.embedding.dtype)

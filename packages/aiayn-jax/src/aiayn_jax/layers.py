@@ -21,12 +21,7 @@ Masks = dict[Site, Array]
 
 
 def positions(length: int, width: int) -> Float64[np.ndarray, "T D"]:
-    """The sinusoids: each pair of columns turns at a rate of its own, from 1 down to 1 / 10000.
-
-    Args:
-        length: Number of positions, T.
-        width: Number of columns, D, even.
-    """
+    """The sinusoids: each pair of columns turns at a rate of its own, from 1 down to 1 / 10000."""
     rates = 10000.0 ** (-np.arange(0, width, 2) / width)
     angles = np.arange(length)[:, None] * rates
     return np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(length, width)
@@ -44,9 +39,6 @@ def draw_masks(
 
     Args:
         keys: Dropout keys by layer and ``Site``; ``None`` means no dropout, and no masks.
-        sites: Where the stack's layers drop.
-        shape: Of what is masked, ``[B, T, D]``.
-        plan: The dropout rate.
     """
     if keys is None:
         return None, {}
@@ -73,11 +65,7 @@ def add_norm(
     """``LayerNorm(x + drop(h))``, the sum in float32 and rounded once, after the LayerNorm.
 
     Args:
-        part: The sub-layer, for its LayerNorm.
-        x: What went into the sub-layer.
-        h: What came out of it.
         mask: Which elements of ``h`` are kept; ``None`` means all.
-        plan: The dropout rate.
     """
 
     @jax.checkpoint

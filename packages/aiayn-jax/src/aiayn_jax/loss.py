@@ -51,9 +51,6 @@ def weighted_losses(
 
     Args:
         params: Float32 parameters.
-        inputs: Sentence pairs.
-        plan: Precision, attention, smoothing and sizes.
-        weight: One over the number of targets.
         keys: Dropout keys; ``None`` means no dropout.
     """
     hidden = hidden_states(params, inputs, plan, keys)
@@ -73,11 +70,7 @@ def smoothed_loss(
     """Both sums; the smoothed one is differentiable by ``hidden`` and ``embedding``.
 
     Args:
-        hidden: What the head sees.
         embedding: The head's float32 weight.
-        targets: Token ids, or ``IGNORE``.
-        weight: Factor of the sums.
-        plan: Precision, smoothing, size of the chunks, and the vocabulary before padding.
     """
     return smoothed_loss_fwd(hidden, embedding, targets, weight, plan)[0]
 
@@ -141,11 +134,7 @@ def smooth(
     """``(1 - e) nll + e (log-sum-exp - mean of the logits)``, 0 where there is no target.
 
     Args:
-        nll: Negative log-likelihood of each target.
         z: Logits; padding columns are minus infinity.
-        log_sum: Their log-sum-exp.
-        targets: Token ids, or ``IGNORE``.
-        plan: The smoothing e and the vocabulary before padding.
     """
     if not plan.smoothing:
         return nll

@@ -57,8 +57,6 @@ def hidden_states(
 
     Args:
         params: Float32 parameters; matrices are cast to ``plan.dtype`` where they are used.
-        inputs: Sentence pairs.
-        plan: Precision, attention and sizes.
         keys: Dropout keys by layer, the encoder's first, and ``Site``; ``None`` means no dropout.
     """
     encoder_keys, decoder_keys = (None, None) if keys is None else jnp.split(keys, 2)
@@ -77,10 +75,7 @@ def encode(
     """The encoder's output; past ``lengths`` it is finite and means nothing.
 
     Args:
-        params: The model.
-        source: Token ids.
         lengths: Ids that count in each row, at least 1.
-        plan: Precision, attention and sizes.
         keys: Dropout keys of the encoder; ``None`` means no dropout.
     """
 
@@ -106,11 +101,7 @@ def decode(
     """The decoder's output, at each position from the target up to it and all of the source.
 
     Args:
-        params: The model.
-        memory: The encoder's output.
         lengths: Positions of the memory that count in each row, at least 1.
-        target: Token ids, beginning with end-of-text.
-        plan: Precision, attention and sizes.
         keys: Dropout keys of the decoder; ``None`` means no dropout.
     """
 
@@ -135,9 +126,6 @@ def embed(
     XLA's own derivative of a gather adds in an order that differs from run to run, eight times as fast.
 
     Args:
-        params: The model.
-        tokens: Token ids.
-        plan: Precision and dropout rate.
         mask: Which elements are kept; ``None`` means all.
     """
     length, width = tokens.shape[1], params.embedding.shape[1]
@@ -152,10 +140,7 @@ def self_attention(
     """Every position looks at its own sequence: all of it up to ``lengths``, or causally.
 
     Args:
-        part: The sub-layer.
-        x: The sequence.
         lengths: Positions that count in each row; ``None`` means causal attention.
-        plan: For the kind of attention.
     """
     q, k, v = split_heads(linear(x, part.qkv_weight, part.qkv_bias), plan.n_head)
     return linear(attend(q, k, v, lengths, plan).reshape(x.shape), part.out_weight, part.out_bias)
@@ -168,15 +153,7 @@ def cross_attention(
     lengths: Int[Array, " B"],
     plan: Plan,
 ) -> Float[Array, "B T D"]:
-    """Every target position looks at all of the encoder's output up to ``lengths``.
-
-    Args:
-        part: The sub-layer.
-        x: The target.
-        memory: The encoder's output.
-        lengths: Positions of the memory that count in each row.
-        plan: For the kind of attention.
-    """
+    """Every target position looks at all of the encoder's output up to ``lengths``."""
     k, v = memory_keys_values(part, memory, plan)
     mixed = attend(cross_queries(part, x, plan), k, v, lengths, plan)
     return linear(mixed.reshape(x.shape), part.out_weight, part.out_bias)
@@ -219,7 +196,6 @@ def init_parameters(config: TransformerConfig, seed: int) -> Parameters:
     Gains are one and biases zero.
 
     Args:
-        config: The sizes.
         seed: Key of the stream, from 0.
 
     References:

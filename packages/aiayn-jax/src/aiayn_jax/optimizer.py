@@ -81,8 +81,6 @@ def adam_scalars(config: AdamConfig, lr: float, step: int) -> Float32[np.ndarray
     """The fields of ``AdamScalars`` in one host array: one copy to the device.
 
     Args:
-        config: For the decay rates of the moments.
-        lr: Learning rate.
         step: Steps already taken, from 0.
     """
     return np.array([lr, *(1.0 - beta ** (step + 1) for beta in (config.beta1, config.beta2))], np.float32)
@@ -95,10 +93,6 @@ def adam_update(
 
     Args:
         params: Float32 parameters.
-        gradients: Of the mean loss.
-        state: The moments.
-        config: Decay rates and epsilon.
-        scalars: What belongs to this step alone.
     """
     norm = _global_norm(gradients)
     updated = jnp.isfinite(norm)

@@ -46,14 +46,9 @@ def make_plan(
     """Choose the device, and settle what ``"auto"`` leaves open.
 
     Args:
-        config: The model's sizes.
         precision: Type of activations and products; parameters, moments and statistics stay float32.
-        device: ``"auto"`` takes a GPU if there is one.
         attention: ``"auto"`` is cuDNN's where it can run, else written out.
-        unroll: Compile every layer for itself.
         wide_logits: Keep the loss's logits in float32.
-        deterministic: On a GPU, repeat a run bit for bit.
-        preallocate: Take most of a GPU's memory at once.
 
     Raises:
         ValueError: If a choice is unknown, or this machine or model cannot have it.

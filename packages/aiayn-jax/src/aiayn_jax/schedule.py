@@ -10,9 +10,7 @@ def noam(step: int, *, d_model: int, warmup: int, scale: float = 1.0) -> float:
 
     Args:
         step: Optimizer steps already taken, from 0.
-        d_model: Width of the model, D.
         warmup: Steps over which the rate grows; the paper takes 4000.
-        scale: Factor of the whole.
 
     Raises:
         ValueError: If ``step`` is negative, or another number is not positive.

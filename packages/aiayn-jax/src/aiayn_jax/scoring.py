@@ -36,9 +36,6 @@ class Result(NamedTuple):
 def check_available(name: Score) -> None:
     """Refuse a score that cannot be computed here, before anything long begins.
 
-    Args:
-        name: The score.
-
     Raises:
         InputError: If sacreBLEU is needed and not installed.
     """
@@ -51,8 +48,6 @@ def score(name: Score, translations: Sequence[str], references: Sequence[str]) -
 
     Args:
         name: ``bleu``: cased, tokenised by sacreBLEU's 13a; or ``exact_match``.
-        translations: Plain text.
-        references: As many.
 
     Raises:
         InputError: If the two differ in number, or there is none.

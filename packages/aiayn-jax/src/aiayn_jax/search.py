@@ -51,12 +51,7 @@ def greedy(
     """The likeliest token each time, filled up with end-of-text.
 
     Args:
-        params: The model.
-        config: The sizes, to check the arguments against.
-        plan: Precision, attention, device.
-        source: Token ids.
         source_lengths: Ids that count in each row; a row with 0 gives end-of-text alone.
-        end_of_text: The id that begins and ends a target.
         longest: Columns of the result, C; at most ``config.longest``.
 
     Raises:
@@ -82,14 +77,8 @@ def beam_search(
     """The best complete hypothesis, filled up with end-of-text, and its score.
 
     Args:
-        params: The model.
-        config: The sizes, to check the arguments against.
-        plan: Precision, attention, device.
-        source: Token ids.
         source_lengths: Ids that count in each row; a row with 0 gives end-of-text alone, and scores 0.
-        end_of_text: The id that begins and ends a target.
         longest: Columns of the result, C; at most ``config.longest``.
-        beam: Hypotheses of each sentence, J.
         length_penalty: The exponent alpha; 0 compares log-probabilities as they are.
 
     Raises:

@@ -40,8 +40,6 @@ def init_state(params: Parameters, plan: Plan, moments: AdamState | None = None)
     """What the first step takes, as a copy on the plan's device: a step uses its state's memory again.
 
     Args:
-        params: The parameters.
-        plan: For the device.
         moments: Of an earlier run; ``None`` means zeros.
     """
     state = TrainingState(params, adam_init(params) if moments is None else moments)
@@ -57,8 +55,6 @@ def make_step(config: TransformerConfig, plan: Plan, optimizer: AdamConfig | Non
     the gradient was not finite. Each shape of a batch is compiled once.
 
     Args:
-        config: The sizes, to check batches against.
-        plan: Precision, attention, device.
         optimizer: Adam's settings; ``None`` means the paper's.
     """
     settings = optimizer or AdamConfig()
@@ -93,17 +89,7 @@ def train_step(
     plan: Plan,
     optimizer: AdamConfig,
 ) -> tuple[TrainingState, Float[Array, " 4"]]:
-    """Gradient of the smoothed mean loss, then Adam.
-
-    Args:
-        state: Parameters and moments.
-        inputs: Sentence pairs.
-        weight: One over the number of targets.
-        counter: Seed (low word, high word) and number of the step, for the dropout masks.
-        scalars: The fields of ``AdamScalars``.
-        plan: Precision, attention and sizes.
-        optimizer: Adam's settings.
-    """
+    """Gradient of the smoothed mean loss, then Adam."""
     keys = None
     if plan.dropout:
         depth = 2 * state.params.encoder.network.up_bias.shape[0]
@@ -123,10 +109,6 @@ def make_evaluate(
     """``(params, batch) -> (sum of negative log-likelihoods in nats, number of targets)``.
 
     Neither dropout nor smoothing acts; each shape of a batch is compiled once.
-
-    Args:
-        config: The sizes, to check batches against.
-        plan: Precision, attention, device.
     """
     flags = compiler_options(plan.device, deterministic=plan.deterministic)
     compiled = jax.jit(partial(total_nll, plan=plan), compiler_options=flags)
@@ -147,10 +129,6 @@ def send(batch: PairBatch, plan: Plan) -> Inputs:
 def check_batch(batch: PairBatch, config: TransformerConfig) -> None:
     """Refuse on the host what would go wrong in silence on the device.
 
-    Args:
-        batch: Sentence pairs, in NumPy.
-        config: The sizes.
-
     Raises:
         ValueError: If shapes do not belong together, a sentence is too long, an id or length is out of
             range, or there is no target.
@@ -170,11 +148,6 @@ def check_batch(batch: PairBatch, config: TransformerConfig) -> None:
 
 def check_source(source: np.ndarray, lengths: np.ndarray, config: TransformerConfig) -> None:
     """Refuse source sentences that do not fit the model.
-
-    Args:
-        source: Token ids.
-        lengths: How many of each row count.
-        config: The sizes.
 
     Raises:
         ValueError: If shapes do not belong together, or a sentence, an id or a length is out of range.

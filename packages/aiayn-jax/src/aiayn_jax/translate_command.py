@@ -72,9 +72,6 @@ class Loaded(NamedTuple):
 def translate(argv: Sequence[str]) -> int:
     """Print translations; the exit status is 0, or 130 if interrupted.
 
-    Args:
-        argv: The command's arguments.
-
     Raises:
         InputError: If the model, a file or a value is unusable.
         DataError: If a line is not UTF-8.
@@ -163,9 +160,6 @@ def _print(translations: list[str]) -> bool:
 
 def load(options: TranslateOptions) -> Loaded:
     """The model that the options name, on its device.
-
-    Args:
-        options: Model, average, device and precision.
 
     Raises:
         InputError: If there is none, or it is damaged, or this machine lacks what was asked for.

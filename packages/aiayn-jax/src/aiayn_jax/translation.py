@@ -45,11 +45,6 @@ class Translator:
     Sentences are sorted by length, and their positions filled up to a power of two: each width is
     compiled once. A sentence that is too long for the model is cut, and said so; an empty one stays
     empty.
-
-    Args:
-        config: The model's sizes.
-        plan: Precision and device.
-        tokenizer: The joint BPE.
     """
 
     def __init__(self, config: TransformerConfig, plan: Plan, tokenizer: bpe_scratch.Tokenizer) -> None:
@@ -59,14 +54,7 @@ class Translator:
     def translate(
         self, params: Parameters, sentences: Sequence[str], decoding: Decoding, first_line: int = 1
     ) -> list[str]:
-        """One translation for each sentence.
-
-        Args:
-            params: The weights, on the plan's device.
-            sentences: Plain text.
-            decoding: How to search.
-            first_line: Number of the first sentence, for the warning.
-        """
+        """One translation for each sentence."""
         found = self.translate_until(params, sentences, decoding, lambda: False, first_line)
         assert found is not None, "nobody asked to stop"
         return found
@@ -79,15 +67,7 @@ class Translator:
         stop: Callable[[], bool],
         first_line: int = 1,
     ) -> list[str] | None:
-        """As ``translate``; None if asked to stop.
-
-        Args:
-            params: The weights, on the plan's device.
-            sentences: Plain text.
-            decoding: How to search.
-            stop: Asked before every batch.
-            first_line: Number of the first sentence, for the warning.
-        """
+        """As ``translate``; None if asked to stop."""
         side = self._cut(encode_side(self.tokenizer, sentences), first_line)
         found = [""] * len(sentences)
         full = np.flatnonzero([bool(text.strip()) for text in sentences])

@@ -28,7 +28,6 @@ def from_named(
 
     Args:
         arrays: Float32 arrays by the names of ``parameter_shapes``.
-        config: The sizes.
         device: Where the arrays are to live, and stay: ``None`` means JAX's first device.
 
     Raises:
@@ -60,12 +59,7 @@ def from_named(
 
 
 def to_named(params: Parameters, config: TransformerConfig) -> dict[str, np.ndarray]:
-    """Arrays by name in the order of ``parameter_shapes``, as copies, without the padding.
-
-    Args:
-        params: Parameters, or anything of their shapes: gradients, moments.
-        config: The sizes.
-    """
+    """Arrays by name in the order of ``parameter_shapes``, as copies, without the padding."""
     named = {"embedding": np.array(params.embedding)[: config.vocab_size]}
     for stack in ("encoder", "decoder"):
         layers = getattr(params, stack)

@@ -39,9 +39,7 @@ def choose_widths(lengths: Int64[np.ndarray, " n"], count: int, multiple: int) -
     the j-th candidate with k widths ends with a bucket from some i to j.
 
     Args:
-        lengths: Length of each pair.
         count: Widths at most.
-        multiple: Each width is a multiple of this.
 
     Returns:
         Ascending widths; the last one holds the longest.
@@ -78,11 +76,8 @@ def choose_shapes(
     """The shapes of all batches.
 
     Args:
-        source: Source length of each pair.
-        target: Target length of each pair.
         tokens: Positions of a batch on either side, at most, unless one row has more.
         buckets: Shapes at most.
-        multiple: Widths are multiples of this.
     """
     widths = choose_widths(np.maximum(source, target), buckets, multiple)
     places = np.searchsorted(widths, np.maximum(source, target))
@@ -102,9 +97,7 @@ class BatchPlan:
     """The batches of one part, by step.
 
     Args:
-        pairs: The part.
         shapes: Shapes in ascending width; a pair takes the first that it fits into.
-        seed: Key of the order.
 
     Raises:
         ValueError: If a pair fits into no shape.
@@ -184,9 +177,7 @@ def fill_batch(pairs: TokenPairs, rows: Int64[np.ndarray, " rows"], shape: Shape
     """Pairs as the rows of a batch, filled up on the right and below.
 
     Args:
-        pairs: Where they come from.
         rows: Which ones, at most as many as the shape has rows.
-        shape: The batch's shape.
     """
     source, used = fill_side(pairs.source, rows, shape.rows, shape.source)
     target, wanted = fill_side(pairs.target, rows, shape.rows, shape.target)
@@ -202,14 +193,7 @@ def fill_batch(pairs: TokenPairs, rows: Int64[np.ndarray, " rows"], shape: Shape
 def fill_side(
     side: Side, rows: Int64[np.ndarray, " rows"], height: int, width: int
 ) -> tuple[Int32[np.ndarray, "B S"], Bool[np.ndarray, "B S"]]:
-    """Sentences as rows of one array, zero where filled up, and where they are.
-
-    Args:
-        side: Where they come from.
-        rows: Which sentences.
-        height: Rows of the array.
-        width: Positions of a row.
-    """
+    """Sentences as rows of one array, zero where filled up, and where they are."""
     lengths = np.zeros(height, np.int64)
     lengths[: len(rows)] = side.starts[rows + 1] - side.starts[rows]
     begins = np.zeros(height, np.int64)

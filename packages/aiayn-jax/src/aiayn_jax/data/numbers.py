@@ -87,9 +87,6 @@ def number_pairs(numbers: list[int]) -> TextPairs:
 
     Figures to be read come with a comma at the thousands or, for every other number, without; figures
     that are written have it. The pairs are shuffled, so that the first few are of every kind.
-
-    Args:
-        numbers: The numbers.
     """
     read = [f"{number:,}" if index % 2 else str(number) for index, number in enumerate(numbers)]
     words = [in_words(number) for number in numbers]

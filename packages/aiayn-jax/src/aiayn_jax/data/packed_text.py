@@ -12,9 +12,6 @@ class PackedText(Sequence[str]):
 
     A Python string of the length of a sentence takes some 60 bytes besides its characters, and two bytes
     for each of them as soon as one is beyond Latin-1, such as a dash or a quotation mark.
-
-    Args:
-        texts: What to begin with.
     """
 
     def __init__(self, texts: Iterable[str] = ()) -> None:
@@ -23,11 +20,7 @@ class PackedText(Sequence[str]):
             self.append(text)
 
     def append(self, text: str) -> None:
-        """Add a text at the end.
-
-        Args:
-            text: Any text.
-        """
+        """Add a text at the end."""
         # a lone surrogate is kept, for the tokenizer to name it
         self._bytes += text.encode("utf-8", "surrogatepass")
         self._ends.append(len(self._bytes))

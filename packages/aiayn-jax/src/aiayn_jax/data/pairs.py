@@ -64,13 +64,7 @@ class PairCollector:
     _empty: dict[str, list[int]] = field(default_factory=dict)
 
     def add(self, number: int, source: str, target: str) -> None:
-        """Take a pair.
-
-        Args:
-            number: Its line or record.
-            source: The sentence.
-            target: Its translation.
-        """
+        """Take a pair."""
         blank = [side for side, text in (("source", source), ("target", target)) if not text.strip()]
         if blank:
             self._empty.setdefault(" and ".join(blank), []).append(number)
@@ -83,7 +77,6 @@ class PairCollector:
         """The pairs, with a note for each way of being empty.
 
         Args:
-            where: The origin, for the notes.
             notes: What else was seen.
 
         Raises:
@@ -165,10 +158,6 @@ class LineFile:
 def read_pairs(source: Path, target: Path) -> TextPairs:
     """The pairs of two files.
 
-    Args:
-        source: One sentence a line.
-        target: Its translation on the same line.
-
     Raises:
         DataError: If a file cannot be read, the files differ in their number of lines, or no pair is left.
     """
@@ -189,9 +178,6 @@ def read_pairs(source: Path, target: Path) -> TextPairs:
 
 def read_lines(path: Path) -> list[str]:
     """The lines of a file, empty ones among them.
-
-    Args:
-        path: The file.
 
     Raises:
         DataError: If it cannot be read, or a line is too long or not UTF-8.

@@ -46,8 +46,6 @@ def prepare(corpus: Corpus, config: RunConfig, tokenizer_json: bytes | None = No
     """Encode a corpus and arrange its batches.
 
     Args:
-        corpus: The text.
-        config: The settings.
         tokenizer_json: A tokenizer that exists; learned from the training pairs if None.
 
     Raises:

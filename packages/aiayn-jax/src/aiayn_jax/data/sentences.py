@@ -64,9 +64,7 @@ def learn_tokenizer(pairs: TextPairs, vocab_size: int, pattern: str) -> bpe_scra
     """The joint BPE of both sides.
 
     Args:
-        pairs: The training pairs.
         vocab_size: Number of ids at most; fewer if the text has no more merges to give.
-        pattern: How text is cut into pieces.
 
     Raises:
         DataError: If ``vocab_size`` does not hold the bytes and the end of text.
@@ -89,12 +87,7 @@ def end_of_text(tokenizer: bpe_scratch.Tokenizer) -> int:
 
 
 def encode_side(tokenizer: bpe_scratch.Tokenizer, sentences: Sequence[str]) -> Side:
-    """Encode sentences and close each with the end of text.
-
-    Args:
-        tokenizer: The joint BPE.
-        sentences: Any text.
-    """
+    """Encode sentences and close each with the end of text."""
     end, parts, lengths = np.int32(end_of_text(tokenizer)), [np.zeros(0, np.int32)], [np.zeros(1, np.int64)]
     for first in range(0, len(sentences), SENTENCES_AT_A_TIME):
         ids, offsets = tokenizer.encode_to_numpy(list(sentences[first : first + SENTENCES_AT_A_TIME]))
@@ -107,12 +100,6 @@ def encode_pairs(
     tokenizer: bpe_scratch.Tokenizer, pairs: TextPairs, longest: int, where: str
 ) -> tuple[TokenPairs, list[str]]:
     """Encode pairs; those with a side of more than ``longest`` tokens are left out, and said so.
-
-    Args:
-        tokenizer: The joint BPE.
-        pairs: The text.
-        longest: Positions of the model.
-        where: Name of the part, for the note.
 
     Returns:
         The ids, and a note if any pair was left out.

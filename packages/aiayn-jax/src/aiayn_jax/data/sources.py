@@ -54,12 +54,6 @@ def open_corpus(
 ) -> Corpus:
     """Read all parts.
 
-    Args:
-        section: What to read.
-        pin: A run's pin, if it goes on.
-        on_notice: Told of retries.
-        should_stop: Gives up while waiting.
-
     Raises:
         DataError: If the source is unknown, or something in it is unusable.
     """

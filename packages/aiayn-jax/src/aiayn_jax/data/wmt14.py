@@ -32,16 +32,6 @@ def stream_pairs(
 ) -> tuple[TextPairs, dict[str, str]]:
     """One part of WMT 2014.
 
-    Args:
-        part: ``train``, ``val`` or ``test``.
-        languages: Source and target, ``("en", "de")`` or the other way.
-        max_pairs: Take no more records than this.
-        pin: The revision that an earlier call returned.
-        on_notice: Told of every retry.
-        should_stop: Gives up while waiting for one.
-        dataset: Another dataset of the same form, or a folder with one.
-        retry: How long to wait for a stream that does not come.
-
     Returns:
         The pairs, and what pins the revision that they are from.
 

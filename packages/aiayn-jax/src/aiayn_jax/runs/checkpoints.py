@@ -74,10 +74,6 @@ class SavedState(NamedTuple):
 def save_state(run: Path, state: SavedState) -> Path:
     """Save a step, whole or not at all.
 
-    Args:
-        run: The run's folder.
-        state: What to save.
-
     Returns:
         The step's folder.
 
@@ -109,9 +105,6 @@ def save_state(run: Path, state: SavedState) -> Path:
 def load_model(folder: Path) -> SavedModel:
     """Load a step without Adam's moments.
 
-    Args:
-        folder: The step's folder.
-
     Raises:
         InputError: If anything that is read is missing, damaged or does not fit.
     """
@@ -121,9 +114,6 @@ def load_model(folder: Path) -> SavedModel:
 @refusing
 def load_state(folder: Path) -> SavedState:
     """Load a step.
-
-    Args:
-        folder: The step's folder.
 
     Raises:
         InputError: If anything in it is missing, damaged or does not fit.
@@ -164,10 +154,6 @@ def config_to_json(config: TransformerConfig) -> bytes:
 def config_from_json(values: Mapping[str, Any], path: Path) -> TransformerConfig:
     """The sizes that ``config_to_json`` wrote.
 
-    Args:
-        values: The file's content.
-        path: The file, for messages.
-
     Raises:
         InputError: If it is of another kind of model, or not exactly what was written.
     """
@@ -192,9 +178,7 @@ def scheduled_steps(run: Path, every: int, last: int) -> list[tuple[int, Path]]:
     """The steps of a run that an uninterrupted one would have saved, ascending.
 
     Args:
-        run: The run's folder.
         every: Steps between saves; 0 for the last alone.
-        last: The last step.
     """
     return [
         (step, folder)
@@ -204,14 +188,7 @@ def scheduled_steps(run: Path, every: int, last: int) -> list[tuple[int, Path]]:
 
 
 def keep_newest(run: Path, count: int, every: int, last: int) -> None:
-    """Delete old steps, so that ``count`` scheduled ones remain, with those saved between on a signal.
-
-    Args:
-        run: The run's folder.
-        count: Scheduled steps to keep.
-        every: Steps between saves.
-        last: The last step.
-    """
+    """Delete old steps, so that ``count`` scheduled ones remain, with those saved between on a signal."""
     scheduled = scheduled_steps(run, every, last)
     if len(scheduled) > count:
         oldest = scheduled[-count][0]

@@ -19,10 +19,6 @@ from aiayn_jax.tree import from_named, to_named
 class Engine:
     """Holds the state of training, and runs the compiled functions on it.
 
-    Args:
-        config: The model's sizes.
-        runtime: Device, precision, seed, layout and determinism.
-
     Raises:
         ValueError: If this machine lacks what was asked for.
     """
@@ -51,13 +47,7 @@ class Engine:
         return self._state.params
 
     def load(self, parameters: Named, first: Named, second: Named) -> None:
-        """Take over weights and Adam's moments.
-
-        Args:
-            parameters: Weights by name.
-            first: Means of the gradient.
-            second: Means of its square.
-        """
+        """Take over weights and Adam's moments."""
         moments = AdamState(self._tree(first), self._tree(second))
         self._state = init_state(self._tree(parameters), self.plan, moments)
 
@@ -71,11 +61,6 @@ class Engine:
 
     def train_step(self, batch: PairBatch, lr: float, step: int) -> Float32[Array, " 4"]:
         """Take a step.
-
-        Args:
-            batch: What to learn from.
-            lr: Learning rate.
-            step: Steps already taken.
 
         Returns:
             Smoothed loss, negative log-likelihood per target, gradient norm, 1 if the weights moved; on

@@ -32,10 +32,6 @@ class Averaged(NamedTuple):
 def average_last(run: Path, config: RunConfig) -> Averaged:
     """The mean of a run's last scheduled checkpoints, as many as it says, or as there are.
 
-    Args:
-        run: The run's folder.
-        config: The run's settings.
-
     Raises:
         InputError: If there is none, or one is damaged.
     """
@@ -49,9 +45,6 @@ def average_last(run: Path, config: RunConfig) -> Averaged:
 
 def score_test(parts: RunParts) -> Result | None:
     """Translate the test pairs with the averaged weights, and write down the score and the text.
-
-    Args:
-        parts: The run.
 
     Returns:
         The score, or None if asked to stop meanwhile.

@@ -81,8 +81,6 @@ class Loop:
     """Takes a run from where it stands to its end.
 
     Args:
-        parts: What it works with.
-        step: Steps taken.
         evaluated: Step of the last evaluation; -1 before the first.
         saved: Step of the checkpoint that it began from; -1 if none.
     """

@@ -84,10 +84,6 @@ class Resumed(NamedTuple):
 def open_run(path: Path, locks: ExitStack) -> Resumed:
     """Lock a run and load the step that it goes on from.
 
-    Args:
-        path: A run's folder, to go on from its newest whole step, or one of its steps.
-        locks: Holds the lock.
-
     Raises:
         InputError: If there is nothing to resume, or it is damaged.
         WriteError: If another process holds the run.
@@ -106,10 +102,6 @@ def open_run(path: Path, locks: ExitStack) -> Resumed:
 
 def read_record(values: Mapping[str, Any], where: str) -> Record:
     """A record from the JSON values of a file.
-
-    Args:
-        values: What ``Record.as_json`` gave.
-        where: The file, for messages.
 
     Raises:
         InputError: If it is of another kind, or anything is missing or does not fit.
@@ -133,11 +125,7 @@ def read_record(values: Mapping[str, Any], where: str) -> Record:
 
 
 def describe_maker(device: str) -> dict[str, Any]:
-    """Device, processors, threads and versions.
-
-    Args:
-        device: The device's name.
-    """
+    """Device, processors, threads and versions."""
     return {
         "device": device,
         "processors": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -159,10 +147,6 @@ def _version(package: str) -> str:
 def compare_with_before(record: Record, resumed: Resumed) -> None:
     """Refuse other data than the run was trained on; warn of what may change the last bits.
 
-    Args:
-        record: What the run is now.
-        resumed: What it was.
-
     Raises:
         InputError: If the data's tokens are others.
     """
@@ -181,12 +165,7 @@ def compare_with_before(record: Record, resumed: Resumed) -> None:
 
 
 def cut_back(resumed: Resumed, path: Path) -> None:
-    """If the user named a step that is not the newest, set the later ones aside.
-
-    Args:
-        resumed: The run.
-        path: What the user named.
-    """
+    """If the user named a step that is not the newest, set the later ones aside."""
     if resumed.state is not None and is_step(path):
         later = set_aside_later(resumed.run, resumed.step)
         if later:

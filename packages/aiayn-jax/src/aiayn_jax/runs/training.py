@@ -44,12 +44,8 @@ def train(
     """Train, score, and give the exit status.
 
     Args:
-        config: The settings.
-        preset: The preset's name.
         out: Folder of a new run; one under ``runs`` if None.
         resumed: The run to go on with; its lock is the caller's.
-        resume_path: What the user named, if a run goes on.
-        stop: Asked in every loop.
 
     Raises:
         TrainerError: With one line for the user, as its subclasses say.
@@ -85,11 +81,7 @@ def _metrics_position(run: Path, resumed: Resumed | None) -> tuple[Path, int, in
 
 
 def with_precision(config: RunConfig) -> RunConfig:
-    """The configuration with the precision chosen: bfloat16 on a GPU, float32 on a CPU.
-
-    Args:
-        config: The settings.
-    """
+    """The configuration with the precision chosen: bfloat16 on a GPU, float32 on a CPU."""
     if config.runtime.precision is not None:
         return config
     precision: Literal["float32", "bfloat16"] = "bfloat16" if on_gpu(config.runtime) else "float32"
@@ -99,11 +91,6 @@ def with_precision(config: RunConfig) -> RunConfig:
 @contextmanager
 def new_folder(out: Path | None, preset: str, config: RunConfig) -> Iterator[Path]:
     """A locked folder for a new run; removed again if nothing comes of it.
-
-    Args:
-        out: The folder that the user named, if one.
-        preset: The preset's name.
-        config: For the space that checkpoints take.
 
     Raises:
         InputError: If the folder holds a run.
