@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import bpe_scratch
 import numpy as np
-from gpt_data.stopping import StopFlag
 from jaxtyping import Int
 
 from gpt_trainer.backend import Backend
@@ -56,9 +55,9 @@ def sample_text(
     prompt: str,
     tokens: int,
     config: SamplingConfig,
-    stop: StopFlag,
+    stop: Callable[[], bool] = lambda: False,
 ) -> str:
-    """One continuation as text, the prompt included; shorter if ``stop`` is set meanwhile.
+    """One continuation as text, the prompt included; shorter if ``stop`` says so meanwhile.
 
     Args:
         backend: The model.
