@@ -5,11 +5,13 @@ from __future__ import annotations
 import gzip
 import json
 import sys
+import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from gpt_data.errors import DataError
 from gpt_trainer.errors import InputError
 from hellaswag_eval import choose, read_items
 from hellaswag_eval.items import Item, read_item
@@ -65,6 +67,11 @@ def test_reduced_forms() -> None:
         ({"ctx": 5}, "ctx is 5"),
         ({"ctx_b": None}, "ctx_b is None"),
         ({"activity_label": 1}, "activity_label is 1"),
+        ({"ctx": "a \ud83d b"}, "ctx is 'a \\ud83d b', expected a text"),
+        ({"endings": ["a", "\udc00", "b"]}, "ending 1 is '\\udc00', expected a text"),
+        ({"label": "1" * 5000}, "label is '1111"),
+        ({"label": 10**4000}, "label is 1000"),
+        ({"endings": {"a": ["b" * 9999]}}, "endings is {'a': ['bbb"),
     ],
     ids=lambda value: str(value)[:30],
 )
@@ -73,15 +80,17 @@ def test_what_does_not_fit_is_named(change: dict[str, Any], words: str) -> None:
         read_item({**ORIGINAL, **change}, 0, "line 3")
     assert words in str(caught.value)
     assert caught.value.exit_status == 65
+    assert len(str(caught.value)) < 200
 
 
 @pytest.mark.parametrize("pack", [lambda content: content, gzip.compress], ids=["plain", "gzip"])
 def test_files(tmp_path: Path, pack: Any) -> None:
     # U+2028 is a line separator to str.splitlines and not to JSON lines
     odd = {**ORIGINAL, "ctx": "Grüße\u2028東京 🙂"}
-    text = "\n".join(json.dumps(item, ensure_ascii=False) for item in (ORIGINAL, odd)) + "\n\n"
+    text = "\n \n".join(json.dumps(item, ensure_ascii=False) for item in (ORIGINAL, odd)) + "\n\n"
     path = tmp_path / "items"
-    path.write_bytes(pack(text.encode()))
+    # a byte-order mark, as some editors put it
+    path.write_bytes(pack(text.encode("utf-8-sig")))
     items = read_items(path)
     assert [item.row for item in items] == [0, 1]
     assert items[1].context == "Grüße\u2028東京 🙂"
@@ -93,22 +102,49 @@ def test_files(tmp_path: Path, pack: Any) -> None:
         (b"", "holds no items"),
         (b"{}\n", "line 1: ctx is ''"),
         (json.dumps(ORIGINAL).encode() + b"\n{", "line 2 is not JSON"),
-        (b"[1]\n", "line 1 is not a JSON object"),
-        (b"\xff\n", "cannot read"),
-        (gzip.compress(b"{}")[:-9], "cannot read"),
+        (b"[1]\n", "line 1 is a JSON array, expected an object"),
+        (b"\xff\n", "line 1 is not UTF-8 at byte 0"),
+        (gzip.compress(b"{}")[:-9], "ended before the end of the stream"),
+        (b"[" * 100_000, "line 1 is not JSON"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "line 1 is not JSON"),
+        (gzip.compress(b" " * 2**21), "line 1 is longer than 1048576 bytes"),
     ],
-    ids=["empty", "no fields", "half a line", "no object", "not UTF-8", "half a gzip"],
+    ids=[
+        "empty",
+        "no fields",
+        "half a line",
+        "no object",
+        "not UTF-8",
+        "half a gzip",
+        "deep",
+        "digits",
+        "long",
+    ],
 )
 def test_bad_files(tmp_path: Path, content: bytes, words: str) -> None:
     path = tmp_path / "items.jsonl"
     path.write_bytes(content)
-    with pytest.raises(InputError) as caught:
+    with pytest.raises((InputError, DataError)) as caught:
         read_items(path)
     assert words in str(caught.value)
+    assert caught.value.exit_status == 65
+    assert len(str(caught.value)) < 300
+
+
+def test_a_file_that_unpacks_to_more_than_memory_holds_costs_none(tmp_path: Path) -> None:
+    path = tmp_path / "items.jsonl.gz"
+    path.write_bytes(gzip.compress(b"a" * 2**26))
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match="line 1 is longer"):
+            read_items(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**23
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"cannot read .*none\.jsonl"):
+    with pytest.raises(DataError, match=r"cannot read .*none\.jsonl"):
         read_items(tmp_path / "none.jsonl")
 
 

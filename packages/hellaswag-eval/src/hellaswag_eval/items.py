@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from gpt_data.errors import shown
 from gpt_trainer.errors import InputError
 
 FEWEST_ENDINGS = 2
@@ -50,12 +51,12 @@ def read_item(values: Mapping[str, Any], row: int, where: str) -> Item:
         InputError: If a field is missing or does not fit; an ending that is blank is one of these.
     """
     parts = _parts(values, where)
-    context = values.get("ctx", " ".join(parts or ()).strip())
-    if not isinstance(context, str) or not context.strip():
-        raise InputError(f"{where}: ctx is {context!r}, expected a text")
+    context = _text("ctx", values.get("ctx", " ".join(parts or ()).strip()), where)
+    if not context.strip():
+        raise InputError(f"{where}: ctx is {shown(context)}, expected a text that is not blank")
     activity = values.get("activity_label")
-    if activity is not None and not isinstance(activity, str):
-        raise InputError(f"{where}: activity_label is {activity!r}, expected a text")
+    if activity is not None:
+        _text("activity_label", activity, where)
     endings = _endings(values.get("endings"), where)
     label = _label(values.get("label"), len(endings), where)
     return Item(row, context, endings, label, activity, parts, _is_wikihow(values))
@@ -64,26 +65,43 @@ def read_item(values: Mapping[str, Any], row: int, where: str) -> Item:
 def _parts(values: Mapping[str, Any], where: str) -> tuple[str, str] | None:
     if values.get("ctx_a") is None and values.get("ctx_b") is None:
         return None
-    for name in ("ctx_a", "ctx_b"):
-        if not isinstance(values.get(name), str):
-            raise InputError(f"{where}: {name} is {values.get(name)!r}, expected a text")
-    return values["ctx_a"], values["ctx_b"]
+    return _text("ctx_a", values.get("ctx_a"), where), _text("ctx_b", values.get("ctx_b"), where)
+
+
+def _text(name: str, value: Any, where: str) -> str:
+    """A field that must be a text; one with half a surrogate pair, which JSON can write, is none."""
+    if not isinstance(value, str) or not _is_utf8(value):
+        raise InputError(f"{where}: {name} is {shown(value)}, expected a text")
+    return value
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _endings(endings: Any, where: str) -> tuple[str, ...]:
     if not isinstance(endings, list) or len(endings) < FEWEST_ENDINGS:
-        raise InputError(f"{where}: endings is {endings!r}, expected a list of at least {FEWEST_ENDINGS}")
+        raise InputError(
+            f"{where}: endings is {shown(endings)}, expected a list of at least {FEWEST_ENDINGS}"
+        )
     for number, ending in enumerate(endings):
-        if not isinstance(ending, str) or not ending.strip():
-            raise InputError(f"{where}: ending {number} is {ending!r}, expected a text that is not blank")
+        if not _text(f"ending {number}", ending, where).strip():
+            raise InputError(
+                f"{where}: ending {number} is {shown(ending)}, expected a text that is not blank"
+            )
     return tuple(endings)
 
 
 def _label(label: Any, endings: int, where: str) -> int:
     # the hub's copy has digits; its test split has none, as those answers are kept back
-    number = int(label) if isinstance(label, str) and label.isascii() and label.isdecimal() else label
+    digits = isinstance(label, str) and label.isascii() and label.isdecimal() and len(label) < 10
+    number = int(label) if digits else label
     if type(number) is not int or not 0 <= number < endings:
-        raise InputError(f"{where}: label is {label!r}, expected 0 to {endings - 1}")
+        raise InputError(f"{where}: label is {shown(label)}, expected 0 to {endings - 1}")
     return number
 
 

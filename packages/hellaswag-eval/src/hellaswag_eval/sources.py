@@ -1,70 +1,52 @@
-"""Where items come from: a file of JSON lines, plain or gzipped, or the hub's copy of HellaSwag."""
+"""Where items come from: a file of JSON lines, compressed or not, or the hub's copy of HellaSwag."""
 
 from __future__ import annotations
 
-import gzip
-import json
 import random
-import zlib
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from gpt_data.store.json_lines import read_json_lines
 from gpt_trainer.errors import InputError
 
 from hellaswag_eval.items import Item, read_item
 
 HUB_NAME = "Rowan/hellaswag"
 HUB_SPLIT = "validation"
+LONGEST_LINE, LONGEST_FILE = 2**20, 2**30
+"""Bytes, unpacked; HellaSwag's own lines have 2,000 and its largest file 50 million."""
 
 
 def read_items(data: Path | None) -> list[Item]:
     """All items of a file, or the hub's validation split.
 
     Args:
-        data: JSON lines, gzipped if the content begins as such a file does; None for the hub.
+        data: JSON lines, compressed or not; None for the hub.
 
     Raises:
-        InputError: If it cannot be read, is empty, or a line is not an item; the line is named.
+        DataError: If the file cannot be read, is too long or a line is not a JSON object; the line is named.
+        InputError: If it is empty, a line is not an item, or the hub does not answer.
     """
     return read_hub() if data is None else read_file(data)
 
 
 def read_file(path: Path) -> list[Item]:
-    """The items of a file of JSON lines; blank lines are passed over.
+    """The items of a file of JSON lines.
 
     Args:
         path: The file.
 
     Raises:
-        InputError: If it cannot be read, is empty, or a line is not an item.
+        DataError: If it cannot be read, is too long or a line is not a JSON object.
+        InputError: If it is empty, or a line is not an item.
     """
-    items: list[Item] = []
-    for number, line in enumerate(_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{path} line {number}"
-        try:
-            values = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{where} is not JSON: {error}") from None
-        if not isinstance(values, dict):
-            raise InputError(f"{where} is not a JSON object")
-        items.append(read_item(values, len(items), where))
+    lines = enumerate(read_json_lines(path, LONGEST_LINE, LONGEST_FILE))
+    items = [read_item(values, row, where) for row, (where, values) in lines]
     if not items:
         raise InputError(f"{path} holds no items")
     return items
-
-
-def _text(path: Path) -> str:
-    try:
-        content = path.read_bytes()
-        if content.startswith(b"\x1f\x8b"):
-            content = gzip.decompress(content)
-        return content.decode()
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {error}") from None
 
 
 def read_hub() -> list[Item]:
