@@ -2,13 +2,22 @@
 
 It obeys ``gpt_data.batch.Batch`` to the letter, prefixes included, and position ids outside its context
 are an error, so that two layouts that mean the same give the same. Shapes: B rows, T positions, D width.
+
+As a program it is the command with the toy as its only backend.
 """
 
 from __future__ import annotations
 
+import sys
+from importlib.metadata import EntryPoint
+from typing import Any
+
 import numpy as np
 from gpt_data.batch import IGNORE, Batch
+from gpt_trainer import backend
+from gpt_trainer.backend import BackendSpec
 from gpt_trainer.model_config import ModelConfig
+from gpt_trainer.parameters import Parameters
 
 
 class ToyModel:
@@ -47,3 +56,32 @@ def visible(batch: Batch) -> np.ndarray:
         prefix = batch.prefix_lengths[:, None, None]
         sees = sees | ((s < prefix) & (t >= prefix))
     return sees
+
+
+class ToyBackend(ToyModel):
+    def __init__(self, config: ModelConfig, optimizer: Any, runtime: Any, options: Any) -> None:
+        super().__init__(config.vocab_size, config.context)
+        self.precision = runtime.precision
+
+    def load(self, parameters: Parameters, moments: None = None) -> None:
+        self.tokens = self.tokens + parameters["transformer.wte.weight"]
+
+    def device_name(self) -> str:
+        return "toy"
+
+
+class NoOptions:
+    pass
+
+
+def spec(name: str, *, gpu: bool = False) -> BackendSpec:
+    return BackendSpec(name, NoOptions, ToyBackend, lambda: gpu)  # type: ignore[arg-type]
+
+
+SPEC = spec("gpt-toy")
+
+if __name__ == "__main__":
+    from hellaswag_eval.commands import main
+
+    backend.entry_points = lambda group: [EntryPoint("gpt-toy", f"{__name__}:SPEC", group)]
+    main(sys.argv[1:])

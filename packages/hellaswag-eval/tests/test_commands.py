@@ -16,33 +16,13 @@ from gpt_data.batch import Batch
 from gpt_trainer.backend import BackendSpec, Moments
 from gpt_trainer.checkpoint import CheckpointState, save_checkpoint
 from gpt_trainer.model_config import ModelConfig
-from gpt_trainer.parameters import Parameters, init_parameters
+from gpt_trainer.parameters import init_parameters
 from hellaswag_eval import commands, encode_items, evaluate_backend, read_items
 from hellaswag_eval.models import encoder
-from hellaswag_toy import ToyModel
+from hellaswag_toy import ToyBackend, ToyModel, spec
 
 CONFIG = ModelConfig(1, 1, 8, 64, 257)
 ITEM = {"ctx": "A man runs. he", "endings": ["stops.", "falls", "is Ünïcode 🙂", "a"], "label": 2}
-
-
-class ToyBackend(ToyModel):
-    def __init__(self, config: ModelConfig, optimizer: Any, runtime: Any, options: Any) -> None:
-        super().__init__(config.vocab_size, config.context)
-        self.precision = runtime.precision
-
-    def load(self, parameters: Parameters, moments: None = None) -> None:
-        self.tokens = self.tokens + parameters["transformer.wte.weight"]
-
-    def device_name(self) -> str:
-        return "toy"
-
-
-class NoOptions:
-    pass
-
-
-def spec(name: str, *, gpu: bool = False) -> BackendSpec:
-    return BackendSpec(name, NoOptions, ToyBackend, lambda: gpu)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -171,6 +151,24 @@ def test_what_is_wrong_is_one_line(
     assert words in error
     assert error.startswith("hellaswag-eval: ")
     assert error.count("\n") == 1
+
+
+def test_items_without_a_title_are_known_before_the_model_is_opened(
+    installed: Any, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "untitled.jsonl"
+    path.write_text("".join(json.dumps({**ITEM, **more}) + "\n" for more in ({"activity_label": "A"}, {})))
+    said = "item 1 has no activity_label, which the protocol harness needs"
+    assert call("--model", run, "--data", path) == 0
+    shown = capsys.readouterr()
+    assert shown.err == f"{said}: completion alone\n"
+    assert [line.partition(":")[0] for line in shown.out.splitlines()[1:]] == ["completion"]
+    # there is no such model: were it opened first, that would be said
+    assert call("--model", "none", "--data", path, "--protocol", "harness") == 65
+    assert capsys.readouterr().err == f"hellaswag-eval: {said}\n"
+    path.write_text(json.dumps({**ITEM, "endings": ["a", "[title]"], "label": 0, "activity_label": "A"}))
+    assert call("--model", "none", "--data", path) == 65
+    assert capsys.readouterr().err == "hellaswag-eval: item 0: ending 1 is empty without its markers\n"
 
 
 def test_the_fastest_backend_that_runs_here_is_taken(installed: dict[str, BackendSpec]) -> None:

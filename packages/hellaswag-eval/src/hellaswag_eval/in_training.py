@@ -12,10 +12,11 @@ from gpt_data.stopping import StopFlag
 from gpt_trainer.errors import InputError
 from gpt_trainer.extra_evaluation import EvaluationSpec, Measure
 from gpt_trainer.model_config import ModelConfig
+from gpt_trainer.origin import warn
 
 from hellaswag_eval.evaluation import GivesLogProbs, evaluate_backend
 from hellaswag_eval.models import encoder
-from hellaswag_eval.protocols import PROTOCOLS, Example, Protocol, encode_items
+from hellaswag_eval.protocols import Example, allowed_protocols, encode_items
 from hellaswag_eval.results import Evaluation
 from hellaswag_eval.scoring import Plan, StoppedError
 from hellaswag_eval.sources import choose, read_items
@@ -34,7 +35,7 @@ class Options:
     Attributes:
         eval_hellaswag_every: Steps between HellaSwag evaluations; 0 means never.
         eval_hellaswag_items: Items of one evaluation, the same every time and in every run.
-        eval_hellaswag_data: JSON lines of HellaSwag's items, plain or gzipped (from the hub if not given).
+        eval_hellaswag_data: JSON lines of HellaSwag's items, compressed or not (from the hub if not given).
         eval_hellaswag_protocol: completion, harness or both.
     """
 
@@ -53,7 +54,8 @@ def prepare(options: Options, model: ModelConfig, tokenizer: bpe_scratch.Tokeniz
         tokenizer: The data's tokenizer.
 
     Raises:
-        InputError: If the data cannot be had, the tokenizer is not known or has other ids than the model, or
+        DataError: If the file of items cannot be read.
+        InputError: If an item does not fit, the tokenizer is not known or has other ids than the model, or
             an ending is longer than the model's context.
     """
     if options.eval_hellaswag_items < 1:
@@ -65,8 +67,7 @@ def prepare(options: Options, model: ModelConfig, tokenizer: bpe_scratch.Tokeniz
             f"model with a vocabulary of {model.vocab_size}"
         )
     items = choose(read_items(options.eval_hellaswag_data), options.eval_hellaswag_items, SUBSET_SEED)
-    chosen = options.eval_hellaswag_protocol
-    protocols: tuple[Protocol, ...] = PROTOCOLS if chosen == "both" else (chosen,)
+    protocols = allowed_protocols(options.eval_hellaswag_protocol, items, warn)
     encoded = {name: encode_items(items, encoder(tokenizer), name) for name in protocols}
     for examples in encoded.values():
         _check_lengths(examples, model.context)

@@ -52,6 +52,31 @@ class Example(NamedTuple):
     row: int = 0
 
 
+def allowed_protocols(
+    asked: Protocol | Literal["both"], items: Sequence[Item], say: Callable[[str], None]
+) -> tuple[Protocol, ...]:
+    """The protocols to score by; of both, those that the items have the fields for.
+
+    Args:
+        asked: One of them, or both.
+        items: Questions.
+        say: Called with a line if one of both is left out.
+
+    Raises:
+        InputError: If an item lacks what the one that is asked for needs.
+    """
+    chosen = PROTOCOLS if asked == "both" else (asked,)
+    if "harness" not in chosen:
+        return chosen
+    if asked == "both" and any(item.activity is None for item in items):
+        missing = next(item.row for item in items if item.activity is None)
+        say(f"item {missing} has no activity_label, which the protocol harness needs: completion alone")
+        return ("completion",)
+    for item in items:
+        harness_texts(item)
+    return chosen
+
+
 def encode_items(items: Sequence[Item], encode: Encode, protocol: Protocol) -> list[Example]:
     """The items as a protocol asks for them.
 

@@ -1,0 +1,175 @@
+"""``hellaswag-eval``: score a model on HellaSwag and say by which protocol."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from gpt_data.flags import parse_flags
+from gpt_data.stopping import StopFlag
+from gpt_data.terminal import can_show, emit
+from gpt_trainer.backend import Precision
+from gpt_trainer.errors import InputError, WriteError
+from gpt_trainer.origin import warn
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from hellaswag_eval.huggingface import open_huggingface
+from hellaswag_eval.models import TOKENS_PER_BATCH, Device, Model, as_model, open_checkpoint
+from hellaswag_eval.protocols import Protocol, allowed_protocols, encode_items
+from hellaswag_eval.results import Evaluation, describe, write_answers
+from hellaswag_eval.scoring import MOST_SHAPES, Plan
+from hellaswag_eval.sources import choose, read_items
+
+HUGGING_FACE = "hf:"
+PROMISE = "the batch under way is finished, and nothing is shown; a second signal ends at once"
+Report = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to score, and how.
+
+    Attributes:
+        model: A run, one of its steps, a Hugging Face GPT-2 folder, or hf:FOLDER for transformers' own code.
+        backend: gpt-jax, gpt-torchfunc or gpt-triton (the fastest installed one that runs here if not given).
+        protocol: completion, harness or both (of both, completion alone if an item has no activity_label);
+            their figures cannot be compared with each other.
+        data: JSON lines of HellaSwag's items, compressed or not (Rowan/hellaswag from the hub if not given).
+        limit: Score only so many items.
+        seed: Draw those by this seed, instead of taking the first.
+        out: Write each item's log-probabilities and choices into this file, one JSON object per line.
+        json: Print JSON, one object per protocol and line.
+        plain: No progress bar.
+        device: cpu, gpu, or auto.
+        precision: Precision of products (bfloat16 on a GPU and float32 on a CPU if not given).
+        tokenizer_files: Folder with GPT-2's tokenizer files, for a model that comes without.
+        share_context: Compute the context of an item's endings once; not for hf:FOLDER.
+        tokens_per_batch: Tokens on the device at a time (65,536 on a GPU, 2,048 on a CPU if not given).
+        shapes: Most shapes of batches, each of which a compiling backend compiles once.
+    """
+
+    model: str
+    backend: str | None = None
+    protocol: Literal["completion", "harness", "both"] = "both"
+    data: Path | None = None
+    limit: int | None = None
+    seed: int | None = None
+    out: Path | None = None
+    json: bool = False
+    plain: bool = False
+    device: Device = "auto"
+    precision: Precision | None = None
+    tokenizer_files: Path | None = None
+    share_context: bool = True
+    tokens_per_batch: int | None = None
+    shapes: int = MOST_SHAPES
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command; the exit status is 0.
+
+    Args:
+        argv: Arguments.
+
+    Raises:
+        DataError: If a flag is unknown, or the data cannot be read.
+        InputError: If the model, an item or a value is unusable.
+        WriteError: If ``--out`` cannot be written.
+        OutputError: If the standard output does not take the figures.
+        StoppedError: If a signal came.
+    """
+    options: Options = parse_flags(
+        argv, {"options": Options}, prog="hellaswag-eval", description="Score a model on HellaSwag."
+    ).options
+    _check(options)
+    items = choose(read_items(options.data), options.limit, options.seed)
+    protocols = allowed_protocols(options.protocol, items, warn)
+    model = _open(options)
+    stop = StopFlag()
+    evaluations = []
+    with stop.installed(PROMISE), progress_bar(plain=options.plain or not sys.stderr.isatty()) as report:
+        for protocol in protocols:
+            examples = encode_items(items, model.encode, protocol)
+            plan = _plan(options, model, report(protocol), stop)
+            evaluations.append(model.evaluate(examples, protocol, plan))
+    if options.out is not None:
+        write_answers(options.out, evaluations)
+    _print(options, model, evaluations)
+    return 0
+
+
+def _check(options: Options) -> None:
+    """Refuse before the model is loaded what would be refused after it."""
+    for name in ("shapes", "tokens_per_batch"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name.replace('_', '-')} {value} is not positive")
+    if options.out is not None and not options.out.parent.is_dir():
+        raise WriteError(f"cannot write --out {options.out}: there is no folder {options.out.parent}")
+    if options.model.startswith(HUGGING_FACE):
+        for name in ("backend", "tokenizer_files"):
+            if getattr(options, name) is not None:
+                raise InputError(f"--{name.replace('_', '-')} does not go with --model {options.model}")
+
+
+def _open(options: Options) -> Model:
+    if options.model.startswith(HUGGING_FACE):
+        folder = Path(options.model.removeprefix(HUGGING_FACE))
+        return open_huggingface(folder, options.device, options.precision)
+    path = Path(options.model)
+    opened = open_checkpoint(
+        path,
+        options.backend,
+        device=options.device,
+        precision=options.precision,
+        tokenizer_files=options.tokenizer_files,
+    )
+    return as_model(opened, path)
+
+
+def _plan(options: Options, model: Model, report: Report | None, stop: StopFlag) -> Plan:
+    return Plan(
+        tokens_per_batch=options.tokens_per_batch or TOKENS_PER_BATCH[model.place],
+        most_shapes=options.shapes,
+        share=options.share_context,
+        on_progress=report,
+        should_stop=stop,
+    )
+
+
+@contextmanager
+def progress_bar(*, plain: bool) -> Iterator[Callable[[Protocol], Report | None]]:
+    """A function that begins a bar for each protocol, on the standard error.
+
+    Args:
+        plain: No bar.
+    """
+    if plain:
+        yield lambda _: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+
+        def begin(protocol: Protocol) -> Report:
+            task = bar.add_task(protocol, total=None)
+            return lambda done, total: bar.update(task, completed=done, total=total)
+
+        yield begin
+
+
+def _print(options: Options, model: Model, evaluations: Sequence[Evaluation]) -> None:
+    if options.json:
+        for evaluation in evaluations:
+            values: dict[str, Any] = {**model.description, **evaluation.as_json()}
+            emit(json.dumps(values))
+        return
+    emit(", ".join(f"{name} {value}" for name, value in model.description.items()))
+    for evaluation in evaluations:
+        line = f"{describe(evaluation)} in {evaluation.seconds:.1f} s, {len(evaluation.shapes)} shapes"
+        emit(line if can_show(line) else line.replace("±", "+-"))
