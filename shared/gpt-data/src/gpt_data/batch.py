@@ -46,11 +46,12 @@ class Batch(NamedTuple):
         index = np.broadcast_to(np.arange(context, dtype=np.int32), (rows, context))
         if self.segment_starts is None:
             return index
-        positions = index - self.segment_starts
+        positions: np.ndarray = index - self.segment_starts
         if self.prefix_lengths is None:
             return positions
         prefix = self.prefix_lengths[:, None]
-        return positions + np.where(index < prefix, np.int32(0), prefix)
+        shifted: np.ndarray = positions + np.where(index < prefix, np.int32(0), prefix)
+        return shifted
 
     @property
     def target_count(self) -> int:

@@ -24,7 +24,8 @@ def mix(words: UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:
     """SplitMix64's finalizer: every bit of a word depends on every bit given."""
     words = (words ^ (words >> np.uint64(30))) * np.uint64(MIX1)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(MIX2)
-    return words ^ (words >> np.uint64(31))
+    mixed: np.ndarray = words ^ (words >> np.uint64(31))
+    return mixed
 
 
 def round_keys(seed: int, epoch: int) -> UInt64[np.ndarray, " rounds"]:

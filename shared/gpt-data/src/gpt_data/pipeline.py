@@ -119,7 +119,8 @@ class Preparation:
             return chosen
         lengths = (encoded.starts[1:] - encoded.starts[:-1])[chosen]
         before = self.writers[split].state.total + np.cumsum(lengths) - lengths
-        return chosen[before < self.settings.max_tokens]
+        within: np.ndarray = chosen[before < self.settings.max_tokens]
+        return within
 
     def _enough(self, split: str) -> bool:
         limit = self.settings.max_tokens

@@ -210,7 +210,7 @@ def _with_origin(base: TrainConfig, origin: Origin) -> TrainConfig:
     """The preset for a given model: its sizes, its tokenizer, rows that it can hold."""
     model = origin.saved.model
     sizes = {"n_layer": model.n_layer, "n_head": model.n_head, "d_model": model.d_model}
-    section = replace(base.model, **sizes, context=min(base.model.context, model.context))  # type: ignore[arg-type]
+    section = replace(base.model, **sizes, context=min(base.model.context, model.context))
     data = base.data
     if origin.tokenizer is not None:
         data = replace(data, tokenizer=origin.tokenizer, tokenizer_files=origin.tokenizer_files)

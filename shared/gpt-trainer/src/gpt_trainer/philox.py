@@ -86,4 +86,5 @@ def dropout_mask(shape: tuple[int, ...], key: tuple[int, int], rate: float) -> B
     index = np.arange(int(np.prod(shape)), dtype=np.uint64)
     zero = np.zeros_like(index)
     counter = np.stack([index & LOW, index >> np.uint64(32), zero, zero]).astype(np.uint32)
-    return (philox(counter, key)[0] >= dropout_threshold(rate)).reshape(shape)
+    kept: np.ndarray = philox(counter, key)[0] >= dropout_threshold(rate)
+    return kept.reshape(shape)

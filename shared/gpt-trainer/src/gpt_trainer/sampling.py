@@ -91,5 +91,5 @@ class Sampler:
         uniform = np.array([stream.random() for stream in self._streams])
         heights = np.cumsum(probabilities, axis=1)
         # scaled to the last height: rounding must not leave a gap behind the last token
-        places = (heights <= (uniform * heights[:, -1])[:, None]).sum(axis=1)
-        return places.astype(np.int32)
+        places: np.ndarray = (heights <= (uniform * heights[:, -1])[:, None]).sum(axis=1, dtype=np.int32)
+        return places

@@ -119,7 +119,7 @@ def noam_schedule(step: int, *, peak: float, warmup: int) -> float:
         Vaswani et al. 2017, equation 3.
     """
     s, w = step + 1, max(1, warmup)
-    return peak * math.sqrt(w) * min(s**-0.5, s * w**-1.5)
+    return peak * math.sqrt(w) * min(math.pow(s, -0.5), s * math.pow(w, -1.5))
 
 
 def learning_rate(
