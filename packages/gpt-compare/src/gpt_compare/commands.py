@@ -1,5 +1,6 @@
 """``gpt-compare``: train side by side, then one table, the plots and one page.
 
+``--batch-size``, ``--context`` and ``--preset`` take lists: a comparison for each, a table and a plot of all.
 ``gpt-compare report DIR`` draws a report again, ``gpt-compare diff A B`` says what got slower.
 """
 
@@ -8,10 +9,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -34,6 +36,7 @@ from gpt_compare.gauge import Gauge, gauge_of
 from gpt_compare.plan import base_of, choose_device, undisturbed, write_plan
 from gpt_compare.report import Comparison, driver_version, read_report, show, write_report
 from gpt_compare.running import run_competitor
+from gpt_compare.sweep import MAX, Point, largest_batch, points_of, write_sweep
 
 DESCRIPTION = "Train the same GPT-2 with every backend and with plain PyTorch; report what each costs."
 COMPARISONS = Path("comparisons")
@@ -48,6 +51,8 @@ class Options:
         runs: Backends to train, or plain; each with flags of its own in quotes: "gpt-jax --layers unroll".
         preset: cpu-demo, gpt2-124m, gpt2-350m, gpt2-774m or gpt2-1.5b.
         out: Folder of the report (comparisons/PRESET-N if not given).
+        batch_size: Rows of a step, which is then one micro-batch: a number, several (a comparison each, as
+            with several of --context or --preset), or max for the largest that fits.
         repeat: Turns of each competitor, forth and back: A B C C B A.
         price_per_hour: Dollars for an hour of this machine; the report then says what a billion tokens cost.
         keep_checkpoints: Leave the trained weights of each run.
@@ -56,6 +61,7 @@ class Options:
     runs: tuple[str, ...] = ()
     preset: str | None = None
     out: Path | None = None
+    batch_size: tuple[str, ...] = ()
     repeat: int = 1
     price_per_hour: float | None = None
     keep_checkpoints: bool = False
@@ -76,12 +82,14 @@ class Request:
         competitors: The runs.
         preset: The preset's name.
         config: The settings that all have in common.
+        largest: Whether each competitor takes the largest batch that fits it.
     """
 
     options: Options
     competitors: list[Competitor]
     preset: str
     config: TrainConfig
+    largest: bool = False
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -107,30 +115,58 @@ def run(argv: list[str]) -> int:
     """
     if argv[:1] in (["report"], ["diff"]):
         return _show_again(argv[1:]) if argv[0] == "report" else _diff(argv[1:])
-    request = read_request(argv)
-    console, stop = Console(), StopFlag()
-    gauge = gauge_of(request.config.runtime.device)
-    disturbances = gauge.disturbances()
-    with stop.installed(), _new_folder(request) as folder:
-        # prepared once and before anything is timed
-        open_data(request.config.data, stop, plain=not sys.stderr.isatty()).close()
-        rows = with_gaps(_run_all(request, folder, stop, gauge, console))
-    date = datetime.now(UTC).isoformat(" ", "minutes")
+    places, stop = points_of(argv), StopFlag()
+    requests = [_request_of(point) for point in places]
     command = shlex.join(["gpt-compare", *argv])
+    done: list[tuple[Point, Comparison]] = []
+    with stop.installed(), _new_folder(requests[0]) as folder:
+        for point, request in zip(places, requests, strict=True):
+            if not stop():
+                where = folder / point.name if len(places) > 1 else folder
+                where.mkdir(exist_ok=True)
+                done.append((point, compare(request, where, command, stop)))
+        if len(done) > 1:
+            Console().print(f"{write_sweep(folder, done)}, with sweep.png beside it", soft_wrap=True)
+    if stop():
+        return INTERRUPTED
+    return FAILED if any(row.error is not None for _, each in done for row in each.rows) else 0
+
+
+def compare(request: Request, folder: Path, command: str, stop: StopFlag) -> Comparison:
+    """Train every competitor, and report.
+
+    Args:
+        request: What the user asked for.
+        folder: Of the report.
+        command: What was typed, for the report.
+        stop: Leaves out what has not begun.
+    """
+    console, gauge = Console(), gauge_of(request.config.runtime.device)
+    disturbances = gauge.disturbances()
+    # prepared once and before anything is timed
+    open_data(request.config.data, stop, plain=not sys.stderr.isatty()).close()
+    rows = with_gaps(_run_all(request, folder, stop, gauge, console))
     comparison = Comparison(
         request.preset,
-        flat(request.config),
+        flat(request.config) | ({"tokens_per_step": None, "micro_batch": None} if request.largest else {}),
         rows,
         command,
-        date,
+        datetime.now(UTC).isoformat(" ", "minutes"),
         driver_version(),
         request.options.price_per_hour,
         disturbances,
     )
     _publish(folder, comparison, console)
-    if stop():
-        return INTERRUPTED
-    return FAILED if any(row.error is not None for row in rows) else 0
+    return comparison
+
+
+def _request_of(point: Point) -> Request:
+    """The request of one place: so many rows are one micro-batch; ``max`` is for each competitor alone."""
+    argv = [*point.argv]
+    if point.batch_size not in (None, MAX):
+        context = point.context or _base(argv)[1].model.context
+        argv += [f"--micro-batch={point.batch_size}", f"--tokens-per-step={int(point.batch_size) * context}"]
+    return replace(read_request(argv), largest=point.batch_size == MAX)
 
 
 def _publish(folder: Path, comparison: Comparison, console: Console) -> None:
@@ -172,10 +208,8 @@ def read_request(argv: list[str]) -> Request:
     Raises:
         InputError: If a name is unknown or values do not fit.
     """
-    early, runs = read_early(argv), _early_runs(argv)
-    competitors = read_competitors(runs)
-    device = choose_device(early.device, competitors)
-    preset, base = base_of(early, device)
+    runs = _early_runs(argv)
+    preset, base = _base(argv)
     sections = {name: getattr(base, name) for name in SECTIONS if name != "reports"}
     values = {"options": Options(runs, preset), **sections}
     flags = parse_flags(argv, values, prog="gpt-compare", description=DESCRIPTION)
@@ -183,7 +217,13 @@ def read_request(argv: list[str]) -> Request:
         config = TrainConfig(**{name: getattr(flags, name) for name in sections}, reports=base.reports)
     except ValueError as error:
         raise InputError(str(error)) from None
-    return Request(flags.options, competitors, preset, undisturbed(config))
+    return Request(flags.options, read_competitors(runs), preset, undisturbed(config))
+
+
+def _base(argv: list[str]) -> tuple[str, TrainConfig]:
+    """The preset and its settings, on which the other flags' defaults depend."""
+    early = read_early(argv)
+    return base_of(early, choose_device(early.device, read_competitors(_early_runs(argv))))
 
 
 def _early_runs(argv: list[str]) -> tuple[str, ...]:
@@ -211,9 +251,12 @@ def _new_folder(request: Request) -> Iterator[Path]:
 def _run_all(request: Request, folder: Path, stop: StopFlag, gauge: Gauge, console: Console) -> list[Row]:
     """Turn after turn, forth and back; a failure or a signal leaves what the others have."""
     plan = write_plan(folder, request.config)
-    turns: dict[str, list[Row]] = {competitor.label: [] for competitor in request.competitors}
+    competitors = request.competitors
+    if request.largest:
+        competitors = [_largest(competitor, request, plan, stop, console) for competitor in competitors]
+    turns: dict[str, list[Row]] = {competitor.label: [] for competitor in competitors}
     for turn in range(1, request.options.repeat + 1):
-        for competitor in request.competitors if turn % 2 else reversed(request.competitors):
+        for competitor in competitors if turn % 2 else reversed(competitors):
             rows = turns[competitor.label]
             if stop():
                 rows.append(failed(competitor, "not begun"))
@@ -221,7 +264,39 @@ def _run_all(request: Request, folder: Path, stop: StopFlag, gauge: Gauge, conso
                 rows.append(
                     _run_one(competitor, plan, turn, request.options.keep_checkpoints, stop, gauge, console)
                 )
-    return [of_turns(rows) for rows in turns.values()]
+    return [
+        _with_rows(of_turns(rows), competitor) if request.largest else of_turns(rows)
+        for competitor, rows in zip(competitors, turns.values(), strict=True)
+    ]
+
+
+def _with_rows(row: Row, competitor: Competitor) -> Row:
+    """The row, the batch that it found for itself among what it was made with."""
+    found = [flag.partition("=")[2] for flag in competitor.flags if flag.startswith("--micro-batch=")]
+    return replace(row, made_by={**row.made_by, "rows": found[-1]}) if found else row
+
+
+def _largest(
+    competitor: Competitor, request: Request, plan: Path, stop: StopFlag, console: Console
+) -> Competitor:
+    """The competitor with the largest batch that fits; as it was if none does, so that it says why."""
+    context = request.config.model.context
+
+    def of(rows: int) -> tuple[str, ...]:
+        return (*competitor.flags, f"--micro-batch={rows}", f"--tokens-per-step={rows * context}")
+
+    def fits(rows: int) -> bool:
+        if stop():
+            return False
+        flags = (*of(rows), "--steps=2", "--warmup=1")
+        probe = competitor._replace(flags=flags, label=f"probe {competitor.label} {rows}")
+        row = run_competitor(probe, plan, stop)
+        shutil.rmtree(plan.parent / probe.folder, ignore_errors=True)
+        return row.error is None
+
+    rows = largest_batch(fits)
+    console.print(f"{competitor.label}: at most {rows} rows fit", markup=False, highlight=False)
+    return competitor._replace(flags=of(rows)) if rows else competitor
 
 
 def _run_one(

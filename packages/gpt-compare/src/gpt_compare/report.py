@@ -90,7 +90,8 @@ class Comparison:
     def title(self) -> str:
         """Model, precision, step and device in one line."""
         given = self.settings
-        rows = given["tokens_per_step"] // given["context"]
+        tokens = given["tokens_per_step"]
+        rows = "as many as fit" if tokens is None else tokens // given["context"]
         size = f"{given['steps']} steps of {rows} x {given['context']} tokens"
         return f"{self.preset}, {given['precision']}, {size}, on {self.device}"
 

@@ -1,0 +1,166 @@
+"""One comparison for each value of an axis: ``--batch-size``, ``--context`` or ``--preset`` as lists.
+
+``--batch-size max`` looks for the largest that fits, for each competitor by itself, in a process each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from gpt_trainer.errors import InputError, WriteError
+from matplotlib.figure import Figure
+
+from gpt_compare.plots import DPI, WIDTH, entries_of
+from gpt_compare.report import Comparison
+
+AXES = ("preset", "context", "batch_size")
+MAX = "max"
+LARGEST = 1 << 14
+
+
+@dataclass(frozen=True)
+class Point:
+    """One place of a sweep.
+
+    Attributes:
+        values: Those of the axes that have several, by axis.
+        argv: The command line of this place alone, the batch size left out.
+        batch_size: Rows of a micro-batch, of which a step then has one; or ``max``.
+        context: If the user gave it.
+    """
+
+    values: dict[str, str]
+    argv: tuple[str, ...]
+    batch_size: str | None
+    context: int | None
+
+    @property
+    def name(self) -> str:
+        """For a folder and a table: ``batch-size-8_context-512``; empty if there is only one place."""
+        return "_".join(f"{axis.replace('_', '-')}-{value}" for axis, value in self.values.items())
+
+
+def points_of(argv: Sequence[str]) -> list[Point]:
+    """Every combination of the lists, in the order given.
+
+    Args:
+        argv: Arguments of ``gpt-compare``.
+
+    Raises:
+        InputError: If a batch size or a context is not a positive number.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for axis in AXES:
+        parser.add_argument(f"--{axis.replace('_', '-')}", nargs="+", default=[None])
+    found, rest = parser.parse_known_args(argv)
+    places = []
+    for values in itertools.product(*(getattr(found, axis) for axis in AXES)):
+        given = {axis: value for axis, value in zip(AXES, values, strict=True) if value is not None}
+        for axis in ("context", "batch_size"):
+            value = given.get(axis, "1")
+            if not (value.isdigit() and int(value)) and (axis, value) != ("batch_size", MAX):
+                raise InputError(f"--{axis.replace('_', '-')} {value} is not a positive number")
+        flags = [f"--{axis}={given[axis]}" for axis in ("preset", "context") if axis in given]
+        several = {axis: value for axis, value in given.items() if len(getattr(found, axis)) > 1}
+        context = int(given["context"]) if "context" in given else None
+        places.append(Point(several, (*rest, *flags), given.get("batch_size"), context))
+    return places
+
+
+def largest_batch(fits: Callable[[int], bool]) -> int:
+    """The largest number of rows that fits, to an eighth of it; 0 if not even one does.
+
+    Args:
+        fits: Tries a number of rows; expensive.
+    """
+    good, bad = 0, 1
+    while bad <= LARGEST and fits(bad):
+        good, bad = bad, 2 * bad
+    while bad - good > max(1, good // 8):
+        middle = (good + bad) // 2
+        good, bad = (middle, bad) if fits(middle) else (good, middle)
+    return good
+
+
+def write_sweep(folder: Path, places: Sequence[tuple[Point, Comparison]]) -> Path:
+    """Write ``sweep.md``, ``sweep.json`` and ``sweep.png``: speed and memory over the places.
+
+    Args:
+        folder: Where to; each place's own report lies below it.
+        places: At least two.
+
+    Returns:
+        The path of ``sweep.md``.
+
+    Raises:
+        WriteError: If something cannot be written.
+    """
+    try:
+        listed = [{"values": point.values, "report": point.name} for point, _ in places]
+        (folder / "sweep.json").write_text(json.dumps(listed, indent=1) + "\n", "utf-8")
+        _draw(places).savefig(folder / "sweep.png", dpi=DPI)
+        path = folder / "sweep.md"
+        path.write_text(_markdown(places), "utf-8")
+    except OSError as error:
+        raise WriteError(f"cannot write the sweep in {folder}: {error.strerror or error}") from None
+    return path
+
+
+def _markdown(places: Sequence[tuple[Point, Comparison]]) -> str:
+    labels = dict.fromkeys(row.label for _, comparison in places for row in comparison.rows)
+    lines = [f"# {places[0][1].title}, and along {', '.join(places[0][0].values)}", ""]
+    for name, form in (("tokens/s", _speed), ("peak memory", _memory)):
+        lines.append(
+            "| " + " | ".join([name, *(f"[{p.name}]({p.name}/report.md)" for p, _ in places)]) + " |"
+        )
+        lines.append("| --- |" + " --: |" * len(places))
+        for label in labels:
+            lines.append(
+                f"| {label} | " + " | ".join(form(comparison, label) for _, comparison in places) + " |"
+            )
+        lines.append("")
+    return "\n".join([*lines, "![Speed and memory](sweep.png)", ""])
+
+
+def _speed(comparison: Comparison, label: str) -> str:
+    figures = next((row.figures for row in comparison.rows if row.label == label), None)
+    return "" if figures is None else f"{figures.tokens_per_second:,.0f}"
+
+
+def _memory(comparison: Comparison, label: str) -> str:
+    figures = next((row.figures for row in comparison.rows if row.label == label), None)
+    return "" if figures is None else f"{figures.peak_memory_bytes / 1e9:.2f} GB"
+
+
+def _draw(places: Sequence[tuple[Point, Comparison]]) -> Figure:
+    """One line for each competitor over the places; a gap where it did not finish."""
+    figure = Figure(figsize=(WIDTH, 5.6), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True)
+    entries = [{entry.label: entry for entry in entries_of(comparison.rows)} for _, comparison in places]
+    for label in dict.fromkeys(label for found in entries for label in found):
+        looks = next(found[label] for found in entries if label in found)
+        present = [found[label].figures if label in found else None for found in entries]
+        speeds = [np.nan if f is None else f.tokens_per_second for f in present]
+        sizes = [np.nan if f is None else f.peak_memory_bytes / 1e9 for f in present]
+        for axes, values in ((top, speeds), (bottom, sizes)):
+            axes.plot(values, color=looks.colour, linestyle=looks.line, marker="o", markersize=4, label=label)
+    top.set_ylabel("tokens per second")
+    bottom.set_ylabel("GB at the peak")
+    for axes in (top, bottom):
+        axes.set_ylim(bottom=0.0)
+        axes.yaxis.set_major_formatter("{x:,.6g}")
+        axes.grid(axis="y", alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    bottom.set_xticks(range(len(places)), ["\n".join(point.values.values()) for point, _ in places])
+    bottom.set_xlabel(", ".join(axis.replace("_", " ") for axis in places[0][0].values))
+    handles, _ = top.get_legend_handles_labels()
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=9, handlelength=4
+    )
+    return figure

@@ -1,0 +1,84 @@
+"""Sweeps: the places of the lists, the largest batch, and the table of all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from gpt_compare import commands
+from gpt_compare.competitor import Competitor
+from gpt_compare.figures import Row, failed
+from gpt_compare.sweep import largest_batch, points_of
+from gpt_compare_toy import SMALL, finished, text_folder
+from gpt_trainer.errors import InputError
+
+
+def test_places_are_all_combinations_and_keep_the_other_flags() -> None:
+    words = ["--batch-size", "8", "16", "--steps", "5", "--context", "64", "128", "--runs", "plain"]
+    places = points_of(words)
+    assert [place.name for place in places] == [
+        f"context-{context}_batch-size-{rows}" for context in (64, 128) for rows in (8, 16)
+    ]
+    assert places[0].argv == ("--steps", "5", "--runs", "plain", "--context=64")
+    assert [place.batch_size for place in places] == ["8", "16", "8", "16"]
+    (only,) = points_of(["--steps", "5", "--context", "64"])
+    assert (only.name, only.batch_size, only.argv) == ("", None, ("--steps", "5", "--context=64"))
+
+
+@pytest.mark.parametrize("words", [["--batch-size", "0"], ["--context", "x"], ["--context", "max"]])
+def test_what_is_no_number_is_refused(words: list[str]) -> None:
+    with pytest.raises(InputError, match=f"{words[0]} {words[1]} is not a positive number"):
+        points_of(words)
+
+
+@pytest.mark.parametrize("limit", [0, 1, 2, 7, 8, 9, 100, 777])
+def test_the_largest_batch_fits_and_is_close_to_the_limit(limit: int) -> None:
+    tried = []
+
+    def fits(rows: int) -> bool:
+        tried.append(rows)
+        return rows <= limit
+
+    found = largest_batch(fits)
+    assert found <= limit
+    assert limit - found <= found // 8
+    assert len(tried) <= 16
+
+
+def train(competitor: Competitor, *_: object, **__: object) -> Row:
+    """Fits up to ten rows; speed is the number of rows."""
+    rows = next((int(f.split("=")[1]) for f in competitor.flags if f.startswith("--micro-batch=")), 4)
+    if rows > 10:
+        return failed(competitor, "killed by SIGKILL: out of memory")
+    return finished(competitor.label, [3.0, 2.0], [1.0, 1.0], memory=rows * 10**9)
+
+
+def compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    monkeypatch.setattr(commands, "run_competitor", train)
+    data = ["--data", f"text:{text_folder(tmp_path / 'text')}", "--data-cache", str(tmp_path / "cache")]
+    return commands.run([*SMALL, *data, "--out", str(tmp_path / "out"), "--runs", "a", "b", *words])
+
+
+def test_a_sweep_reports_each_place_and_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert compare(tmp_path, monkeypatch, "--batch-size", "2", "4", "--context", "8", "16") == 0
+    out = tmp_path / "out"
+    listed = json.loads((out / "sweep.json").read_text())
+    assert [each["report"] for each in listed] == [
+        f"context-{context}_batch-size-{rows}" for context in (8, 16) for rows in (2, 4)
+    ]
+    for each, rows in zip(listed[2:], (2, 4), strict=True):
+        config = json.loads((out / each["report"] / "report.json").read_text())["config"]
+        assert (config["micro_batch"], config["tokens_per_step"], config["context"]) == (rows, 16 * rows, 16)
+    table = (out / "sweep.md").read_text()
+    assert "| [context-16_batch-size-2](context-16_batch-size-2/report.md) |" in table
+    assert "| a | 30,000 | 30,000 | 30,000 | 30,000 |" in table
+    assert (out / "sweep.png").stat().st_size > 10_000
+
+
+def test_max_is_each_competitors_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert compare(tmp_path, monkeypatch, "--batch-size", "max") == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [row["made_by"]["rows"] for row in report["rows"]] == ["10", "10"]
+    assert "as many as fit x 31 tokens" in report["title"]
+    assert report["rows"][0]["figures"]["peak_memory_bytes"] > 10 * 10**9
