@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import os
 import resource
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gpt_data.command import run
@@ -27,6 +29,7 @@ def test_it_prepares_and_says_what_to_type_next(
     assert said.count("\n") == 1
     assert f"{Dataset.open(tmp_path / 'out').train.tokens:,} tokens to train on" in said
     assert f"--data shards:{tmp_path / 'out'}" in said
+    assert " held out (1 document in 50, or the last 5% of the text of fewer), " in said
 
 
 @pytest.mark.parametrize(
@@ -129,3 +132,57 @@ def test_nothing_heavy_is_imported_with_the_library() -> None:
     modules = "gpt_data.prepare, gpt_data.dataset, gpt_data.loader"
     code = f"import sys, {modules}; print(*({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"\n"
+
+
+def prepared(tmp_path: Path, shell: str = "", out: str = "out", **environment: str) -> Any:
+    (tmp_path / "a.txt").write_text("some text\n" * 50)
+    quoted = shlex.join([*COMMAND, *arguments(f"text:{tmp_path / 'a.txt'}", tmp_path / out)])
+    return subprocess.run(
+        ["bash", "-c", f"{quoted} {shell}"],
+        capture_output=True,
+        timeout=60,
+        env={**os.environ, **environment},
+    )
+
+
+def test_an_output_that_is_full_is_73_and_the_shards_are_there(tmp_path: Path) -> None:
+    done = prepared(tmp_path, "> /dev/full")
+    assert done.returncode == 73
+    *_, last = done.stderr.decode().splitlines()
+    assert last == "gpt-data-prepare: cannot write to the standard output: No space left on device"
+    assert b"Traceback" not in done.stderr
+    assert Dataset.open(tmp_path / "out").train.tokens
+
+
+def test_a_standard_error_that_is_full_ends_nothing(tmp_path: Path) -> None:
+    assert prepared(tmp_path, "2> /dev/full").returncode == 0
+
+
+def test_a_folder_that_the_terminal_cannot_show_is_prepared(tmp_path: Path) -> None:
+    done = prepared(tmp_path, out="o_\u00fcn\u00ef", PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stdout.count(b"o_?n?")) == (0, 2)
+    done = prepared(tmp_path, out="o_\udcff", PYTHONIOENCODING="utf-8")
+    assert (done.returncode, done.stdout.count(b"\n")) == (0, 1)
+
+
+@pytest.mark.parametrize("columns", ["1", "5", "0", "x"])
+def test_help_ends_in_the_narrowest_window(columns: str) -> None:
+    done = subprocess.run(
+        [*COMMAND, "--help"], capture_output=True, timeout=60, env={**os.environ, "COLUMNS": columns}
+    )
+    assert done.returncode == 0
+    assert b"--max-document-bytes" in done.stdout
+
+
+@pytest.mark.parametrize("seconds", [0.02, 0.05, 0.1, 0.2, 0.4])
+def test_ctrl_c_during_the_imports_is_130_and_not_a_word(tmp_path: Path, seconds: float) -> None:
+    code = "from gpt_data.command import main; print(flush=True); main()"
+    command = [sys.executable, "-c", code, *arguments("stdlib", tmp_path / "out")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        time.sleep(seconds)
+        child.send_signal(signal.SIGINT)
+        _, error = child.communicate(timeout=60)
+    # the last of these moments may already be one of work, which says what it was stopped at
+    assert (child.returncode, error) == (130, b"") or (child.returncode == 75 and b"Traceback" not in error)

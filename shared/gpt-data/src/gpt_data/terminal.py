@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import NoReturn
 
 CANNOT_WRITE, OUT_OF_MEMORY, INTERRUPTED = 73, 71, 130
 MEMORY_ERRORS = ("OutOfMemoryError", "MemoryError")
@@ -34,22 +38,46 @@ def guarded(name: str, command: Callable[[], int]) -> int:
         command: Returns the exit status.
     """
     tolerate_encodings()
-    try:
+    with _interruptions() as heard:
         try:
-            return command()
-        finally:
-            _flush()
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except BrokenPipeError:
-        give_up_stdout()
-        return 0
-    except Exception as error:
-        status, line = _explain(error)
-        if status is None:
-            raise
-        print(f"{name}: {line}", file=sys.stderr)
-        return status
+            try:
+                return command()
+            finally:
+                _flush()
+        except KeyboardInterrupt:
+            return INTERRUPTED
+        except BrokenPipeError:
+            give_up_stdout()
+            return 0
+        except Exception as error:
+            if heard:
+                return INTERRUPTED
+            status, line = _explain(error)
+            if status is None:
+                raise
+            with suppress(OSError):
+                print(f"{name}: {line}", file=sys.stderr, flush=True)
+            return status
+
+
+@contextmanager
+def _interruptions() -> Iterator[list[int]]:
+    """The interruptions that came: a library whose import one breaks off may turn it into another error."""
+    heard: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        heard.append(number)
+        signal.default_int_handler(number, frame)
+
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield heard
+        return
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield heard
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _explain(error: Exception) -> tuple[int | None, str]:

@@ -12,8 +12,8 @@ from typing import Any
 
 import bpe_scratch
 from gpt_data.cache import cached_dataset
-from gpt_data.command import watched
 from gpt_data.dataset import Dataset
+from gpt_data.display import watched
 from gpt_data.loader import BatchLoader
 from gpt_data.packing import window_count
 from gpt_data.stopping import StopFlag

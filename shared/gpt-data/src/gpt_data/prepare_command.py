@@ -1,0 +1,88 @@
+"""What ``gpt-data-prepare`` does: flags, a preparation that is shown, and a line of what it made."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpt_data.dataset import Dataset
+from gpt_data.display import watched
+from gpt_data.flags import parse_flags
+from gpt_data.prepare import prepare
+from gpt_data.settings import MAX_DOCUMENT_BYTES, SHARD_TOKENS
+from gpt_data.stopping import StopFlag
+from gpt_data.terminal import emit
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """Turn text into token shards that every trainer of this project reads.
+
+    Stopped at any moment, the same command goes on where it was.
+
+    Attributes:
+        data: stdlib, text:PATH, hf:NAME[:CONFIG[:SPLIT]], fineweb-edu or tinystories.
+        tokenizer: bytes, bpe-scratch:VOCAB, gpt2 or PATH/tokenizer.json.
+        out: Folder for the shards.
+        tokenizer_files: Folder with GPT-2's encoder.json and vocab.bpe; the hub if not given.
+        max_tokens: End each split with the document that brings it to this many tokens.
+        workers: Encoding processes; one for each processor if not given.
+        shard_tokens: Tokens of a full shard.
+        max_document_bytes: Largest document; a longer one is an error.
+        plain: Plain lines even on a terminal.
+    """
+
+    data: str
+    tokenizer: str
+    out: Path
+    tokenizer_files: Path | None = None
+    max_tokens: int | None = None
+    workers: int | None = None
+    shard_tokens: int = SHARD_TOKENS
+    max_document_bytes: int = MAX_DOCUMENT_BYTES
+    plain: bool = False
+
+
+def prepare_command(name: str, argv: Sequence[str]) -> int:
+    """Prepare what the flags say.
+
+    Args:
+        name: The command's name.
+        argv: Its arguments.
+
+    Raises:
+        DataError: If it cannot be prepared.
+    """
+    flags = parse_flags(
+        argv, {"options": PrepareOptions}, prog=name, description=PrepareOptions.__doc__ or ""
+    )
+    options: PrepareOptions = flags.options
+    stop = StopFlag()
+    with watched(stop, plain=options.plain or not sys.stderr.isatty()) as show:
+        dataset = prepare(
+            options.data,
+            options.tokenizer,
+            options.out,
+            tokenizer_files=options.tokenizer_files,
+            max_tokens=options.max_tokens,
+            workers=options.workers,
+            shard_tokens=options.shard_tokens,
+            max_document_bytes=options.max_document_bytes,
+            on_progress=show,
+            should_stop=stop,
+        )
+    emit(summary(dataset))
+    return 0
+
+
+def summary(dataset: Dataset) -> str:
+    """What was prepared, and what to type next."""
+    rule = dataset.manifest.plan.get("held_out") if dataset.manifest is not None else None
+    how = f" ({rule})" if rule else ""
+    return (
+        f"{dataset.folder}: {dataset.train.tokens:,} tokens to train on, "
+        f"{dataset.val.tokens:,} held out{how}, vocabulary {dataset.vocab_size:,}; "
+        f"train with --data shards:{dataset.folder}"
+    )
