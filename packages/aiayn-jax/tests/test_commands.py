@@ -173,7 +173,7 @@ def test_the_commands_refuse_each_others_models(
         (["--model=."], "holds no checkpoint"),
         (["--model=.", "--text=a", "--input=b"], "--text and --input do not go together"),
         (["--model=.", "--beam=0"], "--beam 0 is not positive"),
-        (["--model=.", "--length-penalty=-1"], "--length-penalty -1.0 is negative"),
+        (["--model=.", "--length-penalty=-1"], "--length-penalty -1.0 is not in [0, infinity)"),
         (["--model=.", "--input=x", "--reference=y"], "2 lines to translate, but --reference y has 1"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

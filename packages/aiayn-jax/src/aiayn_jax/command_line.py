@@ -12,10 +12,10 @@ from gpt_data.flags import parse_flags
 from gpt_trainer.errors import InputError
 from gpt_trainer.settings import field_names, flag, flat, overlay_section, read_toml
 
+from aiayn_jax.commands import TRAIN
 from aiayn_jax.runs.record import LAST_BITS, Resumed
 from aiayn_jax.settings import PRESET_OF, RUN_PRESETS, SECTIONS, DataSection, RunConfig
 
-COMMAND = "aiayn-jax-train"
 HARMLESS = {"steps", "device", "data", "val", "test"}
 """May change on resume, like all that only reports; the data if its tokens stay the same."""
 
@@ -124,7 +124,7 @@ def _parse(argv: Sequence[str], sections: Mapping[str, Any], early: Early) -> An
     return parse_flags(
         argv,
         {"actions": Actions(preset=early.preset), **sections},
-        prog=COMMAND,
+        prog=TRAIN,
         description=(
             "Train the Transformer of 'Attention Is All You Need'. Defaults are the preset's; flags have "
             "the last word."

@@ -12,6 +12,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import jax
@@ -45,8 +46,8 @@ class AdamConfig:
         for name in ("beta1", "beta2"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"{name}={getattr(self, name)} is not in [0, 1)")
-        if self.epsilon <= 0.0:
-            raise ValueError(f"epsilon={self.epsilon} is not positive")
+        if not 0.0 < self.epsilon < math.inf:
+            raise ValueError(f"epsilon={self.epsilon} is not in (0, infinity)")
 
 
 @struct.dataclass

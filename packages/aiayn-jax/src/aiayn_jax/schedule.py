@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 
 def noam(step: int, *, d_model: int, warmup: int, scale: float = 1.0) -> float:
     """``scale D^-0.5 min(t^-0.5, t warmup^-1.5)`` at ``t = step + 1``: the paper counts from 1.
@@ -21,7 +23,7 @@ def noam(step: int, *, d_model: int, warmup: int, scale: float = 1.0) -> float:
     if step < 0:
         raise ValueError(f"step={step} is negative")
     for name, value in (("d_model", d_model), ("warmup", warmup), ("scale", scale)):
-        if value <= 0:
-            raise ValueError(f"{name}={value} is not positive")
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name}={value} is not positive and finite")
     count = step + 1
     return scale * d_model**-0.5 * min(count**-0.5, count * warmup**-1.5)

@@ -87,7 +87,7 @@ def beam_search(
     _check(config, source, source_lengths, end_of_text, longest)
     if beam < 1:
         raise ValueError(f"beam={beam} is not positive")
-    if length_penalty < 0.0:
+    if not 0.0 <= length_penalty < np.inf:
         raise ValueError(f"length_penalty={length_penalty} is negative")
     sent = (jax.device_put(array, plan.device) for array in (source, source_lengths))
     settings = {"plan": plan, "end_of_text": end_of_text, "room": longest}

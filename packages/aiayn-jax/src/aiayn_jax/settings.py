@@ -5,6 +5,7 @@ A section's fields are flags, keys of a TOML file and keys of ``trainer.json`` u
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Literal
 
@@ -132,8 +133,8 @@ class RunConfig:
         self.model_config(vocab_size=1)
         _check_positive(self)
         for name in ("eval_every", "save_every", "score_pairs", "length_penalty"):
-            if getattr(self.reports, name) < 0:
-                raise ValueError(f"{name}={getattr(self.reports, name)} is negative")
+            if not 0 <= getattr(self.reports, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self.reports, name)} is not in [0, infinity)")
         if not 0 <= self.runtime.seed < 2**64:
             raise ValueError(f"seed={self.runtime.seed} is not in [0, 2^64)")
 
@@ -157,8 +158,8 @@ def _check_positive(config: RunConfig) -> None:
         "log_every": config.reports.log_every,
     }
     for name, value in values.items():
-        if value is not None and not value > 0:
-            raise ValueError(f"{name}={value} is not positive")
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{name}={value} is not positive and finite")
 
 
 SECTIONS = tuple(item.name for item in fields(RunConfig))

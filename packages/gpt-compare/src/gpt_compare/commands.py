@@ -20,6 +20,7 @@ from pathlib import Path
 from gpt_data.flags import parse_flags
 from gpt_data.stopping import StopFlag
 from gpt_data.terminal import guarded
+from gpt_trainer.backend import driver_sees_gpu
 from gpt_trainer.command_line import read_early
 from gpt_trainer.config import SECTIONS, TrainConfig
 from gpt_trainer.errors import InputError
@@ -208,8 +209,14 @@ def read_request(argv: list[str]) -> Request:
     Raises:
         InputError: If a name is unknown or values do not fit.
     """
+    # the frameworks have the last word on the device, and are asked once the command line is known to be good
+    _read_request(argv, "gpu" if driver_sees_gpu() else "cpu")
+    return _read_request(argv, _device(argv))
+
+
+def _read_request(argv: list[str], device: str) -> Request:
     runs = _early_runs(argv)
-    preset, base = _base(argv)
+    preset, base = base_of(read_early(argv), device)
     sections = {name: getattr(base, name) for name in SECTIONS if name != "reports"}
     values = {"options": Options(runs, preset), **sections}
     flags = parse_flags(argv, values, prog="gpt-compare", description=DESCRIPTION)
@@ -222,8 +229,11 @@ def read_request(argv: list[str]) -> Request:
 
 def _base(argv: list[str]) -> tuple[str, TrainConfig]:
     """The preset and its settings, on which the other flags' defaults depend."""
-    early = read_early(argv)
-    return base_of(early, choose_device(early.device, read_competitors(_early_runs(argv))))
+    return base_of(read_early(argv), _device(argv))
+
+
+def _device(argv: list[str]) -> str:
+    return choose_device(read_early(argv).device, read_competitors(_early_runs(argv)))
 
 
 def _early_runs(argv: list[str]) -> tuple[str, ...]:

@@ -17,8 +17,6 @@ from rich.table import Table
 from rich.text import Text
 
 from gpt_compare.figures import SPREAD, WINDOW, Row, row_from_json
-from gpt_compare.page import page
-from gpt_compare.plots import draw_all
 
 FORMAT = 2
 JSON_NAME, MARKDOWN_NAME, PAGE_NAME = "report.json", "report.md", "report.html"
@@ -264,6 +262,10 @@ def write_report(folder: Path, comparison: Comparison) -> Path:
     Raises:
         WriteError: If something cannot be written.
     """
+    # matplotlib takes two seconds, which --help would spend too
+    from gpt_compare.page import page
+    from gpt_compare.plots import draw_all
+
     path = folder / MARKDOWN_NAME
     try:
         (folder / JSON_NAME).write_text(json.dumps(comparison.as_json(), indent=1) + "\n", "utf-8")

@@ -8,8 +8,10 @@ reading with the file's name and the line.
 
 from __future__ import annotations
 
+import sys
 from array import array
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -110,12 +112,12 @@ class LineFile:
     """The lines of one UTF-8 file, plain or compressed by .bz2, .gz, .xz or .zst.
 
     Attributes:
-        path: The file.
+        path: The file; the standard input if None.
         carriage_returns: Lines so far that ended in one.
         marked: Whether the file began with a byte-order mark.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None) -> None:
         self.path = path
         self.carriage_returns = 0
         self.marked = False
@@ -126,14 +128,14 @@ class LineFile:
         Raises:
             DataError: If the file cannot be read, or a line is too long or not UTF-8.
         """
-        with open_unpacked(self.path) as file:
+        with nullcontext(sys.stdin.buffer) if self.path is None else open_unpacked(self.path) as file:
             number = 0
             while raw := file.readline(LONGEST_LINE + 1):
                 number += 1
                 yield self._clean(raw, number)
 
     def _clean(self, raw: bytes, number: int) -> str:
-        where = f"{self.path} line {number}"
+        where = f"{self.path or 'the standard input'} line {number}"
         if len(raw) > LONGEST_LINE:
             raise DataError(f"{where} is longer than {LONGEST_LINE:,} bytes")
         try:

@@ -30,6 +30,7 @@ from aiayn_jax.settings import RunConfig
 
 MANY_EPOCHS = 200
 FIXED_BYTES = 1 << 22
+PROMISE = "the step under way is finished and saved; a second signal ends at once"
 
 
 def train(
@@ -68,10 +69,11 @@ def train(
             display.say(line)
         step, evaluated = (resumed.step, resumed.evaluated) if resumed else (0, -1)
         saved = step if resumed is not None and resumed.state is not None else -1
-        with display:
-            loop = Loop(parts, step, evaluated, saved)
-            finished = loop.run()
-        return _finish(parts, loop.step, finished=finished)
+        with stop.installed(PROMISE):
+            with display:
+                loop = Loop(parts, step, evaluated, saved)
+                finished = loop.run()
+            return _finish(parts, loop.step, finished=finished)
 
 
 def _metrics_position(run: Path, resumed: Resumed | None) -> tuple[Path, int, int]:
