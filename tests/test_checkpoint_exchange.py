@@ -60,3 +60,27 @@ def test_every_backend_and_hugging_face_see_the_same_validation_loss(runs: Path)
         words = ("--resume", runs / "chain", "--eval-only", "--json", "--device", "cpu")
         ours = json.loads(run(BIN / f"{backend}-train", *words).splitlines()[-1])["val_loss"]
         assert abs(ours - theirs) <= 1e-4, backend
+
+
+def test_greedy_text_is_that_of_transformers_behind_the_end_of_text(runs: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    step = max((runs / "chain" / "checkpoints").glob("step-*"))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(step)
+    model = transformers.AutoModelForCausalLM.from_pretrained(step)
+    prompt = "12 squared"
+    ids = tokenizer(tokenizer.eos_token + prompt, return_tensors="pt")
+    theirs = model.generate(**ids, max_new_tokens=20, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+    words = (
+        "--model",
+        runs / "chain",
+        "--prompt",
+        prompt,
+        "--tokens",
+        20,
+        "--temperature",
+        0,
+        "--device",
+        "cpu",
+    )
+    ours = run(BIN / "gpt-torchfunc-sample", *words)
+    assert ours.removesuffix("\n") == tokenizer.decode(theirs[0], skip_special_tokens=True)

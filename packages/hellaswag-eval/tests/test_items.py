@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from gpt_data.errors import DataError
 from gpt_trainer.errors import InputError
-from hellaswag_eval import choose, read_items
+from hellaswag_eval import choose, read_items, sources
 from hellaswag_eval.items import Item, read_item
 
 ORIGINAL = {
@@ -149,18 +149,37 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = SimpleNamespace(HF_HUB_OFFLINE=False)
+
+    def library(load_dataset: Any) -> None:
+        config.HF_HUB_OFFLINE = False
+        found = SimpleNamespace(load_dataset=load_dataset, config=config)
+        monkeypatch.setitem(sys.modules, "datasets", found)
+
     def load_dataset(name: str, *, split: str) -> list[dict[str, Any]]:
         assert (name, split) == ("Rowan/hellaswag", "validation")
         return [{**ORIGINAL, "label": "3"}]
 
-    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    def broken(name: str, *, split: str) -> None:
+        raise ConnectionError("no such\nfile")
+
+    def no_answer(question: Any) -> None:
+        raise DataError("the hub does not answer (no route)")
+
+    monkeypatch.setattr(sources, "ask", lambda question: None)
+    library(load_dataset)
     assert read_items(None) == [read_item(ORIGINAL, 0, "x")]
-
-    def no_answer(name: str, *, split: str) -> None:
-        raise ConnectionError("no route\nat all")
-
-    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=no_answer))
-    with pytest.raises(InputError, match=r"hub \(no route\); or name a file with --data"):
+    assert not config.HF_HUB_OFFLINE
+    library(broken)
+    with pytest.raises(InputError, match=r"cannot read Rowan/hellaswag: no such; or name a file with --data"):
+        read_items(None)
+    # no answer, but a copy of an earlier day; then none
+    monkeypatch.setattr(sources, "ask", no_answer)
+    library(load_dataset)
+    assert read_items(None) == [read_item(ORIGINAL, 0, "x")]
+    assert config.HF_HUB_OFFLINE
+    library(broken)
+    with pytest.raises(InputError, match=r"the hub does not answer \(no route\); or name a file"):
         read_items(None)
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(InputError, match=r"hellaswag-eval\[data\]"):

@@ -196,3 +196,26 @@ def test_generated_text_is_that_of_the_harness(ours: GPTFromScratch, theirs: Any
     settings = {"until": until, "max_gen_toks": 12, "do_sample": False}
     requests = instances(("The quick brown fox", settings), ("Once", settings))
     assert ours.generate_until(requests) == theirs.generate_until(requests)
+
+
+@pytest.mark.parametrize("context", ["Once upon", ""])
+def test_a_continuation_without_a_token_is_refused_in_words(ours: GPTFromScratch, context: str) -> None:
+    with pytest.raises(ValueError, match=f"continuation '' behind '{context}' makes no token of its own"):
+        ours.loglikelihood(instances((context, " a"), (context, "")))
+
+
+def test_blanks_behind_a_context_belong_to_the_continuation(ours: GPTFromScratch, theirs: Any) -> None:
+    got, want = (model.loglikelihood(instances(("Once ", "")))[0][0] for model in (ours, theirs))
+    assert abs(got / want - 1.0) <= 1e-5
+
+
+def test_nought_is_a_length_like_any_other(ours: GPTFromScratch) -> None:
+    def text(**settings: Any) -> str:
+        return ours.generate_until(instances(("Once", settings)))[0]
+
+    assert text(max_gen_toks=0) == text(max_gen_toks=0, max_new_tokens=3) == ""
+    assert text(max_gen_toks=2, top_p=0.0, do_sample=False) == text(max_gen_toks=2)
+    assert text(max_gen_toks=None, max_new_tokens=2) == text(max_gen_toks=2) != ""
+    for settings in ({"max_gen_toks": -1}, {"top_p": 0.0, "do_sample": True}, {"temperature": -1.0}):
+        with pytest.raises(ValueError, match=r"is negative|is not in"):
+            text(**settings)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from gpt_data.batch import IGNORE
+from gpt_data.errors import shown
 from gpt_trainer.backend import Precision
 from gpt_trainer.generation import generate
 from gpt_trainer.sampling import SamplingConfig
@@ -31,6 +32,7 @@ MAX_NEW_TOKENS = 256
 """The harness's own default for tasks that do not say."""
 MOST_ENDINGS = 16
 """Continuations that share a row, at most."""
+SHOWN_CONTEXT = 40
 
 
 @register_model(NAME)
@@ -83,10 +85,17 @@ class GPTFromScratch(LM):
         Args:
             requests: Their ``args`` are a context and what follows it.
             disable_tqdm: Without effect: there is no bar.
+
+        Raises:
+            ValueError: If a continuation is empty, or makes no token of its own.
         """
         del disable_tqdm
         pairs = [request.args for request in requests]
         heads, tails = encode_together(self._encode, pairs)
+        for (context, continuation), tail in zip(pairs, tails, strict=True):
+            if not len(tail):
+                after = f"{shown(continuation)} behind {shown(context[-SHOWN_CONTEXT:])}"
+                raise ValueError(f"continuation {after} makes no token of its own: it has no likelihood")
         heads = [head if len(head) else self._start() for head in heads]
         log_probs = self._score(heads, tails)
         return [
@@ -115,6 +124,9 @@ class GPTFromScratch(LM):
             requests: Their ``args`` are a context and a dictionary with ``until``, ``max_gen_toks``,
                 ``temperature``, ``do_sample``, ``top_k``, ``top_p``.
             disable_tqdm: Without effect: there is no bar.
+
+        Raises:
+            ValueError: If one of these has no meaning.
         """
         del disable_tqdm
         return [self._generate(*request.args) for request in requests]
@@ -150,7 +162,9 @@ class GPTFromScratch(LM):
     def _generate(self, context: str, settings: dict[str, Any]) -> str:
         stops = settings.get("until") or []
         stops = [stops] if isinstance(stops, str) else stops
-        most = int(settings.get("max_gen_toks") or settings.get("max_new_tokens") or MAX_NEW_TOKENS)
+        most = int(_first(settings, ("max_gen_toks", "max_new_tokens"), MAX_NEW_TOKENS))
+        if most < 0:
+            raise ValueError(f"max_gen_toks={most} is negative")
         prompt = self._encode([context])[0] if context else self._start()
         prompt = prompt[-max(1, self._context - most) :]
         stream, text = self._tokenizer.stream(), ""
@@ -179,12 +193,20 @@ def rolling_windows(ids: Ids, context: int) -> list[tuple[Ids, Ids]]:
 
 
 def _drawing(settings: dict[str, Any]) -> SamplingConfig:
-    temperature = float(settings.get("temperature") or 0.0)
+    temperature = float(_first(settings, ("temperature",), 0.0))
     if settings.get("do_sample") and temperature == 0.0:
         temperature = 1.0
     if settings.get("do_sample") is False:
         temperature = 0.0
-    return SamplingConfig(temperature, settings.get("top_k") or None, float(settings.get("top_p") or 1.0))
+    if temperature == 0.0:
+        return SamplingConfig(temperature)
+    top_p = float(_first(settings, ("top_p",), 1.0))
+    return SamplingConfig(temperature, settings.get("top_k") or None, top_p)
+
+
+def _first(settings: dict[str, Any], names: Sequence[str], default: float) -> Any:
+    """The first of these that is set; 0 is a value like any other."""
+    return next((settings[name] for name in names if settings.get(name) is not None), default)
 
 
 def _cut(text: str, stops: Sequence[str]) -> str:

@@ -8,6 +8,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from gpt_data.errors import DataError
+from gpt_data.hub import ANSWER_SECONDS, HubBusyError, ask, first_line
 from gpt_data.store.json_lines import read_json_lines
 from gpt_trainer.errors import InputError
 
@@ -50,10 +52,10 @@ def read_file(path: Path) -> list[Item]:
 
 
 def read_hub() -> list[Item]:
-    """The validation split of ``Rowan/hellaswag``, through the library ``datasets``.
+    """The validation split of ``Rowan/hellaswag``, or the copy of an earlier day if the hub does not answer.
 
     Raises:
-        InputError: If the library is not installed or the hub does not answer.
+        InputError: If the library ``datasets`` is not installed, or there is neither answer nor copy.
     """
     advice = "or name a file with --data"
     try:
@@ -62,13 +64,24 @@ def read_hub() -> list[Item]:
         raise InputError(
             f"{HUB_NAME} is read with the extra hellaswag-eval[data], which is not installed; {advice}"
         ) from None
+    reason = _why_silent()
+    # the library would ask six times over half a minute; told that it is offline, it reads its own cache
+    datasets.config.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE or reason is not None
     try:
         rows = datasets.load_dataset(HUB_NAME, split=HUB_SPLIT)
     # the library passes on whatever its network stack raises
     except Exception as error:
-        line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"cannot read {HUB_NAME} from the hub ({line}); {advice}") from error
+        raise InputError(f"cannot read {HUB_NAME}: {reason or first_line(error)}; {advice}") from error
     return [read_item(values, row, f"{HUB_NAME} row {row}") for row, values in enumerate(rows)]
+
+
+def _why_silent() -> str | None:
+    """Why the hub cannot be asked; None if it answers."""
+    try:
+        ask(lambda hub: hub.dataset_info(HUB_NAME, timeout=ANSWER_SECONDS))
+    except (DataError, HubBusyError) as error:
+        return str(error)
+    return None
 
 
 def choose(items: Sequence[Item], limit: int | None, seed: int | None) -> list[Item]:

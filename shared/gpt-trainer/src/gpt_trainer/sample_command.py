@@ -26,7 +26,7 @@ class SampleOptions:
 
     Attributes:
         model: A run, one of its steps, or a Hugging Face GPT-2 folder.
-        prompt: Text to continue; from the start of a document if empty.
+        prompt: Text to continue, behind the end-of-text token that opens every document.
         count: How many continuations.
         tokens: Tokens of each; it ends early at the end-of-text token.
         temperature: Divides the logits; 0 always takes the most likely token.
