@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -77,14 +80,49 @@ def test_a_step_and_its_run_differ_by_the_average(run: Path, capsys: pytest.Capt
     assert first == second
 
 
-def test_the_standard_input_is_read(run: Path, tmp_path: Path) -> None:
-    code = "import sys; from aiayn_jax.commands import translate; sys.argv[0] = 'x'; translate()"
+def command(name: str, *flags: str) -> list[str]:
+    return [sys.executable, "-c", f"from aiayn_jax.commands import {name}; {name}()", *flags]
+
+
+def test_the_standard_input_is_read_from_a_pipe(run: Path, tmp_path: Path) -> None:
     flags = [f"--model={run}", "--device=cpu", "--beam=1"]
     done = subprocess.run(
-        [sys.executable, "-c", code, *flags], input="5\n\n6", capture_output=True, text=True, timeout=120
+        command("translate", *flags), input="5\n\n6", capture_output=True, text=True, timeout=120
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("\n") == 3
+
+
+def test_a_full_disk_behind_the_output_is_one_line(run: Path) -> None:
+    flags = [f"--model={run}", "--device=cpu", "--beam=1", "--text=5"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            command("translate", *flags), stdout=full, stderr=subprocess.PIPE, text=True, timeout=120
+        )
+    assert done.returncode == 73
+    assert done.stderr == (
+        "aiayn-jax-translate: cannot write to the standard output: No space left on device\n"
+    )
+
+
+@pytest.mark.parametrize("signal_of", [signal.SIGINT, signal.SIGTERM], ids=lambda one: one.name)
+def test_a_signal_before_the_first_step_leaves_nothing(
+    place: Path,
+    signal_of: signal.Signals,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def learn(*_: object) -> None:
+        os.kill(os.getpid(), signal_of)
+        time.sleep(20)
+
+    monkeypatch.setattr("aiayn_jax.data.preparation.learn_tokenizer", learn)
+    began = time.monotonic()
+    assert train_main([*TINY, "--data=numbers", f"--out={place / 'early'}"]) == 75
+    assert time.monotonic() - began < 10
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "aiayn-jax-train: stopped before the first step; the same command begins again"
+    assert not (place / "early").exists()
 
 
 @pytest.mark.parametrize(
@@ -92,7 +130,13 @@ def test_the_standard_input_is_read(run: Path, tmp_path: Path) -> None:
     [
         (["--data=wmt15"], 65, "--data wmt15 is none of numbers, "),
         (["--preset=huge"], 65, "unknown preset 'huge'; choose one of demo, small, base, big"),
-        (["--steps=0"], 65, "steps=0 is not positive"),
+        (["--steps=0"], 65, "steps=0 is not positive and finite"),
+        (["--lr-scale=inf"], 65, "lr_scale=inf is not positive and finite"),
+        (["--lr-scale=nan"], 65, "lr_scale=nan is not positive and finite"),
+        (["--length-penalty=nan"], 65, "length_penalty=nan is not in [0, infinity)"),
+        (["--length-penalty=inf"], 65, "length_penalty=inf is not in [0, infinity)"),
+        (["--dropout=nan"], 65, "dropout=nan is not in [0, 1)"),
+        (["--label-smoothing=nan"], 65, "label_smoothing=nan is not in [0, 1)"),
         (["--n-head=3"], 65, "is not an even multiple of n_head=3"),
         (["--vocab=256"], 65, "--vocab 256: "),
         (["--longest=1"], 65, "raise --longest"),
@@ -174,6 +218,9 @@ def test_the_commands_refuse_each_others_models(
         (["--model=.", "--text=a", "--input=b"], "--text and --input do not go together"),
         (["--model=.", "--beam=0"], "--beam 0 is not positive"),
         (["--model=.", "--length-penalty=-1"], "--length-penalty -1.0 is not in [0, infinity)"),
+        (["--model=.", "--length-penalty=inf"], "--length-penalty inf is not in [0, infinity)"),
+        (["--model=.", "--text=\udcff"], "--text is not UTF-8"),
+        (["--model=.", "--input=."], "holds no checkpoint"),
         (["--model=.", "--input=x", "--reference=y"], "2 lines to translate, but --reference y has 1"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from aiayn_jax.commands import train_main
-from aiayn_jax.runs.checkpoints import load_state
+from aiayn_jax.runs.checkpoints import load_state, save_state
 from aiayn_runs import TINY, plant, start, write_pairs
 from gpt_trainer.checkpoint import find_steps
 from gpt_trainer.metrics import TIMING_FIELDS, read_metrics
@@ -126,6 +126,20 @@ def test_a_damaged_step_is_passed_over_by_name_and_redone(
     assert train_main([f"--resume={cut}"]) == 0
     assert "refused step-00000012: " in capsys.readouterr().err
     assert_same_run(whole, cut)
+
+
+@pytest.mark.parametrize("evaluated", ["6", True, None, 1e3, 13])
+def test_a_state_of_another_type_is_refused(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], evaluated: object
+) -> None:
+    cut = shutil.copytree(whole, tmp_path / "cut")
+    folder = find_steps(cut)[-1][1]
+    saved = load_state(folder)
+    shutil.rmtree(folder)
+    model = saved.model._replace(trainer={**saved.model.trainer, "evaluated": evaluated})
+    save_state(cut, saved._replace(model=model))
+    assert train_main([f"--resume={cut}"]) == 65
+    assert "evaluated is " in capsys.readouterr().err
 
 
 @pytest.mark.slow

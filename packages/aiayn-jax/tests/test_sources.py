@@ -16,7 +16,7 @@ from gpt_data.errors import DataError
 from gpt_data.sources import hub
 from gpt_data.sources.hub import RetryPolicy
 
-MULTI30K = Path(__file__).parents[5] / "shared" / "data" / "translation" / "multi30k"
+MULTI30K = Path(__file__).parents[4] / "shared" / "data" / "translation" / "multi30k"
 
 
 def write_lines(path: Path, lines: list[str]) -> Path:
@@ -98,6 +98,12 @@ def test_what_is_not_a_source_is_refused(
         open_corpus(section)
 
 
+def test_two_files_of_one_part_are_not_chosen_between(tmp_path: Path) -> None:
+    write_lines(write_multi30k(tmp_path) / "val.de", ["another text"])
+    with pytest.raises(DataError, match=r"holds val\.de and val\.de\.gz: leave one of them"):
+        open_corpus(DataSection(f"multi30k:{tmp_path}"))
+
+
 def test_a_lone_pair_cannot_be_held_out(tmp_path: Path) -> None:
     files = [str(write_lines(tmp_path / name, ["a"])) for name in ("s", "t")]
     with pytest.raises(DataError, match="give --val"):
@@ -142,7 +148,7 @@ def test_a_folder_of_the_same_form_through_the_real_library(tmp_path: Path) -> N
     rows = [{"translation": {"de": f"Satz {i}", "en": f"sentence {i}"}} for i in range(4)]
     rows[2]["translation"]["en"] = " "
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    pairs, pin = wmt14.stream_pairs("train", ("de", "en"), max_pairs=None, dataset=str(tmp_path))
+    pairs, pin = wmt14.stream_pairs("train", ("de", "en"), max_pairs=None, dataset=str(tmp_path), pin={})
     assert list(pairs.source) == ["Satz 0", "Satz 1", "Satz 3"]
     assert pairs.notes == (f"{tmp_path} train: 1 pair left out, the target is empty (record 3)",)
     assert pin == {}

@@ -42,7 +42,6 @@ def _translate(argv: Sequence[str]) -> int:
 def _train(argv: Sequence[str]) -> int:
     from contextlib import ExitStack
 
-    from gpt_data.stopping import StopFlag
     from gpt_trainer.errors import InputError
 
     from aiayn_jax.command_line import read_early, read_request
@@ -63,5 +62,4 @@ def _train(argv: Sequence[str]) -> int:
             out=actions.out,
             resumed=resumed,
             resume_path=actions.resume,
-            stop=StopFlag(),
         )

@@ -55,9 +55,11 @@ def translate(options: TranslateOptions) -> int:
         check_available(name)
     decoding = Decoding(options.beam, options.length_penalty, options.batch)
     found: list[str] = []
-    for chunk in _chunks(lines):
-        found += loaded.translator.translate(loaded.params, chunk, decoding, first_line=len(found) + 1)
-        emit("\n".join(found[-len(chunk) :]))
+    for number, chunk in enumerate(_chunks(lines)):
+        first = number * CHUNK_LINES + 1
+        translations = loaded.translator.translate(loaded.params, chunk, decoding, first_line=first)
+        emit("\n".join(translations))
+        found += [] if reference is None else translations
     if reference is not None:
         print(f"{TRANSLATE}: {score(name, found, reference)}", file=sys.stderr)
     return 0
@@ -66,7 +68,7 @@ def translate(options: TranslateOptions) -> int:
 def _input(options: TranslateOptions) -> Iterator[str] | list[str]:
     if options.text is not None:
         return options.text.split("\n")
-    return iter(LineFile(options.input))
+    return iter(LineFile(options.input, piped=True))
 
 
 def _reference(path: Path, lines: Sequence[str]) -> list[str]:

@@ -61,6 +61,10 @@ def read_options(argv: Sequence[str]) -> TranslateOptions:
     options: TranslateOptions = flags.translation
     if options.text is not None and options.input is not None:
         raise InputError("--text and --input do not go together")
+    try:
+        (options.text or "").encode()
+    except UnicodeEncodeError:
+        raise InputError("--text is not UTF-8") from None
     for name in ("beam", "batch", "average"):
         value = getattr(options, name)
         if value is not None and value < 1:

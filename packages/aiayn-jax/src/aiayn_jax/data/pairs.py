@@ -8,13 +8,15 @@ reading with the file's name and the line.
 
 from __future__ import annotations
 
+import io
 import sys
 from array import array
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
+from typing import BinaryIO
 
 from gpt_data.errors import DataError
 from gpt_data.store.reading import open_unpacked
@@ -113,12 +115,13 @@ class LineFile:
 
     Attributes:
         path: The file; the standard input if None.
+        piped: Whether it may be a pipe, which is read as it is, and waited for.
         carriage_returns: Lines so far that ended in one.
         marked: Whether the file began with a byte-order mark.
     """
 
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
+    def __init__(self, path: Path | None, *, piped: bool = False) -> None:
+        self.path, self.piped = path, piped
         self.carriage_returns = 0
         self.marked = False
 
@@ -128,11 +131,16 @@ class LineFile:
         Raises:
             DataError: If the file cannot be read, or a line is too long or not UTF-8.
         """
-        with nullcontext(sys.stdin.buffer) if self.path is None else open_unpacked(self.path) as file:
+        with self._open() as file:
             number = 0
             while raw := file.readline(LONGEST_LINE + 1):
                 number += 1
                 yield self._clean(raw, number)
+
+    def _open(self) -> AbstractContextManager[BinaryIO | io.BufferedIOBase]:
+        if self.path is None:
+            return nullcontext(sys.stdin.buffer)
+        return self.path.open("rb") if self.piped and self.path.is_fifo() else open_unpacked(self.path)
 
     def _clean(self, raw: bytes, number: int) -> str:
         where = f"{self.path or 'the standard input'} line {number}"

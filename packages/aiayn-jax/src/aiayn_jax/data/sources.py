@@ -129,11 +129,13 @@ def _multi30k(folder: Path, languages: tuple[str, str]) -> Corpus:
 
 def _side(folder: Path, name: str, language: str) -> Path:
     """The file of one part in one language, compressed or not."""
-    for suffix in ("", *COMPRESSIONS):
-        path = folder / f"{name}.{language}{suffix}"
-        if path.is_file():
-            return path
-    raise DataError(f"{folder} holds no {name}.{language}, nor that with {', '.join(COMPRESSIONS)}")
+    names = [f"{name}.{language}{suffix}" for suffix in ("", *COMPRESSIONS)]
+    found = [folder / one for one in names if (folder / one).is_file()]
+    if not found:
+        raise DataError(f"{folder} holds no {names[0]}, nor that with {', '.join(COMPRESSIONS)}")
+    if len(found) > 1:
+        raise DataError(f"{folder} holds {' and '.join(path.name for path in found)}: leave one of them")
+    return found[0]
 
 
 def _files(rest: str, section: DataSection) -> Corpus:

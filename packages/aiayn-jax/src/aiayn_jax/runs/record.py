@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gpt_data.errors import shown
 from gpt_trainer.checkpoint import RunLock, find_steps
 from gpt_trainer.checkpoint.discovery import is_step
 from gpt_trainer.checkpoint.load import step_or_newest
@@ -75,10 +76,7 @@ class Resumed(NamedTuple):
     @property
     def evaluated(self) -> int:
         """Step of the last evaluation; -1 before the first."""
-        if self.state is None:
-            return -1
-        found = self.state.model.trainer.get("evaluated")
-        return found if type(found) is int else -1
+        return -1 if self.state is None else int(self.state.model.trainer["evaluated"])
 
 
 def open_run(path: Path, locks: ExitStack) -> Resumed:
@@ -97,6 +95,9 @@ def open_run(path: Path, locks: ExitStack) -> Resumed:
         return Resumed(run, read_record(plan, str(run / "run.json")), None)
     state = step_or_newest(path, load_state, warn)
     where = f"trainer.json of step {state.model.step} in {run}"
+    evaluated = state.model.trainer.get("evaluated")
+    if type(evaluated) is not int or not -1 <= evaluated <= state.model.step:
+        raise InputError(f"{where}: evaluated is {shown(evaluated)}, not a step that was taken")
     return Resumed(run, read_record(state.model.trainer, where), state)
 
 

@@ -8,9 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from gpt_data.errors import DataStoppedError
 from gpt_data.stopping import StopFlag
 from gpt_trainer.checkpoint import RunLock, check_writable
 from gpt_trainer.checkpoint.lock import LOCK_NAME
+from gpt_trainer.commands import PROMISE
 from gpt_trainer.display import Display, choose_display
 from gpt_trainer.errors import STOPPED, InputError
 from gpt_trainer.metrics import MetricsFile
@@ -30,7 +32,6 @@ from aiayn_jax.settings import RunConfig
 
 MANY_EPOCHS = 200
 FIXED_BYTES = 1 << 22
-PROMISE = "the step under way is finished and saved; a second signal ends at once"
 
 
 def train(
@@ -40,7 +41,6 @@ def train(
     out: Path | None = None,
     resumed: Resumed | None = None,
     resume_path: Path | None = None,
-    stop: StopFlag | None = None,
 ) -> int:
     """Train, score, and give the exit status.
 
@@ -52,12 +52,14 @@ def train(
         TrainerError: With one line for the user, as its subclasses say.
         DataError: If the data is unusable.
     """
-    stop = stop if stop is not None else StopFlag()
+    stop = StopFlag()
     config = with_precision(config)
     with ExitStack() as stack:
+        stack.enter_context(stop.installed(PROMISE))
         run = resumed.run if resumed else stack.enter_context(new_folder(out, preset, config))
         display = choose_display(plain=config.reports.plain, every=config.reports.log_every)
-        prepared = _prepare(config, resumed, stop)
+        with ended_at_once(stop):
+            prepared = _prepare(config, resumed, stop)
         parts = _assemble(run, config, preset, prepared, display, stop, resumed)
         if resumed is not None:
             compare_with_before(parts.record, resumed)
@@ -69,11 +71,10 @@ def train(
             display.say(line)
         step, evaluated = (resumed.step, resumed.evaluated) if resumed else (0, -1)
         saved = step if resumed is not None and resumed.state is not None else -1
-        with stop.installed(PROMISE):
-            with display:
-                loop = Loop(parts, step, evaluated, saved)
-                finished = loop.run()
-            return _finish(parts, loop.step, finished=finished)
+        with display:
+            loop = Loop(parts, step, evaluated, saved)
+            finished = loop.run()
+        return _finish(parts, loop.step, finished=finished)
 
 
 def _metrics_position(run: Path, resumed: Resumed | None) -> tuple[Path, int, int]:
@@ -112,6 +113,22 @@ def new_folder(out: Path | None, preset: str, config: RunConfig) -> Iterator[Pat
                     (run / LOCK_NAME).unlink()
                     run.rmdir()
             raise
+
+
+@contextmanager
+def ended_at_once(stop: StopFlag) -> Iterator[None]:
+    """Within, the first signal ends what is done: it asks nobody, and leaves nothing behind.
+
+    Raises:
+        DataStoppedError: If a signal came.
+    """
+    stop.at_once = True
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise DataStoppedError("stopped before the first step; the same command begins again") from None
+    finally:
+        stop.at_once = False
 
 
 def _prepare(config: RunConfig, resumed: Resumed | None, stop: StopFlag) -> Prepared:
