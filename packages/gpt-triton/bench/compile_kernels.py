@@ -156,7 +156,8 @@ class Launches:
         """Forward, with each epilogue."""
         x, wide = self.x, self.new(len(self.x), 4 * WIDTH)
         ops.linear_fwd(x, self.new(WIDTH, 3 * WIDTH), self.vector(3 * WIDTH))
-        ops.linear_gelu_fwd(x, self.new(WIDTH, 4 * WIDTH), self.vector(4 * WIDTH))
+        for slope in (True, False):
+            ops.linear_gelu_fwd(x, self.new(WIDTH, 4 * WIDTH), self.vector(4 * WIDTH), slope)
         for site in (None, self.drop):
             ops.linear_residual_fwd(x, self.new(WIDTH, WIDTH), self.vector(WIDTH), x, site)
         ops.linear_residual_fwd(wide, self.new(4 * WIDTH, WIDTH), self.vector(WIDTH), x)
@@ -164,7 +165,8 @@ class Launches:
     def linear_backward(self) -> None:
         """Gradients of inputs, matrices and biases."""
         tokens = len(self.x)
-        ops.linear_gelu_bwd_dx(self.x, self.new(4 * WIDTH, WIDTH), self.new(tokens, 4 * WIDTH))
+        wide = self.new(tokens, 4 * WIDTH)
+        ops.linear_gelu_bwd_dx(self.x, self.new(4 * WIDTH, WIDTH), wide, self.vector(4 * WIDTH))
         ops.linear_bwd_dx(self.new(tokens, 3 * WIDTH), self.new(WIDTH, 3 * WIDTH))
         for n_in, n_out in ((WIDTH, WIDTH), (WIDTH, 3 * WIDTH), (WIDTH, 4 * WIDTH), (4 * WIDTH, WIDTH)):
             d_weight = self.new(n_in, n_out, kind=torch.float32)

@@ -59,7 +59,7 @@ class Cases:
 
     def linear(self, rows: int, n_in: int, n_out: int) -> Iterator[tuple[str, Run]]:
         """The affine map and its epilogues, forward and backward."""
-        x, pre = self.new(rows, n_in), self.new(rows, n_in)
+        x, slope = self.new(rows, n_in), self.new(rows, n_in)
         d_y, residual = self.new(rows, n_out), self.new(rows, n_out)
         weight, bias = self.new(n_in, n_out, scale=n_in**-0.5), self.new(n_out)
 
@@ -69,16 +69,17 @@ class Cases:
             d_w = torch.ones(n_in, n_out, dtype=wide, device=DEVICE)
             d_b = torch.ones(n_out, dtype=wide, device=DEVICE)
             ops.linear_bwd_dwdb(a, g, d_w, d_b)
-            hidden = pre.to(dt, copy=True)
+            d_below = torch.ones(n_in, dtype=wide, device=DEVICE)
             return [
                 ops.linear_fwd(a, w, b),
                 ops.linear_fwd(a, w, None),
                 *ops.linear_gelu_fwd(a, w, b),
+                ops.linear_gelu_fwd(a, w, b, False)[0],
                 ops.linear_residual_fwd(a, w, b, residual.to(dt)),
                 ops.linear_residual_fwd(a, w, b, residual.to(dt), self.drop),
                 ops.linear_bwd_dx(g, w),
-                ops.linear_gelu_bwd_dx(g, w, hidden),
-                hidden,
+                ops.linear_gelu_bwd_dx(g, w, slope.to(dt), d_below),
+                d_below,
                 d_w,
                 d_b,
             ]

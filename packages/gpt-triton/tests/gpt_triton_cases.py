@@ -93,9 +93,11 @@ def linear(ops: ModuleType) -> Case:
 
 
 def gelu_linear(ops: ModuleType) -> Case:
+    # the slope at ``pre`` by way of a map that leaves it as it is
     def backward(pre: Tensor, w: Tensor, d_y: Tensor) -> tuple[Tensor, ...]:
-        hidden = pre.clone()
-        d_pre = ops.linear_gelu_bwd_dx(d_y, w, hidden)
+        one, zero = torch.eye(pre.shape[1], dtype=pre.dtype), pre.new_zeros(pre.shape[1])
+        hidden, slope = ops.linear_gelu_fwd(pre, one, zero)
+        d_pre = ops.linear_gelu_bwd_dx(d_y, w, slope, zero)
         return d_pre, _weight_gradient(ops, hidden, d_y, w)
 
     return Case(
@@ -106,18 +108,19 @@ def gelu_linear(ops: ModuleType) -> Case:
     )
 
 
-def linear_gelu(ops: ModuleType) -> Case:
-    def backward(x: Tensor, w: Tensor, b: Tensor, d_y: Tensor) -> tuple[Tensor, ...]:
-        _, pre = ops.linear_gelu_fwd(x, w, b)
-        d_pre = ops.gelu_bwd(pre, d_y)
-        d_w, d_b = _zeros(w, b)
-        ops.linear_bwd_dwdb(x, d_pre, d_w, d_b)
-        return ops.linear_bwd_dx(d_pre, w), d_w, d_b
+def mlp(ops: ModuleType) -> Case:
+    def backward(x: Tensor, w: Tensor, b: Tensor, out: Tensor, d_y: Tensor) -> tuple[Tensor, ...]:
+        hidden, slope = ops.linear_gelu_fwd(x, w, b)
+        (d_w, d_b, d_out) = _zeros(w, b, out)
+        d_pre = ops.linear_gelu_bwd_dx(d_y, out, slope, d_b)
+        ops.linear_bwd_dwdb(x, d_pre, d_w, None)
+        ops.linear_bwd_dwdb(hidden, d_y, d_out, None)
+        return ops.linear_bwd_dx(d_pre, w), d_w, d_b, d_out
 
     return Case(
-        (_normal(3, 5), _normal(5, 7, seed=1), _normal(7, seed=2)),
-        lambda x, w, b: F.gelu(x @ w + b, approximate="tanh"),
-        lambda x, w, b: ops.linear_gelu_fwd(x, w, b)[0],
+        (_normal(3, 5), _normal(5, 7, seed=1), _normal(7, seed=2), _normal(7, 4, seed=3)),
+        lambda x, w, b, out: F.gelu(x @ w + b, approximate="tanh") @ out,
+        lambda x, w, b, out: ops.linear_fwd(ops.linear_gelu_fwd(x, w, b, False)[0], out, None),
         backward,
     )
 
@@ -242,7 +245,7 @@ def _weight_gradient(ops: ModuleType, x: Tensor, d_y: Tensor, w: Tensor) -> Tens
 CASES = {
     case.__name__: case
     for case in (
-        gelu, layer_norm, norm_and_skip, linear, gelu_linear, linear_gelu, linear_residual, dropout,
+        gelu, layer_norm, norm_and_skip, linear, gelu_linear, mlp, linear_residual, dropout,
         attention, attention_segments, attention_dropout, attention_two_tiles, cross_entropy, embedding,
     )
 }  # fmt: skip

@@ -142,14 +142,17 @@ def test_descriptor_kernel_equals_the_pointer_kernel(a_across: bool, b_across: b
     plan = tiles.MatmulTiles(64, 256, 64, 4, 1)
     results = []
     for launch in (matmul.launch_pointers, matmul.launch_descriptors):
-        out, pre = (torch.empty(m, n, dtype=torch.bfloat16, device=DEVICE) for _ in range(2))
-        launch(a, b, out, plan, matmul.Epilogue(randn(n), pre, None, residual, site), False)
+        out, slope, scaled = (torch.empty(m, n, dtype=torch.bfloat16, device=DEVICE) for _ in range(3))
+        forward = matmul.Epilogue(randn(n), True, slope, None, None, residual, site)
+        launch(a, b, out, plan, forward, False)
+        sums = torch.empty(-(-m // plan.block_m), n, device=DEVICE)
+        launch(a, b, scaled, plan, matmul.Epilogue(factor=residual, sums=sums), False)
         parts = torch.empty(2, m, n, device=DEVICE)
         launch(a, b, parts, plan._replace(splits=2), matmul.Epilogue(), False)
-        results.append((out, pre, parts.sum(0)))
+        results.append((out, slope, scaled, sums, parts.sum(0)))
     for ours, want in zip(results[1], results[0], strict=True):
         assert relative(ours, want) < 1e-6
-    assert relative(results[1][2], a.double() @ b.double()) < 1e-6
+    assert relative(results[1][-1], a.double() @ b.double()) < 1e-6
 
 
 @in_interpreter

@@ -72,21 +72,23 @@ def test_gelu_and_dropout(shape: tuple[int, ...], dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(("rows", "n_in", "n_out"), [(1, 48, 144), (63, 7, 100), (65, 100, 257)])
 def test_linear(rows: int, n_in: int, n_out: int, dtype: torch.dtype) -> None:
     def run(ops: Any, copy: Callable[..., Tensor], dt: torch.dtype) -> list[Tensor]:
-        x, pre = copy(randn(rows, n_in), dt), copy(randn(rows, n_in, seed=1), dt)
+        x, slope = copy(randn(rows, n_in), dt), copy(randn(rows, n_in, seed=1), dt)
         weight, bias = copy(randn(n_in, n_out, seed=2, scale=0.2), dt), copy(randn(n_out, seed=3), wide(dt))
         d_y, residual = copy(randn(rows, n_out, seed=4), dt), copy(randn(rows, n_out, seed=5), dt)
         d_weight = copy(torch.ones(n_in, n_out, device=DEVICE), wide(dt))
         d_bias = copy(torch.ones(n_out, device=DEVICE), wide(dt))
+        d_below = copy(torch.ones(n_in, device=DEVICE), wide(dt))
         ops.linear_bwd_dwdb(x, d_y, d_weight, d_bias)
         return [
             ops.linear_fwd(x, weight, bias),
             ops.linear_fwd(x, weight, None),
             *ops.linear_gelu_fwd(x, weight, bias),
+            ops.linear_gelu_fwd(x, weight, bias, False)[0],
             ops.linear_residual_fwd(x, weight, bias, residual),
             ops.linear_residual_fwd(x, weight, bias, residual, dropout()),
             ops.linear_bwd_dx(d_y, weight),
-            ops.linear_gelu_bwd_dx(d_y, weight, pre),
-            pre,
+            ops.linear_gelu_bwd_dx(d_y, weight, slope, d_below),
+            d_below,
             d_weight,
             d_bias,
         ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from gpt_trainer.parameters import Parameters
 from gpt_trainer.philox import dropout_keys
 from gpt_triton import reference
 from gpt_triton.buffers import layout_of, read_arrays, tree_of, write_arrays
+from gpt_triton.keeping import PLANS, Keep
 from gpt_triton.loss import loss_and_gradients
 from gpt_triton.model import Inputs, forward
 from gpt_triton_plain import PlainModel
@@ -25,7 +26,7 @@ MASKS = (2**33 + 1, 4, 1)  # seed, step, micro-batch
 
 
 def ours(
-    config: ModelConfig, weights: Parameters, batch: Batch, dtype: torch.dtype
+    config: ModelConfig, weights: Parameters, batch: Batch, dtype: torch.dtype, keep: Keep = PLANS["all"]
 ) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss and gradients by canonical name, in ``dtype`` throughout; bfloat16 gradients in float32."""
     layout = layout_of(config)
@@ -44,6 +45,7 @@ def ours(
         n_head=config.n_head,
         vocab_size=config.vocab_size,
         rate=config.dropout,
+        keep=keep,
     )
     slots = layout.slots.items()
     return float(loss), {
@@ -109,6 +111,18 @@ def test_gradients_equal_finite_differences(
         ), name
 
 
+@pytest.mark.parametrize("keep", [Keep(*kept) for kept in product([False, True], repeat=3)][:-1], ids=str)
+def test_what_is_computed_again_is_the_same_to_the_bit(
+    keep: Keep, config: ModelConfig, weights: Parameters, packed: Batch
+) -> None:
+    config = replace(config, dropout=0.2)
+    loss, gradients = ours(config, weights, packed, torch.float32, keep)
+    want_loss, want = ours(config, weights, packed, torch.float32)
+    assert loss == want_loss
+    for name, value in gradients.items():
+        assert torch.equal(value, want[name]), name
+
+
 @pytest.mark.parametrize("boundaries", [False, True])
 def test_float32_gradients_keep_the_rule(
     boundaries: bool,
@@ -142,7 +156,7 @@ def _hidden(config: ModelConfig, weights: Parameters, batch: Batch) -> torch.Ten
     layout = layout_of(config)
     flat = torch.zeros(layout.size)
     write_arrays(flat, layout, weights)
-    hidden, _ = forward(reference, tree_of(flat, layout), _inputs(config, batch), config.n_head, keep=False)
+    hidden, _ = forward(reference, tree_of(flat, layout), _inputs(config, batch), config.n_head)
     return hidden.view(*batch.tokens.shape, -1)
 
 

@@ -43,8 +43,10 @@ MUTATIONS = [
     ),
     ("layer_norm.py", "g.add_(d_skip[tile])", "g.add_(d_skip[tile], alpha=1.01)", "norm_and_skip"),
     ("linear.py", "return d_y @ weight.T", "return d_y @ weight.T * 1.01", "linear"),
-    ("linear.py", "gelu_bwd(pre, d_y", "gelu_bwd(pre * 1.01, d_y", "gelu_linear"),
-    ("linear.py", "pre.copy_(gelu_fwd(pre))", "pre.copy_(gelu_fwd(pre) * 1.01)", "gelu_linear"),
+    ("linear.py", "gelu_bwd(pre, torch", "gelu_bwd(pre * 1.01, torch", "gelu_linear"),
+    ("linear.py", "return gelu_fwd(pre)", "return gelu_fwd(pre) * 1.01", "gelu_linear"),
+    ("linear.py", ".mul_(slope)", ".mul_(slope * 1.01)", "mlp"),
+    ("linear.py", "d_bias.add_(d_pre.sum", "d_bias.add_(1.01 * d_pre.sum", "mlp"),
     (
         "linear.py",
         "d_weight.addmm_(x.to(d_weight.dtype).T, d_y)",
@@ -163,4 +165,4 @@ def _check_all(case: str, got: Iterable[Tensor], want: Iterable[Tensor], assert_
 def test_every_case_sees_a_mutation() -> None:
     untouched = set(CASES) - {mutation[3] for mutation in MUTATIONS}
     # these run the ops of the others in another order or at another size
-    assert untouched == {"linear_gelu", "linear_residual", "attention_two_tiles"}
+    assert untouched == {"linear_residual", "attention_two_tiles"}

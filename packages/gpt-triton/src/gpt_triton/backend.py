@@ -21,6 +21,7 @@ from jaxtyping import Float32
 from gpt_triton import device as devices
 from gpt_triton.decoding import CachedDecoder, head_logits
 from gpt_triton.inputs import load_batch, send
+from gpt_triton.keeping import PLANS
 from gpt_triton.loss import token_losses
 from gpt_triton.model import forward
 from gpt_triton.options import SPEC as SPEC
@@ -53,8 +54,10 @@ class TritonBackend:
             self._device,
             devices.compute_dtype(runtime),
             runtime.seed,
+            PLANS[options.keep],
             cuda_graph=options.cuda_graph,
         )
+        self._keep = options.keep
         self._cuda_graph = options.cuda_graph and self._device.type == "cuda"
 
     def load(self, parameters: Parameters, moments: Moments | None = None) -> None:
@@ -114,7 +117,7 @@ class TritonBackend:
         """All logits, for checks at small sizes."""
         state = self._state
         loaded = load_batch(batch, self.config, self._device)
-        hidden, _ = forward(state.ops, state.params, loaded.inputs, self.config.n_head, keep=False)
+        hidden, _ = forward(state.ops, state.params, loaded.inputs, self.config.n_head)
         flat = head_logits(hidden, state.params.wte, self.config.vocab_size)
         return flat.view(*batch.tokens.shape, -1).cpu().numpy()
 
@@ -140,6 +143,6 @@ class TritonBackend:
         return devices.device_name(self._device)
 
     def choices(self) -> Mapping[str, str]:
-        """The kernels in use, whether steps are recorded as CUDA graphs, and versions."""
-        choices = {"kernels": self._kernels, "cuda_graph": str(self._cuda_graph).lower()}
+        """The kernels in use, what is kept, whether steps are recorded as CUDA graphs, and versions."""
+        choices = {"kernels": self._kernels, "keep": self._keep, "cuda_graph": str(self._cuda_graph).lower()}
         return choices | devices.library_versions()

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gpt_triton.buffers import Params
+from gpt_triton.keeping import Keep
 from gpt_triton.model import Inputs, backward, forward
 
 
@@ -28,6 +29,7 @@ def loss_and_gradients(
     n_head: int,
     vocab_size: int,
     rate: float,
+    keep: Keep,
 ) -> Float[Tensor, ""]:
     """A micro-batch's share of the step's loss; its share of the gradients is added in place.
 
@@ -41,8 +43,9 @@ def loss_and_gradients(
         n_head: Heads per block.
         vocab_size: Rows of the token table that are real.
         rate: Dropout rate.
+        keep: What the blocks keep for the backward.
     """
-    hidden, residuals = forward(ops, params, inputs, n_head, rate)
+    hidden, residuals = forward(ops, params, inputs, n_head, rate, keep)
     nll, d_hidden = ops.linear_cross_entropy(
         hidden, params.wte, targets.view(-1), vocab_size, scale, d_params.wte
     )
@@ -72,7 +75,7 @@ def token_losses(
         vocab_size: Rows of the token table that are real.
         index: Positions to score, counted through all rows; ``None`` means all of them.
     """
-    hidden, _ = forward(ops, params, inputs, n_head, keep=False)
+    hidden, _ = forward(ops, params, inputs, n_head)
     flat = targets.view(-1)
     if index is not None:
         hidden, flat = hidden[index], flat[index]

@@ -5,8 +5,7 @@
     hidden = norm(x),   logits = hidden wte^T
 
 Biases are left out above. The backward walks the same lines from last to first, and drops each block's
-residuals as soon as they are used. Normalized values and GELU outputs are not kept: both are elementwise
-in tensors that are.
+residuals as soon as they are used. What is kept for it and what it computes again stands in ``keeping``.
 Shapes: B rows, T positions, M = B*T, D width, H heads, L blocks, V vocabulary.
 
 References:
@@ -23,6 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gpt_triton.buffers import BlockParams, Params
+from gpt_triton.keeping import NOTHING, Keep
 from gpt_triton.residuals import AttentionResiduals, Dropout, NormResiduals
 
 
@@ -50,19 +50,25 @@ class Inputs(NamedTuple):
 
 
 class BlockResiduals(NamedTuple):
-    """Kept by one block: 10 D numbers per token, and the statistics.
+    """Kept by one block; ``None`` where the backward computes it again.
 
     Attributes:
         norm1: Of the norm before attention; its ``x`` is the block's input.
+        normed1: That norm's output.
         attention: Queries, keys, values, output and log-sum-exp.
         norm2: Of the norm before the MLP; its ``x`` is the stream between the branches.
-        pre: Hidden values of the MLP before GELU.
+        normed2: That norm's output.
+        hidden: Hidden values of the MLP after GELU.
+        slope: GELU's slope before it.
     """
 
     norm1: NormResiduals
+    normed1: Float[Tensor, "M D"] | None
     attention: AttentionResiduals
     norm2: NormResiduals
-    pre: Float[Tensor, "M 4*D"]
+    normed2: Float[Tensor, "M D"] | None
+    hidden: Float[Tensor, "M 4*D"] | None
+    slope: Float[Tensor, "M 4*D"] | None
 
 
 class Residuals(NamedTuple):
@@ -73,7 +79,12 @@ class Residuals(NamedTuple):
 
 
 def forward(
-    ops: ModuleType, params: Params, inputs: Inputs, n_head: int, rate: float = 0.0, *, keep: bool = True
+    ops: ModuleType,
+    params: Params,
+    inputs: Inputs,
+    n_head: int,
+    rate: float = 0.0,
+    keep: Keep | None = None,
 ) -> tuple[Float[Tensor, "M D"], Residuals]:
     """Final hidden states, after the last norm.
 
@@ -83,14 +94,14 @@ def forward(
         inputs: Tokens and what belongs to them.
         n_head: Heads per block.
         rate: Dropout rate; 0 outside training.
-        keep: Whether to keep the blocks' residuals for a backward.
+        keep: What the blocks keep for a backward; ``None`` if there is none.
     """
     kept: list[BlockResiduals] = []
     embedding = inputs.dropout(rate, 0, Site.EMBEDDING)
     x = ops.embedding_fwd(inputs.tokens, inputs.positions, params.wte, params.wpe, embedding)  # [M, D]
     for layer, block in enumerate(params.blocks):
-        x, residuals = _block_fwd(ops, block, x, inputs, n_head, rate, layer)
-        if keep:
+        x, residuals = _block_fwd(ops, block, x, inputs, n_head, rate, layer, keep or NOTHING)
+        if keep is not None:
             kept.append(residuals)
     hidden, norm_f = ops.layer_norm_fwd(x, params.ln_f_gain, params.ln_f_bias)
     return hidden, Residuals(kept, norm_f)
@@ -138,10 +149,11 @@ def _block_fwd(
     n_head: int,
     rate: float,
     layer: int,
+    keep: Keep,
 ) -> tuple[Float[Tensor, "M D"], BlockResiduals]:
     """One block: attention, then the MLP, each behind a norm and added to the stream."""
-    normed, norm1 = ops.layer_norm_fwd(x, p.ln1_gain, p.ln1_bias)
-    qkv = ops.linear_fwd(normed, p.qkv_weight, p.qkv_bias)  # [M, 3D]
+    normed1, norm1 = ops.layer_norm_fwd(x, p.ln1_gain, p.ln1_bias)
+    qkv = ops.linear_fwd(normed1, p.qkv_weight, p.qkv_bias)  # [M, 3D]
     attended, attention = ops.attention_fwd(
         qkv.view(*inputs.tokens.shape, -1),  # [B, T, 3D]
         n_head,
@@ -152,11 +164,19 @@ def _block_fwd(
     drop = inputs.dropout(rate, layer, Site.ATTENTION_RESIDUAL)
     x = ops.linear_residual_fwd(attended.view(x.shape), p.out_weight, p.out_bias, x, drop)  # [M, D]
 
-    normed, norm2 = ops.layer_norm_fwd(x, p.ln2_gain, p.ln2_bias)
-    hidden, pre = ops.linear_gelu_fwd(normed, p.fc_weight, p.fc_bias)  # [M, 4D]
+    normed2, norm2 = ops.layer_norm_fwd(x, p.ln2_gain, p.ln2_bias)
+    hidden, slope = ops.linear_gelu_fwd(normed2, p.fc_weight, p.fc_bias, keep.hidden)  # [M, 4D]
     drop = inputs.dropout(rate, layer, Site.MLP_RESIDUAL)
     x = ops.linear_residual_fwd(hidden, p.proj_weight, p.proj_bias, x, drop)  # [M, D]
-    return x, BlockResiduals(norm1, attention, norm2, pre)
+    return x, BlockResiduals(
+        norm1,
+        normed1 if keep.norm1 else None,
+        attention,
+        norm2,
+        normed2 if keep.norm2 else None,
+        hidden if keep.hidden else None,
+        slope,
+    )
 
 
 def _block_bwd(
@@ -177,18 +197,22 @@ def _block_bwd(
     the branch's bias, and is taken by the norm that makes it: for the branch below by the first norm here,
     into ``d_below``.
     """
-    norm1, attention, norm2, pre = residuals
+    norm1, normed1, attention, norm2, normed2, hidden, slope = residuals
     del residuals
 
+    if normed2 is None:
+        normed2, _ = ops.layer_norm_fwd(norm2.x, p.ln2_gain, p.ln2_bias)
+    if hidden is None:
+        hidden, slope = ops.linear_gelu_fwd(normed2, p.fc_weight, p.fc_bias)
     drop = inputs.dropout(rate, layer, Site.MLP_RESIDUAL)
     d_branch = d_x if drop is None else ops.dropout_bwd(d_x, drop)
-    d_pre = ops.linear_gelu_bwd_dx(d_branch, p.proj_weight, pre)  # [M, 4D]; pre is now gelu(pre)
-    ops.linear_bwd_dwdb(pre, d_branch, d_p.proj_weight, None if drop is None else d_p.proj_bias)
-    del pre
-    normed, _ = ops.layer_norm_fwd(norm2.x, p.ln2_gain, p.ln2_bias)
-    ops.linear_bwd_dwdb(normed, d_pre, d_p.fc_weight, d_p.fc_bias)
+    ops.linear_bwd_dwdb(hidden, d_branch, d_p.proj_weight, None if drop is None else d_p.proj_bias)
+    del hidden
+    d_pre = ops.linear_gelu_bwd_dx(d_branch, p.proj_weight, slope, d_p.fc_bias)  # [M, 4D]
+    del slope
+    ops.linear_bwd_dwdb(normed2, d_pre, d_p.fc_weight, None)
     d_normed = ops.linear_bwd_dx(d_pre, p.fc_weight)  # [M, D]
-    del d_pre, normed
+    del d_pre, normed2
     drop = inputs.dropout(rate, layer, Site.ATTENTION_RESIDUAL)
     d_bias = d_p.out_bias if drop is None else None
     d_x = ops.layer_norm_bwd(norm2, p.ln2_gain, d_normed, d_p.ln2_gain, d_p.ln2_bias, d_x, d_bias)
@@ -201,7 +225,8 @@ def _block_bwd(
     drop = inputs.dropout(rate, layer, Site.ATTENTION)
     d_qkv = ops.attention_bwd(attention, d_attended, n_head, drop).view(d_x.shape[0], -1)  # [M, 3D]
     del attention, attended, d_attended
-    normed, _ = ops.layer_norm_fwd(norm1.x, p.ln1_gain, p.ln1_bias)
-    ops.linear_bwd_dwdb(normed, d_qkv, d_p.qkv_weight, d_p.qkv_bias)
+    if normed1 is None:
+        normed1, _ = ops.layer_norm_fwd(norm1.x, p.ln1_gain, p.ln1_bias)
+    ops.linear_bwd_dwdb(normed1, d_qkv, d_p.qkv_weight, d_p.qkv_bias)
     d_normed = ops.linear_bwd_dx(d_qkv, p.qkv_weight)  # [M, D]
     return ops.layer_norm_bwd(norm1, p.ln1_gain, d_normed, d_p.ln1_gain, d_p.ln1_bias, d_x, d_below)

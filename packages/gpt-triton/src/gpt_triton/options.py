@@ -8,6 +8,7 @@ from typing import Literal
 from gpt_trainer.backend import BackendSpec, imported
 
 Kernels = Literal["auto", "triton", "reference"]
+KeepChoice = Literal["all", "less"]
 
 
 @dataclass(frozen=True)
@@ -17,10 +18,13 @@ class TritonOptions:
     Attributes:
         kernels: triton, reference (plain torch), or auto: Triton on a GPU and the reference on a CPU.
         cuda_graph: On a GPU, record each step's launches once and replay them.
+        keep: What the forward keeps for the backward: all that the backward reads (fastest), or less, which
+            takes about half the memory and computes the MLP's hidden values twice.
     """
 
     kernels: Kernels = "auto"
     cuda_graph: bool = True
+    keep: KeepChoice = "all"
 
 
 SPEC = BackendSpec(

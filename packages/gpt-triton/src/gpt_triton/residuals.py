@@ -26,7 +26,7 @@ class Dropout(NamedTuple):
 
 
 class NormResiduals(NamedTuple):
-    """Kept by LayerNorm; its output is recomputed from these where the backward needs it.
+    """Kept by LayerNorm.
 
     Attributes:
         x: The input, needed for the normalized values.

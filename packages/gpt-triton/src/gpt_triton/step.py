@@ -23,6 +23,7 @@ from torch import Tensor
 from gpt_triton.buffers import layout_of, read_arrays, tree_of, write_arrays
 from gpt_triton.graphs import Recorder
 from gpt_triton.inputs import MicroBatch, upload
+from gpt_triton.keeping import Keep
 from gpt_triton.loss import loss_and_gradients
 from gpt_triton.optimizer import adamw_hyper, adamw_init, adamw_step
 
@@ -72,9 +73,11 @@ class TrainingState:
         device: torch.device,
         dtype: torch.dtype,
         seed: int,
+        keep: Keep,
         *,
         cuda_graph: bool,
     ) -> None:
+        self._keep = keep
         self.config, self.ops, self.device, self.dtype = config, ops, device, dtype
         self._optimizer, self._seed = optimizer, seed
         self._layout = layout_of(config)
@@ -175,6 +178,7 @@ class TrainingState:
             n_head=self.config.n_head,
             vocab_size=self.config.vocab_size,
             rate=self.config.dropout,
+            keep=self._keep,
         )
         self.metrics[0].add_(share)
 

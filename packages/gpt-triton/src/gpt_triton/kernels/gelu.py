@@ -13,7 +13,7 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-from gpt_triton.kernels.primitives import gelu, gelu_slope, narrow, widen
+from gpt_triton.kernels.primitives import gelu, gelu_and_slope, narrow, widen
 from gpt_triton.kernels.tiles import flat_block
 
 
@@ -42,7 +42,8 @@ def _gelu_bwd_kernel(
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     x = widen(tl.load(x_ptr + i, mask=i < N, other=0.0))
     d_y = widen(tl.load(d_y_ptr + i, mask=i < N, other=0.0))
-    tl.store(d_x_ptr + i, narrow(d_y * gelu_slope(x), d_x_ptr.dtype.element_ty), mask=i < N)
+    _, slope = gelu_and_slope(x)
+    tl.store(d_x_ptr + i, narrow(d_y * slope, d_x_ptr.dtype.element_ty), mask=i < N)
 
 
 def gelu_fwd(x: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:

@@ -32,18 +32,20 @@ def linear_fwd(
 
 
 def linear_gelu_fwd(
-    x: Float[Tensor, "M K"], weight: Float[Tensor, "K N"], bias: Float[Tensor, " N"]
-) -> tuple[Float[Tensor, "M N"], Float[Tensor, "M N"]]:
-    """Affine map, then GELU; returns the output and the value before GELU.
+    x: Float[Tensor, "M K"], weight: Float[Tensor, "K N"], bias: Float[Tensor, " N"], slope: bool = True
+) -> tuple[Float[Tensor, "M N"], Float[Tensor, "M N"] | None]:
+    """Affine map, then GELU; returns the output, and GELU's slope at the map's values.
 
     Args:
         x: Input rows.
         weight: Matrix, (in, out), in the dtype of ``x``.
         bias: Added to every row, float32.
+        slope: Whether the slope is needed; ``None`` is returned if not.
     """
-    y, pre = (x.new_empty(x.shape[0], weight.shape[1]) for _ in range(2))
-    product(x.contiguous(), weight, y, Epilogue(bias=bias, pre_out=pre))
-    return y, pre
+    y = x.new_empty(x.shape[0], weight.shape[1])
+    slopes = torch.empty_like(y) if slope else None
+    product(x.contiguous(), weight, y, Epilogue(bias=bias, gelu=True, slope=slopes))
+    return y, slopes
 
 
 def linear_residual_fwd(
@@ -81,17 +83,21 @@ def linear_bwd_dx(d_y: Float[Tensor, "M N"], weight: Float[Tensor, "K N"]) -> Fl
 
 
 def linear_gelu_bwd_dx(
-    d_y: Float[Tensor, "M N"], weight: Float[Tensor, "K N"], pre: Float[Tensor, "M K"]
+    d_y: Float[Tensor, "M N"],
+    weight: Float[Tensor, "K N"],
+    slope: Float[Tensor, "M K"],
+    d_bias: Float[Tensor, " K"],
 ) -> Float[Tensor, "M K"]:
-    """Gradient of ``pre``, where the input was ``gelu(pre)``; that input is left in ``pre``.
+    """Gradient of what GELU took, where its output was the map's input; that of the bias in it is added in place.
 
     Args:
         d_y: Gradient of the output.
         weight: Matrix, (in, out), in the dtype of ``d_y``.
-        pre: Contiguous; overwritten by ``gelu(pre)``, which the weight's gradient needs.
+        slope: GELU's slope, from ``linear_gelu_fwd``.
+        d_bias: Added to, float32: the sum of the result over its rows.
     """
-    d_pre = torch.empty_like(pre)
-    product(d_y.contiguous(), weight.T, d_pre, Epilogue(pre_in=pre))
+    d_pre = torch.empty_like(slope)
+    product(d_y.contiguous(), weight.T, d_pre, Epilogue(factor=slope.contiguous(), sums=d_bias))
     return d_pre
 
 

@@ -38,15 +38,19 @@ class Epilogue(NamedTuple):
 
     Attributes:
         bias: Row added to every row.
-        pre_out: Written: the value before GELU, which then applies.
-        pre_in: The result is multiplied by GELU's slope here; overwritten by its GELU.
+        gelu: GELU applies.
+        slope: Written: GELU's slope where it applies.
+        factor: The result is multiplied by it.
+        sums: Added to, float32: the sum of the result so far over its rows; not with a bias.
         residual: Added at the end.
         dropout: Mask of the branch, before the residual is added.
     """
 
     bias: Float[Tensor, " N"] | None = None
-    pre_out: Float[Tensor, "M N"] | None = None
-    pre_in: Float[Tensor, "M N"] | None = None
+    gelu: bool = False
+    slope: Float[Tensor, "M N"] | None = None
+    factor: Float[Tensor, "M N"] | None = None
+    sums: Float[Tensor, " N"] | None = None
     residual: Float[Tensor, "M N"] | None = None
     dropout: Dropout | None = None
 
@@ -75,7 +79,13 @@ def product(
     fast = not INTERPRET.value and a.dtype == torch.bfloat16 and has_tensor_descriptors(a.device)
     fast = fast and all(_describable(t) for t in (a, b)) and (out.dtype == torch.float32 or _describable(out))
     launch = launch_descriptors if fast else launch_pointers
+    sums = epilogue.sums
+    if sums is not None:
+        row_sums = sums.new_empty(triton.cdiv(m, tiles.block_m), n)
+        epilogue = epilogue._replace(sums=row_sums)
     launch(a, b, parts, tiles, epilogue, accumulate and tiles.splits == 1)
+    if sums is not None:
+        add_partial_sums(row_sums, sums)
     if tiles.splits > 1:
         add_partial_sums(parts.view(tiles.splits, -1), out.view(-1))
 
@@ -93,9 +103,9 @@ def launch_pointers(
     key, keep_scale, threshold = dropout_arguments(epilogue.dropout)
     grid = (triton.cdiv(m, tiles.block_m) * triton.cdiv(n, tiles.block_n), tiles.splits)
     pointer_kernel[grid](
-        a, b, out, epilogue.pre_out, epilogue.pre_in, epilogue.bias, epilogue.residual, key,
+        a, b, out, epilogue.slope, epilogue.factor, epilogue.sums, epilogue.bias, epilogue.residual, key,
         m, n, k, *a.stride(), *b.stride(), keep_scale,
-        ACCUMULATE=accumulate, THRESHOLD=threshold,
+        GELU=epilogue.gelu, ACCUMULATE=accumulate, THRESHOLD=threshold,
         BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, BLOCK_K=tiles.block_k,
         SPLITS=tiles.splits, GROUP=group_rows(triton.cdiv(n, tiles.block_n)),
         num_warps=tiles.warps, num_stages=tiles.stages,
@@ -120,16 +130,15 @@ def launch_descriptors(
     by_descriptor = out.dtype != torch.float32
     a_desc, a_across = _describe(a, tiles.block_m, tiles.block_k)
     b_desc, b_across = _describe(b, tiles.block_k, tiles.block_n)
-    pre_out = epilogue.pre_out
-    pre_out_desc = None
-    if pre_out is not None and by_descriptor:
-        pre_out_desc = TensorDescriptor.from_tensor(pre_out, store)
+    out_desc, slope_desc, factor_desc = (
+        TensorDescriptor.from_tensor(x, store) if x is not None and by_descriptor else None
+        for x in (out, epilogue.slope, epilogue.factor)
+    )
     tile_count = triton.cdiv(m, tiles.block_m) * triton.cdiv(n, tiles.block_n) * tiles.splits
     descriptor_kernel[(min(tile_count, multiprocessors(a.device)),)](
-        a_desc, b_desc, out, TensorDescriptor.from_tensor(out, store) if by_descriptor else None,
-        pre_out, pre_out_desc,
-        epilogue.pre_in, epilogue.bias, epilogue.residual, key, m, n, k, keep_scale,
-        A_ACROSS=a_across, B_ACROSS=b_across, ACCUMULATE=accumulate, THRESHOLD=threshold,
+        a_desc, b_desc, out, out_desc, epilogue.slope, slope_desc, epilogue.factor, factor_desc,
+        epilogue.sums, epilogue.bias, epilogue.residual, key, m, n, k, keep_scale,
+        A_ACROSS=a_across, B_ACROSS=b_across, GELU=epilogue.gelu, ACCUMULATE=accumulate, THRESHOLD=threshold,
         BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, BLOCK_K=tiles.block_k,
         SPLITS=tiles.splits, GROUP=group_rows(triton.cdiv(n, tiles.block_n)), HALVES=halves,
         DTYPE=tl.bfloat16 if out.dtype == torch.bfloat16 else tl.float32,

@@ -1,14 +1,14 @@
 """The two kernels of a matrix product with its epilogue.
 
-The epilogue works on the float32 accumulator, in this order: add a bias row; keep the value and apply GELU,
-or multiply by GELU's slope at a saved value, which then gives way to its GELU; dropout; add a residual; add
-what the output holds. Two kernels do the same:
+The epilogue works on the float32 accumulator, in this order: add a bias row; apply GELU, and write its slope;
+multiply by a saved factor; sum the tile's columns; dropout; add a residual; add what the output holds. Two
+kernels do the same:
 
 - ``pointer_kernel`` loads tiles through pointers: any strides, any dtype, the interpreter;
 - ``descriptor_kernel`` is persistent and loads tiles through tensor descriptors, which the copy engine of
   compute capability 9 reads without spending registers or threads on addresses.
 
-Shapes: M rows, N columns, K depth, S parts of K.
+Shapes: M rows, N columns, K depth, S parts of K, m tiles of rows.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-from gpt_triton.kernels.primitives import drop, gelu, gelu_slope, narrow, operand, widen
+from gpt_triton.kernels.primitives import drop, gelu, gelu_and_slope, narrow, operand, widen
 
 
 @triton.jit
@@ -33,23 +33,36 @@ def _tile_of(index, m_tiles, n_tiles, GROUP: tl.constexpr):
 
 @triton.jit
 @no_type_check
+def _put(value, ptr, desc, at, keep, first_row, first_column, DTYPE: tl.constexpr):
+    """Store a tile, by the copy engine where there is a descriptor."""
+    if desc is not None:
+        desc.store([first_row, first_column], narrow(value, DTYPE))
+    else:
+        tl.store(ptr + at, narrow(value, DTYPE), mask=keep)
+
+
+@triton.jit
+@no_type_check
 def _finish(
     acc,  # [rows, columns] float32
     row,  # int64
     column,
     M,
     N,
-    out_ptr,  # [M, N] written, unless out_desc is given
-    out_desc,
-    pre_out_ptr,  # [M, N] written, or None
-    pre_out_desc,
-    pre_in_ptr,  # [M, N] overwritten by its GELU, or None
+    out_ptr,  # [M, N] written
+    out_desc,  # the same, or None
+    slope_ptr,  # [M, N] written: GELU's slope, or None
+    slope_desc,
+    factor_ptr,  # [M, N] or None
+    factor_desc,
+    sums_ptr,  # [N] of this row of tiles, written, or None
     bias_ptr,  # [N] or None
     residual_ptr,  # [M, N] or None
     key_ptr,  # [2] or None
     keep_scale,
     first_row,
     first_column,
+    GELU: tl.constexpr,
     ACCUMULATE: tl.constexpr,
     THRESHOLD: tl.constexpr,
     DTYPE: tl.constexpr,
@@ -58,26 +71,27 @@ def _finish(
     at = row[:, None] * N + column[None, :]
     if bias_ptr is not None:
         acc += widen(tl.load(bias_ptr + column, mask=column < N, other=0.0))[None, :]
-    if pre_out_ptr is not None:
-        if pre_out_desc is not None:
-            pre_out_desc.store([first_row, first_column], narrow(acc, DTYPE))
+    if GELU:
+        if slope_ptr is not None:
+            acc, slope = gelu_and_slope(acc)
+            _put(slope, slope_ptr, slope_desc, at, keep, first_row, first_column, DTYPE)
         else:
-            tl.store(pre_out_ptr + at, narrow(acc, DTYPE), mask=keep)
-        acc = gelu(acc)
-    if pre_in_ptr is not None:
-        pre = widen(tl.load(pre_in_ptr + at, mask=keep, other=0.0))
-        acc *= gelu_slope(pre)
-        tl.store(pre_in_ptr + at, narrow(gelu(pre), DTYPE), mask=keep)
+            acc = gelu(acc)
+    if factor_ptr is not None:
+        if factor_desc is not None:
+            acc *= widen(factor_desc.load([first_row, first_column]))
+        else:
+            acc *= widen(tl.load(factor_ptr + at, mask=keep, other=0.0))
+    if sums_ptr is not None:
+        # rows past the end are zero: they were loaded as zeros, and no bias comes with column sums
+        tl.store(sums_ptr + column, tl.sum(acc, 0), mask=column < N)
     if key_ptr is not None:
         acc = drop(acc, at, key_ptr, keep_scale, THRESHOLD)
     if residual_ptr is not None:
         acc += widen(tl.load(residual_ptr + at, mask=keep, other=0.0))
     if ACCUMULATE:
         acc += tl.load(out_ptr + at, mask=keep, other=0.0)
-    if out_desc is not None:
-        out_desc.store([first_row, first_column], narrow(acc, DTYPE))
-    else:
-        tl.store(out_ptr + at, narrow(acc, DTYPE), mask=keep)
+    _put(acc, out_ptr, out_desc, at, keep, first_row, first_column, DTYPE)
 
 
 @triton.jit
@@ -86,8 +100,9 @@ def pointer_kernel(
     a_ptr,  # [M, K] by strides
     b_ptr,  # [K, N] by strides
     out_ptr,  # [S, M, N] written
-    pre_out_ptr,
-    pre_in_ptr,
+    slope_ptr,
+    factor_ptr,
+    sums_ptr,  # [m, N] written, or None
     bias_ptr,
     residual_ptr,
     key_ptr,
@@ -99,6 +114,7 @@ def pointer_kernel(
     b_k,
     b_n,
     keep_scale,
+    GELU: tl.constexpr,
     ACCUMULATE: tl.constexpr,
     THRESHOLD: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -127,9 +143,11 @@ def pointer_kernel(
         a_ptrs += stride_step * a_k
         b_ptrs += stride_step * b_k
     out_ptr += split * M * N
+    if sums_ptr is not None:
+        sums_ptr += m_tile.to(tl.int64) * N
     _finish(
-        acc, row, column, M, N, out_ptr, None, pre_out_ptr, None, pre_in_ptr, bias_ptr, residual_ptr,
-        key_ptr, keep_scale, 0, 0, ACCUMULATE, THRESHOLD, out_ptr.dtype.element_ty,
+        acc, row, column, M, N, out_ptr, None, slope_ptr, None, factor_ptr, None, sums_ptr, bias_ptr,
+        residual_ptr, key_ptr, keep_scale, 0, 0, GELU, ACCUMULATE, THRESHOLD, out_ptr.dtype.element_ty,
     )  # fmt: skip
 
 
@@ -140,9 +158,11 @@ def descriptor_kernel(
     b_desc,  # [K, N], or [N, K] if B_ACROSS
     out_ptr,  # [S, M, N] written, unless out_desc is given
     out_desc,  # [M, N] written, or None
-    pre_out_ptr,
-    pre_out_desc,
-    pre_in_ptr,
+    slope_ptr,
+    slope_desc,
+    factor_ptr,
+    factor_desc,
+    sums_ptr,  # [m, N] written, or None
     bias_ptr,
     residual_ptr,
     key_ptr,
@@ -152,6 +172,7 @@ def descriptor_kernel(
     keep_scale,
     A_ACROSS: tl.constexpr,
     B_ACROSS: tl.constexpr,
+    GELU: tl.constexpr,
     ACCUMULATE: tl.constexpr,
     THRESHOLD: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -185,25 +206,29 @@ def descriptor_kernel(
                 b = operand(b_desc.load([depth, first_column]))
             acc = tl.dot(a, b, acc, input_precision="ieee")
         row = first_row.to(tl.int64) + tl.arange(0, BLOCK_M)
-        part_ptr = out_ptr
+        part_ptr, part_sums_ptr = out_ptr, sums_ptr
         if out_desc is None:
             part_ptr = out_ptr + split.to(tl.int64) * M * N
+        if sums_ptr is not None:
+            part_sums_ptr = sums_ptr + m_tile.to(tl.int64) * N
         if HALVES:
             # half a tile at a time: the staging buffer of a whole one would not fit beside the pipeline
             left, right = acc.reshape(BLOCK_M, 2, BLOCK_N // 2).permute(0, 2, 1).split()
             column = first_column.to(tl.int64) + tl.arange(0, BLOCK_N // 2)
             _finish(
-                left, row, column, M, N, part_ptr, out_desc, pre_out_ptr, pre_out_desc, pre_in_ptr, bias_ptr,
-                residual_ptr, key_ptr, keep_scale, first_row, first_column, ACCUMULATE, THRESHOLD, DTYPE,
+                left, row, column, M, N, part_ptr, out_desc, slope_ptr, slope_desc, factor_ptr, factor_desc,
+                part_sums_ptr, bias_ptr, residual_ptr, key_ptr, keep_scale, first_row, first_column, GELU,
+                ACCUMULATE, THRESHOLD, DTYPE,
             )  # fmt: skip
             _finish(
-                right, row, column + BLOCK_N // 2, M, N, part_ptr, out_desc, pre_out_ptr, pre_out_desc,
-                pre_in_ptr, bias_ptr, residual_ptr, key_ptr, keep_scale, first_row,
-                first_column + BLOCK_N // 2, ACCUMULATE, THRESHOLD, DTYPE,
+                right, row, column + BLOCK_N // 2, M, N, part_ptr, out_desc, slope_ptr, slope_desc, factor_ptr,
+                factor_desc, part_sums_ptr, bias_ptr, residual_ptr, key_ptr, keep_scale, first_row,
+                first_column + BLOCK_N // 2, GELU, ACCUMULATE, THRESHOLD, DTYPE,
             )  # fmt: skip
         else:
             column = first_column.to(tl.int64) + tl.arange(0, BLOCK_N)
             _finish(
-                acc, row, column, M, N, part_ptr, out_desc, pre_out_ptr, pre_out_desc, pre_in_ptr, bias_ptr,
-                residual_ptr, key_ptr, keep_scale, first_row, first_column, ACCUMULATE, THRESHOLD, DTYPE,
+                acc, row, column, M, N, part_ptr, out_desc, slope_ptr, slope_desc, factor_ptr, factor_desc,
+                part_sums_ptr, bias_ptr, residual_ptr, key_ptr, keep_scale, first_row, first_column, GELU,
+                ACCUMULATE, THRESHOLD, DTYPE,
             )  # fmt: skip

@@ -102,22 +102,36 @@ def drop(
 
 @triton.jit
 @no_type_check
-def sigmoid(x):
-    """``1 / (1 + exp(-x))`` with one exp2; exact limits at both ends."""
-    return 1.0 / (1.0 + tl.exp2(x * -LOG2_E))
+def reciprocal(x):
+    """``1 / x`` by one instruction, within one unit in the last place; a division takes five more."""
+    if INTERPRET:
+        return 1.0 / x
+    else:  # noqa: RET505  # the compiler drops only the other branch of a whole if
+        return tl.inline_asm_elementwise(
+            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
+
+
+@triton.jit
+@no_type_check
+def gelu_gate(x, square):
+    """``sigmoid(2u)`` at ``x``, with ``square = x^2``; log2(e) is in the constants."""
+    exponent = x * (square * (-2.0 * GELU_C * GELU_A * LOG2_E) - 2.0 * GELU_C * LOG2_E)
+    return reciprocal(1.0 + tl.exp2(exponent))
 
 
 @triton.jit
 @no_type_check
 def gelu(x):
     """GELU, tanh form, as ``x sigmoid(2u)``."""
-    return x * sigmoid(x * (2.0 * GELU_C) * (x * x * GELU_A + 1.0))
+    return x * gelu_gate(x, x * x)
 
 
 @triton.jit
 @no_type_check
-def gelu_slope(x):
-    """Derivative of GELU:  s + x s (1 - s) 2u', the vanishing factors first, lest zero meet infinity."""
+def gelu_and_slope(x):
+    """GELU ``y = x s`` and its derivative ``s + y (1 - s) 2u'``: the vanishing factors first, lest zero meet infinity."""
     square = x * x
-    s = sigmoid(x * (2.0 * GELU_C) * (square * GELU_A + 1.0))
-    return s + (1.0 - s) * s * x * (square * (6.0 * GELU_C * GELU_A) + 2.0 * GELU_C)
+    s = gelu_gate(x, square)
+    y = x * s
+    return y, s + (y - y * s) * (square * (6.0 * GELU_C * GELU_A) + 2.0 * GELU_C)

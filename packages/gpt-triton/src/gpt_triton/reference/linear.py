@@ -30,17 +30,18 @@ def linear_fwd(
 
 
 def linear_gelu_fwd(
-    x: Float[Tensor, "M K"], weight: Float[Tensor, "K N"], bias: Float[Tensor, " N"]
-) -> tuple[Float[Tensor, "M N"], Float[Tensor, "M N"]]:
-    """Affine map, then GELU; returns the output and the value before GELU.
+    x: Float[Tensor, "M K"], weight: Float[Tensor, "K N"], bias: Float[Tensor, " N"], slope: bool = True
+) -> tuple[Float[Tensor, "M N"], Float[Tensor, "M N"] | None]:
+    """Affine map, then GELU; returns the output, and GELU's slope at the map's values.
 
     Args:
         x: Input rows.
         weight: Matrix, (in, out), in the dtype of ``x``.
         bias: Added to every row.
+        slope: Whether the slope is needed; ``None`` is returned if not.
     """
     pre = linear_fwd(x, weight, bias)
-    return gelu_fwd(pre), pre
+    return gelu_fwd(pre), gelu_bwd(pre, torch.ones_like(pre)) if slope else None
 
 
 def linear_residual_fwd(
@@ -76,17 +77,21 @@ def linear_bwd_dx(d_y: Float[Tensor, "M N"], weight: Float[Tensor, "K N"]) -> Fl
 
 
 def linear_gelu_bwd_dx(
-    d_y: Float[Tensor, "M N"], weight: Float[Tensor, "K N"], pre: Float[Tensor, "M K"]
+    d_y: Float[Tensor, "M N"],
+    weight: Float[Tensor, "K N"],
+    slope: Float[Tensor, "M K"],
+    d_bias: Float[Tensor, " K"],
 ) -> Float[Tensor, "M K"]:
-    """Gradient of ``pre``, where the input was ``gelu(pre)``; that input is left in ``pre``.
+    """Gradient of what GELU took, where its output was the map's input; that of the bias in it is added in place.
 
     Args:
         d_y: Gradient of the output.
         weight: Matrix, (in, out), in the dtype of ``d_y``.
-        pre: Overwritten by ``gelu(pre)``, which the weight's gradient needs.
+        slope: GELU's slope, from ``linear_gelu_fwd``.
+        d_bias: Added to: the sum of the result over its rows.
     """
-    d_pre = gelu_bwd(pre, d_y @ weight.T)
-    pre.copy_(gelu_fwd(pre))
+    d_pre = (d_y @ weight.T).mul_(slope)
+    d_bias.add_(d_pre.sum(0, dtype=d_bias.dtype))
     return d_pre
 
 
