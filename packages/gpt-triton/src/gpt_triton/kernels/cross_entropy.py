@@ -25,16 +25,41 @@ from gpt_triton.kernels.tiles import cross_entropy_chunk, cross_entropy_warps, v
 
 @triton.jit
 @no_type_check
+def _scores(logits_ptr, at, V, Vp, MASKED: tl.constexpr):
+    """Logits of a block; past the vocabulary they have no weight.
+
+    The load's mask ends at a multiple of 128, so that a thread still loads eight at once.
+    """
+    if MASKED:
+        z = tl.load(logits_ptr + at, mask=at < Vp, other=0.0)
+        return tl.where(at < V, widen(z), float("-inf"))
+    else:  # noqa: RET505  # the compiler drops only the other branch of a whole if
+        return widen(tl.load(logits_ptr + at))
+
+
+@triton.jit
+@no_type_check
+def _absorb(z, top, total):
+    """Take eight more columns per lane into its maximum and its sum of exponentials relative to that."""
+    new_top = tl.maximum(top, tl.max(z, 1))
+    shift = tl.where(new_top == float("-inf"), 0.0, new_top) * LOG2_E
+    # exp2 is one instruction, and log2(e) times z minus the shift another
+    return new_top, total * tl.exp2(top * LOG2_E - shift) + tl.sum(tl.exp2(z * LOG2_E - shift[:, None]), 1)
+
+
+@triton.jit
+@no_type_check
 def _cross_entropy_kernel(
     logits_ptr,  # [c, Vp] overwritten by d_logits, if scale_ptr is given
     targets_ptr,  # [c]
     scale_ptr,  # [] or None: no gradient
     nll_ptr,  # [c] written
-    V,
-    Vp,
+    V: tl.constexpr,
+    Vp: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64)
+    # from the last row, whose logits the product wrote last: some are still in L2
+    row = (tl.num_programs(0) - 1 - tl.program_id(0)).to(tl.int64)
     logits_ptr += row * Vp
     target = tl.load(targets_ptr + row)
     # a lane takes eight neighbouring columns at a step, and keeps a maximum and a sum of its own: a power for
@@ -42,25 +67,29 @@ def _cross_entropy_kernel(
     column = tl.arange(0, BLOCK // 8)[:, None] * 8 + tl.arange(0, 8)[None, :]
     top = tl.full([BLOCK // 8], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK // 8], tl.float32)
-    for first in range(0, V, BLOCK):
-        at = column + first
-        z = widen(tl.load(logits_ptr + at, mask=at < V, other=float("-inf"))) * LOG2_E
-        new_top = tl.maximum(top, tl.max(z, 1))
-        shift = tl.where(new_top == float("-inf"), 0.0, new_top)
-        total = total * tl.exp2(top - shift) + tl.sum(tl.exp2(z - shift[:, None]), 1)
-        top = new_top
+    # whole blocks need no mask: it would cost as much as the softmax
+    for first in range(0, V // BLOCK * BLOCK, BLOCK):
+        top, total = _absorb(_scores(logits_ptr, column + first, V, Vp, False), top, total)
+    for first in tl.static_range(V // BLOCK * BLOCK, V, BLOCK):
+        top, total = _absorb(_scores(logits_ptr, column + first, V, Vp, True), top, total)
     highest = tl.max(top, 0)
-    lse = highest + tl.log2(tl.sum(total * tl.exp2(top - highest), 0))
+    lse = highest * LOG2_E + tl.log2(tl.sum(total * tl.exp2((top - highest) * LOG2_E), 0))  # in powers of two
     counted = target >= 0
-    z_target = widen(tl.load(logits_ptr + target, mask=counted, other=0.0))
+    z_target = widen(tl.load(logits_ptr + target, mask=counted, other=float("-inf")))
     tl.store(nll_ptr + row, tl.where(counted, lse * LN_2 - z_target, 0.0))
     if scale_ptr is not None:
         scale = tl.where(counted, tl.load(scale_ptr), 0.0)
-        for first in range(0, Vp, BLOCK):
+        for first in range(0, V // BLOCK * BLOCK, BLOCK):
+            p = tl.exp2(_scores(logits_ptr, column + first, V, Vp, False) * LOG2_E - lse)
+            tl.store(logits_ptr + column + first, narrow(p * scale, logits_ptr.dtype.element_ty))
+        for first in tl.static_range(V // BLOCK * BLOCK, Vp, BLOCK):
             at = column + first
-            z = widen(tl.load(logits_ptr + at, mask=at < V, other=float("-inf"))) * LOG2_E
-            d_z = (tl.exp2(z - lse) - (at == target)) * scale
-            tl.store(logits_ptr + at, narrow(d_z, logits_ptr.dtype.element_ty), mask=at < Vp)
+            p = tl.exp2(_scores(logits_ptr, at, V, Vp, True) * LOG2_E - lse)
+            tl.store(logits_ptr + at, narrow(p * scale, logits_ptr.dtype.element_ty), mask=at < Vp)
+        # the one column that differs is written again, rather than looked for in each
+        tl.debug_barrier()
+        d_target = (tl.exp2(z_target * LOG2_E - lse) - 1.0) * scale
+        tl.store(logits_ptr + target, narrow(d_target, logits_ptr.dtype.element_ty), mask=counted)
 
 
 def linear_cross_entropy(
@@ -144,6 +173,6 @@ def _cross_entropy(
     rows, padded = logits.shape
     block = vocabulary_block(padded)
     _cross_entropy_kernel[(rows,)](
-        logits, targets.contiguous(), scale, nll, vocab_size, padded,
-        BLOCK=block, num_warps=cross_entropy_warps(block),
+        logits, targets.contiguous(), scale, nll,
+        V=vocab_size, Vp=padded, BLOCK=block, num_warps=cross_entropy_warps(block),
     )  # fmt: skip

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from gpt_triton.kernels.primitives import narrow, widen
 from gpt_triton.kernels.reduce import add_partial_sums
-from gpt_triton.kernels.tiles import norm_programs, row_tile
+from gpt_triton.kernels.tiles import norm_bwd_tiles, norm_tiles
 from gpt_triton.residuals import NormResiduals
 
 
@@ -43,7 +43,8 @@ def _layer_norm_fwd_kernel(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    # from the last rows, which the product wrote last: some are still in L2; the next product begins at the first
+    row = (tl.num_programs(0) - 1 - tl.program_id(0)).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK)
     keep = (row[:, None] < M) & (column[None, :] < D)
     at = row[:, None] * D + column[None, :]
@@ -84,8 +85,10 @@ def _layer_norm_bwd_kernel(
     d_gain = tl.zeros([BLOCK], tl.float32)
     d_bias = tl.zeros([BLOCK], tl.float32)
     d_x_sum = tl.zeros([BLOCK], tl.float32)
-    for first in range(program * ROWS, M, tl.num_programs(0) * ROWS):
-        row = first + tl.arange(0, ROWS)
+    tiles = tl.cdiv(M, ROWS)
+    for tile in range(program, tiles, tl.num_programs(0)):
+        # from the last rows, as in the forward
+        row = (tiles - 1 - tile) * ROWS + tl.arange(0, ROWS)
         keep = (row[:, None] < M) & (column[None, :] < D)
         at = row[:, None].to(tl.int64) * D + column[None, :]
         mean = tl.load(mean_ptr + row, mask=row < M, other=0.0)
@@ -125,9 +128,9 @@ def layer_norm_fwd(
     rows, width = x.shape
     y = torch.empty_like(x)
     mean, rstd = (torch.empty(rows, dtype=torch.float32, device=x.device) for _ in range(2))
-    tile, block = row_tile(width)
+    tile, block, warps = norm_tiles(width)
     _layer_norm_fwd_kernel[(triton.cdiv(rows, tile),)](
-        x, gain, bias, y, mean, rstd, rows, width, eps, ROWS=tile, BLOCK=block
+        x, gain, bias, y, mean, rstd, rows, width, eps, ROWS=tile, BLOCK=block, num_warps=warps
     )
     return y, NormResiduals(x, mean, rstd)
 
@@ -156,14 +159,13 @@ def layer_norm_bwd(
     d_y = d_y.contiguous()
     rows, width = d_y.shape
     d_x = torch.empty_like(d_y)
-    tile, block = row_tile(width)
-    programs = norm_programs(triton.cdiv(rows, tile), d_y.device)
+    tile, block, warps, programs = norm_bwd_tiles(rows, width, d_y.device)
     totals = [d_gain, d_bias] if d_below is None else [d_gain, d_bias, d_below]
     parts = torch.empty(len(totals), programs, width, dtype=torch.float32, device=d_y.device)
     _layer_norm_bwd_kernel[(programs,)](
         res.x, res.mean, res.rstd, gain, d_y, None if d_skip is None else d_skip.contiguous(), d_x,
         parts[0], parts[1], None if d_below is None else parts[2], rows, width, ROWS=tile, BLOCK=block,
+        num_warps=warps,
     )  # fmt: skip
-    for part, total in zip(parts, totals, strict=True):
-        add_partial_sums(part, total)
+    add_partial_sums(parts, *totals)
     return d_x

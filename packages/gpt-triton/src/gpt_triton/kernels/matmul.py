@@ -85,9 +85,9 @@ def product(
         epilogue = epilogue._replace(sums=row_sums)
     launch(a, b, parts, tiles, epilogue, accumulate and tiles.splits == 1)
     if sums is not None:
-        add_partial_sums(row_sums, sums)
+        add_partial_sums(row_sums[None], sums)
     if tiles.splits > 1:
-        add_partial_sums(parts.view(tiles.splits, -1), out.view(-1))
+        add_partial_sums(parts.view(1, tiles.splits, -1), out.view(-1))
 
 
 def launch_pointers(

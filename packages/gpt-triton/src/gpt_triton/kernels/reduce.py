@@ -1,6 +1,6 @@
 """Sums in a fixed order: partial sums added into a gradient, and the column sums of a matrix.
 
-Shapes: P parts, N elements of each, M rows.
+Shapes: G groups of P parts, N elements of each, M rows.
 """
 
 from __future__ import annotations
@@ -20,13 +20,22 @@ from gpt_triton.kernels.tiles import column_sum_tiles, partial_sum_tiles
 @triton.jit
 @no_type_check
 def _add_partial_sums_kernel(
-    parts_ptr,  # [P, N]
-    total_ptr,  # [N] added to
+    parts_ptr,  # [G, P, N]
+    total0_ptr,  # [N] added to
+    total1_ptr,  # [N] added to, or None: of the second group
+    total2_ptr,
     P,
     N,
     PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    group = tl.program_id(1)
+    parts_ptr += group.to(tl.int64) * P * N
+    total_ptr = total0_ptr
+    if total1_ptr is not None:
+        total_ptr = total1_ptr if group == 1 else total_ptr
+    if total2_ptr is not None:
+        total_ptr = total2_ptr if group == 2 else total_ptr
     column = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], tl.float32)
     for first in range(0, P, PARTS):
@@ -60,17 +69,18 @@ def _column_sums_kernel(
     tl.store(parts_ptr + program * N + column, tl.sum(total, 0), mask=column < N)
 
 
-def add_partial_sums(parts: Float[Tensor, "P N"], total: Float[Tensor, " N"]) -> None:
-    """Add the sum of the parts to ``total``, in an order that depends on the shape alone.
+def add_partial_sums(parts: Float[Tensor, "G P N"], *totals: Float[Tensor, " N"]) -> None:
+    """Add the sum of each group's parts to its total, in an order that depends on the shape alone.
 
     Args:
-        parts: Partial sums, float32, contiguous.
-        total: Added to.
+        parts: Partial sums of up to three groups, float32, contiguous.
+        totals: Added to, one for each group.
     """
-    count, width = parts.shape
+    groups, count, width = parts.shape
     rows, block = partial_sum_tiles(count, width)
-    grid = (triton.cdiv(width, block),)
-    _add_partial_sums_kernel[grid](parts, total, count, width, PARTS=rows, BLOCK=block)
+    padded = (*totals, *([None] * (3 - len(totals))))
+    grid = (triton.cdiv(width, block), groups)
+    _add_partial_sums_kernel[grid](parts, *padded, count, width, PARTS=rows, BLOCK=block)
 
 
 def add_column_sums(x: Float[Tensor, "M N"], total: Float[Tensor, " N"]) -> None:
@@ -85,4 +95,4 @@ def add_column_sums(x: Float[Tensor, "M N"], total: Float[Tensor, " N"]) -> None
     parts = torch.empty(programs, width, dtype=torch.float32, device=x.device)
     grid = (triton.cdiv(width, block), programs)
     _column_sums_kernel[grid](x, parts, rows, width, ROWS=tile, BLOCK=block)
-    add_partial_sums(parts, total)
+    add_partial_sums(parts[None], total)

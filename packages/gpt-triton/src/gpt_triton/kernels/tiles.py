@@ -169,12 +169,19 @@ def flat_block() -> int:
     return 1 << 16 if INTERPRET.value else 1024
 
 
-def norm_programs(rows: int, device: torch.device) -> int:
-    """Programs of LayerNorm's backward: each keeps a partial sum of d_gain and d_bias.
+def norm_tiles(width: int) -> tuple[int, int, int]:
+    """Rows per program, padded width and warps of LayerNorm's forward."""
+    return *row_tile(width), 4
 
-    Four per multiprocessor hide the latency of the loads; more would only lengthen the last reduction.
+
+def norm_bwd_tiles(rows: int, width: int, device: torch.device) -> tuple[int, int, int, int]:
+    """Rows per step, padded width, warps and programs of LayerNorm's backward.
+
+    Each program keeps a partial sum of d_gain and d_bias. Four per multiprocessor hide the latency of the
+    loads; more would only lengthen the last reduction.
     """
-    return max(1, min(rows, 4 * multiprocessors(device)))
+    tile, block = row_tile(width)
+    return tile, block, 4, max(1, min(triton.cdiv(rows, tile), 4 * multiprocessors(device)))
 
 
 def cross_entropy_chunk(tokens: int, padded_vocab: int, device: torch.device) -> int:
