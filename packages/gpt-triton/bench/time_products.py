@@ -76,7 +76,7 @@ def _time_d_x(report: Report, label: str, tensors: _Affine) -> None:
     if label == "fc out":
         d_below = torch.zeros(x.shape[1], device=DEVICE)
         report.time_pair(
-            "fc out dX * GELU', and its column sums",
+            "fc out dX * GELU' and its column sums",
             lambda: kernels.linear_gelu_bwd_dx(d_y, w, x, d_below),
             lambda: torch.ops.aten.gelu_backward(d_y @ w.T, x, approximate="tanh").sum(0),
         )

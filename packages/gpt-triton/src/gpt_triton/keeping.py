@@ -1,7 +1,7 @@
 """What a block keeps for its backward, and what the backward computes again: a choice of memory against time.
 
-The stream before each norm, queries, keys, values and attention's output are always kept: 6 D numbers per token.
-For the others the two plans decide. Bytes and milliseconds are those of gpt2-124m's 12 layers in bfloat16 at
+The stream before each norm, queries, keys, values and attention's output are always kept: 6 D numbers per
+token. For the others the two plans decide. Bytes and milliseconds are those of gpt2-124m's 12 layers in bfloat16 at
 64 rows of 1,024 tokens on an H200:
 
 | kept | numbers per token and block | GB | saves |

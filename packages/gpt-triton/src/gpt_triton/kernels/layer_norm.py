@@ -43,7 +43,7 @@ def _layer_norm_fwd_kernel(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    # from the last rows, which the product wrote last: some are still in L2; the next product begins at the first
+    # from the last rows, which the product wrote last: some are still in L2, as the first will be then
     row = (tl.num_programs(0) - 1 - tl.program_id(0)).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK)
     keep = (row[:, None] < M) & (column[None, :] < D)

@@ -25,6 +25,7 @@ from gpt_triton.kernels.primitives import INTERPRET
 from gpt_triton.kernels.reduce import add_partial_sums
 from gpt_triton.kernels.tiles import (
     MatmulTiles,
+    Work,
     group_rows,
     has_tensor_descriptors,
     matmul_tiles,
@@ -41,7 +42,6 @@ class Epilogue(NamedTuple):
         gelu: GELU applies.
         slope: Written: GELU's slope where it applies.
         factor: The result is multiplied by it.
-        sums: Added to, float32: the sum of the result so far over its rows; not with a bias.
         residual: Added at the end.
         dropout: Mask of the branch, before the residual is added.
     """
@@ -50,7 +50,6 @@ class Epilogue(NamedTuple):
     gelu: bool = False
     slope: Float[Tensor, "M N"] | None = None
     factor: Float[Tensor, "M N"] | None = None
-    sums: Float[Tensor, " N"] | None = None
     residual: Float[Tensor, "M N"] | None = None
     dropout: Dropout | None = None
 
@@ -73,19 +72,14 @@ def product(
     """
     (m, k), n = a.shape, b.shape[1]
     epilogue = epilogue or Epilogue()
-    tiles = matmul_tiles(m, n, k, a.dtype, a.device, accumulate, epilogue.dropout is not None)
-    parts = out.new_empty(tiles.splits, m, n) if tiles.splits > 1 else out
     # descriptors in the interpreter are for tests: pointers are its plainer path
     fast = not INTERPRET.value and a.dtype == torch.bfloat16 and has_tensor_descriptors(a.device)
     fast = fast and all(_describable(t) for t in (a, b)) and (out.dtype == torch.float32 or _describable(out))
+    kind: Work = "dropout" if epilogue.dropout is not None else "gelu" if epilogue.gelu and fast else "plain"
+    tiles = matmul_tiles(m, n, k, a.dtype, a.device, accumulate, kind)
+    parts = out.new_empty(tiles.splits, m, n) if tiles.splits > 1 else out
     launch = launch_descriptors if fast else launch_pointers
-    sums = epilogue.sums
-    if sums is not None:
-        row_sums = sums.new_empty(triton.cdiv(m, tiles.block_m), n)
-        epilogue = epilogue._replace(sums=row_sums)
     launch(a, b, parts, tiles, epilogue, accumulate and tiles.splits == 1)
-    if sums is not None:
-        add_partial_sums(row_sums[None], sums)
     if tiles.splits > 1:
         add_partial_sums(parts.view(1, tiles.splits, -1), out.view(-1))
 
@@ -103,7 +97,7 @@ def launch_pointers(
     key, keep_scale, threshold = dropout_arguments(epilogue.dropout)
     grid = (triton.cdiv(m, tiles.block_m) * triton.cdiv(n, tiles.block_n), tiles.splits)
     pointer_kernel[grid](
-        a, b, out, epilogue.slope, epilogue.factor, epilogue.sums, epilogue.bias, epilogue.residual, key,
+        a, b, out, epilogue.slope, epilogue.factor, epilogue.bias, epilogue.residual, key,
         m, n, k, *a.stride(), *b.stride(), keep_scale,
         GELU=epilogue.gelu, ACCUMULATE=accumulate, THRESHOLD=threshold,
         BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, BLOCK_K=tiles.block_k,
@@ -124,7 +118,7 @@ def launch_descriptors(
     (m, k), n = a.shape, b.shape[1]
     key, keep_scale, threshold = dropout_arguments(epilogue.dropout)
     # a mask needs four words of Philox for each element: half a tile of them at a time
-    halves = tiles.block_n > 128 or epilogue.dropout is not None
+    halves = tiles.block_n > 128 or epilogue.dropout is not None or tiles.programs > 1
     store = [tiles.block_m, tiles.block_n // 2 if halves else tiles.block_n]
     # a float32 accumulator is read and added to: that goes through pointers
     by_descriptor = out.dtype != torch.float32
@@ -135,9 +129,9 @@ def launch_descriptors(
         for x in (out, epilogue.slope, epilogue.factor)
     )
     tile_count = triton.cdiv(m, tiles.block_m) * triton.cdiv(n, tiles.block_n) * tiles.splits
-    descriptor_kernel[(min(tile_count, multiprocessors(a.device)),)](
+    descriptor_kernel[(min(tile_count, tiles.programs * multiprocessors(a.device)),)](
         a_desc, b_desc, out, out_desc, epilogue.slope, slope_desc, epilogue.factor, factor_desc,
-        epilogue.sums, epilogue.bias, epilogue.residual, key, m, n, k, keep_scale,
+        epilogue.bias, epilogue.residual, key, m, n, k, keep_scale,
         A_ACROSS=a_across, B_ACROSS=b_across, GELU=epilogue.gelu, ACCUMULATE=accumulate, THRESHOLD=threshold,
         BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, BLOCK_K=tiles.block_k,
         SPLITS=tiles.splits, GROUP=group_rows(triton.cdiv(n, tiles.block_n)), HALVES=halves,

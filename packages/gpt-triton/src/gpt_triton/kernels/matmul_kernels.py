@@ -1,14 +1,13 @@
 """The two kernels of a matrix product with its epilogue.
 
 The epilogue works on the float32 accumulator, in this order: add a bias row; apply GELU, and write its slope;
-multiply by a saved factor; sum the tile's columns; dropout; add a residual; add what the output holds. Two
-kernels do the same:
+multiply by a saved factor; dropout; add a residual; add what the output holds. Two kernels do the same:
 
 - ``pointer_kernel`` loads tiles through pointers: any strides, any dtype, the interpreter;
 - ``descriptor_kernel`` is persistent and loads tiles through tensor descriptors, which the copy engine of
   compute capability 9 reads without spending registers or threads on addresses.
 
-Shapes: M rows, N columns, K depth, S parts of K, m tiles of rows.
+Shapes: M rows, N columns, K depth, S parts of K.
 """
 
 from __future__ import annotations
@@ -55,7 +54,6 @@ def _finish(
     slope_desc,
     factor_ptr,  # [M, N] or None
     factor_desc,
-    sums_ptr,  # [N] of this row of tiles, written, or None
     bias_ptr,  # [N] or None
     residual_ptr,  # [M, N] or None
     key_ptr,  # [2] or None
@@ -82,9 +80,6 @@ def _finish(
             acc *= widen(factor_desc.load([first_row, first_column]))
         else:
             acc *= widen(tl.load(factor_ptr + at, mask=keep, other=0.0))
-    if sums_ptr is not None:
-        # rows past the end are zero: they were loaded as zeros, and no bias comes with column sums
-        tl.store(sums_ptr + column, tl.sum(acc, 0), mask=column < N)
     if key_ptr is not None:
         acc = drop(acc, at, key_ptr, keep_scale, THRESHOLD)
     if residual_ptr is not None:
@@ -102,7 +97,6 @@ def pointer_kernel(
     out_ptr,  # [S, M, N] written
     slope_ptr,
     factor_ptr,
-    sums_ptr,  # [m, N] written, or None
     bias_ptr,
     residual_ptr,
     key_ptr,
@@ -143,11 +137,9 @@ def pointer_kernel(
         a_ptrs += stride_step * a_k
         b_ptrs += stride_step * b_k
     out_ptr += split * M * N
-    if sums_ptr is not None:
-        sums_ptr += m_tile.to(tl.int64) * N
     _finish(
-        acc, row, column, M, N, out_ptr, None, slope_ptr, None, factor_ptr, None, sums_ptr, bias_ptr,
-        residual_ptr, key_ptr, keep_scale, 0, 0, GELU, ACCUMULATE, THRESHOLD, out_ptr.dtype.element_ty,
+        acc, row, column, M, N, out_ptr, None, slope_ptr, None, factor_ptr, None, bias_ptr, residual_ptr,
+        key_ptr, keep_scale, 0, 0, GELU, ACCUMULATE, THRESHOLD, out_ptr.dtype.element_ty,
     )  # fmt: skip
 
 
@@ -162,7 +154,6 @@ def descriptor_kernel(
     slope_desc,
     factor_ptr,
     factor_desc,
-    sums_ptr,  # [m, N] written, or None
     bias_ptr,
     residual_ptr,
     key_ptr,
@@ -206,29 +197,27 @@ def descriptor_kernel(
                 b = operand(b_desc.load([depth, first_column]))
             acc = tl.dot(a, b, acc, input_precision="ieee")
         row = first_row.to(tl.int64) + tl.arange(0, BLOCK_M)
-        part_ptr, part_sums_ptr = out_ptr, sums_ptr
+        part_ptr = out_ptr
         if out_desc is None:
             part_ptr = out_ptr + split.to(tl.int64) * M * N
-        if sums_ptr is not None:
-            part_sums_ptr = sums_ptr + m_tile.to(tl.int64) * N
         if HALVES:
             # half a tile at a time: the staging buffer of a whole one would not fit beside the pipeline
             left, right = acc.reshape(BLOCK_M, 2, BLOCK_N // 2).permute(0, 2, 1).split()
             column = first_column.to(tl.int64) + tl.arange(0, BLOCK_N // 2)
             _finish(
                 left, row, column, M, N, part_ptr, out_desc, slope_ptr, slope_desc, factor_ptr, factor_desc,
-                part_sums_ptr, bias_ptr, residual_ptr, key_ptr, keep_scale, first_row, first_column, GELU,
+                bias_ptr, residual_ptr, key_ptr, keep_scale, first_row, first_column, GELU,
                 ACCUMULATE, THRESHOLD, DTYPE,
             )  # fmt: skip
             _finish(
-                right, row, column + BLOCK_N // 2, M, N, part_ptr, out_desc, slope_ptr, slope_desc, factor_ptr,
-                factor_desc, part_sums_ptr, bias_ptr, residual_ptr, key_ptr, keep_scale, first_row,
+                right, row, column + BLOCK_N // 2, M, N, part_ptr, out_desc, slope_ptr, slope_desc,
+                factor_ptr, factor_desc, bias_ptr, residual_ptr, key_ptr, keep_scale, first_row,
                 first_column + BLOCK_N // 2, GELU, ACCUMULATE, THRESHOLD, DTYPE,
             )  # fmt: skip
         else:
             column = first_column.to(tl.int64) + tl.arange(0, BLOCK_N)
             _finish(
                 acc, row, column, M, N, part_ptr, out_desc, slope_ptr, slope_desc, factor_ptr, factor_desc,
-                part_sums_ptr, bias_ptr, residual_ptr, key_ptr, keep_scale, first_row, first_column, GELU,
+                bias_ptr, residual_ptr, key_ptr, keep_scale, first_row, first_column, GELU,
                 ACCUMULATE, THRESHOLD, DTYPE,
             )  # fmt: skip

@@ -130,7 +130,7 @@ def gelu(x):
 @triton.jit
 @no_type_check
 def gelu_and_slope(x):
-    """GELU ``y = x s`` and its derivative ``s + y (1 - s) 2u'``: the vanishing factors first, lest zero meet infinity."""
+    """GELU ``y = x s`` and its derivative ``s + y (1 - s) 2u'``; there the factors that vanish come first."""
     square = x * x
     s = gelu_gate(x, square)
     y = x * s

@@ -7,7 +7,7 @@ Hopper (132 multiprocessors, 227 KiB of shared memory and 65,536 registers each)
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import triton
@@ -15,6 +15,7 @@ import triton
 from gpt_triton.kernels.primitives import INTERPRET
 
 SHARED_BYTES = 227 * 1024
+Work = Literal["plain", "gelu", "dropout"]
 
 
 class MatmulTiles(NamedTuple):
@@ -27,6 +28,7 @@ class MatmulTiles(NamedTuple):
         warps: Warps of a program.
         stages: Tiles in flight.
         splits: Parts of K, summed in a fixed order afterwards.
+        programs: Programs on a multiprocessor: with two, one multiplies while the other's epilogue runs.
     """
 
     block_m: int
@@ -35,6 +37,7 @@ class MatmulTiles(NamedTuple):
     warps: int
     stages: int
     splits: int = 1
+    programs: int = 1
 
 
 class AttentionTiles(NamedTuple):
@@ -71,7 +74,7 @@ def has_tensor_descriptors(device: torch.device) -> bool:
 
 @functools.cache
 def matmul_tiles(
-    m: int, n: int, k: int, dtype: torch.dtype, device: torch.device, split: bool, dropout: bool
+    m: int, n: int, k: int, dtype: torch.dtype, device: torch.device, split: bool, epilogue: Work
 ) -> MatmulTiles:
     """Tiles of one product.
 
@@ -82,7 +85,8 @@ def matmul_tiles(
         dtype: Of the operands.
         device: Where it runs.
         split: True if K may be split (weight gradients: few output tiles, long K).
-        dropout: True if the epilogue draws a mask: ten rounds of Philox need the registers of half a tile.
+        epilogue: ``"gelu"``, through descriptors, takes about as long as the product: two programs on a
+            multiprocessor take turns. ``"dropout"``: ten rounds of Philox need the registers of half a tile.
     """
     if INTERPRET.value:
         # an operation costs some 20 microseconds whatever its size: few, large tiles
@@ -94,7 +98,9 @@ def matmul_tiles(
     else:
         # 128x256 reads 1.5 bytes per 256 multiply-adds, the least that fits the registers of 8 warps
         candidates = [MatmulTiles(128, 256, 64, 8, 3), MatmulTiles(128, 128, 64, 8, 4)]
-        if dropout:
+        if epilogue == "gelu":
+            candidates = [MatmulTiles(128, 128, 64, 4, 3, programs=2)]
+        if epilogue == "dropout":
             candidates = candidates[1:]
         if m <= 64:
             candidates = [MatmulTiles(64, 128, 64, 4, 4)]

@@ -82,7 +82,7 @@ def linear_gelu_bwd_dx(
     slope: Float[Tensor, "M K"],
     d_bias: Float[Tensor, " K"],
 ) -> Float[Tensor, "M K"]:
-    """Gradient of what GELU took, where its output was the map's input; that of the bias in it is added in place.
+    """Gradient of what GELU took, where its output was the map's input; that of the bias in it is added.
 
     Args:
         d_y: Gradient of the output.
