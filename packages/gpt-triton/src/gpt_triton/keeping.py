@@ -15,9 +15,9 @@ Shapes: B rows, T positions, D width.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-KeepChoice = Literal["all", "less"]
+from gpt_triton.options import KeepChoice
 
 
 class Keep(NamedTuple):
