@@ -45,6 +45,19 @@ def test_preset_then_file_then_flags(tmp_path: Path) -> None:
     assert request(f"--config={file}", "--preset=cpu-demo").config.model == PRESETS["cpu-demo"].model
 
 
+def test_ready_tokens_bring_their_own_tokenizer(tmp_path: Path) -> None:
+    for data in ("shards:tokens", "nanogpt:train.bin"):
+        assert request(f"--data={data}").config.data.tokenizer is None
+        assert request("--data", data, "--tokenizer=gpt2").config.data.tokenizer == "gpt2"
+        file = tmp_path / "run.toml"
+        file.write_text(f'data = "{data}"\n')
+        assert request(f"--config={file}").config.data.tokenizer is None
+        file.write_text(f'data = "{data}"\ntokenizer = "gpt2"\n')
+        assert request(f"--config={file}").config.data.tokenizer == "gpt2"
+        assert request(f"--config={file}", "--data=stdlib").config.data.tokenizer == "gpt2"
+    assert request("--data=text:a", "--preset=cpu-demo").config.data.tokenizer == "bpe-scratch:2048"
+
+
 def test_a_file_and_a_flag_may_fit_only_together(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text("context = 96\n")

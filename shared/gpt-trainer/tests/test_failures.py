@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gpt_data.dataset import Dataset
+from gpt_data.prepare_command import summary
 from gpt_trainer.checkpoint import RunLock, find_steps, load_checkpoint
 from gpt_trainer.metrics import read_metrics
 from gpt_trainer_runs import Capture, Train, the_line
@@ -64,6 +66,17 @@ def test_without_a_home_the_cache_is_asked_for(
     monkeypatch.setattr(Path, "home", nobody)
     assert train(*flags, "--data=stdlib") == 65
     assert "--data-cache" in the_line(capsys)
+
+
+def test_what_is_proposed_behind_a_preparation_trains(
+    train: Train, flags: list[str], shards: Path, capsys: Capture
+) -> None:
+    proposed = summary(Dataset.open(shards)).rpartition("train with ")[2].split()
+    without = [flag for flag in flags if not flag.startswith(("--data=", "--tokenizer="))]
+    assert train(*without, *proposed) == 0
+    assert "vocabulary 257" in capsys.readouterr().out
+    assert train(*flags, "--tokenizer=gpt2") == 65
+    assert "leave --tokenizer out" in the_line(capsys)
 
 
 def test_a_missing_gpu_is_found_before_data_is_prepared(

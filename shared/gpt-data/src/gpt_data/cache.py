@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 
-from gpt_data.dataset import GPT2_VOCABULARY, Dataset, Vocabulary
+from gpt_data.dataset import Dataset
 from gpt_data.errors import DataError
-from gpt_data.manifest import MANIFEST_NAME
+from gpt_data.manifest import MANIFEST_NAME, TOKENIZER_NAME
 from gpt_data.prepare import prepare
 from gpt_data.progress import Progress
+from gpt_data.published import GPT2_VOCABULARY, Vocabulary
 from gpt_data.settings import MAX_DOCUMENT_BYTES, Settings
 from gpt_data.sources import open_source
+from gpt_data.tokenizers import KINDS as TOKENIZERS
 from gpt_data.tokenizers import build_tokenizer, tokenizer_identity
 
 
 def cached_dataset(
     source: str,
-    tokenizer: str,
+    tokenizer: str | None,
     *,
-    cache_dir: Path,
+    cache_dir: Path | None = None,
     tokenizer_files: Path | None = None,
     max_tokens: int | None = None,
     workers: int | None = None,
@@ -31,13 +34,15 @@ def cached_dataset(
 ) -> Dataset:
     """The dataset of a source and a tokenizer, prepared in the cache if it is not there yet.
 
-    ``shards:DIR`` is opened where it is. If DIR has a manifest, ``tokenizer`` must be the one that made
-    it; if not (published shards), ``tokenizer`` says what the ids mean.
+    ``shards:DIR`` and ``nanogpt:FILE`` are opened where they are. If DIR has a manifest, ``tokenizer`` must
+    be the one that made it; if not (published shards), ``tokenizer`` says what the ids mean.
 
     Args:
         source: One of ``gpt_data.sources.KINDS``.
-        tokenizer: One of ``gpt_data.tokenizers.KINDS``.
-        cache_dir: Where prepared folders are kept, each named by what decides its content.
+        tokenizer: One of ``gpt_data.tokenizers.KINDS``; if None, that which shards are made with, which is
+            taken for GPT-2's where nothing says so.
+        cache_dir: Where prepared folders are kept, each named by what decides its content; ``default_cache``
+            if None.
         tokenizer_files: Folder with GPT-2's tokenizer files.
         max_tokens: Each split ends with the document that brings it to this many tokens.
         workers: Processes that encode; one for each processor if None.
@@ -47,12 +52,17 @@ def cached_dataset(
     Raises:
         DataError: As for ``prepare``, or if shards and tokenizer do not fit.
     """
-    if source.startswith("shards:"):
-        return open_shards(Path(source.removeprefix("shards:")), tokenizer, tokenizer_files)
+    kind, _, rest = source.partition(":")
+    if kind == "shards":
+        return open_shards(Path(rest), tokenizer, tokenizer_files)
+    if kind == "nanogpt":
+        return Dataset.open_nanogpt(rest, _vocabulary(Path(rest), tokenizer or "gpt2", tokenizer_files))
+    if tokenizer is None:
+        raise DataError(f"source {source} is text: give --tokenizer, one of {', '.join(TOKENIZERS)}")
     return prepare(
         source,
         tokenizer,
-        cache_folder(cache_dir, source, tokenizer, max_tokens),
+        cache_folder(cache_dir or default_cache(), source, tokenizer, max_tokens),
         tokenizer_files=tokenizer_files,
         max_tokens=max_tokens,
         workers=workers,
@@ -60,6 +70,19 @@ def cached_dataset(
         should_stop=should_stop,
         wait_for_lock=True,
     )
+
+
+def default_cache() -> Path:
+    """Where prepared tokens are kept: ``gpt-data`` in the user's cache folder.
+
+    Raises:
+        DataError: If the user has none, as in a container without an entry for its user.
+    """
+    try:
+        caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError as error:
+        raise DataError("there is no home folder to keep tokens in: name another by --data-cache") from error
+    return Path(caches) / "gpt-data"
 
 
 def cache_folder(cache_dir: Path, source: str, tokenizer: str, max_tokens: int | None) -> Path:
@@ -80,28 +103,29 @@ def cache_folder(cache_dir: Path, source: str, tokenizer: str, max_tokens: int |
     return cache_dir / f"{_slug(source)}-{_slug(tokenizer)}-{digest[:12]}"
 
 
-def open_shards(folder: Path, tokenizer: str, tokenizer_files: Path | None) -> Dataset:
+def open_shards(folder: Path, tokenizer: str | None, tokenizer_files: Path | None) -> Dataset:
     """Open ready shards, and refuse a tokenizer that did not make them.
 
     Args:
         folder: Where the shards are.
-        tokenizer: One of ``gpt_data.tokenizers.KINDS``.
+        tokenizer: One of ``gpt_data.tokenizers.KINDS``; None for the shards' own.
         tokenizer_files: Folder with GPT-2's tokenizer files.
 
     Raises:
         DataError: If shards or tokenizer are missing, damaged or do not fit each other.
     """
     if not (folder / MANIFEST_NAME).exists():
-        return Dataset.open(folder, _vocabulary(folder, tokenizer, tokenizer_files))
+        return Dataset.open(folder, _vocabulary(folder, tokenizer or "gpt2", tokenizer_files))
     dataset = Dataset.open(folder)
+    if tokenizer is None:
+        return dataset
     assert dataset.manifest is not None, "it has a manifest"
     made_with, asked = dataset.manifest.plan, tokenizer_identity(tokenizer)
     same = all(made_with.get(name) == value for name, value in asked.items())
     if not same and asked.get("sha256") != dataset.manifest.tokenizer.sha256:
-        name = made_with.get("tokenizer")
-        known = folder / "tokenizer.json" if name == "file" else name
         raise DataError(
-            f"{folder} was made with another tokenizer than {tokenizer}: give --tokenizer {known}"
+            f"{folder} was made with another tokenizer than {tokenizer}: leave --tokenizer out, "
+            f"or give {folder / TOKENIZER_NAME}"
         )
     return dataset
 
@@ -110,7 +134,7 @@ def _vocabulary(folder: Path, tokenizer: str, files: Path | None) -> Vocabulary:
     """What the ids of published shards mean."""
     if tokenizer.startswith("bpe-scratch:"):
         raise DataError(
-            f"{folder} has no manifest, so --tokenizer must name what made it: gpt2, bytes or a file"
+            f"nothing says how {folder} was made, so --tokenizer must name it: gpt2, bytes or a file"
         )
     if tokenizer == "gpt2" and files is None:
         # the ids are known without the files, which only turning them back to text would need

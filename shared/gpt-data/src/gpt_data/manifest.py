@@ -1,6 +1,7 @@
 """The manifest of a prepared folder: what it holds, and how to tell that it is all there.
 
-It is written last, so that a folder with a manifest is a finished one.
+It is written last, so that a folder with a manifest is a finished one. It vouches for itself too: its last
+field is the sha256 of the others, and a manifest that is not what its own values are written as is refused.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gpt_data.errors import DataError
+from gpt_data.errors import DataError, shown
 from gpt_data.storage import write_atomic
+from gpt_data.store.json_lines import parse_object
 from gpt_data.store.reading import read_bytes
 
 MANIFEST_NAME = "manifest.json"
 TOKENIZER_NAME = "tokenizer.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Manifests of version 1 have no ``sha256`` of their own."""
 MAX_MANIFEST_BYTES = 16 * 2**20
 SPLITS = ("train", "val")
 
@@ -101,11 +104,17 @@ class Manifest:
         shards = [shard for split in self.splits.values() for shard in split]
         return [self.tokenizer, *(file for shard in shards for file in (shard.data, shard.offsets))]
 
+    def to_json(self, version: int = FORMAT_VERSION) -> bytes:
+        """The content of ``manifest.json``, the same bytes for the same manifest."""
+        counts = {s: {"tokens": self.tokens(s), "documents": self.documents(s)} for s in self.splits}
+        content = {"format": "gpt-data", "version": version, "totals": counts, **asdict(self)}
+        if version > 1:
+            content["sha256"] = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        return (json.dumps(content, indent=1) + "\n").encode()
+
     def save(self, folder: Path) -> None:
         """Write ``manifest.json`` into ``folder``, as a whole or not at all."""
-        counts = {s: {"tokens": self.tokens(s), "documents": self.documents(s)} for s in self.splits}
-        content = {"format": "gpt-data", "version": FORMAT_VERSION, "totals": counts, **asdict(self)}
-        write_atomic(folder / MANIFEST_NAME, (json.dumps(content, indent=1) + "\n").encode())
+        write_atomic(folder / MANIFEST_NAME, self.to_json())
 
 
 def load_manifest(folder: Path) -> Manifest:
@@ -115,15 +124,20 @@ def load_manifest(folder: Path) -> Manifest:
         DataError: If it is missing, damaged or of a newer version.
     """
     path = folder / MANIFEST_NAME
-    content = load_json(path)
+    raw = read_bytes(path, MAX_MANIFEST_BYTES)
+    content = parse_object(raw, str(path))
     if content.get("format") != "gpt-data":
         raise DataError(f"{path} is not a manifest of token shards")
-    if content.get("version") != FORMAT_VERSION:
-        raise DataError(f"{path} has version {content.get('version')!r}; this program reads {FORMAT_VERSION}")
+    version = content.get("version")
+    if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
+        raise DataError(f"{path} has version {shown(version)}; this program reads up to {FORMAT_VERSION}")
     try:
-        return _parse(content)
+        manifest = _parse(content)
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path} is damaged: {type(error).__name__} {error}") from error
+    if manifest.to_json(version) != raw:
+        raise DataError(f"{path} is damaged: its values are not those that it was written with")
+    return manifest
 
 
 def load_json(path: Path) -> dict[str, Any]:
@@ -132,15 +146,7 @@ def load_json(path: Path) -> dict[str, Any]:
     Raises:
         DataError: If the file is missing or holds something else.
     """
-    try:
-        content = json.loads(read_bytes(path, MAX_MANIFEST_BYTES))
-    except DataError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is damaged: {error}") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path} is damaged: it holds a {type(content).__name__}, not an object")
-    return content
+    return parse_object(read_bytes(path, MAX_MANIFEST_BYTES), str(path))
 
 
 def parse_shard(content: dict[str, Any]) -> ShardRecord:

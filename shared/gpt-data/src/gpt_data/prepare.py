@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ def prepare(
         DataWriteError: If ``out`` cannot be written, or is being written by another process.
         DataStoppedError: If it was stopped or the source failed; the same call goes on.
     """
-    if source.startswith("shards:"):
+    if source.partition(":")[0] in ("shards", "nanogpt"):
         raise DataError(f"{source} is made of tokens already: nothing to prepare")
     if workers is not None and workers < 1:
         raise DataError(f"workers={workers} is not positive")
@@ -137,9 +138,9 @@ class _Task:
             )
         plan, states = self.plan(source), dict.fromkeys(SPLITS, SplitState())
         self.tell(Progress("tokenizer", total_bytes=source.total_bytes))
-        built = build_tokenizer(self.tokenizer, self.tokenizer_files, source.sample())
-        write_atomic(self.folder / TOKENIZER_NAME, built.to_json().encode())
-        journal = Journal(plan, source.pin(), built.sha256, 0, states)
+        built = build_tokenizer(self.tokenizer, self.tokenizer_files, source.sample()).to_json().encode()
+        write_atomic(self.folder / TOKENIZER_NAME, built)
+        journal = Journal(plan, source.pin(), hashlib.sha256(built).hexdigest(), 0, states)
         journal.save(self.folder)
         return journal
 

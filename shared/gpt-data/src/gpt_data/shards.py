@@ -5,6 +5,8 @@
 
 Shapes: n tokens, d documents.
 
+nanoGPT's ``train.bin`` is the tokens alone, as uint16: a bare shard, which nothing tells from any other file.
+
 References:
     llm.c, ``dev/data/data_common.py`` (magic numbers, versions and header length).
 """
@@ -71,7 +73,10 @@ def parse_header(path: Path, content: bytes, size: int) -> ShardInfo:
     magic, version, tokens = (int(word) for word in np.frombuffer(content, "<i4", 3))
     known = {kind[0]: (dtype, kind[1]) for dtype, kind in KINDS.items()}
     if magic not in known:
-        raise DataError(f"{path} has magic {magic}; a token shard has one of {sorted(known)}")
+        raise DataError(
+            f"{path} has magic {magic}; a token shard has one of {sorted(known)} "
+            f"(a file of nanoGPT's, which has none, is read by --data nanogpt:{path})"
+        )
     dtype, want = known[magic]
     if version != want:
         raise DataError(f"{path} has version {version}; magic {magic} goes with version {want}")
@@ -83,6 +88,24 @@ def parse_header(path: Path, content: bytes, size: int) -> ShardInfo:
     return ShardInfo(dtype, tokens)
 
 
+def parse_bare(path: Path, content: bytes, size: int) -> ShardInfo:
+    """What nanoGPT's shard holds, by its size alone.
+
+    Args:
+        path: Named in errors.
+        content: The file's first bytes.
+        size: The file's size in bytes.
+
+    Raises:
+        DataError: If it begins as a shard with a header, or is no whole number of tokens.
+    """
+    if any(content.startswith(np.int32(magic).tobytes()) for magic, _ in KINDS.values()):
+        raise DataError(f"{path} begins with a shard's header: give --data shards:{path.parent}")
+    if size % UINT16.itemsize:
+        raise DataError(f"{path} has {size} bytes, which is no multiple of {UINT16.itemsize}")
+    return ShardInfo(UINT16, size // UINT16.itemsize)
+
+
 class Shard:
     """A shard that is open for reading.
 
@@ -91,6 +114,7 @@ class Shard:
 
     Args:
         path: The ``.bin`` file.
+        bare: Whether it is nanoGPT's, without a header.
 
     Raises:
         DataError: If the file is not a whole shard.
@@ -98,16 +122,18 @@ class Shard:
 
     handle = -1
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, bare: bool = False) -> None:
         self.path = path
         self.handle = open_regular(path)
         try:
             size = os.fstat(self.handle).st_size
-            info = parse_header(path, os.pread(self.handle, HEADER_BYTES, 0), size)
+            parse = parse_bare if bare else parse_header
+            info = parse(path, os.pread(self.handle, HEADER_BYTES, 0), size)
         except BaseException:
             self.close()
             raise
         self.dtype, self.tokens = info
+        self._start = 0 if bare else HEADER_BYTES
 
     def read(self, start: int, stop: int) -> Int32[np.ndarray, " n"]:
         """Tokens ``start`` to ``stop`` of the shard.
@@ -117,7 +143,7 @@ class Shard:
                 below 2^31.
         """
         width = self.dtype.itemsize
-        wanted, at = (stop - start) * width, HEADER_BYTES + start * width
+        wanted, at = (stop - start) * width, self._start + start * width
         content = os.pread(self.handle, wanted, at)
         while len(content) < wanted:
             more = os.pread(self.handle, wanted - len(content), at + len(content))

@@ -30,6 +30,7 @@ from gpt_trainer.settings import (
 
 HARMLESS = {"steps", "device", "data", "tokenizer", "tokenizer_files", "data_cache", "workers"}
 """May change on resume, like all that only reports; data and tokenizer if the tokens stay the same."""
+READY_TOKENS = {"shards", "nanogpt"}
 LAST_BITS = {"precision", "micro_batch", "deterministic"}
 """May change on resume, but not without other roundings."""
 
@@ -67,6 +68,7 @@ class Early(NamedTuple):
     resume: Path | None
     init_from: Path | None
     device: str | None
+    data: str | None
     eval_only: bool
 
 
@@ -97,6 +99,7 @@ def read_early(argv: Sequence[str]) -> Early:
     parser.add_argument("--resume", type=Path)
     parser.add_argument("--init-from", "--init_from", type=Path)
     parser.add_argument("--device")
+    parser.add_argument("--data")
     parser.add_argument("--eval-only", "--eval_only", action="store_true")
     return Early(**vars(parser.parse_known_args(list(argv))[0]))
 
@@ -160,6 +163,7 @@ def _read_request(
     brought = _brought(spec, evaluations, resumed)
     _refuse_unknown(file, brought, where)
     # only the final mixture is checked as a whole: a file may set what only a flag makes fit
+    base = _with_ready_tokens(base, early.data or file.get("data"), origin)
     sections = {name: overlay_section(getattr(base, name), file, where) for name in SECTIONS}
     brought = {name: overlay_section(options, file, where) for name, options in brought.items()}
     flags = _parse(spec, argv, sections | brought, early)
@@ -215,6 +219,14 @@ def _with_origin(base: TrainConfig, origin: Origin) -> TrainConfig:
     if origin.tokenizer is not None:
         data = replace(data, tokenizer=origin.tokenizer, tokenizer_files=origin.tokenizer_files)
     return replace(base, model=section, data=data)
+
+
+def _with_ready_tokens(base: TrainConfig, data: object, origin: Origin | None) -> TrainConfig:
+    """Tokens that are ready know their tokenizer; the preset's is for text."""
+    ready = isinstance(data, str) and data.partition(":")[0] in READY_TOKENS
+    if not ready or (origin is not None and origin.tokenizer is not None):
+        return base
+    return replace(base, data=replace(base.data, tokenizer=None))
 
 
 def _parse(spec: BackendSpec, argv: Sequence[str], sections: Mapping[str, Any], early: Early) -> Any:

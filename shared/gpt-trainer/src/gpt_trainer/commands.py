@@ -144,7 +144,7 @@ def _sizes(model: ModelConfig, record: Record) -> str:
     text = f"{count:,} parameters"
     if named is not None and count != parameter_count(named):
         text += f" ({record.preset} itself has {parameter_count(named):,})"
-    kind, _, asked = record.config.data.tokenizer.partition(":")
+    kind, _, asked = (record.config.data.tokenizer or "").partition(":")
     text += f", vocabulary {model.vocab_size:,}"
     fewer = kind == "bpe-scratch" and model.vocab_size < int(asked)
     return text + (f" of {int(asked):,} asked for" if fewer else "")

@@ -41,8 +41,8 @@ class DataSection:
     """What to train on.
 
     Attributes:
-        data: stdlib, text:PATH, hf:NAME[:CONFIG[:SPLIT]], fineweb-edu, tinystories or shards:DIR.
-        tokenizer: bytes, bpe-scratch:VOCAB, gpt2 or PATH/tokenizer.json.
+        data: stdlib, text:PATH, hf:NAME[:CONFIG[:SPLIT]], fineweb-edu, tinystories, shards:DIR, nanogpt:FILE.
+        tokenizer: bytes, bpe-scratch:VOCAB, gpt2 or PATH/tokenizer.json (the shards' own if not given).
         tokenizer_files: Folder with GPT-2's encoder.json and vocab.bpe (from the hub if not given).
         packing: stream joins documents; documents keeps attention within each.
         max_tokens: Take no more of the source than this.
@@ -51,7 +51,7 @@ class DataSection:
     """
 
     data: str = "stdlib"
-    tokenizer: str = "bpe-scratch:50257"
+    tokenizer: str | None = "bpe-scratch:50257"
     tokenizer_files: Path | None = None
     packing: Packing = "stream"
     max_tokens: int | None = None

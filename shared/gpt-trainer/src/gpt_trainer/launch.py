@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -47,32 +46,17 @@ def open_data(section: DataSection, stop: StopFlag, *, plain: bool) -> Dataset:
     Raises:
         DataError: If it cannot be had.
     """
-    cache = section.data_cache or default_cache()
     with watched(stop, plain=plain) as show:
         return cached_dataset(
             section.data,
             section.tokenizer,
-            cache_dir=cache,
+            cache_dir=section.data_cache,
             tokenizer_files=section.tokenizer_files,
             max_tokens=section.max_tokens,
             workers=section.workers,
             on_progress=show,
             should_stop=stop,
         )
-
-
-def default_cache() -> Path:
-    """Where prepared tokens are kept: ``gpt-data`` in the user's cache folder.
-
-    Raises:
-        InputError: If the user has no home folder.
-    """
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpt-data"
-    except RuntimeError:
-        raise InputError(
-            "there is no home folder to keep prepared tokens in; name a folder with --data-cache"
-        ) from None
 
 
 def data_tokenizer(dataset: Dataset) -> bpe_scratch.Tokenizer | None:
@@ -107,7 +91,7 @@ def new_folder(request: Request, locks: ExitStack) -> Iterator[Path]:
 
 def _likely_vocab(config: TrainConfig) -> int:
     """The vocabulary before the tokenizer exists: only to know how much space will be needed."""
-    size = config.data.tokenizer.removeprefix("bpe-scratch:")
+    size = (config.data.tokenizer or "").removeprefix("bpe-scratch:")
     return max(1, int(size)) if size.isascii() and size.isdecimal() else GPT2_VOCAB
 
 

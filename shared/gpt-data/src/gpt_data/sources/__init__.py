@@ -14,8 +14,8 @@ from gpt_data.sources.text_files import TextFiles
 
 __all__ = ["KINDS", "Document", "Source", "open_source"]
 
-KINDS = ("stdlib", "text:PATH", "hf:NAME[:CONFIG[:SPLIT]]", *NAMED, "shards:DIR")
-"""What may be asked for; shards are opened as they are and have no text."""
+KINDS = ("stdlib", "text:PATH", "hf:NAME[:CONFIG[:SPLIT]]", *NAMED, "shards:DIR", "nanogpt:FILE")
+"""What may be asked for; the last two are opened as they are and have no text."""
 
 
 def open_source(
