@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from gpt_trainer.checkpoint import find_steps, load_checkpoint
 from gpt_trainer.metrics import TIMING_FIELDS, MetricsFile, read_metrics
-from gpt_trainer_runs import Train, start
+from gpt_trainer_runs import Capture, Train, start
 from gpt_trainer_toy import SPEC
 
 
@@ -228,10 +229,40 @@ def test_the_second_signal_ends_at_once_and_the_store_is_whole(flags: list[str],
     run.send_signal(signal.SIGINT)
     run.send_signal(signal.SIGTERM)
     run.communicate(timeout=60)
-    assert run.returncode in (75, -signal.SIGTERM, -signal.SIGINT)
+    # 128 and the signal: where the second came before Python had called the handler of the first
+    assert run.returncode in (75, -signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGINT)
     step, folder = find_steps(tmp_path / "cut")[-1]
     assert load_checkpoint(folder).step == step
 
 
 def test_the_spec_is_a_backend_without_a_framework() -> None:
     assert SPEC.name == "gpt-toy"
+
+
+def test_steps_beyond_the_end_say_what_becomes_of_the_learning_rate(
+    train: Train, flags: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    """Stretched, a schedule that had come to its floor is at a multiple of it: said, and avoidable."""
+    assert train(*flags, "--out=run") == 0
+    said = capsys.readouterr()
+    assert said.out.rstrip().endswith("--resume run --steps 24 --schedule-steps 12")
+    shutil.copytree(tmp_path / "run", tmp_path / "stretched")
+    assert train("--resume=stretched", "--steps=24") == 0
+    said = capsys.readouterr()
+    assert said.err == (
+        "the learning rate goes on at 6.50e-03, not at the 1.00e-03 that it has come to, as its course now "
+        "takes 24 steps; to go on at 1.00e-03 add --schedule-steps 12\n"
+    )
+    assert train("--resume=run", "--steps=24", "--schedule-steps=12") == 0
+    assert capsys.readouterr().err == ""
+    rates = [line["lr"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "lr" in line]
+    assert rates[12:] == pytest.approx([0.001] * 12)
+
+
+def test_a_schedule_without_an_end_needs_no_more_than_steps(
+    train: Train, flags: list[str], capsys: Capture
+) -> None:
+    assert train(*flags, "--out=run", "--schedule=noam") == 0
+    assert capsys.readouterr().out.rstrip().endswith("--resume run --steps 24")
+    assert train("--resume=run", "--steps=24") == 0
+    assert capsys.readouterr().err == ""

@@ -55,3 +55,17 @@ def test_a_reader_that_leaves_ends_sampling_quietly(train: Train, flags: list[st
     assert run.stderr is not None
     assert run.stderr.read() == ""
     run.stderr.close()
+
+
+def test_the_proposal_and_the_samples_continue_the_text_that_was_learnt(
+    train: Train, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("ROMEO:  speak 'again', bright angel!\n" * 400)
+    given = [*flags, "--steps=1", "--sample-every=1", f"--data=text:{text}", f"--data-cache={tmp_path}"]
+    assert train(*given, "--out=run") == 0
+    said = capsys.readouterr().out
+    assert "--model run --prompt 'ROMEO: speak'" in said
+    assert "sample\nROMEO: speak" in said
+    assert train(*given, "--out=other", "--sample-prompt=") == 0
+    assert "--prompt" not in capsys.readouterr().out

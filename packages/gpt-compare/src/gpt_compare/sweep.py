@@ -11,10 +11,10 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from gpt_trainer.errors import InputError, WriteError
-from matplotlib.figure import Figure
 
 from gpt_compare.plots import DPI, WIDTH, entries_of
 from gpt_compare.report import Comparison
@@ -138,8 +138,11 @@ def _memory(comparison: Comparison, label: str) -> str:
     return "" if figures is None else f"{figures.peak_memory_bytes / 1e9:.2f} GB"
 
 
-def _draw(places: Sequence[tuple[Point, Comparison]]) -> Figure:
+def _draw(places: Sequence[tuple[Point, Comparison]]) -> Any:
     """One line for each competitor over the places; a gap where it did not finish."""
+    # matplotlib takes two seconds, which --help would spend too
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(WIDTH, 5.6), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True)
     entries = [{entry.label: entry for entry in entries_of(comparison.rows)} for _, comparison in places]

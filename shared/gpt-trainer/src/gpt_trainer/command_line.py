@@ -28,7 +28,16 @@ from gpt_trainer.settings import (
     read_toml,
 )
 
-HARMLESS = {"steps", "device", "data", "tokenizer", "tokenizer_files", "data_cache", "workers"}
+HARMLESS = {
+    "steps",
+    "schedule_steps",
+    "device",
+    "data",
+    "tokenizer",
+    "tokenizer_files",
+    "data_cache",
+    "workers",
+}
 """May change on resume, like all that only reports; data and tokenizer if the tokens stay the same."""
 READY_TOKENS = {"shards", "nanogpt"}
 LAST_BITS = {"precision", "micro_batch", "deterministic"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -18,6 +19,7 @@ from gpt_trainer.errors import STOPPED, InputError
 from gpt_trainer.evaluation import evaluate
 from gpt_trainer.extra_evaluation import prepare_evaluations
 from gpt_trainer.launch import (
+    choose_prompt,
     create_backend,
     cut_back,
     data_tokenizer,
@@ -39,6 +41,7 @@ from gpt_trainer.plot import plot_losses
 from gpt_trainer.record import Record, RunState
 from gpt_trainer.run_folder import write_plan
 from gpt_trainer.sample_command import sample
+from gpt_trainer.schedules import ends
 from gpt_trainer.settings import flat
 from gpt_trainer.sinks import open_sinks
 from gpt_trainer.spikes import SpikeGuard
@@ -119,6 +122,7 @@ def _train(
     parts = RunParts(
         run, record, backend, train, val, tokenizer, display, metrics, sinks, stop,
         request.actions.profile, on_gpu(config, spec), evaluations,
+        choose_prompt(config, dataset),
     )  # fmt: skip
     display.say(_heading(spec, parts))
     with stop.installed(PROMISE), display:
@@ -162,10 +166,12 @@ def _finish(spec: BackendSpec, parts: RunParts, state: RunState, *, finished: bo
     picture = plot_losses(parts.run)
     if picture is not None:
         parts.display.say(f"losses drawn in {picture}")
-    prompt = f' --prompt "{parts.config.reports.sample_prompt}"' if parts.config.reports.sample_prompt else ""
+    prompt = f" --prompt {shlex.quote(parts.prompt)}" if parts.prompt else ""
+    schedule = parts.config.schedule
+    stay = f" --schedule-steps {schedule.schedule_steps or schedule.steps}" if ends(schedule.schedule) else ""
     parts.display.say(
         f"next: {name}-sample --model {parts.run}{prompt}   or train on: {name}-train --resume {parts.run} "
-        f"--steps {2 * state.step}"
+        f"--steps {2 * state.step}{stay}"
     )
     return 0
 

@@ -14,7 +14,7 @@ from gpt_data.packing import Packing
 
 from gpt_trainer.backend import OptimizerConfig, Precision
 from gpt_trainer.model_config import ModelConfig
-from gpt_trainer.schedules import Schedule
+from gpt_trainer.schedules import Schedule, learning_rate
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,8 @@ class ScheduleSection:
         warmup: Steps of linear warm-up; all of a run that is shorter.
         lr_floor: Last learning rate as a fraction of the highest (cosine, linear, wsd).
         decay_fraction: Share of the steps in which wsd decays.
+        schedule_steps: Steps along which the learning rate takes its course, to stay where it ends (all if
+            not given).
     """
 
     steps: int = 19_073
@@ -112,6 +114,7 @@ class ScheduleSection:
     warmup: int = 700
     lr_floor: float = 0.1
     decay_fraction: float = 0.2
+    schedule_steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,8 @@ class ReportSection:
         save_every: Steps between checkpoints.
         keep_last: Newest checkpoints to keep, besides the best.
         sample_every: Steps between samples of text.
-        sample_prompt: What samples continue; the end-of-text token if empty.
+        sample_prompt: What samples continue, behind the end-of-text token (the first words of the held-out
+            text if not given).
         sample_tokens: Tokens of a sample.
         log_every: Steps between plain lines.
         plain: Plain lines even on a terminal.
@@ -155,7 +159,7 @@ class ReportSection:
     save_every: int = 250
     keep_last: int = 3
     sample_every: int = 1000
-    sample_prompt: str = ""
+    sample_prompt: str | None = None
     sample_tokens: int = 128
     log_every: int = 10
     plain: bool = False
@@ -207,6 +211,26 @@ class TrainConfig:
         )
 
 
+def rate_at(config: TrainConfig, step: int) -> float:
+    """The learning rate of a run's step.
+
+    Args:
+        config: The settings.
+        step: Optimizer steps already taken, from 0.
+    """
+    schedule = config.schedule
+    total = schedule.schedule_steps or schedule.steps
+    return learning_rate(
+        schedule.schedule,
+        step,
+        peak=config.optimizer.lr,
+        warmup=min(schedule.warmup, total),
+        total=total,
+        floor=schedule.lr_floor,
+        decay=schedule.decay_fraction,
+    )
+
+
 SECTIONS = {item.name: item for item in fields(TrainConfig)}
 
 
@@ -220,7 +244,11 @@ def _check_positive(config: TrainConfig) -> None:
         "keep_last": config.reports.keep_last,
         "log_every": config.reports.log_every,
     }
-    optional = {"max_tokens": config.data.max_tokens, "workers": config.data.workers}
+    optional = {
+        "max_tokens": config.data.max_tokens,
+        "workers": config.data.workers,
+        "schedule_steps": config.schedule.schedule_steps,
+    }
     values.update({name: value for name, value in optional.items() if value is not None})
     for name, value in values.items():
         if not 0 < value < math.inf:

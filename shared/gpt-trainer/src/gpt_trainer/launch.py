@@ -21,7 +21,7 @@ from gpt_trainer.backend import Backend, BackendSpec, Runtime
 from gpt_trainer.checkpoint import RunLock, SavedModel, check_writable, step_bytes
 from gpt_trainer.checkpoint.lock import LOCK_NAME
 from gpt_trainer.command_line import LAST_BITS, Request
-from gpt_trainer.config import DataSection, TrainConfig
+from gpt_trainer.config import DataSection, TrainConfig, rate_at
 from gpt_trainer.errors import InputError
 from gpt_trainer.extra_evaluation import as_json
 from gpt_trainer.model_config import ModelConfig
@@ -33,6 +33,8 @@ from gpt_trainer.settings import changed
 
 MANY_EPOCHS = 20
 GPT2_VOCAB = 50257
+PROMPT_TOKENS, PROMPT_WORDS, PROMPT_CHARACTERS = 64, 2, 24
+RATE_JUMP = 1.01
 
 
 def open_data(section: DataSection, stop: StopFlag, *, plain: bool) -> Dataset:
@@ -100,6 +102,27 @@ def _remove_if_empty(run: Path) -> None:
         if [entry.name for entry in run.iterdir()] == [LOCK_NAME]:
             (run / LOCK_NAME).unlink()
             run.rmdir()
+
+
+def choose_prompt(config: TrainConfig, dataset: Dataset) -> str:
+    """What samples continue: as asked for, or the held-out text's first words.
+
+    Args:
+        config: The settings.
+        dataset: The data.
+    """
+    if config.reports.sample_prompt is not None:
+        return config.reports.sample_prompt
+    if config.data.data == "stdlib":
+        # its first words would be those of a licence or of an import
+        return "def"
+    tokenizer = data_tokenizer(dataset)
+    if tokenizer is None:
+        return ""
+    ids = dataset.val.read(0, min(PROMPT_TOKENS, dataset.val.tokens))
+    text = tokenizer.decode([token for token in ids.tolist() if token != tokenizer.end_of_text])
+    words = next((line.split() for line in text.splitlines() if line.strip()), [])
+    return " ".join(words[:PROMPT_WORDS])[:PROMPT_CHARACTERS]
 
 
 def check_model(model: ModelConfig, saved_tokenizer: bytes | None, dataset: Dataset, where: str) -> None:
@@ -227,6 +250,7 @@ def make_record(
     if resumed is not None:
         _check_data(request.config, resumed, data)
         _warn_of_changes(request.config, resumed, maker)
+        _warn_of_rate(request.config, resumed)
         origin = resumed.record.init_from
         options = {**resumed.record.options, **options}
         evaluations = {**resumed.record.evaluations, **evaluations}
@@ -248,6 +272,20 @@ def _warn_of_changes(config: TrainConfig, resumed: Resumed, maker: Mapping[str, 
     found += [name for name in changed(resumed.record.config, config) if name in LAST_BITS]
     if found:
         warn(f"the run may differ in its last bits from an uninterrupted one: {'; '.join(found)}")
+
+
+def _warn_of_rate(config: TrainConfig, resumed: Resumed) -> None:
+    """Say so if other --steps than before move the learning rate that the run had come to."""
+    before, step = resumed.record.config, resumed.state.step
+    old, new = rate_at(before, step), rate_at(config, step)
+    if step == 0 or max(old, new) <= RATE_JUMP * min(old, new):
+        return
+    length = before.schedule.schedule_steps or before.schedule.steps
+    stay = "" if config.schedule.schedule_steps else f"; to go on at {old:.2e} add --schedule-steps {length}"
+    warn(
+        f"the learning rate goes on at {new:.2e}, not at the {old:.2e} that it has come to, as its course "
+        f"now takes {config.schedule.schedule_steps or config.schedule.steps} steps{stay}"
+    )
 
 
 def make_loaders(config: TrainConfig, dataset: Dataset) -> tuple[BatchLoader, BatchLoader | None]:

@@ -13,6 +13,7 @@ from gpt_data.batch import Batch
 
 from gpt_trainer.backend import Pending
 from gpt_trainer.checkpoint import CheckpointState, prune, save_checkpoint
+from gpt_trainer.config import rate_at
 from gpt_trainer.display import Report
 from gpt_trainer.errors import NonFiniteError
 from gpt_trainer.evaluation import evaluate
@@ -23,7 +24,6 @@ from gpt_trainer.parts import RunParts
 from gpt_trainer.profiling import ProfileWindow
 from gpt_trainer.record import RunState
 from gpt_trainer.sampling import SamplingConfig
-from gpt_trainer.schedules import learning_rate
 from gpt_trainer.stopwatch import Stopwatch
 
 SAMPLE_TEMPERATURE, SAMPLE_TOP_K = 0.7, 50
@@ -89,7 +89,7 @@ class Loop:
         config, step = self.parts.config, self.state.step
         size = config.batch.micro_batch
         micro_batches = [batch.rows(first, first + size) for first in range(0, config.rows, size)]
-        lr = self._learning_rate(step)
+        lr = rate_at(config, step)
         bound = self.state.spikes.bound(step)
         pending = self.parts.backend.train_step(micro_batches, lr, step, skip_above=bound)
         seconds = self._watch.lap()
@@ -98,18 +98,6 @@ class Loop:
         self.state.step = step + 1
         if not self.parts.overlap:
             self._settle()
-
-    def _learning_rate(self, step: int) -> float:
-        schedule = self.parts.config.schedule
-        return learning_rate(
-            schedule.schedule,
-            step,
-            peak=self.parts.config.optimizer.lr,
-            warmup=min(schedule.warmup, schedule.steps),
-            total=schedule.steps,
-            floor=schedule.lr_floor,
-            decay=schedule.decay_fraction,
-        )
 
     def _settle(self) -> None:
         """Read, check and write the metrics of the last step launched."""
@@ -260,7 +248,7 @@ class Loop:
         seed = parts.config.runtime.seed + self.state.step
         drawing = SamplingConfig(SAMPLE_TEMPERATURE, SAMPLE_TOP_K, seed=seed % 2**64)
         text = sample_text(
-            parts.backend, parts.tokenizer, reports.sample_prompt, reports.sample_tokens, drawing, parts.stop
+            parts.backend, parts.tokenizer, parts.prompt, reports.sample_tokens, drawing, parts.stop
         )
         parts.display.say(f"step {self.state.step}: sample\n{text}\n")
 

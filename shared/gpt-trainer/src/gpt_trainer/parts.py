@@ -37,6 +37,7 @@ class RunParts:
         profile: Steps to record; 0 for none.
         overlap: Read a step's metrics only when the next is launched; without use on a CPU.
         evaluations: What to evaluate besides the validation loss.
+        prompt: What samples continue.
     """
 
     run: Path
@@ -52,6 +53,7 @@ class RunParts:
     profile: int = 0
     overlap: bool = False
     evaluations: Sequence[ExtraEvaluation] = ()
+    prompt: str = ""
 
     @property
     def config(self) -> TrainConfig:

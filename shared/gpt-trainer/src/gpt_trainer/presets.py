@@ -28,7 +28,6 @@ CPU_DEMO = TrainConfig(
         save_every=100,
         keep_last=2,
         sample_every=200,
-        sample_prompt="def",
         sample_tokens=160,
     ),
 )

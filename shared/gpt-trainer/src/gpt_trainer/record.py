@@ -23,6 +23,8 @@ from gpt_trainer.settings import config_names, flat, overlay
 from gpt_trainer.spikes import SpikeGuard
 
 FORMAT = 1
+LATER = {"schedule_steps"}
+"""Settings that runs of the first version do not have, and that mean there what they do when not given."""
 PACKAGES = ("numpy", "gpt-data", "gpt-trainer", "bpe-scratch")
 
 
@@ -106,7 +108,7 @@ def read_record(values: Mapping[str, Any], where: str) -> Record:
     if values.get("format") != FORMAT:
         raise InputError(f"{where} has format {values.get('format')!r}, expected {FORMAT}")
     config = values.get("config")
-    if not isinstance(config, dict) or config.keys() != config_names():
+    if not isinstance(config, dict) or config.keys() | LATER != config_names():
         raise InputError(f"{where} holds another set of settings than this version knows")
     parts = {name: values.get(name) for name in ("data", "made_by", "options")}
     # a record that is older than extra evaluations has none

@@ -12,6 +12,11 @@ from typing import Literal
 Schedule = Literal["cosine", "linear", "constant", "wsd", "noam"]
 
 
+def ends(schedule: str) -> bool:
+    """Whether a schedule has an end, at which its rate is low: what the number of steps decides."""
+    return schedule in ("cosine", "linear", "wsd")
+
+
 def _warmup(step: int, peak: float, warmup: int) -> float:
     return peak * (step + 1) / (warmup + 1)
 
