@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -80,3 +81,19 @@ def test_ctrl_c_while_the_framework_is_imported_is_130_and_nothing_else(
     done = run(command, f"--out={tmp_path / 'run'}", first=interrupted / "frameworks")
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", [name for name in SCRIPTS if name != "bpe-scratch"])
+def test_every_flag_stands_in_a_readme(command: str) -> None:
+    """The member's own, or that of the package that brings the flag to it."""
+    member = next(
+        project.parent
+        for project in ROOT.glob("*/*/pyproject.toml")
+        if command in tomllib.loads(project.read_text())["project"].get("scripts", {})
+    )
+    places = [member, ROOT / "shared" / "gpt-trainer", ROOT / "packages" / "hellaswag-eval"]
+    known = "".join((place / "README.md").read_text() for place in places)
+    said = run(command, "--help").stdout
+    flags = {flag for flag in re.findall(r"--[a-z0-9-]+", said) if not flag.startswith("--no-")}
+    missing = sorted(flag for flag in flags - {"--help"} if not re.search(rf"{flag}(?![a-z0-9-])", known))
+    assert not missing, f"{member.name}/README.md lacks {' '.join(missing)}"

@@ -68,6 +68,17 @@ def test_evaluation_only(train: Train, flags: list[str], tmp_path: Path, capsys:
     assert json.loads(capsys.readouterr().out)["val_loss"] == last["val_loss"]
 
 
+def test_evaluation_says_first_what_it_scores_on_and_nothing_of_training(
+    train: Train, flags: list[str], capsys: Capture
+) -> None:
+    assert train(*flags, "--out=done", "--steps=3") == 0
+    capsys.readouterr()
+    # so many steps would be said to be epochs, and another micro-batch to be other last bits
+    assert train(*flags, "--resume=done", "--eval-only", "--steps=1000", "--micro-batch=4") == 0
+    said = capsys.readouterr().err.splitlines()
+    assert said == [f"scored on the held-out text of {flags[-2].replace('=', ' ', 1)}, tokenizer bytes"]
+
+
 def test_a_presets_name_is_not_its_size(
     train: Train, flags: list[str], tmp_path: Path, capsys: Capture
 ) -> None:

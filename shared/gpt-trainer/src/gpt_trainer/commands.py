@@ -19,6 +19,7 @@ from gpt_trainer.errors import STOPPED, InputError
 from gpt_trainer.evaluation import evaluate
 from gpt_trainer.extra_evaluation import prepare_evaluations
 from gpt_trainer.launch import (
+    check_data,
     choose_prompt,
     create_backend,
     cut_back,
@@ -30,15 +31,16 @@ from gpt_trainer.launch import (
     new_folder,
     open_data,
     refuse_missing_gpu,
+    val_loader,
 )
 from gpt_trainer.loop import Loop
 from gpt_trainer.metrics import MetricsFile
 from gpt_trainer.model_config import MODEL_PRESETS, ModelConfig
-from gpt_trainer.origin import Origin, Resumed, open_model, open_run
+from gpt_trainer.origin import Origin, Resumed, open_model, open_run, warn
 from gpt_trainer.parameters import parameter_count
 from gpt_trainer.parts import RunParts
 from gpt_trainer.plot import plot_losses
-from gpt_trainer.record import Record, RunState
+from gpt_trainer.record import Record, RunState, describe_data
 from gpt_trainer.run_folder import write_plan
 from gpt_trainer.sample_command import sample
 from gpt_trainer.schedules import ends
@@ -184,12 +186,14 @@ def _evaluate_only(
     config = request.config
     if resumed is not None and resumed.checkpoint is None:
         raise InputError(f"{resumed.run} has no checkpoint yet: there is nothing to evaluate")
+    warn(f"scored on the held-out text of --data {config.data.data}, tokenizer {config.data.tokenizer}")
     refuse_missing_gpu(spec, request)
     dataset = open_data(config.data, stop, plain=config.reports.plain or not sys.stderr.isatty())
     backend = create_backend(spec, request, model_of(request, dataset, resumed, origin))
-    make_record(spec, request, backend, dataset, resumed)
+    if resumed is not None:
+        check_data(config, resumed, describe_data(dataset, data_tokenizer(dataset)))
     load_weights(backend, request, resumed, origin)
-    val = make_loaders(config, dataset)[1]
+    val = val_loader(config, dataset)
     if val is None:
         raise InputError(f"--data {config.data.data} has no validation text to evaluate on")
     with stop.installed():

@@ -248,7 +248,7 @@ def make_record(
     options = describe_options(spec, request.options)
     evaluations = as_json(request.evaluations)
     if resumed is not None:
-        _check_data(request.config, resumed, data)
+        check_data(request.config, resumed, data)
         _warn_of_changes(request.config, resumed, maker)
         _warn_of_rate(request.config, resumed)
         origin = resumed.record.init_from
@@ -257,7 +257,12 @@ def make_record(
     return Record(request.config, request.preset, origin, data, maker, options, evaluations)
 
 
-def _check_data(config: TrainConfig, resumed: Resumed, data: Mapping[str, Any]) -> None:
+def check_data(config: TrainConfig, resumed: Resumed, data: Mapping[str, Any]) -> None:
+    """Refuse other data than a run was trained on.
+
+    Raises:
+        InputError: If it is other data.
+    """
     before = resumed.record.data
     if before and differences(before, data):
         raise InputError(
@@ -306,11 +311,21 @@ def make_loaders(config: TrainConfig, dataset: Dataset) -> tuple[BatchLoader, Ba
             f"this run reads its {dataset.train.tokens:,} training tokens {epochs:,.0f} times: "
             "expect it to learn them by heart, or choose more --data or fewer --steps"
         )
-    if window_count(dataset.val.tokens, context) == 0:
+    val = val_loader(config, dataset)
+    if val is None:
         warn(f"the data holds {dataset.val.tokens} validation tokens, too few for a row: no evaluation")
-        return train, None
-    rows = config.batch.micro_batch
-    return train, BatchLoader(dataset.val, rows=rows, context=context, seed=seed, packing=packing)
+    return train, val
+
+
+def val_loader(config: TrainConfig, dataset: Dataset) -> BatchLoader | None:
+    """Validation batches of one micro-batch; None if the data holds too little for a row."""
+    context = config.model.context
+    if window_count(dataset.val.tokens, context) == 0:
+        return None
+    seed, packing = config.runtime.seed, config.data.packing
+    return BatchLoader(
+        dataset.val, rows=config.batch.micro_batch, context=context, seed=seed, packing=packing
+    )
 
 
 def cut_back(resumed: Resumed, path: Path) -> None:
