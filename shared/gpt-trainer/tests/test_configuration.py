@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -128,5 +129,34 @@ def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_read_toml_names_a_missing_file() -> None:
-    with pytest.raises(InputError, match=r"cannot read --config nowhere\.toml"):
+    with pytest.raises(InputError, match=r"--config: cannot read nowhere\.toml"):
         read_toml(Path("nowhere.toml"))
+
+
+def test_read_toml_takes_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_bytes(b"\xef\xbb\xbflr = 0.5\n")
+    assert read_toml(tmp_path / "a.toml") == {"lr": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (f"lr = {'9' * 5000}".encode(), "is not TOML"),
+        (b"lr = " + b"[" * 50_000, "is not TOML"),
+        (b"lr = '\xff'", "is not TOML"),
+        (b"#" * (1 << 21), "is longer than 1048576 bytes"),
+    ],
+    ids=["digits", "deep", "latin-1", "long"],
+)
+def test_read_toml_refuses_what_would_end_in_a_traceback(
+    content: bytes, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a.toml").write_bytes(content)
+    with pytest.raises(InputError, match=rf"--config.*a\.toml {message}"):
+        read_toml(tmp_path / "a.toml")
+
+
+def test_read_toml_waits_for_no_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="is not a regular file"):
+        read_toml(tmp_path / "pipe")

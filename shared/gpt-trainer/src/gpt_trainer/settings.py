@@ -13,11 +13,13 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from gpt_data.errors import shown
+from gpt_data.errors import DataError, shown
+from gpt_data.store.reading import read_bytes
 
 from gpt_trainer.config import SECTIONS, TrainConfig
 from gpt_trainer.errors import InputError
 
+CONFIG_LIMIT = 1 << 20
 S = TypeVar("S")
 
 
@@ -28,10 +30,11 @@ def read_toml(path: Path) -> dict[str, Any]:
         InputError: If it cannot be read, is not TOML, or says something twice.
     """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read --config {path}: {error.strerror or error}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        content = tomllib.loads(read_bytes(path, CONFIG_LIMIT).decode("utf-8-sig"))
+    except DataError as error:
+        raise InputError(f"--config: {error}") from None
+    # a number of thousands of digits is a plain ValueError, deep nesting a RecursionError
+    except (ValueError, RecursionError) as error:
         raise InputError(f"--config {path} is not TOML: {error}") from None
     found: dict[str, Any] = {}
     for key, value in _leaves(content):
