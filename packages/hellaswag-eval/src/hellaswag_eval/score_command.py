@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -110,12 +111,23 @@ def _check(options: Options) -> None:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')} {value} is not positive")
-    if options.out is not None and not options.out.parent.is_dir():
-        raise WriteError(f"cannot write --out {options.out}: there is no folder {options.out.parent}")
+    if options.out is not None:
+        _check_out(options.out, options.data)
     if options.model.startswith(HUGGING_FACE):
         for name in ("backend", "tokenizer_files"):
             if getattr(options, name) is not None:
                 raise InputError(f"--{name.replace('_', '-')} does not go with --model {options.model}")
+
+
+def _check_out(out: Path, data: Path | None) -> None:
+    if not out.parent.is_dir():
+        raise WriteError(f"cannot write --out {out}: there is no folder {out.parent}")
+    if out.is_dir():
+        raise WriteError(f"cannot write --out {out}: it is a folder")
+    if not os.access(out if out.exists() else out.parent, os.W_OK):
+        raise WriteError(f"cannot write --out {out}: no permission")
+    if data is not None and data.exists() and out.exists() and out.samefile(data):
+        raise InputError(f"--out {out} is the file of --data: it would be replaced")
 
 
 def _open(options: Options) -> Model:
