@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,8 +14,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import bpe_scratch
 import pytest
 from gpt_data.dataset import Dataset
+from gpt_data.encode_worker import write_frame
 from gpt_data.errors import DataError, DataStoppedError, DataWriteError
 from gpt_data.progress import Progress
 
@@ -197,3 +201,20 @@ def test_a_damaged_journal_is_named(run: Run, corpus: Path, tmp_path: Path) -> N
         (out / "progress.json").write_bytes(content)
         with pytest.raises(DataError, match=r"progress\.json"):
             run(corpus, out)
+
+
+def test_a_worker_whose_parent_is_gone_ends_without_a_word(tmp_path: Path) -> None:
+    """The parent was killed while a document was encoded: nobody reads the answer."""
+    bpe_scratch.Tokenizer.from_bytes().save(tmp_path / "tokenizer.json")
+    command = [sys.executable, "-m", "gpt_data.encode_worker", str(tmp_path / "tokenizer.json")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes) as worker:
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        worker.stdout.close()
+        # more than a pipe holds
+        write_frame(worker.stdin, json.dumps(["x" * 2**20]).encode())
+        worker.stdin.close()
+        assert worker.stderr is not None
+        assert worker.stderr.read() == b""
+    assert worker.returncode == -signal.SIGPIPE

@@ -88,6 +88,8 @@ def main() -> None:
     """Serve until the input ends."""
     # Ctrl-C goes to every process of the terminal; the parent decides when its workers end
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # a parent that was killed reads no answers: that ends its workers without a word
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     # a library that prints must not garble the frames
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
