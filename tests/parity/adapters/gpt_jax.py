@@ -110,7 +110,8 @@ class Ops:
 
         def function(wte: Array, wpe: Array) -> Array:
             none = Block(*[wte[:1]] * len(Block.__dataclass_fields__))
-            return model.embed(Parameters(wte, wpe, none, wte[0], wte[0]), packed, plan)
+            x = model.embed(Parameters(wte, wpe, none, wte[0], wte[0]), packed, plan)
+            return x.reshape(inputs["d_x"].shape)
 
         return _answers("x", function, _masters(inputs, "wte", "wpe"), inputs["d_x"])
 

@@ -60,7 +60,7 @@ class JaxBackend:
         self._optimizer, self._runtime = optimizer, runtime
         self._device = devices.choose_device(runtime.device, preallocate=options.preallocate == "on")
         self._plan = make_plan(config, runtime, options, self._device)
-        self._stacked = stacks_layers(options, self._plan, deterministic=runtime.deterministic)
+        self._stacked = stacks_layers(options, self._device)
         flags = devices.compiler_options(self._device, deterministic=runtime.deterministic)
         self._train_step = jax.jit(
             train_step, static_argnames=("plan", "config"), donate_argnames="state", compiler_options=flags

@@ -2,22 +2,26 @@
 
     y_m = table[index_m],     d_table[v] = sum over { m : index_m = v } of d_y_m
 
-XLA's own derivative scatters with atomic additions on a GPU, whose order differs from run to run. Here
-the occurrences of an index are brought together by a stable sort, summed by a segmented scan in
-``log2`` of the most occurrences passes, and each sum is written once.
+XLA's own derivative scatters with atomic additions on a GPU, whose order differs from run to run. Here a
+stable sort brings the occurrences of an index together. A tile of rows is summed by a product with the
+matrix that says which row belongs to which index; an index that goes on through several tiles gets their
+sums by a second such product. Every sum is written once, and every shape is known beforehand, so that the
+device never waits for the host.
 
-Shapes: M indices, V rows of the table, D width.
-
-References:
-    Hillis and Steele 1986, "Data parallel algorithms" (prefix sums by doubling).
+Shapes: M indices, V rows of the table, D width, N tiles, t rows of a tile, s sums of a tile (s = t, as
+every row may be another index).
 """
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float, Int
+
+from gpt_jax.precision import product
+
+TILE = 128
+"""Rows that one product sums: a multiple of what a tensor core takes."""
 
 
 @jax.custom_vjp
@@ -60,26 +64,35 @@ def sum_by_index(
         index: Where each row goes, in ``[0, height)``.
         height: Rows of the result.
     """
-    order = jnp.argsort(index, stable=True)
-    index, sums = index[order], values[order]
-    count = len(index)
-    place = jnp.arange(count, dtype=jnp.int32)
-
-    def widen(step: Int[Array, ""], sums: Float[Array, "M D"]) -> Float[Array, "M D"]:
-        """Each row holds the sum of up to ``2^step`` rows that end in it; join it with those before."""
-        reach = jnp.int32(1) << step
-        joins = (place >= reach) & (jnp.roll(index, reach) == index)
-        return jnp.where(joins[:, None], sums + jnp.roll(sums, reach, axis=0), sums)
-
-    # a loop, not an unrolled scan, which XLA fuses into code that takes minutes to compile; it ends once
-    # no segment is longer than the reach, which with sentences of a large vocabulary is early
-    first = jnp.concatenate([jnp.ones(1, bool), index[1:] != index[:-1]])
-    start = lax.cummax(jnp.where(first, place, 0))
-    longest = (place - start).max() + 1
-    passes = 32 - lax.clz(longest - 1)
-    sums = lax.fori_loop(0, passes, widen, sums)
-    # the last row of a segment holds its sum; all others go past the end, where they are dropped
-    ends = jnp.concatenate([index[1:] != index[:-1], jnp.ones(1, bool)])
-    target = jnp.where(ends, index, height + place)
+    order, missing = jnp.argsort(index, stable=True), -len(index) % TILE
+    # what fills the last tile up goes past the end, where it is dropped
+    index = jnp.pad(index[order], (0, missing), constant_values=height).reshape(-1, TILE)  # [N, t]
+    rows = jnp.pad(values[order], ((0, missing), (0, 0))).reshape(-1, TILE, values.shape[1])  # [N, t, D]
+    place = jnp.cumsum(jnp.pad(index[:, 1:] != index[:, :-1], ((0, 0), (1, 0))), 1, dtype=jnp.int32)
+    member = place[:, None] == jnp.arange(TILE, dtype=jnp.int32)[None, :, None]  # [N, s, t]
+    sums = product("nst,ntd->nsd", member.astype(values.dtype), rows)
+    owner = jnp.where(member, index[:, None], -1).max(-1)  # [N, s], -1 where there is no sum
+    sums, owner = _join_tiles(sums, owner, index[:, -1], place[:, -1])
+    past = height + 1 + jnp.arange(owner.size, dtype=jnp.int32).reshape(owner.shape)
     empty = jnp.zeros((height, values.shape[1]), values.dtype)
-    return empty.at[target].set(sums, mode="drop", unique_indices=True)
+    return empty.at[jnp.where(owner < 0, past, owner)].set(sums, mode="drop", unique_indices=True)
+
+
+def _join_tiles(
+    sums: Float[Array, "N s D"], owner: Int[Array, "N s"], last: Int[Array, " N"], place: Int[Array, " N"]
+) -> tuple[Float[Array, "N s D"], Int[Array, "N s"]]:
+    """Add to each tile's last sum the first sums of the tiles that go on with its index.
+
+    Args:
+        sums: By tile.
+        owner: Index of each sum.
+        last: Index of each tile's last sum.
+        place: Where that sum stands.
+    """
+    number, first = jnp.arange(len(last), dtype=jnp.int32), owner[:, 0]
+    goes_on = (number[:, None] < number[None]) & (last[:, None] == first[None])  # [N, N]
+    rest = product("nm,md->nd", goes_on.astype(sums.dtype), sums[:, 0])
+    ends = jnp.arange(sums.shape[1], dtype=jnp.int32)[None] == place[:, None]
+    sums = sums + jnp.where(ends[:, :, None], rest[:, None], 0.0)
+    begun_before = jnp.pad(last[:-1], (1, 0), constant_values=-1) == first
+    return sums, owner.at[:, 0].set(jnp.where(begun_before, -1, first))

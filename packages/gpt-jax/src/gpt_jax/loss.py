@@ -24,7 +24,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, UInt32
 
 from gpt_jax.model import Inputs, Parameters, Plan, hidden_states
-from gpt_jax.precision import product
+from gpt_jax.precision import product, statistics_dtype
 
 
 def weighted_loss(
@@ -44,8 +44,7 @@ def weighted_loss(
         keys: Dropout keys; ``None`` means no dropout.
     """
     hidden = hidden_states(params, inputs, plan, keys)
-    flat = hidden.reshape(-1, hidden.shape[-1])
-    return head_loss(flat, params.wte, inputs.targets.reshape(-1), weight, plan)
+    return head_loss(hidden, params.wte, inputs.targets.reshape(-1), weight, plan)
 
 
 class HeadGradients(NamedTuple):
@@ -88,7 +87,7 @@ def head_loss_fwd(
     def add_chunk(sums: tuple[Array, Array], chunk: tuple[Array, Array]) -> tuple[tuple[Array, Array], Array]:
         loss, d_wte = sums
         h, t = chunk
-        z = chunk_logits(h, head, plan)
+        z = chunk_logits(h, head, plan, wide=False)
         nll, log_sum = negative_log_likelihood(z, t)
         d_z = _d_logits(z, log_sum, t, weight).astype(h.dtype)
         d_wte = d_wte + product("mv,md->vd", d_z, h, wide=True)
@@ -130,12 +129,22 @@ def token_nll(
     return lax.map(of_chunk, split_chunks(hidden, targets, plan)).reshape(-1)[: len(hidden)]
 
 
-def chunk_logits(hidden: Float[Array, "m D"], head: Float[Array, "V D"], plan: Plan) -> Float[Array, "m V"]:
-    """A chunk's logits in float32; padding columns are minus infinity."""
-    z = product("md,vd->mv", hidden, head, wide=True)
+def chunk_logits(
+    hidden: Float[Array, "m D"], head: Float[Array, "V D"], plan: Plan, *, wide: bool = True
+) -> Float[Array, "m V"]:
+    """A chunk's logits in float32; padding columns are the lowest number, which has no share in any sum.
+
+    Args:
+        hidden: What the head sees.
+        head: The head's weight, in the type of ``hidden``.
+        plan: The vocabulary before padding.
+        wide: Keep the product's float32 sums; else they are rounded to the type of ``hidden`` first, which
+            halves the bytes of the largest array of a step.
+    """
+    z = product("md,vd->mv", hidden, head, wide=wide).astype(statistics_dtype(hidden.dtype))
     if plan.vocab_size == head.shape[0]:
         return z
-    return jnp.where(_column_ids(head.shape[0]) < plan.vocab_size, z, -jnp.inf)
+    return jnp.where(_column_ids(head.shape[0]) < plan.vocab_size, z, jnp.finfo(z.dtype).min)
 
 
 def negative_log_likelihood(
@@ -143,11 +152,21 @@ def negative_log_likelihood(
 ) -> tuple[Float[Array, " m"], Float[Array, " m"]]:
     """Of each target, 0 where it is ``IGNORE``; and the log-sum-exp of each row.
 
-    The target's logit is picked by comparison, not by a gather, so that it fuses with the sum.
+    Maximum, sum of exponentials and the target's logit, picked by comparison and not by a gather, come of
+    one pass over the logits.
     """
-    log_sum = jax.nn.logsumexp(z, axis=-1)
+    peak, total = lax.reduce(
+        (z, jnp.ones_like(z)), (jnp.finfo(z.dtype).min, jnp.zeros((), z.dtype)), _merge, (1,)
+    )
+    log_sum = peak + jnp.log(total)
     target_logit = jnp.where(_column_ids(z.shape[1]) == targets[:, None], z, 0.0).sum(-1)
     return jnp.where(targets == IGNORE, 0.0, log_sum - target_logit), log_sum
+
+
+def _merge(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
+    """Maximum, and sum of exponentials relative to it, of two parts of a row; one exponential for both."""
+    share = jnp.exp(-jnp.abs(a[0] - b[0]))
+    return jnp.maximum(a[0], b[0]), jnp.where(a[0] > b[0], a[1] + b[1] * share, a[1] * share + b[1])
 
 
 def _d_logits(
@@ -175,10 +194,10 @@ def target_log_probs(
         plan: Precision, attention and sizes.
     """
     hidden = hidden_states(params, inputs, plan)
-    flat, targets = hidden.reshape(-1, hidden.shape[-1]), inputs.targets.reshape(-1)
+    targets = inputs.targets.reshape(-1)
     if index is not None:
-        flat, targets = flat[index], targets[index]
-    return -token_nll(flat, params.wte, targets, plan)
+        hidden, targets = hidden[index], targets[index]
+    return -token_nll(hidden, params.wte, targets, plan)
 
 
 def split_chunks(

@@ -12,8 +12,8 @@ into its derivative. Weights are ``(in, out)``, as OpenAI stored them.
 widths for each token: x (1), queries, keys and values (3), the attention's output (1), y (1), and the
 MLP's hidden layer before GELU (4).
 
-Shapes: B rows, T positions, C longest context, V vocabulary (padded), D width, H heads, K head width,
-L blocks.
+Shapes: B rows, T positions, M tokens of all rows (B T), C longest context, V vocabulary (padded), D width,
+H heads, K head width, L blocks.
 
 References:
     Radford et al. 2019, "Language Models are Unsupervised Multitask Learners".
@@ -31,7 +31,7 @@ from gpt_trainer.philox import Site
 from jax import lax
 from jaxtyping import Array, Float, Int, UInt32
 
-from gpt_jax.attention import attend
+from gpt_jax.attention import attend, attend_fused
 from gpt_jax.dropout import dropout
 from gpt_jax.gathering import gather_rows
 from gpt_jax.precision import product, statistics_dtype
@@ -105,7 +105,7 @@ class Inputs:
 
 def hidden_states(
     params: Parameters, inputs: Inputs, plan: Plan, keys: UInt32[Array, "L 4 2"] | None = None
-) -> Float[Array, "B T D"]:
+) -> Float[Array, "M D"]:
     """What the head sees: the residual stream after the last block and its LayerNorm.
 
     Args:
@@ -117,13 +117,14 @@ def hidden_states(
     x = embed(params, inputs, plan)
     x = dropout(x, None if keys is None else keys[0, Site.EMBEDDING], plan.dropout)
 
-    def step(x: Array, layer: tuple[Block, Array | None]) -> tuple[Array, None]:
-        return apply_block(layer[0], x, inputs, plan, layer[1]), None
-
     if isinstance(params.blocks, tuple):
-        for index, block in enumerate(params.blocks):
-            x, _ = step(x, (block, None if keys is None else keys[index]))
+        for layer, block in enumerate(params.blocks):
+            x = apply_block(block, x, inputs, plan, None if keys is None else keys[layer], layer)
     else:
+
+        def step(x: Array, layer: tuple[Block, Array | None]) -> tuple[Array, None]:
+            return apply_block(layer[0], x, inputs, plan, layer[1]), None
+
         x, _ = lax.scan(step, x, (params.blocks, keys))
     return jax.checkpoint(layer_norm)(x, params.ln_f_gain, params.ln_f_bias)
 
@@ -131,21 +132,23 @@ def hidden_states(
 def logits(params: Parameters, inputs: Inputs, plan: Plan) -> Float[Array, "B T V"]:
     """All logits in float32, without dropout; columns past ``plan.vocab_size`` are padding."""
     hidden = hidden_states(params, inputs, plan)
-    return product("btd,vd->btv", hidden, params.wte.astype(plan.dtype), wide=True)
+    z = product("md,vd->mv", hidden, params.wte.astype(plan.dtype), wide=True)
+    return z.reshape(*inputs.tokens.shape, -1)
 
 
-def embed(params: Parameters, inputs: Inputs, plan: Plan) -> Float[Array, "B T D"]:
+def embed(params: Parameters, inputs: Inputs, plan: Plan) -> Float[Array, "M D"]:
     """Sum of token and position embeddings.
 
     The rows are gathered from the float32 parameters: the derivative of a gather is a sum over all
     occurrences of a token, and frequent tokens would lose theirs in bfloat16.
     """
     rows, context = inputs.tokens.shape
+    token_rows = gather_rows(params.wte, inputs.tokens)
     if inputs.segment_starts is None:
-        position_rows = jnp.broadcast_to(params.wpe[None, :context], (rows, context, params.wpe.shape[1]))
+        position_rows = jnp.broadcast_to(params.wpe[None, :context], token_rows.shape)
     else:
         position_rows = gather_rows(params.wpe, positions(inputs))
-    return (gather_rows(params.wte, inputs.tokens) + position_rows).astype(plan.dtype)
+    return (token_rows + position_rows).astype(plan.dtype).reshape(rows * context, -1)
 
 
 def positions(inputs: Inputs) -> Int[Array, "B T"]:
@@ -160,38 +163,53 @@ def positions(inputs: Inputs) -> Int[Array, "B T"]:
 
 def apply_block(
     block: Block,
-    x: Float[Array, "B T D"],
+    x: Float[Array, "M D"],
     inputs: Inputs,
     plan: Plan,
     keys: UInt32[Array, "4 2"] | None,
-) -> Float[Array, "B T D"]:
-    """One block: attention, then the two-layer network, each normalised before and added after."""
+    layer: int = 0,
+) -> Float[Array, "M D"]:
+    """One block: attention, then the two-layer network, each normalised before and added after.
+
+    Args:
+        block: Parameters.
+        x: The residual stream.
+        inputs: Where documents start.
+        plan: Precision, attention and sizes.
+        keys: Dropout keys by ``Site``.
+        layer: Which block of the program this is, for ``attend_fused``.
+    """
     attention_key, out_key, down_key = (None, None, None) if keys is None else tuple(keys[1:])
-    h = self_attention(block, x, inputs, plan, attention_key)
+    h = self_attention(block, x, inputs, plan, attention_key, layer)
     h = linear(h, block.out_weight, block.out_bias)
     x = x + dropout(h, out_key, plan.dropout)
-    h = norm_linear(x, block.ln2_gain, block.ln2_bias, block.up_weight, block.up_bias)
+    (h,) = norm_linear(x, block.ln2_gain, block.ln2_bias, [(block.up_weight, block.up_bias)])
     h = gelu_linear(h, block.down_weight, block.down_bias)
     return x + dropout(h, down_key, plan.dropout)
 
 
 def self_attention(
     block: Block,
-    x: Float[Array, "B T D"],
+    x: Float[Array, "M D"],
     inputs: Inputs,
     plan: Plan,
     key: UInt32[Array, " 2"] | None,
-) -> Float[Array, "B T D"]:
+    layer: int,
+) -> Float[Array, "M D"]:
     """Every head looks back over the row with its own queries, keys and values.
+
+    They come from three products, since one matrix of all three would have to be taken apart, and its
+    gradient put together again, in memory.
 
     The fused kernel draws its own random numbers, is told of no documents, and has no derivative for
     rows of odd length: with dropout, packed documents or an odd T the written form is used.
     """
-    qkv = norm_linear(x, block.ln1_gain, block.ln1_bias, block.qkv_weight, block.qkv_bias)
-    q, k, v = split_heads(qkv, plan.n_head)
+    weights, biases = jnp.split(block.qkv_weight, 3, -1), jnp.split(block.qkv_bias, 3, -1)
+    parts = norm_linear(x, block.ln1_gain, block.ln1_bias, list(zip(weights, biases, strict=True)))
+    q, k, v = (part.reshape(*inputs.tokens.shape, plan.n_head, -1) for part in parts)
     starts = inputs.segment_starts
-    if plan.attention == "cudnn" and key is None and starts is None and x.shape[1] % 2 == 0:
-        out = jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
+    if plan.attention == "cudnn" and key is None and starts is None and q.shape[1] % 2 == 0:
+        out = attend_fused(q, k, v, layer)
     else:
         out = attend(q, k, v, starts, key, plan.dropout, inputs.prefix_lengths)
     return out.reshape(x.shape)
@@ -208,43 +226,79 @@ def split_heads(
 
 @jax.checkpoint
 def norm_linear(
-    x: Float[Array, "B T D"],
+    x: Float[Array, "M D"],
     gain: Float[Array, " D"],
     norm_bias: Float[Array, " D"],
-    weight: Float[Array, "D o"],
-    bias: Float[Array, " o"],
-) -> Float[Array, "B T o"]:
-    """A linear map of the normalised ``x``; backward normalises again and keeps ``x`` alone."""
-    return linear(layer_norm(x, gain, norm_bias), weight, bias)
+    maps: list[tuple[Float[Array, "D o"], Float[Array, " o"]]],
+) -> list[Float[Array, "M o"]]:
+    """Linear maps of the LayerNorm of ``x``; backward normalises again and keeps ``x`` alone.
+
+    Gain and bias are part of the maps: ``(g n + b) W + c = n (g W) + (b W + c)``, so that their gradients
+    are sums over a matrix of parameters, and not over all tokens.
+    """
+    n = normalise(x).astype(x.dtype)
+    return [
+        linear(n, gain[:, None] * weight, product("i,io->o", norm_bias, weight) + bias)
+        for weight, bias in maps
+    ]
 
 
 @jax.checkpoint
 def gelu_linear(
-    x: Float[Array, "B T i"], weight: Float[Array, "i o"], bias: Float[Array, " o"]
-) -> Float[Array, "B T o"]:
+    x: Float[Array, "M i"], weight: Float[Array, "i o"], bias: Float[Array, " o"]
+) -> Float[Array, "M o"]:
     """A linear map of ``gelu(x)``; backward takes the GELU again and keeps ``x`` alone."""
     return linear(gelu(x), weight, bias)
 
 
 def linear(
-    x: Float[Array, "B T i"], weight: Float[Array, "i o"], bias: Float[Array, " o"]
-) -> Float[Array, "B T o"]:
-    """``x W + b`` in the precision of ``x``; the hardware accumulates in float32.
+    x: Float[Array, "*M i"], weight: Float[Array, "i o"], bias: Float[Array, " o"]
+) -> Float[Array, "*M o"]:
+    """``x W + b`` in the precision of ``x``; the hardware accumulates in float32."""
+    flat = x.reshape(-1, x.shape[-1])
+    y = add_bias(product("mi,io->mo", flat, weight.astype(x.dtype)), bias)
+    return y.reshape(*x.shape[:-1], -1)
 
-    The bias is added in float32, since its derivative is a sum over all tokens.
+
+@jax.custom_vjp
+def add_bias(y: Float[Array, "M o"], bias: Float[Array, " o"]) -> Float[Array, "M o"]:
+    """``y + b`` in the precision of ``y``, which a product does by the way.
+
+    Its derivative, a sum over all tokens, is taken in that of ``b``.
     """
-    y = product("bti,io->bto", x, weight.astype(x.dtype)).astype(bias.dtype)
-    return (y + bias[None, None]).astype(x.dtype)
+    return y + bias.astype(y.dtype)[None]
+
+
+def add_bias_fwd(
+    y: Float[Array, "M o"], bias: Float[Array, " o"]
+) -> tuple[Float[Array, "M o"], Float[Array, " 0"]]:
+    """The sum; kept is an empty array that knows the type of the bias."""
+    return add_bias(y, bias), bias[:0]
+
+
+def add_bias_bwd(
+    empty: Float[Array, " 0"], d_y: Float[Array, "M o"]
+) -> tuple[Float[Array, "M o"], Float[Array, " o"]]:
+    """The gradient as it is, and its sum over all tokens."""
+    return d_y, d_y.astype(empty.dtype).sum(0)
+
+
+add_bias.defvjp(add_bias_fwd, add_bias_bwd)
 
 
 def layer_norm(
-    x: Float[Array, "B T D"], gain: Float[Array, " D"], bias: Float[Array, " D"]
-) -> Float[Array, "B T D"]:
+    x: Float[Array, "*M D"], gain: Float[Array, " D"], bias: Float[Array, " D"]
+) -> Float[Array, "*M D"]:
     """``gain * (x - mean) / sqrt(var + 1e-5) + bias`` over the last axis, in float32, rounded once."""
-    wide = x.astype(gain.dtype)
+    gain, bias = (jnp.broadcast_to(row, x.shape) for row in (gain, bias))
+    return (normalise(x) * gain + bias).astype(x.dtype)
+
+
+def normalise(x: Float[Array, "*M D"]) -> Float[Array, "*M D"]:
+    """``(x - mean) / sqrt(var + 1e-5)`` over the last axis, in float32."""
+    wide = x.astype(statistics_dtype(x.dtype))
     centred = wide - wide.mean(-1, keepdims=True)
-    rstd = lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + EPSILON)
-    return (centred * rstd * gain[None, None] + bias[None, None]).astype(x.dtype)
+    return centred * lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + EPSILON)
 
 
 def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

@@ -16,11 +16,8 @@ class Options:
         attention: ``"written"`` out; ``"cudnn"``, the fused kernel behind ``jax.nn``; ``"auto"``: fused on
             a GPU in bfloat16. cuDNN has no float32 kernel, draws its own random numbers and is told of no
             documents: float32, training with dropout, and packed documents use the written form.
-        layers: ``"scan"`` compiles one block and loops over it; ``"unroll"`` compiles each for itself. On an
-            H200 (gpt2-124m, bfloat16, 64 rows of 1024, jax 0.11.2, 2026-11-23) unrolling gave 5 % more
-            tokens per second and took 19 % less memory, for 16.5 s to the first step instead of 5.1 s.
-            Scanning is the default because XLA 0.11.2 fails to run several of cuDNN's kernels in one
-            program when it is told to be deterministic.
+        layers: ``"scan"`` compiles one block and loops over it; ``"unroll"`` compiles each for itself, which
+            takes longer to start and less time and memory to run; ``"auto"``: unrolled on a GPU.
         preallocate: ``"on"`` takes most of a GPU's memory at the start, as JAX does by default.
 
     Raises:
@@ -31,9 +28,11 @@ class Options:
         default="auto",
         metadata={"help": "attention written out, or cuDNN's kernel (auto: cuDNN on a GPU in bfloat16)"},
     )
-    layers: Literal["scan", "unroll"] = field(
-        default="scan",
-        metadata={"help": "loop over blocks, or compile each one: slower to start, faster to run"},
+    layers: Literal["auto", "scan", "unroll"] = field(
+        default="auto",
+        metadata={
+            "help": "loop over blocks, or compile each: slower to start, faster to run (auto: on a GPU)"
+        },
     )
     preallocate: Literal["off", "on"] = field(
         default="off", metadata={"help": "take most of the GPU's memory at the start"}

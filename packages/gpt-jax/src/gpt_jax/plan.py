@@ -11,7 +11,7 @@ from gpt_trainer.model_config import ModelConfig
 from gpt_jax.model import Plan
 from gpt_jax.options import Options
 
-LOGITS_IN_FLIGHT = {"gpu": 2**28, "cpu": 2**24}
+LOGITS_IN_FLIGHT = {"gpu": 8192 * 50304, "cpu": 2**24}
 """Logits that exist at a time in the loss: large products keep a GPU busy, small ones stay in a cache."""
 
 
@@ -55,20 +55,11 @@ def _choose_attention(
     return "written" if missing or options.attention == "written" else "cudnn"
 
 
-def stacks_layers(options: Options, plan: Plan, *, deterministic: bool) -> bool:
+def stacks_layers(options: Options, device: jax.Device) -> bool:
     """Whether the blocks are stacked and looped over.
 
     Args:
         options: For the caller's choice.
-        plan: For the attention.
-        deterministic: Whether XLA is told to be.
-
-    Raises:
-        ValueError: If the choice is one that XLA cannot run.
+        device: Where the model runs.
     """
-    if options.layers == "unroll" and plan.attention == "cudnn" and deterministic:
-        raise ValueError(
-            "layers='unroll' with cuDNN's attention needs --no-deterministic: "
-            "XLA cannot run several of these kernels in one deterministic program"
-        )
-    return options.layers == "scan"
+    return options.layers == "scan" or (options.layers == "auto" and device.platform == "cpu")
