@@ -78,10 +78,10 @@ class Ops:
         # the model writes attention out when there is dropout, and then it needs the mask
         mask = model.attention_mask(packed, replace(plan, attention="written") if rate else plan)
         key = self._ids(inputs, "key") if rate else None
-        block = _no_projection(inputs["qkv"].shape[-1], self.where)
 
         def function(qkv: Tensor) -> Tensor:
-            return model.self_attention(block, qkv, mask, plan, key)
+            heads = model.split_heads(qkv, plan.n_head)
+            return model.mix(*heads, mask, plan, key).transpose(1, 2).flatten(2)
 
         return _answers("out", function, self._floats(inputs, "qkv"), self._upstream(inputs, "d_out"))
 
@@ -102,12 +102,12 @@ class Ops:
         starts = torch.arange(tokens.shape[1], device=self.where) - positions
         packed, plan = Inputs(tokens, tokens, starts), Plan(1, len(inputs["wte"]), self.dtype)
 
-        def function(wte: Tensor, wpe: Tensor) -> Tensor:
-            none = Block(*[wte.new_zeros(1)] * len(Block._fields))
-            return model.embed(Parameters(wte, wpe, none, wte[0], wte[0]), packed, plan)
-
-        given = self._masters(inputs, "wte", "wpe")
-        return _answers("x", function, given, self._upstream(inputs, "d_x"))
+        masters = self._masters(inputs, "wte", "wpe")
+        none = Block(*[masters["wte"].new_zeros(1)] * len(Block._fields))
+        params = Parameters(**masters, blocks=none, ln_f_gain=none.ln1_gain, ln_f_bias=none.ln1_bias)
+        x, d_x = model.embed(params, packed, plan), self._upstream(inputs, "d_x")
+        d_wte, d_wpe = loss.embed_gradients(params, packed, d_x.to(x.dtype).flatten(0, 1))
+        return _arrays({"x": x.view_as(d_x), "d_wte": d_wte, "d_wpe": d_wpe})
 
     def dropout(self, inputs: Arrays) -> Arrays:
         """The branch, and its mask."""
@@ -129,13 +129,6 @@ class Ops:
 
     def _upstream(self, inputs: Arrays, name: str = "d_y") -> Tensor:
         return torch.from_numpy(inputs[name]).to(self.where)
-
-
-def _no_projection(width: int, where: str) -> Block:
-    """A block whose projection is the identity, so that its own input is qkv."""
-    eye = torch.eye(width, device=where)
-    unused = Block(*[eye.new_zeros(1)] * len(Block._fields))
-    return unused._replace(qkv_weight=eye, qkv_bias=eye.new_zeros(width))
 
 
 def _answers(name: str, function: Callable[..., Tensor], given: dict[str, Tensor], d_out: Tensor) -> Arrays:

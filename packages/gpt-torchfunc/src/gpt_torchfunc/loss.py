@@ -15,12 +15,23 @@ T positions.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from gpt_data.batch import IGNORE
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
-from torch.func import grad_and_value, vjp
+from torch.func import vjp
 
-from gpt_torchfunc.model import Inputs, Parameters, Plan, hidden_states, statistics_dtype
+from gpt_torchfunc.gathering import sum_by_index
+from gpt_torchfunc.model import (
+    Inputs,
+    Parameters,
+    Plan,
+    embed,
+    hidden_states,
+    positions,
+    statistics_dtype,
+    trunk,
+)
 
 
 def loss_and_gradients(
@@ -39,13 +50,33 @@ def loss_and_gradients(
         weight: One over the number of targets in the whole step, so that shares add up to the mean.
         keys: Dropout keys; ``None`` means no dropout.
     """
-    hidden, pull_back = vjp(lambda p: hidden_states(p, inputs, plan, keys), params)  # type: ignore[misc]
+    x = embed(params, inputs, plan)
+    hidden, pull_back = vjp(lambda p, x: trunk(p, x, inputs, plan, keys), params, x)  # type: ignore[misc]
     loss, d_hidden, d_wte = head_loss_and_gradients(
-        hidden.flatten(0, 1), params.wte, inputs.targets.flatten(), plan, weight
+        hidden, params.wte, inputs.targets.flatten(), plan, weight
     )
-    (gradients,) = pull_back(d_hidden.view_as(hidden))
+    gradients, d_x = pull_back(d_hidden)
+    d_embedding, d_wpe = embed_gradients(params, inputs, d_x)
     # the embedding is used at both ends of the model
-    return loss, gradients._replace(wte=gradients.wte + d_wte)
+    return loss, gradients._replace(wte=d_embedding + d_wte, wpe=d_wpe)
+
+
+def embed_gradients(
+    params: Parameters, inputs: Inputs, d_x: Float[Tensor, "M D"]
+) -> tuple[Float[Tensor, "V D"], Float[Tensor, "C D"]]:
+    """Gradients of both tables by that of ``embed``'s result.
+
+    Args:
+        params: For the tables' sizes and type.
+        inputs: Token ids and where their documents start.
+        d_x: Gradient of the sum of the embeddings.
+    """
+    wide, context = d_x.to(params.wpe.dtype), inputs.tokens.shape[1]
+    d_wte = sum_by_index(wide, inputs.tokens.flatten(), len(params.wte))
+    if inputs.segment_starts is not None:
+        return d_wte, sum_by_index(wide, positions(inputs).flatten(), len(params.wpe))
+    d_rows = wide.unflatten(0, inputs.tokens.shape).sum(0)
+    return d_wte, F.pad(d_rows, (0, 0, 0, len(params.wpe) - context))
 
 
 def head_loss_and_gradients(
@@ -67,16 +98,15 @@ def head_loss_and_gradients(
     Returns:
         The loss, ``d_hidden`` in the type of ``hidden``, and ``d_wte`` summed over chunks in float32.
     """
-    chunk_gradient = grad_and_value(
-        lambda h, w, t: (token_nll(h, w, t, plan.vocab_size) * weight).sum(), argnums=(0, 1)
-    )
     head = wte.to(plan.dtype)
     loss, d_wte = torch.zeros_like(weight), torch.zeros_like(wte)
     d_hidden = []
-    for h, t in zip(*_chunks(hidden, targets, plan), strict=True):
-        (d_h, d_w), nll = chunk_gradient(h, head, t)
-        loss, d_wte = loss + nll, d_wte + d_w
-        d_hidden.append(d_h)
+    for h, t in zip(*_chunks(hidden, targets, len(head), plan), strict=True):
+        z = chunk_logits(h, head, plan.vocab_size)
+        nll, log_sum = negative_log_likelihood(z, t)
+        d_z = _d_logits(z, log_sum, t, weight).to(h.dtype)
+        loss, d_wte = loss + nll.sum() * weight, d_wte + d_z.T @ h
+        d_hidden.append(d_z @ head)
     return loss, torch.cat(d_hidden), d_wte
 
 
@@ -85,21 +115,52 @@ def token_nll(
 ) -> Float[Tensor, " m"]:
     """Negative log-likelihood of each target, 0 where there is none; float32 from the logits on.
 
-    The target's logit is picked by comparison, not by a gather: the derivative of a comparison is
-    another one, fused with the softmax, where a gather's would be a scatter of its own.
-
     Args:
         hidden: What the head sees.
         head: The head's weight, in the precision of ``hidden``.
         targets: Token ids, or ``IGNORE``.
         vocab_size: Columns from here on are padding and get no probability.
     """
-    logits = (hidden @ head.T).to(statistics_dtype(hidden.dtype))  # [m, V]
-    ids = torch.arange(logits.shape[1], device=logits.device)
-    if vocab_size < logits.shape[1]:
-        logits = logits.masked_fill(ids >= vocab_size, float("-inf"))
-    target_logit = torch.where(ids == targets[:, None], logits, 0.0).sum(-1)  # [m]
-    return torch.where(targets == IGNORE, 0.0, torch.logsumexp(logits, -1) - target_logit)
+    return negative_log_likelihood(chunk_logits(hidden, head, vocab_size), targets)[0]
+
+
+def chunk_logits(
+    hidden: Float[Tensor, "m D"], head: Float[Tensor, "V D"], vocab_size: int
+) -> Float[Tensor, "m V"]:
+    """A chunk's logits, rounded to the type of ``hidden``, in float32; padding columns are minus infinity."""
+    z = (hidden @ head.T).to(statistics_dtype(hidden.dtype))
+    if vocab_size == len(head):
+        return z
+    return z.masked_fill(_column_ids(z) >= vocab_size, float("-inf"))
+
+
+def negative_log_likelihood(
+    z: Float[Tensor, "m V"], targets: Int[Tensor, " m"]
+) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"]]:
+    """Of each target, 0 where it is ``IGNORE``; and the log-sum-exp of each row.
+
+    The target's logit is picked by comparison, not by a gather, so that it fuses with the sum.
+    """
+    peak = z.amax(-1, keepdim=True)
+    log_sum = peak[:, 0] + (z - peak).exp().sum(-1).log()
+    target_logit = torch.where(_column_ids(z) == targets[:, None], z, 0.0).sum(-1)
+    return torch.where(targets == IGNORE, 0.0, log_sum - target_logit), log_sum
+
+
+def _d_logits(
+    z: Float[Tensor, "m V"],
+    log_sum: Float[Tensor, " m"],
+    targets: Int[Tensor, " m"],
+    weight: Float[Tensor, ""],
+) -> Float[Tensor, "m V"]:
+    """``weight (softmax(z) - onehot(target))``, and 0 in rows without a target."""
+    one_hot = (_column_ids(z) == targets[:, None]).to(z.dtype)
+    factor = torch.where(targets == IGNORE, 0.0, weight).to(z.dtype)
+    return ((z - log_sum[:, None]).exp() - one_hot) * factor[:, None]
+
+
+def _column_ids(z: Float[Tensor, "m V"]) -> Int[Tensor, " V"]:
+    return torch.arange(z.shape[1], device=z.device)
 
 
 def target_log_probs(
@@ -113,15 +174,17 @@ def target_log_probs(
         plan: Precision, attention and sizes.
         index: Positions to score, counted through all rows; ``None`` means all of them.
     """
-    hidden, targets = hidden_states(params, inputs, plan).flatten(0, 1), inputs.targets.flatten()
+    hidden, targets = hidden_states(params, inputs, plan), inputs.targets.flatten()
     if index is not None:
         hidden, targets = hidden[index], targets[index]
     head = params.wte.to(plan.dtype)
-    chunks = zip(*_chunks(hidden, targets, plan), strict=True)
+    chunks = zip(*_chunks(hidden, targets, len(head), plan), strict=True)
     return -torch.cat([token_nll(h, head, t, plan.vocab_size) for h, t in chunks])
 
 
-def _chunks(hidden: Tensor, targets: Tensor, plan: Plan) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+def _chunks(
+    hidden: Tensor, targets: Tensor, width: int, plan: Plan
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Hidden states and targets, cut so that a chunk's logits number at most ``plan.chunk``."""
-    rows = max(1, plan.chunk // plan.vocab_size)
+    rows = max(1, plan.chunk // width)
     return hidden.split(rows), targets.split(rows)

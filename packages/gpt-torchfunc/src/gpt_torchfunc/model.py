@@ -8,8 +8,8 @@
 Nothing here holds state: a function takes the parameters and returns values, and ``torch.func``
 turns it into its derivative. Weights are ``(in, out)``, as OpenAI stored them.
 
-Shapes: B rows, T positions, C longest context, V vocabulary (padded), D width, H heads, K head width,
-L blocks.
+Shapes: B rows, T positions, M tokens of all rows (B T), C longest context, V vocabulary (padded), D width,
+H heads, K head width, L blocks.
 
 References:
     Radford et al. 2019, "Language Models are Unsupervised Multitask Learners".
@@ -96,7 +96,7 @@ class Inputs(NamedTuple):
 
 def hidden_states(
     params: Parameters, inputs: Inputs, plan: Plan, keys: Int64[Tensor, "L 4 2"] | None = None
-) -> Float[Tensor, "B T D"]:
+) -> Float[Tensor, "M D"]:
     """What the head sees: the residual stream after the last block and its LayerNorm.
 
     Args:
@@ -105,20 +105,39 @@ def hidden_states(
         plan: Precision, attention and sizes.
         keys: Dropout keys by layer and ``Site``; ``None`` means no dropout.
     """
+    return trunk(params, embed(params, inputs, plan), inputs, plan, keys)
+
+
+def trunk(
+    params: Parameters,
+    x: Float[Tensor, "M D"],
+    inputs: Inputs,
+    plan: Plan,
+    keys: Int64[Tensor, "L 4 2"] | None = None,
+) -> Float[Tensor, "M D"]:
+    """``hidden_states`` of embedded tokens ``x``.
+
+    Args:
+        params: Float32 parameters.
+        x: Sum of token and position embeddings.
+        inputs: Where documents start.
+        plan: Precision, attention and sizes.
+        keys: Dropout keys by layer and ``Site``; ``None`` means no dropout.
+    """
     if keys is not None:
         # torch's fused kernel would draw its own random numbers
         plan = replace(plan, attention="written")
-    x = embed(params, inputs, plan)
     x = dropout(x, None if keys is None else keys[0, Site.EMBEDDING], plan.dropout)
     mask = attention_mask(inputs, plan)
     for layer, block in enumerate(unstack(params.blocks)):
-        x = apply_block(block, x, mask, plan, None if keys is None else keys[layer])
+        x = apply_block(block, x, inputs, mask, plan, None if keys is None else keys[layer])
     return layer_norm(x, params.ln_f_gain, params.ln_f_bias)
 
 
 def logits(params: Parameters, inputs: Inputs, plan: Plan) -> Float[Tensor, "B T V"]:
     """All logits, without dropout; columns past ``plan.vocab_size`` are padding."""
-    return hidden_states(params, inputs, plan) @ params.wte.to(plan.dtype).T
+    z = hidden_states(params, inputs, plan) @ params.wte.to(plan.dtype).T
+    return z.unflatten(0, inputs.tokens.shape)
 
 
 def unstack(blocks: Block) -> list[Block]:
@@ -126,7 +145,7 @@ def unstack(blocks: Block) -> list[Block]:
     return [Block(*leaves) for leaves in zip(*(leaf.unbind(0) for leaf in blocks), strict=True)]
 
 
-def embed(params: Parameters, inputs: Inputs, plan: Plan) -> Float[Tensor, "B T D"]:
+def embed(params: Parameters, inputs: Inputs, plan: Plan) -> Float[Tensor, "M D"]:
     """Sum of token and position embeddings.
 
     The rows are gathered from the float32 parameters: the derivative of a gather is a sum over all
@@ -137,7 +156,7 @@ def embed(params: Parameters, inputs: Inputs, plan: Plan) -> Float[Tensor, "B T 
         position_rows = params.wpe[:context]
     else:
         position_rows = F.embedding(positions(inputs), params.wpe)
-    return (F.embedding(inputs.tokens, params.wte) + position_rows).to(plan.dtype)
+    return (F.embedding(inputs.tokens, params.wte) + position_rows).to(plan.dtype).flatten(0, 1)
 
 
 def positions(inputs: Inputs) -> Int[Tensor, "B T"]:
@@ -152,37 +171,56 @@ def positions(inputs: Inputs) -> Int[Tensor, "B T"]:
 
 def apply_block(
     block: Block,
-    x: Float[Tensor, "B T D"],
+    x: Float[Tensor, "M D"],
+    inputs: Inputs,
     mask: Shaped[Tensor, "#B T T"] | None,
     plan: Plan,
     keys: Int64[Tensor, "4 2"] | None,
-) -> Float[Tensor, "B T D"]:
+) -> Float[Tensor, "M D"]:
     """One block: attention, then the two-layer network, each normalised before and added after."""
     embedding_site, attention_key, out_key, down_key = [None] * 4 if keys is None else keys.unbind(0)
     del embedding_site
-    h = layer_norm(x, block.ln1_gain, block.ln1_bias)
-    h = linear(self_attention(block, h, mask, plan, attention_key), block.out_weight, block.out_bias)
+    h = linear(self_attention(block, x, inputs, mask, plan, attention_key), block.out_weight, block.out_bias)
     x = x + dropout(h, out_key, plan.dropout)
-    h = layer_norm(x, block.ln2_gain, block.ln2_bias)
-    h = linear(gelu(linear(h, block.up_weight, block.up_bias)), block.down_weight, block.down_bias)
+    (h,) = norm_linear(x, block.ln2_gain, block.ln2_bias, [(block.up_weight, block.up_bias)])
+    h = linear(gelu(h), block.down_weight, block.down_bias)
     return x + dropout(h, down_key, plan.dropout)
 
 
+def norm_linear(
+    x: Float[Tensor, "M D"],
+    gain: Float[Tensor, " D"],
+    norm_bias: Float[Tensor, " D"],
+    maps: list[tuple[Float[Tensor, "D o"], Float[Tensor, " o"]]],
+) -> list[Float[Tensor, "M o"]]:
+    """Linear maps of the LayerNorm of ``x``.
+
+    Gain and bias are part of the maps: ``(g n + b) W + c = n (g W) + (b W + c)``, so that their gradients
+    are sums over a matrix of parameters, and not over all tokens.
+    """
+    n = normalise(x).to(x.dtype)
+    return [linear(n, gain[:, None] * weight, norm_bias @ weight + bias) for weight, bias in maps]
+
+
 def linear(
-    x: Float[Tensor, "B T i"], weight: Float[Tensor, "i o"], bias: Float[Tensor, " o"]
-) -> Float[Tensor, "B T o"]:
+    x: Float[Tensor, "*M i"], weight: Float[Tensor, "i o"], bias: Float[Tensor, " o"]
+) -> Float[Tensor, "*M o"]:
     """``x W + b`` in the precision of ``x``; the hardware accumulates in float32."""
     return x @ weight.to(x.dtype) + bias.to(x.dtype)
 
 
 def layer_norm(
-    x: Float[Tensor, "B T D"], gain: Float[Tensor, " D"], bias: Float[Tensor, " D"]
-) -> Float[Tensor, "B T D"]:
+    x: Float[Tensor, "*M D"], gain: Float[Tensor, " D"], bias: Float[Tensor, " D"]
+) -> Float[Tensor, "*M D"]:
     """``gain * (x - mean) / sqrt(var + 1e-5) + bias`` over the last axis, in float32, rounded once."""
-    wide = x.to(gain.dtype)
+    return (normalise(x) * gain + bias).to(x.dtype)
+
+
+def normalise(x: Float[Tensor, "*M D"]) -> Float[Tensor, "*M D"]:
+    """``(x - mean) / sqrt(var + 1e-5)`` over the last axis, in float32."""
+    wide = x.to(statistics_dtype(x.dtype))
     centred = wide - wide.mean(-1, keepdim=True)
-    rstd = torch.rsqrt(centred.square().mean(-1, keepdim=True) + EPSILON)
-    return (centred * rstd * gain + bias).to(x.dtype)
+    return centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + EPSILON)
 
 
 def gelu(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -212,21 +250,46 @@ def attention_mask(inputs: Inputs, plan: Plan) -> Shaped[Tensor, "#B T T"] | Non
 
 def self_attention(
     block: Block,
-    h: Float[Tensor, "B T D"],
+    x: Float[Tensor, "M D"],
+    inputs: Inputs,
     mask: Shaped[Tensor, "#B T T"] | None,
     plan: Plan,
     key: Int64[Tensor, " 2"] | None,
-) -> Float[Tensor, "B T D"]:
-    """Every head looks back over the row with its own queries, keys and values."""
-    qkv = linear(h, block.qkv_weight, block.qkv_bias)
-    q, k, v = split_heads(qkv, plan.n_head)
+) -> Float[Tensor, "M D"]:
+    """Every head looks back over the row with its own queries, keys and values.
+
+    They come from three products, since one matrix of all three would have to be put together again, in
+    memory, of its gradients.
+    """
+    weights, biases = block.qkv_weight.chunk(3, -1), block.qkv_bias.chunk(3, -1)
+    parts = norm_linear(x, block.ln1_gain, block.ln1_bias, list(zip(weights, biases, strict=True)))
+    q, k, v = (part.view(*inputs.tokens.shape, plan.n_head, -1).transpose(1, 2) for part in parts)
+    return mix(q, k, v, mask, plan, key).transpose(1, 2).reshape(x.shape)
+
+
+def mix(
+    q: Float[Tensor, "B H T K"],
+    k: Float[Tensor, "B H T K"],
+    v: Float[Tensor, "B H T K"],
+    mask: Shaped[Tensor, "#B T T"] | None,
+    plan: Plan,
+    key: Int64[Tensor, " 2"] | None,
+) -> Float[Tensor, "B H T K"]:
+    """Attention by the form that the plan names; with dropout it is always written out.
+
+    Args:
+        q: Queries.
+        k: Keys.
+        v: Values.
+        mask: As ``attention_mask`` makes it.
+        plan: For the form and the dropout rate.
+        key: Dropout key of the attention weights.
+    """
     if plan.attention == "sdpa" and key is None:
         wide_mask = None if mask is None else mask[:, None]  # [#B, 1, T, T]
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=wide_mask, is_causal=mask is None)
-    else:
-        assert mask is not None
-        out = attend(q, k, v, mask, key, plan.dropout)
-    return out.transpose(1, 2).flatten(2)  # [B, T, D]
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=wide_mask, is_causal=mask is None)
+    assert mask is not None
+    return attend(q, k, v, mask, key, plan.dropout)
 
 
 def split_heads(
