@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from aiayn_jax.data.pairs import LONGEST_LINE, read_lines, read_pairs
-from gpt_data.errors import DataError
+from gpt_data.errors import InputError
 
 
 def write(folder: Path, source: bytes, target: bytes) -> tuple[Path, Path]:
@@ -75,17 +75,17 @@ def test_what_cannot_be_read_is_refused_by_name(
     tmp_path: Path, source: bytes, target: bytes, message: str
 ) -> None:
     paths = write(tmp_path, source, target)
-    with pytest.raises(DataError, match=message.replace("{}", f"{tmp_path}/")):
+    with pytest.raises(InputError, match=message.replace("{}", f"{tmp_path}/")):
         read_pairs(*paths)
 
 
 def test_a_missing_and_a_damaged_file_are_refused_by_name(tmp_path: Path) -> None:
     source, _ = write(tmp_path, b"a\n", b"1\n")
-    with pytest.raises(DataError, match="absent"):
+    with pytest.raises(InputError, match="absent"):
         read_pairs(source, tmp_path / "absent")
     cut = tmp_path / "cut.gz"
     cut.write_bytes(gzip.compress(b"1\n" * 999)[:-9])
-    with pytest.raises(DataError, match=r"cut\.gz"):
+    with pytest.raises(InputError, match=r"cut\.gz"):
         read_pairs(source, cut)
 
 

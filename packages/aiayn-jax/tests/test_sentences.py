@@ -7,7 +7,7 @@ import pytest
 from aiayn_jax.data import sentences as module
 from aiayn_jax.data.pairs import TextPairs
 from aiayn_jax.data.sentences import encode_pairs, encode_side, end_of_text, learn_tokenizer
-from gpt_data.errors import DataError
+from gpt_data.errors import InputError
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -61,12 +61,12 @@ def test_pairs_longer_than_the_model_are_left_out_counted_and_named() -> None:
 
 
 def test_nothing_short_enough_is_an_error() -> None:
-    with pytest.raises(DataError, match=r"1 of 1 pairs left out.*raise --longest"):
+    with pytest.raises(InputError, match=r"1 of 1 pairs left out.*raise --longest"):
         encode_pairs(TOKENIZER, TextPairs(["b" * 30], ["x"], [1]), 10, "training")
 
 
 def test_a_vocabulary_without_room_for_the_bytes_is_refused() -> None:
-    with pytest.raises(DataError, match=r"--vocab 256: .*256 bytes and 1"):
+    with pytest.raises(InputError, match=r"--vocab 256: .*256 bytes and 1"):
         learn_tokenizer(PAIRS, 256, "gpt2")
 
 

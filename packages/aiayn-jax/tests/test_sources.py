@@ -12,7 +12,7 @@ import pytest
 from aiayn_jax.data import wmt14
 from aiayn_jax.data.sources import open_corpus
 from aiayn_jax.settings import DataSection
-from gpt_data.errors import DataError
+from gpt_data.errors import InputError, StoppedError
 from gpt_data.sources import hub
 from gpt_data.sources.hub import RetryPolicy
 
@@ -94,19 +94,19 @@ def test_what_is_not_a_source_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, section: DataSection, message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(InputError, match=message):
         open_corpus(section)
 
 
 def test_two_files_of_one_part_are_not_chosen_between(tmp_path: Path) -> None:
     write_lines(write_multi30k(tmp_path) / "val.de", ["another text"])
-    with pytest.raises(DataError, match=r"holds val\.de and val\.de\.gz: leave one of them"):
+    with pytest.raises(InputError, match=r"holds val\.de and val\.de\.gz: leave one of them"):
         open_corpus(DataSection(f"multi30k:{tmp_path}"))
 
 
 def test_a_lone_pair_cannot_be_held_out(tmp_path: Path) -> None:
     files = [str(write_lines(tmp_path / name, ["a"])) for name in ("s", "t")]
-    with pytest.raises(DataError, match="give --val"):
+    with pytest.raises(InputError, match="give --val"):
         open_corpus(DataSection(f"pairs:{','.join(files)}"))
 
 
@@ -161,7 +161,7 @@ def test_a_stream_that_never_comes_ends_in_one_line(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(hub, "_library", lambda: type("Broken", (), {"load_dataset": staticmethod(fail)}))
     monkeypatch.setattr(hub.HubDataset, "_revision", lambda self: "abc")
     notices: list[str] = []
-    with pytest.raises(DataError, match=r"failed at record 0 \(ConnectionError: no route to host") as caught:
+    with pytest.raises(StoppedError, match=r"failed at record 0 \(ConnectionError: no route") as caught:
         wmt14.stream_pairs(
             "train", ("de", "en"), max_pairs=9, on_notice=notices.append, retry=RetryPolicy(0.01, 0.02, 0.05)
         )
@@ -175,5 +175,5 @@ def test_records_of_another_form_are_refused(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(hub.HubDataset, "records", stream)
     monkeypatch.setattr(hub.HubDataset, "_revision", lambda self: "abc")
-    with pytest.raises(DataError, match="train record 1 has no 'translation' with de and en"):
+    with pytest.raises(InputError, match="train record 1 has no 'translation' with de and en"):
         wmt14.stream_pairs("train", ("de", "en"), max_pairs=None)

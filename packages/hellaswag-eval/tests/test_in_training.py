@@ -9,7 +9,6 @@ from pathlib import Path
 
 import bpe_scratch
 import pytest
-from gpt_data.errors import DataError
 from gpt_data.stopping import StopFlag
 from gpt_trainer.errors import InputError
 from hellaswag_eval import choose, encode_items, evaluate_backend, read_items
@@ -107,5 +106,5 @@ def test_what_does_not_fit_the_model_is_refused(
 
 
 def test_missing_data_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"cannot read .*none"):
+    with pytest.raises(InputError, match=r"cannot read .*none"):
         prepare(Options(1, 9, tmp_path / "none"), ToyModel().config, TOKENIZER)

@@ -11,7 +11,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from gpt_data.errors import DataError
 from gpt_trainer.errors import InputError
 from hellaswag_eval import choose, read_items, sources
 from hellaswag_eval.items import Item, read_item
@@ -124,7 +123,7 @@ def test_files(tmp_path: Path, pack: Any) -> None:
 def test_bad_files(tmp_path: Path, content: bytes, words: str) -> None:
     path = tmp_path / "items.jsonl"
     path.write_bytes(content)
-    with pytest.raises((InputError, DataError)) as caught:
+    with pytest.raises(InputError) as caught:
         read_items(path)
     assert words in str(caught.value)
     assert caught.value.exit_status == 65
@@ -136,7 +135,7 @@ def test_a_file_that_unpacks_to_more_than_memory_holds_costs_none(tmp_path: Path
     path.write_bytes(gzip.compress(b"a" * 2**26))
     tracemalloc.start()
     try:
-        with pytest.raises(DataError, match="line 1 is longer"):
+        with pytest.raises(InputError, match="line 1 is longer"):
             read_items(path)
         assert tracemalloc.get_traced_memory()[1] < 2**23
     finally:
@@ -144,7 +143,7 @@ def test_a_file_that_unpacks_to_more_than_memory_holds_costs_none(tmp_path: Path
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"cannot read .*none\.jsonl"):
+    with pytest.raises(InputError, match=r"cannot read .*none\.jsonl"):
         read_items(tmp_path / "none.jsonl")
 
 
@@ -164,7 +163,7 @@ def test_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ConnectionError("no such\nfile")
 
     def no_answer(question: Any) -> None:
-        raise DataError("the hub does not answer (no route)")
+        raise InputError("the hub does not answer (no route)")
 
     monkeypatch.setattr(sources, "ask", lambda question: None)
     library(load_dataset)

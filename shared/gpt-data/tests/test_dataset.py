@@ -18,7 +18,7 @@ import pytest
 from gpt_data import verify
 from gpt_data.cache import cached_dataset, default_cache
 from gpt_data.dataset import Dataset
-from gpt_data.errors import DataError
+from gpt_data.errors import InputError
 from gpt_data.loader import BatchLoader
 from gpt_data.manifest import load_manifest
 from gpt_data.prepare import prepare
@@ -54,7 +54,7 @@ def test_every_flipped_bit_is_found_and_named(folder: Path) -> None:
         bits = range(8 * len(whole))
         for bit in draw.sample(bits, min(12, len(bits))):
             path.write_bytes(flipped(whole, bit))
-            with pytest.raises(DataError, match=path.name):
+            with pytest.raises(InputError, match=path.name):
                 Dataset.open(folder)
         path.write_bytes(whole)
     Dataset.open(folder)
@@ -71,7 +71,7 @@ def test_any_bit_of_the_manifest_counts(folder: Path) -> None:
     whole = path.read_bytes()
     for bit in draw.sample(range(8 * len(whole)), 400):
         path.write_bytes(flipped(whole, bit))
-        with pytest.raises(DataError, match="manifest"):
+        with pytest.raises(InputError, match="manifest"):
             load_manifest(folder)
 
 
@@ -89,10 +89,10 @@ def test_a_manifest_of_the_first_version_is_read_and_held_to_its_files(folder: P
     ):
         assert old in first
         path.write_bytes(first.replace(old, new))
-        with pytest.raises(DataError, match=r"the manifest says .*, tokenizer\.json has"):
+        with pytest.raises(InputError, match=r"the manifest says .*, tokenizer\.json has"):
             Dataset.open(folder)
     path.write_bytes(re.sub(rb'"tokens": (\d+)', rb'"tokens": 1\1', first, count=1))
-    with pytest.raises(DataError, match="its values are not those that it was written with"):
+    with pytest.raises(InputError, match="its values are not those that it was written with"):
         Dataset.open(folder)
 
 
@@ -112,7 +112,7 @@ def test_a_damaged_file_is_named(folder: Path, name: str, damage: str) -> None:
         path.unlink()
     else:
         path.write_bytes(changed[damage])
-    with pytest.raises(DataError, match=name.replace(".", r"\.")):
+    with pytest.raises(InputError, match=name.replace(".", r"\.")):
         Dataset.open(folder)
 
 
@@ -170,14 +170,14 @@ def test_a_manifest_that_does_not_fit_is_refused(folder: Path, key: str, value: 
     content = json.loads(path.read_bytes())
     edit(content, key, value)
     path.write_text(json.dumps(content))
-    with pytest.raises(DataError, match=str(folder)):
+    with pytest.raises(InputError, match=str(folder)):
         Dataset.open(folder)
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b"{}", b"[" * 100_000, b'{"format": NaN}'])
 def test_a_manifest_that_is_none_is_refused(folder: Path, content: bytes) -> None:
     (folder / "manifest.json").write_bytes(content)
-    with pytest.raises(DataError, match=r"manifest\.json"):
+    with pytest.raises(InputError, match=r"manifest\.json"):
         Dataset.open(folder)
 
 
@@ -216,10 +216,10 @@ def test_published_shards_are_read_as_they_are(tmp_path: Path) -> None:
 
 def test_published_shards_need_a_tokenizer_that_fits(tmp_path: Path) -> None:
     published(tmp_path, "x_train_0.bin", [50256, 1, 2, 3])
-    with pytest.raises(DataError, match="--tokenizer must name it"):
+    with pytest.raises(InputError, match="--tokenizer must name it"):
         cached_dataset(f"shards:{tmp_path}", "bpe-scratch:300", cache_dir=tmp_path)
     dataset = cached_dataset(f"shards:{tmp_path}", "bytes", cache_dir=tmp_path)
-    with pytest.raises(DataError, match="token id 50256"):
+    with pytest.raises(InputError, match="token id 50256"):
         dataset.train.read(0, 4)
     assert Dataset.open(tmp_path, Vocabulary(50304, 50256)).vocab_size == 50304
     assert cached_dataset(f"shards:{tmp_path}", None).vocab_size == 50257
@@ -236,13 +236,13 @@ def test_a_split_is_a_word_of_a_shards_name(tmp_path: Path, name: str) -> None:
     dataset = Dataset.open(tmp_path)
     assert (dataset.train.tokens, dataset.val.tokens) == (100, 50)
     published(tmp_path, "a-val.train.bin", [50256])
-    with pytest.raises(DataError, match=r"a-val\.train\.bin is named for both splits, train and val"):
+    with pytest.raises(InputError, match=r"a-val\.train\.bin is named for both splits, train and val"):
         Dataset.open(tmp_path)
 
 
 def test_nanogpts_files_are_read_by_name(tmp_path: Path) -> None:
     np.array([50256, 1, 2, 50256, 3, *range(600)], "<u2").tofile(tmp_path / "train.bin")
-    with pytest.raises(DataError, match=f"--data nanogpt:{tmp_path / 'train.bin'}"):
+    with pytest.raises(InputError, match=f"--data nanogpt:{tmp_path / 'train.bin'}"):
         cached_dataset(f"shards:{tmp_path}", None)
     assert cached_dataset(f"nanogpt:{tmp_path / 'train.bin'}", None).val.tokens == 0
     np.array([50256, 7], "<u2").tofile(tmp_path / "val.bin")
@@ -254,7 +254,7 @@ def test_nanogpts_files_are_read_by_name(tmp_path: Path) -> None:
     assert cached_dataset(f"nanogpt:{tmp_path / 'val.bin'}", None).val.tokens == 0
     bytewise = cached_dataset(f"nanogpt:{tmp_path / 'train.bin'}", "bytes")
     assert bytewise.fingerprint != dataset.fingerprint
-    with pytest.raises(DataError, match=r"train\.bin holds token id 50256 .* outside the vocabulary of 257"):
+    with pytest.raises(InputError, match=r"train\.bin holds token id 50256 .* outside the vocabulary of 257"):
         bytewise.train.read(0, 5)
 
 
@@ -265,20 +265,20 @@ def test_nanogpts_files_are_read_by_name(tmp_path: Path) -> None:
 def test_what_is_none_of_nanogpts_files_is_named(tmp_path: Path, content: bytes | None, message: str) -> None:
     if content is not None:
         (tmp_path / "train.bin").write_bytes(content)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(InputError, match=message):
         cached_dataset(f"nanogpt:{tmp_path / 'train.bin'}", None)
     published(tmp_path, "train.bin", [50256, 1])
-    with pytest.raises(DataError, match=f"begins with a shard's header: give --data shards:{tmp_path}"):
+    with pytest.raises(InputError, match=f"begins with a shard's header: give --data shards:{tmp_path}"):
         cached_dataset(f"nanogpt:{tmp_path / 'train.bin'}", None)
 
 
 def test_folders_without_shards_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=f"no folder {tmp_path / 'none'}"):
+    with pytest.raises(InputError, match=f"no folder {tmp_path / 'none'}"):
         Dataset.open(tmp_path / "none")
-    with pytest.raises(DataError, match=f"{tmp_path} holds neither manifest.json nor"):
+    with pytest.raises(InputError, match=f"{tmp_path} holds neither manifest.json nor"):
         Dataset.open(tmp_path)
     published(tmp_path, "train.bin", [])
-    with pytest.raises(DataError, match=f"{tmp_path} holds neither manifest.json nor"):
+    with pytest.raises(InputError, match=f"{tmp_path} holds neither manifest.json nor"):
         Dataset.open(tmp_path)
 
 
@@ -287,7 +287,9 @@ def test_own_shards_refuse_another_tokenizer(folder: Path, tmp_path: Path) -> No
     assert cached_dataset(f"shards:{folder}", str(folder / "tokenizer.json"), cache_dir=tmp_path).fingerprint
     assert cached_dataset(f"shards:{folder}", None).fingerprint
     own = str(folder / "tokenizer.json")
-    with pytest.raises(DataError, match=f"another tokenizer than gpt2: leave --tokenizer out, or give {own}"):
+    with pytest.raises(
+        InputError, match=f"another tokenizer than gpt2: leave --tokenizer out, or give {own}"
+    ):
         cached_dataset(f"shards:{folder}", "gpt2", cache_dir=tmp_path)
 
 
@@ -341,7 +343,7 @@ def test_without_a_home_the_cache_must_be_named(monkeypatch: pytest.MonkeyPatch,
 
     monkeypatch.setattr(Path, "home", no_home)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    with pytest.raises(DataError, match=r"no home folder .* --data-cache") as caught:
+    with pytest.raises(InputError, match=r"no home folder .* --data-cache") as caught:
         cached_dataset("stdlib", "bytes")
     assert caught.value.exit_status == 65
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -349,5 +351,5 @@ def test_without_a_home_the_cache_must_be_named(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_text_needs_a_tokenizer(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="source stdlib is text: give --tokenizer, one of bytes, "):
+    with pytest.raises(InputError, match="source stdlib is text: give --tokenizer, one of bytes, "):
         cached_dataset("stdlib", None, cache_dir=tmp_path)

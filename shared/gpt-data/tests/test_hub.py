@@ -8,7 +8,7 @@ from typing import Any
 
 import bpe_scratch
 import pytest
-from gpt_data.errors import DataError, DataStoppedError
+from gpt_data.errors import InputError, StoppedError
 from gpt_data.prepare import prepare
 from gpt_data.sources import open_source
 from gpt_data.sources.hub import HubDataset, HubName, RetryPolicy, parse_hub_name
@@ -142,7 +142,7 @@ def test_waits_double_up_to_the_cap_and_end_with_the_budget() -> None:
     policy = RetryPolicy(first_wait=1.0, longest_wait=8.0, budget=60.0)
     source = HubDataset(HubName("a/b"), LIMIT, pin={}, retry=policy, open_stream=broken, sleep=waited.append)
     with pytest.raises(
-        DataStoppedError, match=r"a/b failed at record 0 \(ConnectionError: down\).*60 s"
+        StoppedError, match=r"a/b failed at record 0 \(ConnectionError: down\).*60 s"
     ) as caught:
         collect(source)
     assert caught.value.exit_status == 75
@@ -165,7 +165,7 @@ def test_a_stop_is_heard_while_waiting() -> None:
         should_stop=asked.is_set,
         sleep=lambda s: asked.set(),
     )
-    with pytest.raises(DataStoppedError, match="stopped while waiting for a/b"):
+    with pytest.raises(StoppedError, match="stopped while waiting for a/b"):
         collect(source)
 
 
@@ -194,7 +194,7 @@ def test_what_was_written_before_giving_up_is_gone_on_with(
     for good in ([1000, 47], [160]):
         flaky = Flaky(real, good + [0] * 1000, ConnectionError("gone"))
         monkeypatch.setattr(datasets, "load_dataset", flaky)
-        with pytest.raises(DataStoppedError, match="run the same command again"):
+        with pytest.raises(StoppedError, match="run the same command again"):
             prepare(f"hf:{hub_folder}", "bytes", tmp_path / "out", **options)
     assert flaky.opened[0] == 40
     monkeypatch.setattr(datasets, "load_dataset", real)
@@ -209,7 +209,7 @@ def test_what_waiting_cannot_mend_is_said_at_once(tmp_path: Path) -> None:
         (tmp_path / "dataset").mkdir(exist_ok=True)
         (tmp_path / "dataset" / "train.jsonl").write_text('{"text": "a"}\n')
         source = HubDataset(name, LIMIT, pin={}, sleep=lambda seconds: pytest.fail("it waited"))
-        with pytest.raises(DataError, match=f"source hf:{name.dataset}") as caught:
+        with pytest.raises(InputError, match=f"source hf:{name.dataset}") as caught:
             collect(source)
         assert caught.value.exit_status == 65
 
@@ -224,7 +224,7 @@ def test_what_waiting_cannot_mend_is_said_at_once(tmp_path: Path) -> None:
 )
 def test_a_record_without_usable_text_is_named(record: dict[str, Any], message: str) -> None:
     source = HubDataset(HubName("a/b"), LIMIT, pin={}, open_stream=lambda start: iter([record][start:]))
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(InputError, match=message):
         collect(source)
 
 
@@ -287,10 +287,10 @@ def test_a_hub_that_is_not_there_is_asked_once(
     monkeypatch.setattr(huggingface_hub, "HfApi", api)
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: None)
     source = HubDataset(HubName("some/set"), LIMIT, sleep=lambda seconds: pytest.fail("it waited"))
-    with pytest.raises(DataError, match=f"source hf:some/set: {message}") as caught:
+    with pytest.raises(InputError, match=f"source hf:some/set: {message}") as caught:
         source.pin()
     assert caught.value.exit_status == 65
-    with pytest.raises(DataError, match=f"tokenizer gpt2: {message}; give --tokenizer-files"):
+    with pytest.raises(InputError, match=f"tokenizer gpt2: {message}; give --tokenizer-files"):
         build_tokenizer("gpt2", None, ())
     assert api.asked == ["some/set", "openai-community/gpt2"]
 
@@ -303,7 +303,7 @@ def test_gpt2s_files_in_the_hubs_cache_are_taken_without_a_question(
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda _, name: str(tmp_path / name))
     monkeypatch.setattr(bpe_scratch.Tokenizer, "from_gpt2", lambda *paths: (found.extend(paths), made)[1])
     found: list[Path] = []
-    with pytest.raises(DataError, match="a vocabulary of 257, where GPT-2's has 50257"):
+    with pytest.raises(InputError, match="a vocabulary of 257, where GPT-2's has 50257"):
         build_tokenizer("gpt2", None, ())
     assert found == [tmp_path / "vocab.json", tmp_path / "merges.txt"]
 

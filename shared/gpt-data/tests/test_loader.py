@@ -8,7 +8,7 @@ from itertools import islice
 import numpy as np
 import pytest
 from gpt_data.batch import IGNORE, Batch
-from gpt_data.errors import DataError
+from gpt_data.errors import InputError
 from gpt_data.loader import BatchLoader
 from gpt_data.stream import TokenStream
 
@@ -110,7 +110,7 @@ def test_evaluation_goes_in_order_and_fills_up(
 
 @pytest.mark.parametrize("tokens", [0, 1, 7, 8])
 def test_too_little_for_one_row_is_an_error(make_stream: MakeStream, tokens: int) -> None:
-    with pytest.raises(DataError, match=rf"split train has {tokens} tokens; one row of context 8 needs 9"):
+    with pytest.raises(InputError, match=rf"split train has {tokens} tokens; one row of context 8 needs 9"):
         BatchLoader(make_stream(TOKENS[:tokens]), rows=4, context=8)
 
 
@@ -141,14 +141,14 @@ def test_an_error_while_prefetching_reaches_the_consumer(make_stream: MakeStream
     tokens = list(TOKENS)
     tokens[100] = 300
     data = BatchLoader(make_stream(tokens), rows=4, context=8)
-    with data.prefetch() as batches, pytest.raises(DataError, match="token id 300"):
+    with data.prefetch() as batches, pytest.raises(InputError, match="token id 300"):
         list(islice(batches, 7))
 
 
 def test_a_shard_cut_while_training_is_an_error(make_stream: MakeStream) -> None:
     data = loader(make_stream)
     os.truncate(data.stream._shards[1].path, 1100)
-    with pytest.raises(DataError, match=r"train-1\.bin was cut"):
+    with pytest.raises(InputError, match=r"train-1\.bin was cut"):
         [data.batch(step) for step in range(6)]
 
 

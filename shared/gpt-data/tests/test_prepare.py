@@ -10,7 +10,7 @@ import bpe_scratch
 import pytest
 from gpt_data import encoder
 from gpt_data.dataset import Dataset
-from gpt_data.errors import DataError, DataStoppedError
+from gpt_data.errors import InputError, StoppedError
 from gpt_data.prepare import prepare
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -72,16 +72,16 @@ def test_other_settings_are_refused_in_a_begun_and_in_a_finished_folder(
     run: Run, corpus: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    with pytest.raises(DataStoppedError):
+    with pytest.raises(StoppedError):
         run(corpus, out, should_stop=lambda: True)
     for _ in range(2):
-        with pytest.raises(DataError, match="begun with another shard_tokens: 700, now 800"):
+        with pytest.raises(InputError, match="begun with another shard_tokens: 700, now 800"):
             run(corpus, out, shard_tokens=800)
-        with pytest.raises(DataError, match="another tokenizer: bytes, now bpe-scratch:300"):
+        with pytest.raises(InputError, match="another tokenizer: bytes, now bpe-scratch:300"):
             prepare(f"text:{corpus}", "bpe-scratch:300", out, shard_tokens=700, workers=1)
         run(corpus, out)
     (corpus / "new.txt").write_text("another document")
-    with pytest.raises(DataError, match="another files"):
+    with pytest.raises(InputError, match="another files"):
         run(corpus, out)
 
 
@@ -89,7 +89,7 @@ def test_shards_that_no_journal_knows_are_not_touched(run: Run, corpus: Path, tm
     out = tmp_path / "out"
     out.mkdir()
     (out / "train-00000.bin").write_bytes(b"precious")
-    with pytest.raises(DataError, match=r"holds train-00000\.bin, which no journal knows"):
+    with pytest.raises(InputError, match=r"holds train-00000\.bin, which no journal knows"):
         run(corpus, out)
     assert (out / "train-00000.bin").read_bytes() == b"precious"
 
@@ -97,7 +97,7 @@ def test_shards_that_no_journal_knows_are_not_touched(run: Run, corpus: Path, tm
 @pytest.mark.parametrize("text", [None, ""], ids=["no document", "an empty document"])
 def test_an_empty_corpus_is_an_error(tmp_path: Path, text: str | None) -> None:
     (tmp_path / "a.jsonl").write_text("" if text is None else '{"text": ""}\n' * 3)
-    with pytest.raises(DataError, match=f"source text:{tmp_path / 'a.jsonl'} holds no training text"):
+    with pytest.raises(InputError, match=f"source text:{tmp_path / 'a.jsonl'} holds no training text"):
         prepare(f"text:{tmp_path / 'a.jsonl'}", "bytes", tmp_path / "out", workers=1)
     assert not (tmp_path / "out" / "manifest.json").exists()
 
@@ -115,7 +115,7 @@ def test_an_empty_corpus_is_an_error(tmp_path: Path, text: str | None) -> None:
 def test_bad_settings_are_named(
     run: Run, corpus: Path, tmp_path: Path, options: dict[str, int], message: str
 ) -> None:
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(InputError, match=message):
         run(corpus, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
 

@@ -18,7 +18,7 @@ import bpe_scratch
 import pytest
 from gpt_data.dataset import Dataset
 from gpt_data.encode_worker import write_frame
-from gpt_data.errors import DataError, DataStoppedError, DataWriteError
+from gpt_data.errors import InputError, StoppedError, WriteError
 from gpt_data.progress import Progress
 
 ContentOf = Callable[[Path], dict[str, bytes]]
@@ -35,10 +35,10 @@ def test_a_stopped_preparation_goes_on_to_the_same_bytes(
     out = tmp_path / "out"
     for after in stops:
         answers = iter([False] * after)
-        with pytest.raises(DataStoppedError, match="the same command goes on") as caught:
+        with pytest.raises(StoppedError, match="the same command goes on") as caught:
             run(corpus, out, should_stop=lambda answers=answers: next(answers, True))
         assert caught.value.exit_status == 75
-        with pytest.raises(DataError, match="not finished"):
+        with pytest.raises(InputError, match="not finished"):
             Dataset.open(out)
     run(corpus, out)
     assert content_of(out) == content_of(tmp_path / "clean")
@@ -100,8 +100,8 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(
         with pytest.MonkeyPatch.context() as patch:
             break_from(patch, call, OSError(code, os.strerror(code)), 10**9)
             # only the note that the files were verified, the last few calls, may fail in silence
-            expected = pytest.raises(DataWriteError, match=os.strerror(code))
-            with expected if call <= calls - 6 else suppress(DataWriteError):
+            expected = pytest.raises(WriteError, match=os.strerror(code))
+            with expected if call <= calls - 6 else suppress(WriteError):
                 run(small_corpus, out, shard_tokens=150)
         run(small_corpus, out, shard_tokens=150)
         assert content_of(out) == content_of(tmp_path / "clean"), f"after an error at call {call}"
@@ -157,7 +157,7 @@ def test_a_dead_worker_is_an_error_and_the_work_goes_on_later(
             os.kill(number, 9)
             killed.append(number)
 
-    with pytest.raises(DataStoppedError, match="an encoding worker ended with status -9"):
+    with pytest.raises(StoppedError, match="an encoding worker ended with status -9"):
         run(corpus, tmp_path / "out", workers=2, on_progress=kill_one)
     assert len(killed) == 2
     run(corpus, tmp_path / "out", workers=2)
@@ -195,11 +195,11 @@ def test_what_the_callback_raises_ends_it_and_it_can_go_on(
 
 def test_a_damaged_journal_is_named(run: Run, corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with pytest.raises(DataStoppedError):
+    with pytest.raises(StoppedError):
         run(corpus, out, should_stop=lambda: True)
     for content in (b"", b"[]", b"{}", b'{"version": 1}', b'{"version": 2}', b"\xff"):
         (out / "progress.json").write_bytes(content)
-        with pytest.raises(DataError, match=r"progress\.json"):
+        with pytest.raises(InputError, match=r"progress\.json"):
             run(corpus, out)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gpt_data.errors import DataError
+from gpt_data.errors import InputError
 from gpt_data.store.json_lines import read_json_lines, read_lines, text_field
 from gpt_data.store.reading import open_regular, open_unpacked, read_bytes
 
@@ -72,7 +72,7 @@ def test_a_damaged_compressed_file_is_named(
 ) -> None:
     path = tmp_path / f"a.txt{suffix}"
     path.write_bytes(damage(PACKERS[suffix](TEXT)))
-    with pytest.raises(DataError, match=f"cannot read {path}: {reason}") as caught:
+    with pytest.raises(InputError, match=f"cannot read {path}: {reason}") as caught:
         unpacked(path)
     assert caught.value.exit_status == 65
     assert "\n" not in str(caught.value)
@@ -97,11 +97,11 @@ def test_a_name_that_says_nothing_leaves_it_to_the_content(tmp_path: Path, suffi
 def test_neither_pipes_nor_folders_nor_odd_names_are_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", tmp_path, tmp_path / "none", Path("a\0b")):
-        with pytest.raises(DataError, match="cannot read"):
+        with pytest.raises(InputError, match="cannot read"):
             open_regular(path)
     (tmp_path / "long").write_bytes(b"12345")
     assert read_bytes(tmp_path / "long", 5) == b"12345"
-    with pytest.raises(DataError, match="is longer than 4 bytes"):
+    with pytest.raises(InputError, match="is longer than 4 bytes"):
         read_bytes(tmp_path / "long", 4)
 
 
@@ -115,7 +115,7 @@ def test_what_the_disk_reports_while_reading_is_named(
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(gzip.GzipFile, "read", fail)
-    with pytest.raises(DataError, match=f"cannot read {path}: Input/output error"):
+    with pytest.raises(InputError, match=f"cannot read {path}: Input/output error"):
         unpacked(path)
 
 
@@ -140,7 +140,7 @@ BAD_LINES = [
 def test_a_bad_line_is_named(tmp_path: Path, line: bytes, message: str) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"text": "good"}\n\n' + line + b"\n")
-    with pytest.raises(DataError, match=f"{path} line 3 {message}") as caught:
+    with pytest.raises(InputError, match=f"{path} line 3 {message}") as caught:
         list(read_json_lines(path, 150_000))
     assert len(str(caught.value)) < 300 + len(str(path))
 
@@ -162,7 +162,7 @@ def test_a_bad_line_is_named(tmp_path: Path, line: bytes, message: str) -> None:
     ],
 )
 def test_a_field_without_text_is_said_as_it_is(record: dict[str, Any], message: str) -> None:
-    with pytest.raises(DataError, match=message) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         text_field(record, "X")
     assert len(str(caught.value)) < 1100
 
@@ -171,7 +171,7 @@ def test_a_file_is_bounded_as_its_lines_are(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress(b"{}\n" * 1000))
     assert len(list(read_lines(path, 10, 3000))) == 1000
-    with pytest.raises(DataError, match=f"{path} is longer than 2999 bytes, unpacked"):
+    with pytest.raises(InputError, match=f"{path} is longer than 2999 bytes, unpacked"):
         list(read_lines(path, 10, 2999))
 
 
@@ -180,7 +180,7 @@ def test_a_line_without_end_is_refused_in_bounded_memory(tmp_path: Path, suffix:
     path = tmp_path / f"bomb.jsonl{suffix}"
     path.write_bytes(PACKERS[suffix](b'{"text": "' + b"a" * 100_000_000))
     tracemalloc.start()
-    with pytest.raises(DataError, match=f"{path} line 1 is longer than {2**20} bytes"):
+    with pytest.raises(InputError, match=f"{path} line 1 is longer than {2**20} bytes"):
         list(read_json_lines(path, 2**20))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

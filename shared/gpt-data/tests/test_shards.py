@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gpt_data.errors import DataError
+from gpt_data.errors import InputError
 from gpt_data.shards import UINT16, UINT32, Shard, encode_header, read_documents
 from gpt_data.stream import TokenStream
 
@@ -47,7 +47,7 @@ def test_a_wrong_header_is_refused(
 ) -> None:
     path = tmp_path / "train.bin"
     path.write_bytes(struct.pack("<3i", *header) + bytes(1012 + body))
-    with pytest.raises(DataError, match=f"{path}.*{message}"):
+    with pytest.raises(InputError, match=f"{path}.*{message}"):
         Shard(path)
 
 
@@ -57,7 +57,7 @@ def test_every_truncation_is_refused(write_shard: Callable[..., Path]) -> None:
     # an even cut loses a whole token, so that only the header's count tells
     for size in [*range(0, 1024, 97), *range(1024, len(whole))]:
         path.write_bytes(whole[:size])
-        with pytest.raises(DataError, match=str(path)):
+        with pytest.raises(InputError, match=str(path)):
             Shard(path)
 
 
@@ -65,7 +65,7 @@ def test_what_is_no_file_is_refused_without_waiting(tmp_path: Path) -> None:
     pipe = tmp_path / "train.bin"
     os.mkfifo(pipe)
     for path in (pipe, tmp_path, tmp_path / "missing.bin"):
-        with pytest.raises(DataError, match=f"cannot read {path}"):
+        with pytest.raises(InputError, match=f"cannot read {path}"):
             Shard(path)
 
 
@@ -74,7 +74,7 @@ def test_a_shard_cut_while_open_is_an_error_and_no_signal(write_shard: Callable[
     shard = Shard(path)
     os.truncate(path, 1024 + 100)
     assert shard.read(0, 50).tolist() == list(range(50))
-    with pytest.raises(DataError, match=r"train\.bin was cut to 1124 bytes"):
+    with pytest.raises(InputError, match=r"train\.bin was cut to 1124 bytes"):
         shard.read(40, 60)
 
 
@@ -86,7 +86,7 @@ def test_a_shard_cut_while_open_is_an_error_and_no_signal(write_shard: Callable[
 def test_damaged_document_offsets_are_refused(tmp_path: Path, offsets: list[int], size: int) -> None:
     path = tmp_path / "train.docs"
     path.write_bytes(np.array(offsets, "<i8").tobytes()[:size])
-    with pytest.raises(DataError, match=str(path)):
+    with pytest.raises(InputError, match=str(path)):
         read_documents(path, 10)
 
 
@@ -124,7 +124,7 @@ def test_an_id_outside_the_vocabulary_is_refused(
     stream = make_stream([1] * 10, [*[1] * 5, bad, *[1] * 4], vocab_size=vocab_size)
     assert stream.read(0, 15).size == 15
     with pytest.raises(
-        DataError, match=rf"train-1\.bin holds token id {bad} at position 5, .* of {vocab_size}"
+        InputError, match=rf"train-1\.bin holds token id {bad} at position 5, .* of {vocab_size}"
     ):
         stream.read(12, 18)
 
@@ -132,5 +132,5 @@ def test_an_id_outside_the_vocabulary_is_refused(
 def test_a_four_byte_id_that_int32_cannot_hold_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "train.bin"
     path.write_bytes(encode_header(UINT32, 1) + struct.pack("<I", 2**32 - 1))
-    with pytest.raises(DataError, match="token id 4294967295"):
+    with pytest.raises(InputError, match="token id 4294967295"):
         Shard(path).read(0, 1)

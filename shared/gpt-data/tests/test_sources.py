@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gpt_data.errors import DataError
+from gpt_data.errors import InputError
 from gpt_data.sources import Document, open_source
 from gpt_data.sources.base import HoldOut
 from gpt_data.sources.standard_library import StandardLibrary, split_of
@@ -76,7 +76,7 @@ def test_files_named_val_are_held_out(tmp_path: Path) -> None:
     assert list(source.sample()) == ["t"] * 60
     assert len(list(TextFiles(tmp_path / "val.jsonl.gz", LIMIT).documents())) == 3
     (tmp_path / "train.jsonl").unlink()
-    with pytest.raises(DataError, match="holds only files of other splits than train"):
+    with pytest.raises(InputError, match="holds only files of other splits than train"):
         TextFiles(tmp_path, LIMIT)
 
 
@@ -159,7 +159,7 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pyte
         return real(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    with pytest.raises(DataError, match=f"cannot read {tmp_path / 'closed'}: Permission denied"):
+    with pytest.raises(InputError, match=f"cannot read {tmp_path / 'closed'}: Permission denied"):
         TextFiles(tmp_path, LIMIT)
 
 
@@ -190,7 +190,7 @@ def test_the_rows_of_parquet_are_documents(tmp_path: Path) -> None:
 def test_rows_without_usable_text_are_named(tmp_path: Path, column: list[Any], message: str) -> None:
     path = tmp_path / "a.parquet"
     write_parquet(path, column)
-    with pytest.raises(DataError, match=f"{path} {message}"):
+    with pytest.raises(InputError, match=f"{path} {message}"):
         texts(path, 100)
 
 
@@ -212,7 +212,7 @@ def test_a_broken_local_file_is_named_at_once(tmp_path: Path, source: str, damag
         path.write_bytes(whole[:200] + bytes(400) + whole[600:])
     else:
         path.write_bytes({"cut": whole[:-9], "empty": b""}.get(damage, whole))
-    with pytest.raises(DataError, match=str(path)) as caught:
+    with pytest.raises(InputError, match=str(path)) as caught:
         list(open_source(f"{source}:{tmp_path}", LIMIT, on_notice=pytest.fail).documents())
     assert caught.value.exit_status == 65
     assert "\n" not in str(caught.value)
@@ -230,9 +230,9 @@ def test_a_local_folder_of_the_hubs_kind_is_read_by_split(tmp_path: Path) -> Non
     assert {d.text.split()[0] for d in documents if d.split == "train"} == {"train"}
     tested = "".join(d.text for d in open_source(f"hf:{tmp_path}::test", LIMIT).documents())
     assert tested.count("test") == 6 == tested.count("t ")
-    with pytest.raises(DataError, match="holds only files of other splits than other"):
+    with pytest.raises(InputError, match="holds only files of other splits than other"):
         open_source(f"hf:{tmp_path}::other", LIMIT)
-    with pytest.raises(DataError, match="a folder has no configuration 'large'"):
+    with pytest.raises(InputError, match="a folder has no configuration 'large'"):
         open_source(f"hf:{tmp_path}:large", LIMIT)
 
 
@@ -262,7 +262,7 @@ def test_damaged_text_is_named(tmp_path: Path, name: str, content: bytes, messag
     if name.endswith(".zst"):
         pytest.importorskip("backports.zstd")
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=message) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         texts(tmp_path)
     assert str(tmp_path / name) in str(caught.value)
 
@@ -272,7 +272,7 @@ def test_a_document_over_the_limit_is_refused_in_bounded_memory(tmp_path: Path, 
     path = tmp_path / name
     path.write_bytes(gzip.compress(b'{"text": "' + b"a" * 100_000_000, 1))
     tracemalloc.start()
-    with pytest.raises(DataError, match=f"{path}.* is longer than {LIMIT} bytes; split it"):
+    with pytest.raises(InputError, match=f"{path}.* is longer than {LIMIT} bytes; split it"):
         texts(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -282,7 +282,7 @@ def test_a_document_over_the_limit_is_refused_in_bounded_memory(tmp_path: Path, 
 def test_a_document_at_the_limit_is_taken(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"x" * 100)
     assert "".join(texts(tmp_path, 100)) == "x" * 100
-    with pytest.raises(DataError, match="longer than 99 bytes"):
+    with pytest.raises(InputError, match="longer than 99 bytes"):
         texts(tmp_path, 99)
 
 
@@ -297,15 +297,15 @@ def test_a_document_at_the_limit_is_taken(tmp_path: Path) -> None:
     ],
 )
 def test_unknown_sources_are_named(spec: str, message: str) -> None:
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(InputError, match=message):
         open_source(spec, LIMIT)
 
 
 def test_folders_and_files_without_text_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=f"{tmp_path} holds no file of .txt, .text, .md, .jsonl, .parquet"):
+    with pytest.raises(InputError, match=f"{tmp_path} holds no file of .txt, .text, .md, .jsonl, .parquet"):
         open_source(f"text:{tmp_path}", LIMIT)
     (tmp_path / "a.csv").touch()
-    with pytest.raises(DataError, match=r"a\.csv is none of"):
+    with pytest.raises(InputError, match=r"a\.csv is none of"):
         open_source(f"text:{tmp_path / 'a.csv'}", LIMIT)
 
 
@@ -336,7 +336,7 @@ def test_the_standard_library_leaves_out_what_is_no_text_of_its_own(tmp_path: Pa
         (tmp_path / name).write_bytes(content)
     source = StandardLibrary(50, tmp_path)
     assert [document.text for document in source.documents()] == ["c", "b", ""]
-    with pytest.raises(DataError, match=r"no \*\.py files under"):
+    with pytest.raises(InputError, match=r"no \*\.py files under"):
         StandardLibrary(50, tmp_path / "site-packages" / "none")
 
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from gpt_data.errors import DataStoppedError, DataWriteError
+from gpt_data.errors import StoppedError, WriteError
 from gpt_data.storage import FolderLock, make_folder, write_atomic
 
 HOLD = """
@@ -48,7 +48,7 @@ def test_a_failed_write_leaves_the_old_file(
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, failing, fail)
-    with pytest.raises(DataWriteError, match=f"cannot write {path}: {os.strerror(code)}") as caught:
+    with pytest.raises(WriteError, match=f"cannot write {path}: {os.strerror(code)}") as caught:
         write_atomic(path, b"new")
     assert caught.value.exit_status == 73
     assert path.read_bytes() == b"old"
@@ -58,7 +58,7 @@ def test_a_folder_that_takes_no_writes_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
     for folder in (file, file / "below"):
-        with pytest.raises(DataWriteError, match=f"cannot write {folder}"):
+        with pytest.raises(WriteError, match=f"cannot write {folder}"):
             make_folder(folder)
     make_folder(tmp_path / "a" / "b")
     assert list((tmp_path / "a" / "b").iterdir()) == []
@@ -68,10 +68,10 @@ def test_a_second_writer_is_refused_by_name_and_a_dead_one_is_not_waited_for(tmp
     with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
-        with pytest.raises(DataWriteError, match=f"{tmp_path} is being written by process {holder.pid} on "):
+        with pytest.raises(WriteError, match=f"{tmp_path} is being written by process {holder.pid} on "):
             FolderLock(tmp_path).__enter__()
         told: list[str] = []
-        with pytest.raises(DataStoppedError):
+        with pytest.raises(StoppedError):
             FolderLock(tmp_path, wait=True, should_stop=lambda: bool(told), on_wait=told.append).__enter__()
         assert told == [f"waiting for process {holder.pid} on {os.uname().nodename}, which writes {tmp_path}"]
         holder.send_signal(signal.SIGKILL)

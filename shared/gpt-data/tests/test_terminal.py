@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 
 import pytest
-from gpt_data.errors import DataError
+from gpt_data.errors import InputError
 from gpt_data.flags import FlagError, parse_flags
 from gpt_data.terminal import guarded
 
@@ -81,7 +81,7 @@ def test_what_cannot_be_shown_is_replaced(encoding: str) -> None:
 
 def test_an_error_with_a_status_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     def fail() -> int:
-        raise DataError("no such text")
+        raise InputError("no such text")
 
     assert guarded("toy", fail) == 65
     assert capsys.readouterr().err == "toy: no such text\n"

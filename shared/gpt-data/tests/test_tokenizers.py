@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from gpt_data.dataset import Dataset
 from gpt_data.encode_worker import encode, pack, unpack
-from gpt_data.errors import DataError
+from gpt_data.errors import InputError
 from gpt_data.prepare import prepare
 from gpt_data.tokenizers import build_tokenizer, take_bytes, tokenizer_identity
 from hypothesis import given
@@ -96,7 +96,7 @@ def test_a_tokenizer_without_end_of_text_is_refused(tmp_path: Path) -> None:
     import bpe_scratch
 
     bpe_scratch.train(["some text"], 260, special_tokens=()).save(tmp_path / "tokenizer.json")
-    with pytest.raises(DataError, match=r"has no token <\|endoftext\|>"):
+    with pytest.raises(InputError, match=r"has no token <\|endoftext\|>"):
         build_tokenizer(str(tmp_path / "tokenizer.json"), None, ())
 
 
@@ -105,5 +105,5 @@ def test_a_tokenizer_without_end_of_text_is_refused(tmp_path: Path) -> None:
     ["", "BYTES", "bpe-scratch", "bpe-scratch:", "bpe-scratch:\uff11\uff10\uff10\uff10", "bpe-scratch:1e4"],
 )
 def test_unknown_tokenizers_are_named(spec: str) -> None:
-    with pytest.raises(DataError, match="tokenizer"):
+    with pytest.raises(InputError, match="tokenizer"):
         tokenizer_identity(spec)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gpt_data.errors import DataError
+from gpt_data.errors import InputError
 from gpt_data.shards import Shard, read_documents
 from gpt_data.writer import SplitState, SplitWriter
 from hypothesis import given, settings
@@ -48,7 +48,7 @@ def test_shards_are_cut_where_they_are_full(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bad", [257, 50257, 65535, 65536, -1, 70000])
 def test_an_id_outside_the_vocabulary_is_refused_before_the_cast(tmp_path: Path, bad: int) -> None:
     writer = open_writer(tmp_path)
-    with pytest.raises(DataError, match=rf"split train: token id {bad} is outside the vocabulary of 257"):
+    with pytest.raises(InputError, match=rf"split train: token id {bad} is outside the vocabulary of 257"):
         append(writer, [np.array([256, 1]), np.array([256, bad])])
     assert writer.state == SplitState()
     assert list(tmp_path.iterdir()) == []
@@ -103,5 +103,5 @@ def test_a_lost_partial_file_is_named(tmp_path: Path) -> None:
     state = writer.commit()
     writer.close()
     (tmp_path / "train-00000.bin.partial").unlink()
-    with pytest.raises(DataError, match=r"train-00000\.bin\.partial has 0 bytes; the journal says 1032"):
+    with pytest.raises(InputError, match=r"train-00000\.bin\.partial has 0 bytes; the journal says 1032"):
         open_writer(tmp_path, state)

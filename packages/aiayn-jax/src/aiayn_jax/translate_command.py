@@ -43,7 +43,7 @@ def translate(options: TranslateOptions) -> int:
 
     Raises:
         InputError: If the model, a file or a value is unusable.
-        DataError: If a line is not UTF-8.
+        InputError: If a line is not UTF-8.
     """
     lines, reference = _input(options), None
     if options.reference is not None:

@@ -112,7 +112,7 @@ def run(argv: list[str]) -> int:
     Raises:
         InputError: If a value is unusable.
         WriteError: If the report cannot be written.
-        DataError: If the data cannot be had.
+        InputError: If the data cannot be had.
     """
     if argv[:1] in (["report"], ["diff"]):
         return _show_again(argv[1:]) if argv[0] == "report" else _diff(argv[1:])

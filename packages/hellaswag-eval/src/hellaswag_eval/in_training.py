@@ -54,7 +54,7 @@ def prepare(options: Options, model: ModelConfig, tokenizer: bpe_scratch.Tokeniz
         tokenizer: The data's tokenizer.
 
     Raises:
-        DataError: If the file of items cannot be read.
+        InputError: If the file of items cannot be read.
         InputError: If an item does not fit, the tokenizer is not known or has other ids than the model, or
             an ending is longer than the model's context.
     """

@@ -79,7 +79,7 @@ def run(argv: Sequence[str]) -> int:
         argv: Arguments.
 
     Raises:
-        DataError: If a flag is unknown, or the data cannot be read.
+        InputError: If a flag is unknown, or the data cannot be read.
         InputError: If the model, an item or a value is unusable.
         WriteError: If ``--out`` cannot be written.
         OutputError: If the standard output does not take the figures.

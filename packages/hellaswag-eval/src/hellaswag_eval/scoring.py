@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 from gpt_data.batch import IGNORE, Batch
-from gpt_trainer.errors import NonFiniteError, TrainerError
+from gpt_trainer.errors import CommandError, NonFiniteError
 from jaxtyping import Float64
 
 from hellaswag_eval.protocols import Example
@@ -30,7 +30,7 @@ TOKENS_PER_BATCH = 16_384
 MOST_SHAPES = 8
 
 
-class StoppedError(TrainerError):
+class StoppedError(CommandError):
     """The evaluation was asked to stop."""
 
     exit_status = 130

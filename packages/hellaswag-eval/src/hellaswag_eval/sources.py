@@ -8,7 +8,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from gpt_data.errors import DataError
 from gpt_data.hub import ANSWER_SECONDS, HubBusyError, ask, first_line
 from gpt_data.store.json_lines import read_json_lines
 from gpt_trainer.errors import InputError
@@ -28,7 +27,7 @@ def read_items(data: Path | None) -> list[Item]:
         data: JSON lines, compressed or not; None for the hub.
 
     Raises:
-        DataError: If the file cannot be read, is too long or a line is not a JSON object; the line is named.
+        InputError: If the file cannot be read, is too long or a line is not a JSON object; the line is named.
         InputError: If it is empty, a line is not an item, or the hub does not answer.
     """
     return read_hub() if data is None else read_file(data)
@@ -41,7 +40,7 @@ def read_file(path: Path) -> list[Item]:
         path: The file.
 
     Raises:
-        DataError: If it cannot be read, is too long or a line is not a JSON object.
+        InputError: If it cannot be read, is too long or a line is not a JSON object.
         InputError: If it is empty, or a line is not an item.
     """
     lines = enumerate(read_json_lines(path, LONGEST_LINE, LONGEST_FILE))
@@ -79,7 +78,7 @@ def _why_silent() -> str | None:
     """Why the hub cannot be asked; None if it answers."""
     try:
         ask(lambda hub: hub.dataset_info(HUB_NAME, timeout=ANSWER_SECONDS))
-    except (DataError, HubBusyError) as error:
+    except (InputError, HubBusyError) as error:
         return str(error)
     return None
 

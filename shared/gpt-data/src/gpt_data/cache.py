@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gpt_data.dataset import Dataset
-from gpt_data.errors import DataError
+from gpt_data.errors import InputError
 from gpt_data.manifest import MANIFEST_NAME, TOKENIZER_NAME
 from gpt_data.prepare import prepare
 from gpt_data.progress import Progress
@@ -50,7 +50,7 @@ def cached_dataset(
         should_stop: As for ``prepare``.
 
     Raises:
-        DataError: As for ``prepare``, or if shards and tokenizer do not fit.
+        InputError: As for ``prepare``, or if shards and tokenizer do not fit.
     """
     kind, _, rest = source.partition(":")
     if kind == "shards":
@@ -58,7 +58,7 @@ def cached_dataset(
     if kind == "nanogpt":
         return Dataset.open_nanogpt(rest, _vocabulary(Path(rest), tokenizer or "gpt2", tokenizer_files))
     if tokenizer is None:
-        raise DataError(f"source {source} is text: give --tokenizer, one of {', '.join(TOKENIZERS)}")
+        raise InputError(f"source {source} is text: give --tokenizer, one of {', '.join(TOKENIZERS)}")
     return prepare(
         source,
         tokenizer,
@@ -76,12 +76,12 @@ def default_cache() -> Path:
     """Where prepared tokens are kept: ``gpt-data`` in the user's cache folder.
 
     Raises:
-        DataError: If the user has none, as in a container without an entry for its user.
+        InputError: If the user has none, as in a container without an entry for its user.
     """
     try:
         caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     except RuntimeError as error:
-        raise DataError("there is no home folder to keep tokens in: name another by --data-cache") from error
+        raise InputError("there is no home folder to keep tokens in: name another by --data-cache") from error
     return Path(caches) / "gpt-data"
 
 
@@ -95,7 +95,7 @@ def cache_folder(cache_dir: Path, source: str, tokenizer: str, max_tokens: int |
         max_tokens: Each split ends with the document that brings it to this many tokens.
 
     Raises:
-        DataError: If source or tokenizer are unknown or missing.
+        InputError: If source or tokenizer are unknown or missing.
     """
     identity = open_source(source, MAX_DOCUMENT_BYTES).identity()
     plan = {**identity, **tokenizer_identity(tokenizer), **Settings(max_tokens).as_plan()}
@@ -112,7 +112,7 @@ def open_shards(folder: Path, tokenizer: str | None, tokenizer_files: Path | Non
         tokenizer_files: Folder with GPT-2's tokenizer files.
 
     Raises:
-        DataError: If shards or tokenizer are missing, damaged or do not fit each other.
+        InputError: If shards or tokenizer are missing, damaged or do not fit each other.
     """
     if not (folder / MANIFEST_NAME).exists():
         return Dataset.open(folder, _vocabulary(folder, tokenizer or "gpt2", tokenizer_files))
@@ -123,7 +123,7 @@ def open_shards(folder: Path, tokenizer: str | None, tokenizer_files: Path | Non
     made_with, asked = dataset.manifest.plan, tokenizer_identity(tokenizer)
     same = all(made_with.get(name) == value for name, value in asked.items())
     if not same and asked.get("sha256") != dataset.manifest.tokenizer.sha256:
-        raise DataError(
+        raise InputError(
             f"{folder} was made with another tokenizer than {tokenizer}: leave --tokenizer out, "
             f"or give {folder / TOKENIZER_NAME}"
         )
@@ -133,7 +133,7 @@ def open_shards(folder: Path, tokenizer: str | None, tokenizer_files: Path | Non
 def _vocabulary(folder: Path, tokenizer: str, files: Path | None) -> Vocabulary:
     """What the ids of published shards mean."""
     if tokenizer.startswith("bpe-scratch:"):
-        raise DataError(
+        raise InputError(
             f"nothing says how {folder} was made, so --tokenizer must name it: gpt2, bytes or a file"
         )
     if tokenizer == "gpt2" and files is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gpt_data.errors import DataError
+from gpt_data.errors import InputError
 from gpt_data.journal import JOURNAL_NAME
 from gpt_data.manifest import MANIFEST_NAME, SPLITS, TOKENIZER_NAME, Manifest, load_manifest
 from gpt_data.published import GPT2_VOCABULARY, Vocabulary, open_nanogpt, open_published
@@ -69,13 +69,13 @@ class Dataset:
             vocabulary: What the ids mean if there is no manifest to say so.
 
         Raises:
-            DataError: If anything is missing or damaged.
+            InputError: If anything is missing or damaged.
         """
         folder = Path(folder)
         if (folder / MANIFEST_NAME).exists():
             return _open_prepared(folder)
         if (folder / JOURNAL_NAME).exists():
-            raise DataError(f"{folder} is not finished: run the same gpt-data-prepare command again")
+            raise InputError(f"{folder} is not finished: run the same gpt-data-prepare command again")
         return Dataset(folder, *open_published(folder, vocabulary))
 
     @staticmethod
@@ -87,7 +87,7 @@ class Dataset:
             vocabulary: What the ids mean.
 
         Raises:
-            DataError: If it is no such file.
+            InputError: If it is no such file.
         """
         return Dataset(Path(file).parent, *open_nanogpt(Path(file), vocabulary))
 
@@ -115,7 +115,7 @@ def _open_split(folder: Path, manifest: Manifest, split: str) -> TokenStream:
     for shard, record in zip(shards, records, strict=True):
         want = token_dtype(manifest.vocab_size)
         if (shard.tokens, shard.dtype) != (record.tokens, want):
-            raise DataError(
+            raise InputError(
                 f"{shard.path} holds {shard.tokens} tokens of {shard.dtype}; "
                 f"the manifest says {record.tokens} of {want}"
             )

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
-from gpt_data.errors import DataStoppedError
+from gpt_data.errors import StoppedError
 from gpt_data.progress import OnProgress, Progress
 from gpt_data.stopping import StopFlag
 
@@ -28,7 +28,7 @@ def watched(stop: StopFlag, *, plain: bool) -> Iterator[OnProgress]:
         plain: No progress bar.
 
     Raises:
-        DataStoppedError: If a signal came while the tokenizer was built, which asks nobody.
+        StoppedError: If a signal came while the tokenizer was built, which asks nobody.
     """
     with stop.installed(PROMISE), display(plain=plain) as show:
 
@@ -40,7 +40,7 @@ def watched(stop: StopFlag, *, plain: bool) -> Iterator[OnProgress]:
         try:
             yield tell
         except KeyboardInterrupt:
-            raise DataStoppedError(
+            raise StoppedError(
                 "stopped before the tokenizer was built; the same command begins again"
             ) from None
         finally:

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import NamedTuple
 
 from gpt_data.encode_worker import GOOD, Encoded, encode, read_frame, unpack, write_frame
-from gpt_data.errors import DataError, DataStoppedError
+from gpt_data.errors import InputError, StoppedError
 from gpt_data.sources import Document
 from gpt_data.tokenizers import load_tokenizer
 
@@ -113,8 +113,8 @@ class Encoder:
             source: The chunks; read only as far ahead as the workers need.
 
         Raises:
-            DataError: If a document cannot be encoded.
-            DataStoppedError: If a worker has died.
+            InputError: If a document cannot be encoded.
+            StoppedError: If a worker has died.
         """
         if self.workers <= 1:
             yield from self._map_here(source)
@@ -140,7 +140,7 @@ class Encoder:
             try:
                 yield chunk, encode(tokenizer, chunk.texts)
             except ValueError as error:
-                raise DataError(_explain(chunk.texts, str(error))) from error
+                raise InputError(_explain(chunk.texts, str(error))) from error
 
     def _ask(self, texts: list[str]) -> Encoded:
         process = self._idle.get()
@@ -155,12 +155,12 @@ class Encoder:
             # a dead one too: whoever waits for a worker must hear of it rather than wait for ever
             self._idle.put(process)
         if body is None:
-            raise DataStoppedError(
+            raise StoppedError(
                 f"an encoding worker ended with status {process.wait()}; "
                 "run the same command again, with fewer --workers if memory was short"
             )
         if status != GOOD:
-            raise DataError(_explain(texts, body.decode()))
+            raise InputError(_explain(texts, body.decode()))
         return unpack(body)
 
 

@@ -1,4 +1,8 @@
-"""What can go wrong with data, each with the exit status that a command ends with, and how it is said."""
+"""What ends a command with one line for the user, the exit status that goes with it, and how it is said.
+
+The statuses are those of BSD's ``sysexits.h`` where it has one: a script can tell a run to resume (75) from
+bad input (65) without reading messages.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +12,30 @@ SHOWN_NAMES = 10
 SHOWN_CHARACTERS = 80
 
 
-class DataError(ValueError):
-    """Data that cannot be used; one line that names the file and the value."""
+class CommandError(Exception):
+    """An error whose message is one line for the user.
+
+    Attributes:
+        exit_status: Status with which a command ends when nothing catches the error.
+    """
+
+    exit_status = 1
+
+
+class InputError(CommandError, ValueError):
+    """Something that was to be read is missing, damaged or does not fit."""
 
     exit_status = 65
 
 
-class DataWriteError(DataError):
-    """A folder or a disk that does not take what is to be written; what was whole stays whole."""
+class WriteError(CommandError):
+    """Something cannot be written: no space, no permission, or the folder belongs to another process."""
 
     exit_status = 73
 
 
-class DataStoppedError(DataError):
-    """Preparation ended early; the same command goes on where it stopped."""
+class StoppedError(CommandError):
+    """Work ended early; the same command goes on where it stopped."""
 
     exit_status = 75
 

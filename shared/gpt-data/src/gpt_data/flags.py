@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import field, fields, make_dataclass
 from typing import Any
 
-from gpt_data.errors import DataError
+from gpt_data.errors import InputError
 from gpt_data.terminal import wide_enough, writing
 
 HELP = ("--help", "--tyro-print-completion", "--tyro-write-completion")
@@ -59,7 +59,7 @@ ELSEWHERE = {
 """What other programs call it, and which of our flags, those that a command has, come closest."""
 
 
-class FlagError(DataError):
+class FlagError(InputError):
     """A flag that the command does not have."""
 
 

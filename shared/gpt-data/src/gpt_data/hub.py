@@ -7,7 +7,7 @@ from http import HTTPStatus
 from importlib import import_module
 from typing import Any, TypeVar
 
-from gpt_data.errors import DataError
+from gpt_data.errors import InputError
 
 ANSWER_SECONDS = 10.0
 Answer = TypeVar("Answer")
@@ -21,12 +21,12 @@ def client() -> Any:
     """The library ``huggingface_hub``, told to print errors alone.
 
     Raises:
-        DataError: If it is not installed.
+        InputError: If it is not installed.
     """
     try:
         hub = import_module("huggingface_hub")
     except ImportError as error:
-        raise DataError("the hub is read with the extra gpt-data[hf], which is not installed") from error
+        raise InputError("the hub is read with the extra gpt-data[hf], which is not installed") from error
     hub.utils.logging.set_verbosity_error()
     return hub
 
@@ -38,7 +38,7 @@ def ask(question: Callable[[Any], Answer]) -> Answer:
         question: Gets an ``HfApi``; its request must not be one that the library repeats.
 
     Raises:
-        DataError: If the hub does not answer, or refuses.
+        InputError: If the hub does not answer, or refuses.
         HubBusyError: If it answers with a status that does not last.
     """
     hub = client()
@@ -48,11 +48,11 @@ def ask(question: Callable[[Any], Answer]) -> Answer:
         status = error.response.status_code
         if status == HTTPStatus.TOO_MANY_REQUESTS or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             raise HubBusyError(first_line(error)) from error
-        raise DataError(f"the hub refuses: {first_line(error)}") from error
+        raise InputError(f"the hub refuses: {first_line(error)}") from error
     except ValueError as error:  # a name that cannot be one
-        raise DataError(first_line(error)) from error
+        raise InputError(first_line(error)) from error
     except Exception as error:  # the library passes on whatever its network stack raises
-        raise DataError(f"the hub does not answer ({first_line(error)})") from error
+        raise InputError(f"the hub does not answer ({first_line(error)})") from error
 
 
 def first_line(error: Exception) -> str:

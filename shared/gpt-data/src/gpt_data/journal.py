@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt_data.errors import DataError
+from gpt_data.errors import InputError
 from gpt_data.manifest import SPLITS, load_json, parse_shard
 from gpt_data.storage import write_atomic
 from gpt_data.writer import SplitState
@@ -44,14 +44,14 @@ def load_journal(folder: Path) -> Journal | None:
     """The journal in ``folder``, or None if there is none.
 
     Raises:
-        DataError: If it is damaged or of another version.
+        InputError: If it is damaged or of another version.
     """
     path = folder / JOURNAL_NAME
     if not path.exists():
         return None
     content = load_json(path)
     if content.get("version") != JOURNAL_VERSION:
-        raise DataError(
+        raise InputError(
             f"{path} has version {content.get('version')!r}; this program reads {JOURNAL_VERSION}"
         )
     try:
@@ -63,7 +63,7 @@ def load_journal(folder: Path) -> Journal | None:
             splits={split: _parse_state(content["splits"][split]) for split in SPLITS},
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path} is damaged: {type(error).__name__} {error}") from error
+        raise InputError(f"{path} is damaged: {type(error).__name__} {error}") from error
 
 
 def _parse_state(content: dict[str, Any]) -> SplitState:

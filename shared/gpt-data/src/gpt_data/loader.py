@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from gpt_data.batch import IGNORE, Batch
-from gpt_data.errors import DataError
+from gpt_data.errors import InputError
 from gpt_data.packing import PACKINGS, Row, pack_documents, window_count
 from gpt_data.permutation import permute
 from gpt_data.stream import TokenStream
@@ -39,7 +39,7 @@ class BatchLoader:
 
     Raises:
         ValueError: If an argument is out of range.
-        DataError: If the stream is too short for one row.
+        InputError: If the stream is too short for one row.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class BatchLoader:
         self.world = world
         self.windows = window_count(stream.tokens, context)
         if self.windows == 0:
-            raise DataError(
+            raise InputError(
                 f"split {stream.name} has {stream.tokens} tokens; "
                 f"one row of context {context} needs {context + 1}"
             )
@@ -73,7 +73,7 @@ class BatchLoader:
 
         Raises:
             ValueError: If ``step`` is negative.
-            DataError: If a shard was cut or holds an id outside the vocabulary.
+            InputError: If a shard was cut or holds an id outside the vocabulary.
         """
         if step < 0:
             raise ValueError(f"step={step} is negative")

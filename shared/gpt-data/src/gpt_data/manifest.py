@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gpt_data.errors import DataError, shown
+from gpt_data.errors import InputError, shown
 from gpt_data.storage import write_atomic
 from gpt_data.store.json_lines import parse_object
 from gpt_data.store.reading import read_bytes
@@ -121,22 +121,22 @@ def load_manifest(folder: Path) -> Manifest:
     """Read ``manifest.json`` of ``folder``.
 
     Raises:
-        DataError: If it is missing, damaged or of a newer version.
+        InputError: If it is missing, damaged or of a newer version.
     """
     path = folder / MANIFEST_NAME
     raw = read_bytes(path, MAX_MANIFEST_BYTES)
     content = parse_object(raw, str(path))
     if content.get("format") != "gpt-data":
-        raise DataError(f"{path} is not a manifest of token shards")
+        raise InputError(f"{path} is not a manifest of token shards")
     version = content.get("version")
     if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
-        raise DataError(f"{path} has version {shown(version)}; this program reads up to {FORMAT_VERSION}")
+        raise InputError(f"{path} has version {shown(version)}; this program reads up to {FORMAT_VERSION}")
     try:
         manifest = _parse(content)
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path} is damaged: {type(error).__name__} {error}") from error
+        raise InputError(f"{path} is damaged: {type(error).__name__} {error}") from error
     if manifest.to_json(version) != raw:
-        raise DataError(f"{path} is damaged: its values are not those that it was written with")
+        raise InputError(f"{path} is damaged: its values are not those that it was written with")
     return manifest
 
 
@@ -144,7 +144,7 @@ def load_json(path: Path) -> dict[str, Any]:
     """Read one JSON object.
 
     Raises:
-        DataError: If the file is missing or holds something else.
+        InputError: If the file is missing or holds something else.
     """
     return parse_object(read_bytes(path, MAX_MANIFEST_BYTES), str(path))
 

@@ -18,7 +18,7 @@ from jaxtyping import Int64, UInt32
 
 from gpt_data.encode_worker import Encoded
 from gpt_data.encoder import Chunk, Encoder, chunks
-from gpt_data.errors import DataError, DataStoppedError
+from gpt_data.errors import InputError, StoppedError
 from gpt_data.journal import JOURNAL_NAME, Journal
 from gpt_data.manifest import TOKENIZER_NAME, FileRecord, Manifest
 from gpt_data.progress import OnProgress, Progress
@@ -41,7 +41,7 @@ class Preparation:
         journal: Where to go on.
 
     Raises:
-        DataError: If ``folder`` is not as the journal left it.
+        InputError: If ``folder`` is not as the journal left it.
     """
 
     def __init__(self, folder: Path, source: Source, settings: Settings, journal: Journal) -> None:
@@ -52,7 +52,7 @@ class Preparation:
         self.text_bytes = 0
         path = folder / TOKENIZER_NAME
         if sha256_of(path) != journal.tokenizer_sha256:
-            raise DataError(f"{path} is not the tokenizer that {folder / JOURNAL_NAME} began with")
+            raise InputError(f"{path} is not the tokenizer that {folder / JOURNAL_NAME} began with")
         tokenizer = load_tokenizer(path)
         assert tokenizer.end_of_text is not None, "build_tokenizer refuses these"
         self.vocab_size, self.end_of_text = tokenizer.vocab_size, tokenizer.end_of_text
@@ -86,7 +86,7 @@ class Preparation:
             try:
                 tell(self._progress())
                 if should_stop is not None and should_stop():
-                    raise DataStoppedError(f"stopped; the same command goes on with {self.folder}")
+                    raise StoppedError(f"stopped; the same command goes on with {self.folder}")
                 item = next(encoded, None)
             except BaseException:
                 # between two chunks all splits agree on the next document, so this is worth keeping
@@ -134,7 +134,7 @@ class Preparation:
     def _finish(self) -> None:
         self._commit()
         if not self.writers["train"].state.total:
-            raise DataError(f"source {self.journal.plan['source']} holds no training text")
+            raise InputError(f"source {self.journal.plan['source']} holds no training text")
         states = {split: writer.finish() for split, writer in self.writers.items()}
         path = self.folder / TOKENIZER_NAME
         Manifest(

@@ -11,7 +11,7 @@ from typing import Any
 
 from gpt_data.dataset import Dataset
 from gpt_data.encoder import default_workers
-from gpt_data.errors import DataError
+from gpt_data.errors import InputError
 from gpt_data.journal import JOURNAL_NAME, Journal, load_journal
 from gpt_data.manifest import MANIFEST_NAME, SPLITS, TOKENIZER_NAME, load_manifest
 from gpt_data.pipeline import Preparation
@@ -57,14 +57,14 @@ def prepare(
         wait_for_lock: Wait for another process that writes ``out`` rather than refuse.
 
     Raises:
-        DataError: If the input is unusable, or ``out`` holds something else.
-        DataWriteError: If ``out`` cannot be written, or is being written by another process.
-        DataStoppedError: If it was stopped or the source failed; the same call goes on.
+        InputError: If the input is unusable, or ``out`` holds something else.
+        WriteError: If ``out`` cannot be written, or is being written by another process.
+        StoppedError: If it was stopped or the source failed; the same call goes on.
     """
     if source.partition(":")[0] in ("shards", "nanogpt"):
-        raise DataError(f"{source} is made of tokens already: nothing to prepare")
+        raise InputError(f"{source} is made of tokens already: nothing to prepare")
     if workers is not None and workers < 1:
-        raise DataError(f"workers={workers} is not positive")
+        raise InputError(f"workers={workers} is not positive")
     folder = Path(out)
     tell = on_progress if on_progress is not None else _tell_nobody
     settings = Settings(max_tokens, shard_tokens, max_document_bytes)
@@ -133,7 +133,7 @@ class _Task:
         """Build the tokenizer and write the first journal."""
         strangers = [path.name for split in SPLITS for path in self.folder.glob(f"{split}-*.bin*")]
         if strangers:
-            raise DataError(
+            raise InputError(
                 f"{self.folder} holds {strangers[0]}, which no journal knows; choose an empty folder"
             )
         plan, states = self.plan(source), dict.fromkeys(SPLITS, SplitState())
@@ -149,7 +149,7 @@ def _check_plan(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> No
     names = [name for name in wanted if found.get(name) != wanted[name]]
     if names:
         name = names[0]
-        raise DataError(
+        raise InputError(
             f"{path} was begun with another {name}: {_short(found.get(name))}, now {_short(wanted[name])}; "
             "give the same settings or another folder"
         )

@@ -53,7 +53,7 @@ def prepare_command(name: str, argv: Sequence[str]) -> int:
         argv: Its arguments.
 
     Raises:
-        DataError: If it cannot be prepared.
+        InputError: If it cannot be prepared.
     """
     flags = parse_flags(
         argv, {"options": PrepareOptions}, prog=name, description=PrepareOptions.__doc__ or ""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from gpt_data.errors import DataError
+from gpt_data.errors import InputError
 from gpt_data.manifest import MANIFEST_NAME, SPLITS
 from gpt_data.shards import HEADER_BYTES, Shard
 from gpt_data.store.reading import open_regular
@@ -59,13 +59,13 @@ def open_published(folder: Path, vocabulary: Vocabulary) -> Published:
         vocabulary: What the ids mean.
 
     Raises:
-        DataError: If there is none to train on, a file's name says both, or one is no shard.
+        InputError: If there is none to train on, a file's name says both, or one is no shard.
     """
     if not folder.is_dir():
-        raise DataError(f"no folder {folder}")
+        raise InputError(f"no folder {folder}")
     opened = _open({split: _files(folder, split) for split in SPLITS}, vocabulary, bare=False)
     if not opened.streams[0].tokens:
-        raise DataError(f"{folder} holds neither {MANIFEST_NAME} nor a file *_train_*.bin with tokens")
+        raise InputError(f"{folder} holds neither {MANIFEST_NAME} nor a file *_train_*.bin with tokens")
     return opened
 
 
@@ -77,13 +77,13 @@ def open_nanogpt(file: Path, vocabulary: Vocabulary) -> Published:
         vocabulary: What the ids mean.
 
     Raises:
-        DataError: If it is no such file, or empty.
+        InputError: If it is no such file, or empty.
     """
     beside = file.with_name(NANOGPT_VAL)
     held = [beside] if file.name == NANOGPT_TRAIN and beside.exists() else []
     opened = _open(dict(zip(SPLITS, ([file], held), strict=True)), vocabulary, bare=True)
     if not opened.streams[0].tokens:
-        raise DataError(f"{file} holds no tokens")
+        raise InputError(f"{file} holds no tokens")
     return opened
 
 
@@ -92,7 +92,7 @@ def _files(folder: Path, split: str) -> list[Path]:
     files = sorted(folder.glob("*.bin"), key=lambda path: path.name)
     for file in files:
         if all(_names(file, split) for split in SPLITS):
-            raise DataError(f"{file} is named for both splits, {' and '.join(SPLITS)}; rename it")
+            raise InputError(f"{file} is named for both splits, {' and '.join(SPLITS)}; rename it")
     return [file for file in files if _names(file, split)]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gpt_data.errors import DataError
+from gpt_data.errors import InputError
 from gpt_data.shards import MAX_SHARD_TOKENS
 
 SHARD_TOKENS = 100_000_000
@@ -21,7 +21,7 @@ class Settings:
         max_document_bytes: Largest document.
 
     Raises:
-        DataError: If a value is out of range.
+        InputError: If a value is out of range.
     """
 
     max_tokens: int | None = None
@@ -30,11 +30,11 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None and self.max_tokens < 1:
-            raise DataError(f"max_tokens={self.max_tokens} is not positive")
+            raise InputError(f"max_tokens={self.max_tokens} is not positive")
         if not 1 <= self.shard_tokens <= MAX_SHARD_TOKENS:
-            raise DataError(f"shard_tokens={self.shard_tokens} is not in [1, {MAX_SHARD_TOKENS}]")
+            raise InputError(f"shard_tokens={self.shard_tokens} is not in [1, {MAX_SHARD_TOKENS}]")
         if self.max_document_bytes < 1:
-            raise DataError(f"max_document_bytes={self.max_document_bytes} is not positive")
+            raise InputError(f"max_document_bytes={self.max_document_bytes} is not positive")
 
     def as_plan(self) -> dict[str, int | None]:
         """The settings as JSON."""

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int32, Int64
 
-from gpt_data.errors import DataError
+from gpt_data.errors import InputError
 from gpt_data.store.reading import open_regular
 
 HEADER_INTS = 256
@@ -66,23 +66,23 @@ def parse_header(path: Path, content: bytes, size: int) -> ShardInfo:
         size: The file's size in bytes.
 
     Raises:
-        DataError: If magic, version, token count or file size are wrong.
+        InputError: If magic, version, token count or file size are wrong.
     """
     if len(content) < HEADER_BYTES:
-        raise DataError(f"{path} has {size} bytes, fewer than a shard's header ({HEADER_BYTES})")
+        raise InputError(f"{path} has {size} bytes, fewer than a shard's header ({HEADER_BYTES})")
     magic, version, tokens = (int(word) for word in np.frombuffer(content, "<i4", 3))
     known = {kind[0]: (dtype, kind[1]) for dtype, kind in KINDS.items()}
     if magic not in known:
-        raise DataError(
+        raise InputError(
             f"{path} has magic {magic}; a token shard has one of {sorted(known)} "
             f"(a file of nanoGPT's, which has none, is read by --data nanogpt:{path})"
         )
     dtype, want = known[magic]
     if version != want:
-        raise DataError(f"{path} has version {version}; magic {magic} goes with version {want}")
+        raise InputError(f"{path} has version {version}; magic {magic} goes with version {want}")
     expected = HEADER_BYTES + tokens * dtype.itemsize
     if tokens < 0 or size != expected:
-        raise DataError(
+        raise InputError(
             f"{path} has {size} bytes; its header says {tokens} tokens, which is {expected} bytes"
         )
     return ShardInfo(dtype, tokens)
@@ -97,12 +97,12 @@ def parse_bare(path: Path, content: bytes, size: int) -> ShardInfo:
         size: The file's size in bytes.
 
     Raises:
-        DataError: If it begins as a shard with a header, or is no whole number of tokens.
+        InputError: If it begins as a shard with a header, or is no whole number of tokens.
     """
     if any(content.startswith(np.int32(magic).tobytes()) for magic, _ in KINDS.values()):
-        raise DataError(f"{path} begins with a shard's header: give --data shards:{path.parent}")
+        raise InputError(f"{path} begins with a shard's header: give --data shards:{path.parent}")
     if size % UINT16.itemsize:
-        raise DataError(f"{path} has {size} bytes, which is no multiple of {UINT16.itemsize}")
+        raise InputError(f"{path} has {size} bytes, which is no multiple of {UINT16.itemsize}")
     return ShardInfo(UINT16, size // UINT16.itemsize)
 
 
@@ -110,14 +110,14 @@ class Shard:
     """A shard that is open for reading.
 
     It is read by position and never mapped: a file that another process cuts short gives a
-    ``DataError``, where a mapping would end the process by a signal.
+    ``InputError``, where a mapping would end the process by a signal.
 
     Args:
         path: The ``.bin`` file.
         bare: Whether it is nanoGPT's, without a header.
 
     Raises:
-        DataError: If the file is not a whole shard.
+        InputError: If the file is not a whole shard.
     """
 
     handle = -1
@@ -139,7 +139,7 @@ class Shard:
         """Tokens ``start`` to ``stop`` of the shard.
 
         Raises:
-            DataError: If the file has become shorter than it was when it was opened, or an id is not
+            InputError: If the file has become shorter than it was when it was opened, or an id is not
                 below 2^31.
         """
         width = self.dtype.itemsize
@@ -149,13 +149,13 @@ class Shard:
             more = os.pread(self.handle, wanted - len(content), at + len(content))
             if not more:
                 size = os.fstat(self.handle).st_size
-                raise DataError(
+                raise InputError(
                     f"{self.path} was cut to {size} bytes while in use; it had {self.tokens} tokens"
                 )
             content += more
         ids = np.frombuffer(content, self.dtype)
         if self.dtype == UINT32 and ids.size and int(ids.max()) >= 2**31:
-            raise DataError(f"{self.path} holds token id {int(ids.max())}, which no vocabulary has")
+            raise InputError(f"{self.path} holds token id {int(ids.max())}, which no vocabulary has")
         return ids.astype(np.int32)
 
     def close(self) -> None:
@@ -172,13 +172,13 @@ def read_documents(path: Path, tokens: int) -> Int64[np.ndarray, " d"]:
     """The document offsets beside a shard of ``tokens`` tokens.
 
     Raises:
-        DataError: If the offsets are not strictly ascending within the shard.
+        InputError: If the offsets are not strictly ascending within the shard.
     """
     with os.fdopen(open_regular(path), "rb") as file:
         content = file.read()
     if len(content) % INT64.itemsize:
-        raise DataError(f"{path} has {len(content)} bytes, which is no multiple of {INT64.itemsize}")
+        raise InputError(f"{path} has {len(content)} bytes, which is no multiple of {INT64.itemsize}")
     starts = np.frombuffer(content, INT64).astype(np.int64)
     if starts.size and (starts[0] < 0 or starts[-1] >= tokens or np.any(np.diff(starts) <= 0)):
-        raise DataError(f"{path} does not hold ascending offsets below the shard's {tokens} tokens")
+        raise InputError(f"{path} does not hold ascending offsets below the shard's {tokens} tokens")
     return starts

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from gpt_data.errors import DataStoppedError, DataWriteError
+from gpt_data.errors import StoppedError, WriteError
 from gpt_data.store.reading import open_regular
 
 LOCK_NAME = ".lock"
@@ -33,7 +33,7 @@ def explain_write(path: Path) -> Iterator[None]:
         path: The file or folder that is being written.
 
     Raises:
-        DataWriteError: In place of the ``OSError``.
+        WriteError: In place of the ``OSError``.
     """
     try:
         yield
@@ -43,7 +43,7 @@ def explain_write(path: Path) -> Iterator[None]:
         advice = (
             "free some space and run the same command again" if full else "choose a folder that takes writes"
         )
-        raise DataWriteError(f"cannot write {path}: {reason}; {advice}") from error
+        raise WriteError(f"cannot write {path}: {reason}; {advice}") from error
 
 
 def write_all(handle: int, payload: bytes | memoryview) -> None:
@@ -70,7 +70,7 @@ def write_atomic(path: Path, payload: bytes) -> None:
         payload: The new content.
 
     Raises:
-        DataWriteError: If the disk does not take it; the old file is untouched.
+        WriteError: If the disk does not take it; the old file is untouched.
     """
     temporary = path.with_name(path.name + ".tmp")
     with explain_write(path):
@@ -91,7 +91,7 @@ def make_folder(folder: Path) -> None:
     """Create ``folder`` with its parents and prove that it takes writes.
 
     Raises:
-        DataWriteError: If it is a file, read-only or cannot be made.
+        WriteError: If it is a file, read-only or cannot be made.
     """
     with explain_write(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -157,11 +157,11 @@ class FolderLock:
         told = False
         while not self._try():
             if not self.wait:
-                raise DataWriteError(
+                raise WriteError(
                     f"{self.path.parent} is being written by {self._owner()}; wait for it to end"
                 )
             if self.should_stop is not None and self.should_stop():
-                raise DataStoppedError(f"stopped while {self._owner()} writes {self.path.parent}")
+                raise StoppedError(f"stopped while {self._owner()} writes {self.path.parent}")
             if self.on_wait is not None and not told:
                 self.on_wait(f"waiting for {self._owner()}, which writes {self.path.parent}")
             told = True
@@ -173,7 +173,7 @@ class FolderLock:
         except OSError as error:
             if error.errno in (errno.EAGAIN, errno.EACCES):
                 return False
-            raise DataWriteError(f"cannot lock {self.path}: {error.strerror}") from error
+            raise WriteError(f"cannot lock {self.path}: {error.strerror}") from error
         return True
 
     def _owner(self) -> str:

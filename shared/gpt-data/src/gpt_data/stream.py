@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int32, Int64
 
-from gpt_data.errors import DataError
+from gpt_data.errors import InputError
 from gpt_data.shards import Shard, read_documents
 
 
@@ -51,7 +51,7 @@ class TokenStream:
         """Tokens ``start`` to ``stop`` of the stream, each checked against the vocabulary.
 
         Raises:
-            DataError: If a shard was cut or holds an id outside the vocabulary.
+            InputError: If a shard was cut or holds an id outside the vocabulary.
             ValueError: If the range does not lie within the stream.
         """
         pieces = [shard.read(a, b) for shard, a, b, _ in self._pieces(start, stop)]
@@ -64,7 +64,7 @@ class TokenStream:
         """Positions in ``start`` to ``stop`` at which a document begins, ascending.
 
         Raises:
-            DataError: As ``read``, or if a file of document offsets is damaged.
+            InputError: As ``read``, or if a file of document offsets is damaged.
             ValueError: If the range does not lie within the stream.
         """
         if self._documents is None:
@@ -106,7 +106,7 @@ class TokenStream:
     def _refuse(self, start: int, ids: Int32[np.ndarray, " n"]) -> None:
         at = start + int(np.argmax(ids >= self.vocab_size))
         shard, inside = self._locate(at)
-        raise DataError(
+        raise InputError(
             f"{shard.path} holds token id {ids[at - start]} at position {inside}, "
             f"outside the vocabulary of {self.vocab_size}"
         )

@@ -8,7 +8,7 @@ from typing import Any
 
 import bpe_scratch
 
-from gpt_data.errors import DataError
+from gpt_data.errors import InputError
 from gpt_data.hub import ANSWER_SECONDS, HubBusyError, ask, client
 from gpt_data.storage import sha256_of
 
@@ -25,7 +25,7 @@ def tokenizer_identity(spec: str) -> dict[str, Any]:
     """What decides the tokenizer, as JSON.
 
     Raises:
-        DataError: If ``spec`` is none of ``KINDS``, or its file is missing.
+        InputError: If ``spec`` is none of ``KINDS``, or its file is missing.
     """
     if spec in ("bytes", "gpt2"):
         return {"tokenizer": spec}
@@ -34,7 +34,7 @@ def tokenizer_identity(spec: str) -> dict[str, Any]:
         return {"tokenizer": f"bpe-scratch:{_vocab_size(rest)}", "sample_bytes": SAMPLE_BYTES}
     path = Path(spec)
     if path.suffix != ".json":
-        raise DataError(f"unknown tokenizer {spec!r}; choose one of {', '.join(KINDS)}")
+        raise InputError(f"unknown tokenizer {spec!r}; choose one of {', '.join(KINDS)}")
     return {"tokenizer": "file", "sha256": sha256_of(path)}
 
 
@@ -47,17 +47,17 @@ def build_tokenizer(spec: str, files: Path | None, sample: Iterable[str]) -> bpe
         sample: Documents to train on, for ``bpe-scratch``; no more than needed is read.
 
     Raises:
-        DataError: If it cannot be had, or has no end-of-text token to frame documents with.
+        InputError: If it cannot be had, or has no end-of-text token to frame documents with.
     """
     tokenizer_identity(spec)
     try:
         tokenizer = _build(spec, files, sample)
-    except DataError:
+    except InputError:
         raise
     except (ValueError, OSError) as error:
-        raise DataError(f"tokenizer {spec}: {error}") from error
+        raise InputError(f"tokenizer {spec}: {error}") from error
     if tokenizer.end_of_text is None:
-        raise DataError(f"tokenizer {spec} has no token <|endoftext|>, which opens each document")
+        raise InputError(f"tokenizer {spec} has no token <|endoftext|>, which opens each document")
     return tokenizer
 
 
@@ -65,12 +65,12 @@ def load_tokenizer(path: Path) -> bpe_scratch.Tokenizer:
     """Load a ``tokenizer.json``.
 
     Raises:
-        DataError: If it cannot be read.
+        InputError: If it cannot be read.
     """
     try:
         return bpe_scratch.Tokenizer.load(path)
     except (ValueError, OSError) as error:
-        raise DataError(f"cannot read tokenizer {path}: {error}") from error
+        raise InputError(f"cannot read tokenizer {path}: {error}") from error
 
 
 def take_bytes(documents: Iterable[str], limit: int) -> Iterator[str]:
@@ -97,7 +97,7 @@ def _build(spec: str, files: Path | None, sample: Iterable[str]) -> bpe_scratch.
 def _gpt2(files: Path | None) -> bpe_scratch.Tokenizer:
     tokenizer = _gpt2_from_folder(files) if files is not None else _gpt2_from_hub()
     if tokenizer.vocab_size != GPT2_VOCAB_SIZE:
-        raise DataError(
+        raise InputError(
             f"{files}: a vocabulary of {tokenizer.vocab_size}, where GPT-2's has {GPT2_VOCAB_SIZE}"
         )
     return tokenizer
@@ -110,15 +110,15 @@ def _gpt2_from_folder(folder: Path) -> bpe_scratch.Tokenizer:
     if (folder / "tokenizer.json").is_file():
         return bpe_scratch.Tokenizer.load(folder / "tokenizer.json")
     wanted = " or ".join(f"{vocab} with {merges}" for vocab, merges in GPT2_FILES)
-    raise DataError(f"{folder} holds neither {wanted} nor tokenizer.json")
+    raise InputError(f"{folder} holds neither {wanted} nor tokenizer.json")
 
 
 def _gpt2_from_hub() -> bpe_scratch.Tokenizer:
     try:
         files = _downloaded() or _download()
-    except (DataError, HubBusyError) as error:
+    except (InputError, HubBusyError) as error:
         advice = "give --tokenizer-files DIR with encoder.json and vocab.bpe"
-        raise DataError(f"tokenizer gpt2: {error}; {advice}") from error
+        raise InputError(f"tokenizer gpt2: {error}; {advice}") from error
     return bpe_scratch.Tokenizer.from_gpt2(*files)
 
 
@@ -136,5 +136,5 @@ def _download() -> list[Path]:
 
 def _vocab_size(text: str) -> int:
     if not text.isascii() or not text.isdecimal() or int(text) < SMALLEST_VOCAB:
-        raise DataError(f"tokenizer bpe-scratch:{text} needs a vocabulary of at least {SMALLEST_VOCAB}")
+        raise InputError(f"tokenizer bpe-scratch:{text} needs a vocabulary of at least {SMALLEST_VOCAB}")
     return int(text)

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from gpt_data.errors import DataError
+from gpt_data.errors import InputError, WriteError
 from gpt_data.manifest import TOKENIZER_NAME, FileRecord, Manifest
 from gpt_data.storage import sha256_of, write_atomic
 from gpt_data.store.reading import open_regular, read_bytes
@@ -30,7 +30,7 @@ def verify(folder: Path, manifest: Manifest) -> None:
         manifest: What they must be.
 
     Raises:
-        DataError: Naming the first file that is missing, damaged or does not fit.
+        InputError: Naming the first file that is missing, damaged or does not fit.
     """
     known = _load_stamps(folder)
     fresh: dict[str, Any] = {file.name: _stamp(folder / file.name, file) for file in manifest.files()}
@@ -51,14 +51,14 @@ def _stamp(path: Path, file: FileRecord) -> list[Any]:
     finally:
         os.close(handle)
     if status.st_size != file.bytes:
-        raise DataError(f"{path} has {status.st_size} bytes; the manifest says {file.bytes}; {REMEDY}")
+        raise InputError(f"{path} has {status.st_size} bytes; the manifest says {file.bytes}; {REMEDY}")
     return [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, file.sha256]
 
 
 def _check_content(path: Path, file: FileRecord) -> None:
     found = sha256_of(path)
     if found != file.sha256:
-        raise DataError(
+        raise InputError(
             f"{path} is damaged: sha256 {found[:12]}..., the manifest says {file.sha256[:12]}...; {REMEDY}"
         )
 
@@ -70,7 +70,7 @@ def _check_vocabulary(folder: Path, manifest: Manifest) -> None:
         ("end_of_text", manifest.end_of_text, tokenizer.end_of_text),
     ):
         if says != has:
-            raise DataError(
+            raise InputError(
                 f"{folder}: the manifest says {name} {says}, {TOKENIZER_NAME} has {has}; {REMEDY}"
             )
 
@@ -86,5 +86,5 @@ def _load_stamps(folder: Path) -> dict[str, Any]:
 def _save_stamps(folder: Path, stamps: dict[str, Any]) -> None:
     try:
         write_atomic(folder / VERIFIED_NAME, json.dumps(stamps).encode())
-    except DataError:
+    except WriteError:
         return  # a read-only folder is verified again next time

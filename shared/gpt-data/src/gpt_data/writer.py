@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int, Int64, Integer
 
-from gpt_data.errors import DataError
+from gpt_data.errors import InputError
 from gpt_data.manifest import FileRecord, ShardRecord
 from gpt_data.shards import HEADER_BYTES, INT64, encode_header, token_dtype
 from gpt_data.storage import explain_write, sha256_of, sync_folder, write_all
@@ -77,13 +77,13 @@ class SplitWriter:
             starts: Indices in ``ids`` at which a document begins, ascending.
 
         Raises:
-            DataError: If an id is outside the vocabulary; nothing is written then.
-            DataWriteError: If the disk does not take it.
+            InputError: If an id is outside the vocabulary; nothing is written then.
+            WriteError: If the disk does not take it.
         """
         # before the cast to two bytes, which would turn 65536 into a valid 0
         wrong = (ids < 0) | (ids >= self.vocab_size)
         if wrong.any():
-            raise DataError(
+            raise InputError(
                 f"split {self.split}: token id {ids[np.argmax(wrong)]} is outside "
                 f"the vocabulary of {self.vocab_size}"
             )
@@ -186,6 +186,6 @@ class SplitWriter:
             partial = Path(f"{path}{PARTIAL}")
             size = partial.stat().st_size if partial.exists() else 0
             if self.state.tokens and size < need:
-                raise DataError(
+                raise InputError(
                     f"{partial} has {size} bytes; the journal says {need}: empty the folder and start over"
                 )

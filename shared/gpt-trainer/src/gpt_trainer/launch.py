@@ -46,7 +46,7 @@ def open_data(section: DataSection, stop: StopFlag, *, plain: bool) -> Dataset:
         plain: No progress bar.
 
     Raises:
-        DataError: If it cannot be had.
+        InputError: If it cannot be had.
     """
     with watched(stop, plain=plain) as show:
         return cached_dataset(
@@ -301,7 +301,7 @@ def make_loaders(config: TrainConfig, dataset: Dataset) -> tuple[BatchLoader, Ba
         dataset: The data.
 
     Raises:
-        DataError: If the training split is shorter than a row.
+        InputError: If the training split is shorter than a row.
     """
     context, packing, seed = config.model.context, config.data.packing, config.runtime.seed
     train = BatchLoader(dataset.train, rows=config.rows, context=context, seed=seed, packing=packing)

@@ -67,7 +67,7 @@ class Loop:
         Raises:
             NonFiniteError: If the loss or the gradient is not finite; nothing is saved then.
             WriteError: If something cannot be written.
-            DataError: If the data is damaged.
+            InputError: If the data is damaged.
         """
         parts, state = self.parts, self.state
         if not (self._evaluate_if_due() and self._measure_if_due()):

@@ -13,11 +13,10 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from gpt_data.errors import DataError, shown
+from gpt_data.errors import InputError, shown
 from gpt_data.store.reading import read_bytes
 
 from gpt_trainer.config import SECTIONS, TrainConfig
-from gpt_trainer.errors import InputError
 
 CONFIG_LIMIT = 1 << 20
 S = TypeVar("S")
@@ -31,7 +30,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     """
     try:
         content = tomllib.loads(read_bytes(path, CONFIG_LIMIT).decode("utf-8-sig"))
-    except DataError as error:
+    except InputError as error:
         raise InputError(f"--config: {error}") from None
     # a number of thousands of digits is a plain ValueError, deep nesting a RecursionError
     except (ValueError, RecursionError) as error:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from gpt_trainer.backend import Moments
 from gpt_trainer.checkpoint import CheckpointState, find_steps, load_latest, prune, save_checkpoint, verify
-from gpt_trainer.errors import InputError, TrainerError
+from gpt_trainer.errors import CommandError, InputError
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import init_parameters
 
@@ -124,7 +124,7 @@ def attempt(action: Callable[[Path], None], run: Path, fault: str, at: int) -> d
         faults = Faults(fault, at)
         try:
             action(run)
-        except TrainerError as error:
+        except CommandError as error:
             faults.at = sys.maxsize
             write_text(str(error))
             status = error.exit_status

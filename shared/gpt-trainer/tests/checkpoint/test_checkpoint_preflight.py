@@ -69,12 +69,12 @@ SAVE = """
 import runpy, sys
 from pathlib import Path
 from gpt_trainer.checkpoint import check_writable, save_checkpoint
-from gpt_trainer.errors import TrainerError
+from gpt_trainer.errors import CommandError
 make_state = runpy.run_path(sys.argv[1])["make_state"]
 try:
     check_writable(Path(sys.argv[2]), 0)
     save_checkpoint(Path(sys.argv[2]), make_state(int(sys.argv[3])))
-except TrainerError as error:
+except CommandError as error:
     print(error)
     sys.exit(error.exit_status)
 """

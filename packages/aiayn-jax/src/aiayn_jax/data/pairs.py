@@ -18,7 +18,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import BinaryIO
 
-from gpt_data.errors import DataError
+from gpt_data.errors import InputError
 from gpt_data.store.reading import open_unpacked
 
 from aiayn_jax.data.packed_text import PackedText
@@ -84,7 +84,7 @@ class PairCollector:
             notes: What else was seen.
 
         Raises:
-            DataError: If no pair is left.
+            InputError: If no pair is left.
         """
         left_out = [
             f"{where}: {_counted(len(found), 'pair')} left out, the {side} is empty "
@@ -92,7 +92,7 @@ class PairCollector:
             for side, found in self._empty.items()
         ]
         if not self.source:
-            raise DataError("; ".join([f"{where} holds no pair of sentences", *left_out]))
+            raise InputError("; ".join([f"{where} holds no pair of sentences", *left_out]))
         return TextPairs(self.source, self.target, self.numbers, (*notes, *left_out))
 
 
@@ -129,7 +129,7 @@ class LineFile:
         """The lines without what ends them.
 
         Raises:
-            DataError: If the file cannot be read, or a line is too long or not UTF-8.
+            InputError: If the file cannot be read, or a line is too long or not UTF-8.
         """
         with self._open() as file:
             number = 0
@@ -145,11 +145,11 @@ class LineFile:
     def _clean(self, raw: bytes, number: int) -> str:
         where = f"{self.path or 'the standard input'} line {number}"
         if len(raw) > LONGEST_LINE:
-            raise DataError(f"{where} is longer than {LONGEST_LINE:,} bytes")
+            raise InputError(f"{where} is longer than {LONGEST_LINE:,} bytes")
         try:
             line = raw.decode()
         except UnicodeDecodeError as error:
-            raise DataError(f"{where} is not UTF-8 at byte {error.start + 1} of the line") from None
+            raise InputError(f"{where} is not UTF-8 at byte {error.start + 1} of the line") from None
         line = line.removesuffix("\n")
         if number == 1 and line.startswith(BOM):
             self.marked, line = True, line[1:]
@@ -169,7 +169,7 @@ def read_pairs(source: Path, target: Path) -> TextPairs:
     """The pairs of two files.
 
     Raises:
-        DataError: If a file cannot be read, the files differ in their number of lines, or no pair is left.
+        InputError: If a file cannot be read, the files differ in their number of lines, or no pair is left.
     """
     files, lines, pairs = (LineFile(source), LineFile(target)), [0, 0], PairCollector()
     for number, both in enumerate(zip_longest(*files), start=1):
@@ -179,7 +179,7 @@ def read_pairs(source: Path, target: Path) -> TextPairs:
         if None not in both:
             pairs.add(number, *both)
     if lines[0] != lines[1]:
-        raise DataError(
+        raise InputError(
             f"{source} has {lines[0]:,} lines and {target} has {lines[1]:,}: "
             "line i of one must translate line i of the other"
         )
@@ -190,6 +190,6 @@ def read_lines(path: Path) -> list[str]:
     """The lines of a file, empty ones among them.
 
     Raises:
-        DataError: If it cannot be read, or a line is too long or not UTF-8.
+        InputError: If it cannot be read, or a line is too long or not UTF-8.
     """
     return list(LineFile(path))

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import bpe_scratch
 import numpy as np
-from gpt_data.errors import DataError
+from gpt_data.errors import InputError
 from jaxtyping import Bool, Int32, Int64
 
 from aiayn_jax.data.pairs import TextPairs, shown_numbers
@@ -67,22 +67,22 @@ def learn_tokenizer(pairs: TextPairs, vocab_size: int, pattern: str) -> bpe_scra
         vocab_size: Number of ids at most; fewer if the text has no more merges to give.
 
     Raises:
-        DataError: If ``vocab_size`` does not hold the bytes and the end of text.
+        InputError: If ``vocab_size`` does not hold the bytes and the end of text.
     """
     try:
         return bpe_scratch.train(chain(pairs.source, pairs.target), vocab_size, pattern=pattern)
     except ValueError as error:
-        raise DataError(f"--vocab {vocab_size}: {error}") from None
+        raise InputError(f"--vocab {vocab_size}: {error}") from None
 
 
 def end_of_text(tokenizer: bpe_scratch.Tokenizer) -> int:
     """Id of the end of text.
 
     Raises:
-        DataError: If the tokenizer has none.
+        InputError: If the tokenizer has none.
     """
     if tokenizer.end_of_text is None:
-        raise DataError("the tokenizer has no token <|endoftext|>")
+        raise InputError("the tokenizer has no token <|endoftext|>")
     return tokenizer.end_of_text
 
 
@@ -105,7 +105,7 @@ def encode_pairs(
         The ids, and a note if any pair was left out.
 
     Raises:
-        DataError: If no pair is left.
+        InputError: If no pair is left.
     """
     both = TokenPairs(encode_side(tokenizer, pairs.source), encode_side(tokenizer, pairs.target))
     lengths = np.maximum(both.source.lengths, both.target.lengths)
@@ -119,7 +119,7 @@ def encode_pairs(
         f"({numbers}; the longest has {lengths.max()})"
     )
     if not keep.any():
-        raise DataError(f"{note}; raise --longest")
+        raise InputError(f"{note}; raise --longest")
     return TokenPairs(_keep(both.source, keep), _keep(both.target, keep)), [note]
 
 

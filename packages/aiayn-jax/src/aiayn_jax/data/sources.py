@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from gpt_data.errors import DataError
+from gpt_data.errors import InputError
 from gpt_data.store.reading import COMPRESSIONS
 
 from aiayn_jax.data.numbers import DIGIT_PATTERN, number_pairs, number_parts
@@ -55,13 +55,13 @@ def open_corpus(
     """Read all parts.
 
     Raises:
-        DataError: If the source is unknown, or something in it is unusable.
+        InputError: If the source is unknown, or something in it is unusable.
     """
     kind, _, rest = section.data.partition(":")
     languages = parse_direction(section.direction)
     for name in ("val", "test"):
         if kind != "pairs" and getattr(section, name) is not None:
-            raise DataError(f"--{name} goes with --data pairs:SRC,TGT, not with --data {section.data}")
+            raise InputError(f"--{name} goes with --data pairs:SRC,TGT, not with --data {section.data}")
     if section.data == "numbers":
         corpus = _numbers()
     elif section.data == "wmt14":
@@ -71,7 +71,7 @@ def open_corpus(
     elif kind == "pairs" and rest:
         corpus = _files(rest, section)
     else:
-        raise DataError(f"--data {section.data} is none of {', '.join(KINDS)}")
+        raise InputError(f"--data {section.data} is none of {', '.join(KINDS)}")
     train = corpus.train if section.max_pairs is None else corpus.train.first(section.max_pairs)
     parts = {"training": train, "validation": corpus.val, "test": corpus.test}
     counts = ", ".join(f"{len(pairs):,} {name}" for name, pairs in parts.items())
@@ -84,11 +84,11 @@ def parse_direction(text: str) -> tuple[str, str]:
     """Source and target language: ``parse_direction("en-de")`` is ``("en", "de")``.
 
     Raises:
-        DataError: If it is not two names with a hyphen.
+        InputError: If it is not two names with a hyphen.
     """
     source, _, target = text.partition("-")
     if not source.isalpha() or not target.isalpha() or source == target:
-        raise DataError(f"--direction {text} is not like en-de")
+        raise InputError(f"--direction {text} is not like en-de")
     return source, target
 
 
@@ -106,7 +106,7 @@ def _wmt14(
     should_stop: Callable[[], bool] | None,
 ) -> Corpus:
     if set(languages) != {"de", "en"}:
-        raise DataError(f"--direction {section.direction}: wmt14 here is de-en or en-de")
+        raise InputError(f"--direction {section.direction}: wmt14 here is de-en or en-de")
     parts: dict[str, TextPairs] = {}
     for part in ("test", "val", "train"):
         limit = section.max_pairs if part == "train" else None
@@ -118,7 +118,7 @@ def _wmt14(
 
 def _multi30k(folder: Path, languages: tuple[str, str]) -> Corpus:
     if not folder.is_dir():
-        raise DataError(f"--data multi30k:{folder}: there is no such folder")
+        raise InputError(f"--data multi30k:{folder}: there is no such folder")
     source, target = languages
     train, val, test = (
         read_pairs(_side(folder, name, source), _side(folder, name, target))
@@ -132,9 +132,9 @@ def _side(folder: Path, name: str, language: str) -> Path:
     names = [f"{name}.{language}{suffix}" for suffix in ("", *COMPRESSIONS)]
     found = [folder / one for one in names if (folder / one).is_file()]
     if not found:
-        raise DataError(f"{folder} holds no {names[0]}, nor that with {', '.join(COMPRESSIONS)}")
+        raise InputError(f"{folder} holds no {names[0]}, nor that with {', '.join(COMPRESSIONS)}")
     if len(found) > 1:
-        raise DataError(f"{folder} holds {' and '.join(path.name for path in found)}: leave one of them")
+        raise InputError(f"{folder} holds {' and '.join(path.name for path in found)}: leave one of them")
     return found[0]
 
 
@@ -157,7 +157,7 @@ def _files(rest: str, section: DataSection) -> Corpus:
 def _two_paths(text: str, where: str) -> tuple[Path, Path]:
     paths = text.split(",")
     if len(paths) != 2 or not all(paths):
-        raise DataError(f"{where}{text} is not two files with a comma, SRC,TGT")
+        raise InputError(f"{where}{text} is not two files with a comma, SRC,TGT")
     return Path(paths[0]), Path(paths[1])
 
 
@@ -165,13 +165,13 @@ def hold_out(pairs: TextPairs) -> tuple[TextPairs, TextPairs]:
     """Training pairs, and the first of every ``HELD_OUT_EVERY`` for validation, as far as its limit.
 
     Raises:
-        DataError: If nothing is left to train on.
+        InputError: If nothing is left to train on.
     """
     held = list(range(0, len(pairs), HELD_OUT_EVERY))[:HELD_OUT_MOST]
     chosen = set(held)
     rest = [index for index in range(len(pairs)) if index not in chosen]
     if not rest:
-        raise DataError("a single pair cannot be both trained on and held out; give --val SRC,TGT")
+        raise InputError("a single pair cannot be both trained on and held out; give --val SRC,TGT")
     return _choose(pairs, rest, pairs.notes), _choose(pairs, held, ())
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import Any
 
-from gpt_data.errors import DataError
+from gpt_data.errors import InputError
 from gpt_data.sources.hub import HubDataset, HubName, RetryPolicy
 
 from aiayn_jax.data.pairs import PairCollector, TextPairs
@@ -36,7 +36,7 @@ def stream_pairs(
         The pairs, and what pins the revision that they are from.
 
     Raises:
-        DataError: If the hub does not answer, or a record is not a pair.
+        InputError: If the hub does not answer, or a record is not a pair.
     """
     config = CONFIG if dataset == DATASET else None
     name = HubName(dataset, config, SPLITS[part])
@@ -53,7 +53,7 @@ def _sentences(record: Mapping[str, Any], languages: tuple[str, str], where: str
     pair = record.get(FIELD)
     if not isinstance(pair, Mapping) or not all(isinstance(pair.get(name), str) for name in languages):
         wanted = " and ".join(languages)
-        raise DataError(f"{where} has no {FIELD!r} with {wanted}; it has {sorted(record)}")
+        raise InputError(f"{where} has no {FIELD!r} with {wanted}; it has {sorted(record)}")
     source, target = (str(pair[name]) for name in languages)
     # a sentence is one line, here as in files
     return source.replace("\n", " "), target.replace("\n", " ")

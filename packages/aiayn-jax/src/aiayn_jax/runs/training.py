@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from gpt_data.errors import DataStoppedError
+from gpt_data.errors import StoppedError
 from gpt_data.stopping import StopFlag
 from gpt_trainer.checkpoint import RunLock, check_writable
 from gpt_trainer.checkpoint.lock import LOCK_NAME
@@ -49,8 +49,8 @@ def train(
         resumed: The run to go on with; its lock is the caller's.
 
     Raises:
-        TrainerError: With one line for the user, as its subclasses say.
-        DataError: If the data is unusable.
+        CommandError: With one line for the user, as its subclasses say.
+        InputError: If the data is unusable.
     """
     stop = StopFlag()
     config = with_precision(config)
@@ -120,13 +120,13 @@ def ended_at_once(stop: StopFlag) -> Iterator[None]:
     """Within, the first signal ends what is done: it asks nobody, and leaves nothing behind.
 
     Raises:
-        DataStoppedError: If a signal came.
+        StoppedError: If a signal came.
     """
     stop.at_once = True
     try:
         yield
     except KeyboardInterrupt:
-        raise DataStoppedError("stopped before the first step; the same command begins again") from None
+        raise StoppedError("stopped before the first step; the same command begins again") from None
     finally:
         stop.at_once = False
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from gpt_data.errors import DataError
+from gpt_data.errors import InputError
 from gpt_data.sources.base import Document, Source
 from gpt_data.sources.hub import HELD_OUT_EVERY as HUB_CYCLE
 from gpt_data.sources.hub import NAMED, HubDataset, HubName, parse_hub_name
@@ -36,7 +36,7 @@ def open_source(
         should_stop: Asked while waiting for a retry; True gives up.
 
     Raises:
-        DataError: If there is no such source, or nothing in it.
+        InputError: If there is no such source, or nothing in it.
     """
     kind, _, rest = spec.partition(":")
     if spec == "stdlib":
@@ -48,11 +48,11 @@ def open_source(
         if Path(name.dataset).is_dir():
             return _local(name, max_document_bytes)
         return HubDataset(name, max_document_bytes, pin=pin, on_notice=on_notice, should_stop=should_stop)
-    raise DataError(f"unknown source {spec!r}; choose one of {', '.join(KINDS)}")
+    raise InputError(f"unknown source {spec!r}; choose one of {', '.join(KINDS)}")
 
 
 def _local(name: HubName, max_document_bytes: int) -> Source:
     """A folder of the kind that the hub holds: no stream that would get better by waiting."""
     if name.config is not None:
-        raise DataError(f"source hf:{name.dataset}: a folder has no configuration {name.config!r}")
+        raise InputError(f"source hf:{name.dataset}: a folder has no configuration {name.config!r}")
     return TextFiles(Path(name.dataset), max_document_bytes, name.split, every=HUB_CYCLE)

@@ -7,7 +7,7 @@ from functools import cached_property
 from itertools import islice
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from gpt_data.errors import DataError
+from gpt_data.errors import InputError
 
 TAIL_FRACTION = 0.05
 """Share of the text of few documents that is held out."""
@@ -119,17 +119,17 @@ def check_document(text: str, where: str, limit: int) -> str:
         limit: Largest size in UTF-8.
 
     Raises:
-        DataError: If it is longer or holds a lone surrogate.
+        InputError: If it is longer or holds a lone surrogate.
     """
     try:
         size = len(text.encode())
     except UnicodeEncodeError as error:
-        raise DataError(f"{where} holds a lone surrogate at character {error.start}") from error
+        raise InputError(f"{where} holds a lone surrogate at character {error.start}") from error
     if size > limit:
         raise too_long(where, limit)
     return text
 
 
-def too_long(where: str, limit: int) -> DataError:
+def too_long(where: str, limit: int) -> InputError:
     """The error for a document over the limit."""
-    return DataError(f"{where} is longer than {limit} bytes{TOO_LONG_ADVICE}")
+    return InputError(f"{where} is longer than {limit} bytes{TOO_LONG_ADVICE}")

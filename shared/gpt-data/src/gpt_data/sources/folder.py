@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from gpt_data.errors import DataError
+from gpt_data.errors import InputError
 from gpt_data.store.reading import COMPRESSIONS
 
 TEXT_KINDS = (".txt", ".text", ".md")
@@ -29,14 +29,14 @@ def find_files(path: Path) -> tuple[list[Path], tuple[str, ...]]:
             back.
 
     Raises:
-        DataError: If ``path`` is missing or unreadable, or there is no file of a known kind.
+        InputError: If ``path`` is missing or unreadable, or there is no file of a known kind.
     """
     if path.is_file():
         if kind_of(path) is None:
-            raise DataError(f"{path} is none of {', '.join(KINDS)}, compressed or not")
+            raise InputError(f"{path} is none of {', '.join(KINDS)}, compressed or not")
         return [path], ()
     if not path.is_dir():
-        raise DataError(f"no file or folder {path}")
+        raise InputError(f"no file or folder {path}")
     found: dict[str, Path] = {}
     left_out: Counter[str] = Counter()
     for file, reason in _walk(path):
@@ -46,7 +46,9 @@ def find_files(path: Path) -> tuple[list[Path], tuple[str, ...]]:
             left_out[reason] += 1
     counts = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
     if not found:
-        raise DataError(f"{path} holds no file of {', '.join(KINDS)}" + (f", but {counts}" if counts else ""))
+        raise InputError(
+            f"{path} holds no file of {', '.join(KINDS)}" + (f", but {counts}" if counts else "")
+        )
     notes = (f"{path}: {len(found)} files are read, left out are {counts}",) if counts else ()
     return [found[name] for name in sorted(found)], notes
 
@@ -73,7 +75,7 @@ def _reason(file: Path) -> str | None:
 
 
 def _refuse(error: OSError) -> None:
-    raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
+    raise InputError(f"cannot read {error.filename}: {error.strerror}") from error
 
 
 def is_compressed(path: Path) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, NamedTuple
 
-from gpt_data.errors import DataError, DataStoppedError
+from gpt_data.errors import CommandError, InputError, StoppedError
 from gpt_data.hub import ANSWER_SECONDS, HubBusyError, ask, client, first_line
 from gpt_data.sources.base import Document, HoldOut, check_document
 from gpt_data.store.json_lines import text_field
@@ -131,7 +131,7 @@ class HubDataset:
                     start += 1
                     waits.renew()
                 return
-            except (DataError, GeneratorExit):
+            except (CommandError, GeneratorExit):
                 raise
             except Exception as error:  # noqa: BLE001 - each transport under the library has errors of its own
                 self._wait(waits, start, error)
@@ -140,7 +140,7 @@ class HubDataset:
         reason = f"{type(error).__name__}: {first_line(error)}"
         seconds = waits.next()
         if seconds is None:
-            raise DataStoppedError(
+            raise StoppedError(
                 f"the stream of {self.name.dataset} failed at record {start} ({reason}) and stayed so for "
                 f"{self.retry.budget:.0f} s; run the same command again to go on from there"
             ) from error
@@ -150,7 +150,7 @@ class HubDataset:
             self.on_notice(notice)
         while seconds > 0:
             if self.should_stop is not None and self.should_stop():
-                raise DataStoppedError(f"stopped while waiting for {self.name.dataset}") from error
+                raise StoppedError(f"stopped while waiting for {self.name.dataset}") from error
             self.sleep(min(seconds, POLL_SECONDS))
             seconds -= POLL_SECONDS
 
@@ -163,7 +163,7 @@ class HubDataset:
             )
         except (ValueError, FileNotFoundError) as error:
             # what does not exist, or carries code, will not get better by waiting
-            raise DataError(f"source hf:{self.name.dataset}: {first_line(error)}") from error
+            raise InputError(f"source hf:{self.name.dataset}: {first_line(error)}") from error
         return iter(stream.skip(start) if start else stream)
 
     def _revision(self) -> str:
@@ -173,8 +173,8 @@ class HubDataset:
                 return ask(lambda hub: str(hub.dataset_info(self.name.dataset, timeout=ANSWER_SECONDS).sha))
             except HubBusyError as error:
                 self._wait(waits, 0, error)
-            except DataError as error:
-                raise DataError(f"source hf:{self.name.dataset}: {error}") from error
+            except InputError as error:
+                raise InputError(f"source hf:{self.name.dataset}: {error}") from error
 
 
 class Waits:
@@ -211,11 +211,11 @@ def parse_hub_name(text: str) -> HubName:
     HubName(dataset='roneneldan/TinyStories', config=None, split='validation')
 
     Raises:
-        DataError: If there are more parts or no name.
+        InputError: If there are more parts or no name.
     """
     name, *rest = text.split(":")
     if not name or len(rest) > 2:
-        raise DataError(f"source hf:{text} is not hf:NAME[:CONFIG[:SPLIT]]")
+        raise InputError(f"source hf:{text} is not hf:NAME[:CONFIG[:SPLIT]]")
     config, split = (*rest, "", "")[:2]
     return HubName(name, config or None, split or "train")
 
@@ -225,4 +225,4 @@ def _library() -> Any:
     try:
         return import_module("datasets")
     except ImportError as error:
-        raise DataError("this source needs the extra gpt-data[hf] (Hugging Face datasets)") from error
+        raise InputError("this source needs the extra gpt-data[hf] (Hugging Face datasets)") from error

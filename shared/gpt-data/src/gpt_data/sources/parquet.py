@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from gpt_data.errors import DataError, listed
+from gpt_data.errors import InputError, listed
 from gpt_data.store.json_lines import text_field
 from gpt_data.store.reading import open_regular
 
@@ -29,7 +29,7 @@ def read_texts(path: Path, field: str = "text") -> Iterator[tuple[str, str]]:
         Where it stands (``PATH row N``, from 1), and the string.
 
     Raises:
-        DataError: If the file cannot be read, or the column is missing or holds something else.
+        InputError: If the file cannot be read, or the column is missing or holds something else.
     """
     with os.fdopen(open_regular(path), "rb") as file:
         for number, value in enumerate(chain.from_iterable(_batches(path, file, field)), 1):
@@ -46,16 +46,16 @@ def _batches(path: Path, file: Any, field: str) -> Iterator[list[object]]:
         opened = parquet.ParquetFile(file, buffer_size=BUFFER_BYTES, pre_buffer=False)
         names = opened.schema_arrow.names
         if field not in names:
-            raise DataError(f"{path} has no column {field!r}; it has {listed(names)}")
+            raise InputError(f"{path} has no column {field!r}; it has {listed(names)}")
         for batch in opened.iter_batches(BATCH_ROWS, columns=[field], use_threads=False):
             yield batch.column(0).to_pylist()
-    except DataError:
+    except InputError:
         raise
     except arrow_errors as error:
-        raise DataError(f"cannot read {path}: {(str(error).splitlines() or [repr(error)])[0]}") from error
+        raise InputError(f"cannot read {path}: {(str(error).splitlines() or [repr(error)])[0]}") from error
 
 
 def _library(path: Path) -> Any:
     with suppress(ImportError):
         return import_module("pyarrow.parquet")
-    raise DataError(f"{path} needs the extra gpt-data[parquet]")
+    raise InputError(f"{path} needs the extra gpt-data[parquet]")

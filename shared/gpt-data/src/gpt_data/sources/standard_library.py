@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gpt_data.errors import DataError
+from gpt_data.errors import InputError
 from gpt_data.sources.base import Document
 
 HELD_OUT_EVERY = 50
@@ -35,7 +35,7 @@ class StandardLibrary:
         root: The library's folder; the running Python's if None.
 
     Raises:
-        DataError: If there are no files.
+        InputError: If there are no files.
     """
 
     def __init__(self, max_document_bytes: int, root: Path | None = None) -> None:
@@ -43,7 +43,7 @@ class StandardLibrary:
         sizes = {name: (self.root / name).stat().st_size for name in _walk(self.root)}
         self.sizes = {name: sizes[name] for name in sorted(sizes) if sizes[name] <= max_document_bytes}
         if not self.sizes:
-            raise DataError(f"source stdlib: no *.py files under {self.root}")
+            raise InputError(f"source stdlib: no *.py files under {self.root}")
         self.total_bytes: int | None = sum(self.sizes.values())
         self.notes: tuple[str, ...] = ()
 
@@ -72,7 +72,7 @@ class StandardLibrary:
         except UnicodeDecodeError:
             return ""
         except OSError as error:
-            raise DataError(f"cannot read {self.root / name}: {error.strerror}") from error
+            raise InputError(f"cannot read {self.root / name}: {error.strerror}") from error
 
 
 def split_of(name: str) -> str:

@@ -13,7 +13,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from gpt_data.errors import DataError
+from gpt_data.errors import InputError
 from gpt_data.sources.base import TOO_LONG_ADVICE, Document, HoldOut, check_document, too_long
 from gpt_data.sources.folder import PARQUET, TEXT_KINDS, find_files, is_compressed, kind_of, split_of
 from gpt_data.sources.parquet import read_texts
@@ -33,7 +33,7 @@ class TextFiles:
         every: Length of the cycle in which a document is held out.
 
     Raises:
-        DataError: If there is nothing to read.
+        InputError: If there is nothing to read.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class TextFiles:
             file for file in files if splits[file] == split or (split is None and file not in self.val)
         ]
         if not self.train:
-            raise DataError(f"{path} holds only files of other splits than {split or 'train'}")
+            raise InputError(f"{path} holds only files of other splits than {split or 'train'}")
         self.hold_out = HoldOut(lambda start: self._texts(self.train, start), every)
         self.files = [*self.val, *self.train]
         sizes = [file.stat().st_size for file in self.files]
@@ -91,7 +91,7 @@ def read_documents(path: Path, limit: int) -> Iterator[str]:
         limit: Largest document in bytes; no more than that is ever held.
 
     Raises:
-        DataError: If the file cannot be read or decoded, or a document is too long.
+        InputError: If the file cannot be read or decoded, or a document is too long.
     """
     kind = kind_of(path)
     if kind in TEXT_KINDS:
@@ -111,4 +111,4 @@ def _read_whole(path: Path, limit: int) -> str:
     try:
         return content.removeprefix(BOM).decode()
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 at byte {error.start}") from error
+        raise InputError(f"{path} is not UTF-8 at byte {error.start}") from error

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from gpt_data.errors import DataError, listed
+from gpt_data.errors import InputError, listed
 from gpt_data.store.reading import open_unpacked
 
 BOM = b"\xef\xbb\xbf"
@@ -32,7 +32,7 @@ def read_json_lines(
         Where it stands (``PATH line N``), for messages, and the object.
 
     Raises:
-        DataError: If the file cannot be read or unpacked, is longer than ``most``, or a line is too long
+        InputError: If the file cannot be read or unpacked, is longer than ``most``, or a line is too long
             or not a JSON object; file and line are named.
     """
     for where, line in read_lines(path, longest, most, advice=advice):
@@ -55,7 +55,7 @@ def read_lines(
         Where it stands (``PATH line N``), and the line with what ends it.
 
     Raises:
-        DataError: If the file cannot be read or unpacked, or a line or the file is too long.
+        InputError: If the file cannot be read or unpacked, or a line or the file is too long.
     """
     total = 0
     with open_unpacked(path) as file:
@@ -64,10 +64,10 @@ def read_lines(
             number += 1
             where = f"{path} line {number}"
             if len(line) > longest:
-                raise DataError(f"{where} is longer than {longest} bytes{advice}")
+                raise InputError(f"{where} is longer than {longest} bytes{advice}")
             total += len(line)
             if most is not None and total > most:
-                raise DataError(f"{path} is longer than {most} bytes, unpacked")
+                raise InputError(f"{path} is longer than {most} bytes, unpacked")
             yield where, line.removeprefix(BOM)
 
 
@@ -79,17 +79,17 @@ def parse_object(content: bytes, where: str) -> dict[str, Any]:
         where: Where it stands, for messages.
 
     Raises:
-        DataError: If it is anything else.
+        InputError: If it is anything else.
     """
     try:
         value = json.loads(content.decode())
     except UnicodeDecodeError as error:
-        raise DataError(f"{where} is not UTF-8 at byte {error.start}") from error
+        raise InputError(f"{where} is not UTF-8 at byte {error.start}") from error
     # a number of thousands of digits is a plain ValueError, deep nesting a RecursionError
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where} is not JSON: {error}") from error
+        raise InputError(f"{where} is not JSON: {error}") from error
     if not isinstance(value, dict):
-        raise DataError(f"{where} is a JSON {json_type(value)}, expected an object")
+        raise InputError(f"{where} is a JSON {json_type(value)}, expected an object")
     return value
 
 
@@ -102,14 +102,14 @@ def text_field(record: Mapping[str, Any], where: str, field: str = "text") -> st
         field: Its name.
 
     Raises:
-        DataError: If there is no such field, or it holds something else.
+        InputError: If there is no such field, or it holds something else.
     """
     if field not in record:
         has = f"has {listed(sorted(record))}" if record else "is empty"
-        raise DataError(f"{where} has no field {field!r}; it {has}")
+        raise InputError(f"{where} has no field {field!r}; it {has}")
     value = record[field]
     if not isinstance(value, str):
-        raise DataError(f"{where}: field {field!r} is {_article(json_type(value))}, expected a string")
+        raise InputError(f"{where}: field {field!r} is {_article(json_type(value))}, expected a string")
     return value
 
 

@@ -19,7 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from gpt_data.errors import DataError
+from gpt_data.errors import InputError
 
 COMPRESSIONS = (".bz2", ".gz", ".xz", ".zst")
 # none of these begins a text in UTF-8; bzip2's does, and is therefore known by name alone
@@ -33,16 +33,16 @@ def open_regular(path: Path) -> int:
     """Open a regular file for reading and return its descriptor; never wait on a pipe.
 
     Raises:
-        DataError: If the file is missing, unreadable or no regular file.
+        InputError: If the file is missing, unreadable or no regular file.
     """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else None
-        raise DataError(f"cannot read {path}: {reason or error}") from error
+        raise InputError(f"cannot read {path}: {reason or error}") from error
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise DataError(f"cannot read {path}: it is not a regular file")
+        raise InputError(f"cannot read {path}: it is not a regular file")
     return handle
 
 
@@ -50,28 +50,28 @@ def read_bytes(path: Path, limit: int) -> bytes:
     """The content of a regular file of at most ``limit`` bytes, as it is.
 
     Raises:
-        DataError: If the file cannot be read or is longer.
+        InputError: If the file cannot be read or is longer.
     """
     with explain_read(path), os.fdopen(open_regular(path), "rb") as file:
         content = file.read(limit + 1)
     if len(content) > limit:
-        raise DataError(f"{path} is longer than {limit} bytes")
+        raise InputError(f"{path} is longer than {limit} bytes")
     return content
 
 
 @contextmanager
 def open_unpacked(path: Path) -> Iterator[io.BufferedIOBase]:
-    """Open a file through its compression; damage met while it is read is a ``DataError``.
+    """Open a file through its compression; damage met while it is read is a ``InputError``.
 
     The name's last suffix says how it is compressed; if it says nothing, the file's first bytes do.
 
     Raises:
-        DataError: Naming the file.
+        InputError: Naming the file.
     """
     with explain_read(path), os.fdopen(open_regular(path), "rb") as file:
         kind = path.suffix if path.suffix in COMPRESSIONS else _kind_by_content(file)
         if kind is not None and not os.fstat(file.fileno()).st_size:
-            raise DataError(f"cannot read {path}: it is empty, which no {kind} file is")
+            raise InputError(f"cannot read {path}: it is empty, which no {kind} file is")
         yield _unpack(path, file, kind)
 
 
@@ -80,15 +80,15 @@ def explain_read(path: Path) -> Iterator[None]:
     """Turn whatever the system or a decompressor raises into one line that names the file.
 
     Raises:
-        DataError: In place of the other error.
+        InputError: In place of the other error.
     """
     try:
         yield
     except EOFError as error:
-        raise DataError(f"cannot read {path}: it ended before the end of the stream") from error
+        raise InputError(f"cannot read {path}: it ended before the end of the stream") from error
     except _damage() as error:
         reason = error.strerror if isinstance(error, OSError) else None
-        raise DataError(f"cannot read {path}: {reason or error}") from error
+        raise InputError(f"cannot read {path}: {reason or error}") from error
 
 
 def _kind_by_content(file: io.BufferedReader) -> str | None:
@@ -159,12 +159,12 @@ def _zstd(path: Path | None = None) -> Any:
             return import_module(name)
         except ImportError:
             continue
-    raise DataError(f"{path} needs Python 3.14 or the extra gpt-data[zstd]")
+    raise InputError(f"{path} needs Python 3.14 or the extra gpt-data[zstd]")
 
 
 def _damage() -> tuple[type[Exception], ...]:
     known = (OSError, zlib.error, lzma.LZMAError)
     try:
         return (*known, _zstd().ZstdError)
-    except DataError:
+    except InputError:
         return known
