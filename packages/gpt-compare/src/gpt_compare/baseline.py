@@ -116,9 +116,6 @@ class PlainBackend:
 
         Args:
             micro_batches: At least one; the loss is weighted by targets.
-            lr: Learning rate of this step.
-            step: Not needed, as there is no dropout.
-            skip_above: Must be infinite, as no step is left out.
 
         Raises:
             ValueError: For documents that are kept apart, or a bound.
@@ -180,7 +177,6 @@ def optimizer_of(model: Plain, config: OptimizerConfig) -> torch.optim.AdamW:
     """Fused AdamW; matrices and embeddings decay.
 
     Args:
-        model: Whose parameters.
         config: Its settings; the learning rate comes with each step.
     """
     parameters = list(model.parameters())

@@ -106,9 +106,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run(argv: list[str]) -> int:
     """Run the command; 0 if every competitor finished, 1 if one failed, 130 after a signal.
 
-    Args:
-        argv: Arguments.
-
     Raises:
         InputError: If a value is unusable.
         WriteError: If the report cannot be written.
@@ -134,14 +131,7 @@ def run(argv: list[str]) -> int:
 
 
 def compare(request: Request, folder: Path, command: str, stop: StopFlag) -> Comparison:
-    """Train every competitor, and report.
-
-    Args:
-        request: What the user asked for.
-        folder: Of the report.
-        command: What was typed, for the report.
-        stop: Leaves out what has not begun.
-    """
+    """Train every competitor, and report."""
     console, gauge = Console(), gauge_of(request.config.runtime.device)
     disturbances = gauge.disturbances()
     # prepared once and before anything is timed
@@ -202,9 +192,6 @@ def _diff(words: list[str]) -> int:
 
 def read_request(argv: list[str]) -> Request:
     """The complete request; the preset depends on whether a competitor finds a GPU.
-
-    Args:
-        argv: Arguments.
 
     Raises:
         InputError: If a name is unknown or values do not fit.

@@ -47,21 +47,13 @@ class Competitor(NamedTuple):
         return f"{self.place}-{re.sub(r'[^A-Za-z0-9.]+', '-', self.label).strip('-')[:60]}"
 
     def command(self, plan: Path, out: Path) -> list[str]:
-        """The arguments of its process.
-
-        Args:
-            plan: TOML file with the settings that all have in common.
-            out: Folder for its run.
-        """
+        """The arguments of its process."""
         given = [f"--config={plan}", f"--out={out}", *self.flags]
         return [sys.executable, "-m", "gpt_compare.competitor", self.name, *given]
 
 
 def read_competitors(texts: Sequence[str]) -> list[Competitor]:
     """Competitors from what the user wrote: a backend's name, and flags behind it.
-
-    Args:
-        texts: One command line for each.
 
     Raises:
         InputError: If there is none, one comes twice, cannot be split, or has a flag that belongs to all.
@@ -96,9 +88,6 @@ def default_competitors() -> tuple[str, ...]:
 def find_spec(name: str) -> BackendSpec:
     """A backend, or the baseline, which no trainer but ours sees.
 
-    Args:
-        name: Its name.
-
     Raises:
         InputError: If it is not installed.
     """
@@ -113,11 +102,7 @@ def find_spec(name: str) -> BackendSpec:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Train; the exit status is the trainer's.
-
-    Args:
-        argv: Name and flags.
-    """
+    """Train; the exit status is the trainer's."""
     return guarded("gpt-compare", lambda: train_main(find_spec(argv[0]), argv[1:]))
 
 

@@ -12,12 +12,7 @@ MORE_MEMORY = 1.02
 
 
 def differences(before: Comparison, after: Comparison) -> Iterator[tuple[str, bool]]:
-    """A line for each competitor of either report, and whether it got worse by more than the spread.
-
-    Args:
-        before: The older report.
-        after: The newer one.
-    """
+    """A line for each competitor of either report, and whether it got worse by more than the spread."""
     old, new = ({row.label: row for row in each.rows} for each in (before, after))
     for label in dict.fromkeys([*old, *new]):
         yield _difference(label, old.get(label), new.get(label))

@@ -89,11 +89,7 @@ class Row:
         )
 
     def dollars_per_billion_tokens(self, price_per_hour: float) -> float | None:
-        """What a billion tokens of training cost at the median speed.
-
-        Args:
-            price_per_hour: Of the machine, in dollars.
-        """
+        """What a billion tokens of training cost at the median speed."""
         if self.figures is None:
             return None
         return 1e9 / self.figures.tokens_per_second / 3600.0 * price_per_hour
@@ -110,9 +106,6 @@ class Row:
 
 def measure(lines: Sequence[Mapping[str, Any]]) -> Figures:
     """The figures of a finished run.
-
-    Args:
-        lines: Its metrics.
 
     Raises:
         ValueError: If no step is among them.
@@ -144,9 +137,6 @@ def measure(lines: Sequence[Mapping[str, Any]]) -> Figures:
 def smoothed(losses: Float[np.ndarray, " S"]) -> Float[np.ndarray, " W"]:
     """Means over ``WINDOW`` consecutive steps; over all of them if there are fewer.
 
-    Args:
-        losses: Of each step.
-
     Returns:
         One value for each step that ends a window.
     """
@@ -155,23 +145,14 @@ def smoothed(losses: Float[np.ndarray, " S"]) -> Float[np.ndarray, " W"]:
 
 
 def largest_gap(losses: Sequence[float], first: Sequence[float]) -> float:
-    """Largest relative distance of two smoothed curves, over the steps that both have.
-
-    Args:
-        losses: Of each step.
-        first: The same of the run that is compared with.
-    """
+    """Largest relative distance of two smoothed curves, over the steps that both have."""
     length = min(len(losses), len(first))
     got, want = (smoothed(np.array(each[:length], np.float64)) for each in (losses, first))
     return float(np.abs(got / want - 1.0).max())
 
 
 def with_gaps(rows: Sequence[Row]) -> list[Row]:
-    """The rows, each finished one with its gap to the first that finished; that one has none.
-
-    Args:
-        rows: In the user's order.
-    """
+    """The rows, each finished one with its gap to the first that finished; that one has none."""
     finished = [row.figures for row in rows if row.figures is not None]
     return [
         replace(row, gap=largest_gap(row.figures.losses, finished[0].losses))
@@ -198,11 +179,7 @@ def of_turns(rows: Sequence[Row]) -> Row:
 
 
 def row_from_json(values: Mapping[str, Any]) -> Row:
-    """The row that ``Row.as_json`` wrote, by this version or one before it.
-
-    Args:
-        values: JSON values.
-    """
+    """The row that ``Row.as_json`` wrote, by this version or one before it."""
     figures = values["figures"]
     if figures is not None:
         lists = {name: tuple(value) for name, value in figures.items() if isinstance(value, list)}

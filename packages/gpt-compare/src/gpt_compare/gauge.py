@@ -90,11 +90,7 @@ class GpuGauge(Gauge):
 
 
 def gauge_of(device: str) -> Gauge:
-    """The gauge of ``gpu`` or ``cpu``.
-
-    Args:
-        device: On which all competitors run.
-    """
+    """The gauge of ``gpu`` or ``cpu``."""
     if device != "gpu":
         return CpuGauge()
     try:

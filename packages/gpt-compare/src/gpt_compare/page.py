@@ -54,14 +54,7 @@ def page(
     """The page; every text is escaped.
 
     Args:
-        title: Model, step and device.
-        origin: Date, driver, versions.
-        command: What was typed.
         warnings: Why the figures may not be compared.
-        table: Heading and rows.
-        notes: How each figure is made.
-        rows: What the plots show.
-        settings: What all had in common.
     """
     beware = "".join(f'<p class="beware">{escape(warning)}</p>' for warning in warnings)
     plots = "".join(

@@ -88,12 +88,7 @@ class Plain(nn.Module):
             own[: len(value)] = value
 
     def canonical(self, name: str, value: Float[Tensor, "..."]) -> Float[np.ndarray, "..."]:
-        """A parameter, or what has its shape, in canonical layout.
-
-        Args:
-            name: The parameter's name.
-            value: As the module holds it.
-        """
+        """A parameter, or what has its shape, in canonical layout."""
         rows = self.vocab_size if name.endswith("wte.weight") else len(value)
         return np.ascontiguousarray(_turned(name, value.detach()[:rows].float().cpu().numpy()))
 

@@ -22,12 +22,7 @@ learning rate makes of roundings half a percent of loss, with 40 a thousandth of
 
 
 def choose_device(asked: str | None, competitors: Sequence[Competitor]) -> str:
-    """``gpu`` or ``cpu`` for all: one competitor on a GPU and one on a CPU would compare nothing.
-
-    Args:
-        asked: What the user asked for, if anything.
-        competitors: A GPU is taken if any of them can use one.
-    """
+    """``gpu`` or ``cpu`` for all: one competitor on a GPU and one on a CPU would compare nothing."""
     if asked in ("gpu", "cpu"):
         return asked
     return "gpu" if any(map(_has_gpu, {competitor.name for competitor in competitors})) else "cpu"
@@ -43,10 +38,6 @@ def _has_gpu(name: str) -> bool:
 
 def base_of(early: Early, device: str) -> tuple[str, TrainConfig]:
     """The preset's name, and its settings with few steps of one micro-batch each.
-
-    Args:
-        early: For the preset that the user named.
-        device: ``gpu`` or ``cpu``.
 
     Raises:
         InputError: If there is no such preset.
@@ -66,11 +57,7 @@ def base_of(early: Early, device: str) -> tuple[str, TrainConfig]:
 
 
 def undisturbed(config: TrainConfig) -> TrainConfig:
-    """The same run with nothing between its steps: evaluated before the first and after the last.
-
-    Args:
-        config: The settings.
-    """
+    """The same run with nothing between its steps: evaluated before the first and after the last."""
     rows, steps = config.reports.eval_rows, config.schedule.steps
     reports = ReportSection(
         eval_every=steps, eval_rows=rows, save_every=0, keep_last=1, sample_every=0, plain=True
@@ -82,7 +69,6 @@ def write_plan(folder: Path, config: TrainConfig) -> Path:
     """Write the settings as TOML.
 
     Args:
-        folder: Where to.
         config: The settings; TOML has no word for those that are None, which is their default.
 
     Returns:

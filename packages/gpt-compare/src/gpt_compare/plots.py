@@ -43,9 +43,7 @@ def draw_all(folder: Path, rows: Sequence[Row], title: str) -> list[Path]:
     """Write speed, memory, energy where it is known, loss by step and loss by time as PNG.
 
     Args:
-        folder: Where to.
         rows: All competitors; those that did not finish are left out.
-        title: What was compared, and on what.
 
     Returns:
         The files; none if no competitor finished.
@@ -57,11 +55,7 @@ def draw_all(folder: Path, rows: Sequence[Row], title: str) -> list[Path]:
 
 
 def as_svg(rows: Sequence[Row]) -> dict[str, str]:
-    """The same plots as SVG to be set into a page: its letters, and its colour where they are black.
-
-    Args:
-        rows: As ``draw_all`` takes them.
-    """
+    """The same plots as SVG to be set into a page: its letters, and its colour where they are black."""
     pictures = {}
     for name, figure in drawn(rows, None).items():
         out = io.StringIO()
@@ -78,7 +72,6 @@ def drawn(rows: Sequence[Row], title: str | None) -> dict[str, Figure]:
 
     Args:
         rows: All competitors; those that did not finish are left out.
-        title: Above each plot, if given.
     """
     entries = entries_of(rows)
     plots: dict[str, Callable[[Figure, list[Entry]], None]] = {
@@ -99,11 +92,7 @@ def drawn(rows: Sequence[Row], title: str | None) -> dict[str, Figure]:
 
 
 def entries_of(rows: Sequence[Row]) -> list[Entry]:
-    """The finished competitors and their looks: a competitor has its colour in all plots ever made.
-
-    Args:
-        rows: All competitors.
-    """
+    """The finished competitors and their looks: a competitor has its colour in all plots ever made."""
     entries: list[Entry] = []
     for place, row in enumerate(rows):
         if row.figures is not None:

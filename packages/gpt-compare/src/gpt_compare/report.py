@@ -120,9 +120,6 @@ class Comparison:
 def read_report(folder: Path) -> Comparison:
     """The comparison that a folder reports, written by this version or one before it.
 
-    Args:
-        folder: Of ``gpt-compare``.
-
     Raises:
         InputError: If there is no such report, or it is damaged.
     """
@@ -148,12 +145,7 @@ def read_report(folder: Path) -> Comparison:
 
 
 def cells(row: Row, price_per_hour: float | None = None) -> list[str]:
-    """A row of the table, column by column as in ``COLUMNS``; an error takes the second.
-
-    Args:
-        row: One competitor's result.
-        price_per_hour: Dollars.
-    """
+    """A row of the table, column by column as in ``COLUMNS``; an error takes the second."""
     f = row.figures
     if f is None:
         return [row.label, row.error or "", *[""] * (len(COLUMNS) - 2)]
@@ -182,11 +174,7 @@ def cells(row: Row, price_per_hour: float | None = None) -> list[str]:
 
 
 def table_of(comparison: Comparison) -> list[list[str]]:
-    """Heading and rows; columns that nobody fills are left out.
-
-    Args:
-        comparison: What is reported.
-    """
+    """Heading and rows; columns that nobody fills are left out."""
     table = [list(COLUMNS), *(cells(row, comparison.price_per_hour) for row in comparison.rows)]
     filled = [any(line[place] for line in table[1:]) or not place for place in range(len(COLUMNS))]
     return [[cell for cell, keep in zip(line, filled, strict=True) if keep] for line in table]
@@ -197,12 +185,7 @@ def _or_blank(form: str, value: float | None) -> str:
 
 
 def markdown(comparison: Comparison, pictures: Sequence[Path]) -> str:
-    """The whole ``report.md``.
-
-    Args:
-        comparison: What is reported.
-        pictures: The plots, beside the report.
-    """
+    """The whole ``report.md``."""
     heading, *rows = table_of(comparison)
     table = [heading, ["---", *["--:"] * (len(heading) - 2), "---"], *rows]
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in table]
@@ -214,23 +197,14 @@ def markdown(comparison: Comparison, pictures: Sequence[Path]) -> str:
 
 
 def origin(comparison: Comparison) -> str:
-    """Date, driver and versions in one line.
-
-    Args:
-        comparison: What is reported.
-    """
+    """Date, driver and versions in one line."""
     versions = ", ".join(f"{name} {value}" for name, value in comparison.versions.items())
     driver = f", driver {comparison.driver}" if comparison.driver else ""
     return f"{comparison.date}{driver}; {versions}"
 
 
 def show(console: Console, comparison: Comparison) -> None:
-    """Print the table, turned by a quarter, so that it fits a terminal.
-
-    Args:
-        console: Where to.
-        comparison: What is reported.
-    """
+    """Print the table, turned by a quarter, so that it fits a terminal."""
     finished = [cells(row, comparison.price_per_hour) for row in comparison.rows if row.figures is not None]
     labels, *lines = zip(COLUMNS, *finished, strict=True)
     # no padding: five competitors and their spreads are to fit eighty columns
@@ -251,10 +225,6 @@ def show(console: Console, comparison: Comparison) -> None:
 
 def write_report(folder: Path, comparison: Comparison) -> Path:
     """Write ``report.json``, the plots, ``report.md`` and ``report.html``.
-
-    Args:
-        folder: Where to.
-        comparison: What is reported.
 
     Returns:
         The path of ``report.md``.

@@ -59,13 +59,9 @@ def run_competitor(
     """Train one competitor, and remove its checkpoints.
 
     Args:
-        competitor: Which.
         plan: TOML file with the settings that all have in common; the run gets a folder beside it.
-        stop: Ends the process early.
         turn: Which of its turns this is, from 1; each has a folder of its own.
         gauge: Of the device; none counts nothing.
-        keep_checkpoints: Leave them.
-        show: Told the newest line of the output now and then.
     """
     run = plan.parent / (competitor.folder if turn == 1 else f"{competitor.folder}-turn-{turn}")
     run.mkdir()

@@ -49,9 +49,6 @@ class Point:
 def points_of(argv: Sequence[str]) -> list[Point]:
     """Every combination of the lists, in the order given.
 
-    Args:
-        argv: Arguments of ``gpt-compare``.
-
     Raises:
         InputError: If a batch size or a context is not a positive number.
     """
@@ -93,7 +90,6 @@ def write_sweep(folder: Path, places: Sequence[tuple[Point, Comparison]]) -> Pat
 
     Args:
         folder: Where to; each place's own report lies below it.
-        places: At least two.
 
     Returns:
         The path of ``sweep.md``.

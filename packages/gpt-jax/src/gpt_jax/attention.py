@@ -41,12 +41,8 @@ def attend(
     """Causal attention, each position within its own document and the prefix of its row.
 
     Args:
-        q: Queries.
-        k: Keys.
-        v: Values.
         segment_starts: First position of each position's document; ``None`` means that all are 0.
         key: Dropout key of the attention weights; ``None`` means no dropout.
-        rate: Dropout rate.
         prefix_lengths: Positions at the start of each row that all later ones see; ``None`` means none.
     """
     tiles = [
@@ -64,9 +60,6 @@ def attend_fused(
     """Causal attention by cuDNN's kernel; T is even.
 
     Args:
-        q: Queries.
-        k: Keys.
-        v: Values.
         layer: Which of several calls in one program this is, from 0.
     """
     scale = fused_scale(q.shape[-1], layer)
@@ -81,7 +74,6 @@ def fused_scale(width: int, layer: int) -> float:
     request 46500). Calls that differ beyond float32's last bit are not equal.
 
     Args:
-        width: Head width, K.
         layer: From 0, below 2^14.
     """
     return (1.0 + layer * 2.0**-40) / math.sqrt(width)
@@ -120,8 +112,6 @@ def visible(
     """True where a query may see a key: not ahead of it, and in the same document or the row's prefix.
 
     Args:
-        query_index: Position of each query.
-        stop: Number of keys, S.
         starts: First position of each query's document, or ``None``.
         prefix_lengths: Keys of each row that all later queries see, or ``None``; only with ``starts``.
     """
@@ -141,8 +131,6 @@ def attention_weights(
     """``softmax(q k^T / sqrt(K))`` over the visible keys, in float32.
 
     Args:
-        q: Queries.
-        k: Keys.
         mask: True where a query may see a key; at least once for every query.
     """
     scores = product("bthk,bshk->bhts", q, k, wide=True)

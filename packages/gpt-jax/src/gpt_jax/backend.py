@@ -102,10 +102,7 @@ class JaxBackend:
         """One optimizer step; see ``gpt_trainer.backend.Backend.train_step``.
 
         Args:
-            micro_batches: At least one, all of the same shape.
-            lr: Learning rate of this step.
             step: Optimizer steps already taken, from 0.
-            skip_above: Largest global norm that still updates the weights.
         """
         weight = _weight(micro_batches)
         inputs, counter = self._inputs(micro_batches), self._counter(step)
@@ -116,12 +113,7 @@ class JaxBackend:
         return PendingMetrics(values)
 
     def gradients(self, micro_batches: Sequence[Batch], step: int) -> tuple[float, Canonical]:
-        """Mean loss and its gradient by canonical name, unclipped, dropout as in ``train_step``.
-
-        Args:
-            micro_batches: At least one, all of the same shape.
-            step: Optimizer steps already taken: selects the dropout masks.
-        """
+        """Mean loss and its gradient by canonical name, unclipped, dropout as in ``train_step``."""
         weight = _weight(micro_batches)
         inputs, counter = self._inputs(micro_batches), self._counter(step)
         sums = self._sum_gradients(self._state.params, inputs, weight, counter, plan=self._plan)

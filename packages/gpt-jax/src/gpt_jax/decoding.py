@@ -108,11 +108,9 @@ def _extend(
     """The cache with the new positions in it, and the logits after the last of them.
 
     Args:
-        params: Stacked, cast.
         cache: Keys and values so far; its memory is used again.
         tokens: New tokens, filled up on the right.
         span: How many tokens there are already, and how many of ``tokens`` count.
-        plan: Precision and sizes.
     """
     start, count = span
     offset = jnp.arange(tokens.shape[1], dtype=jnp.int32)

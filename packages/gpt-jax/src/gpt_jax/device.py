@@ -31,10 +31,6 @@ def choose_device(name: str, *, preallocate: bool) -> jax.Device:
 
     A run on the CPU starts JAX's CPU platform alone, so that it neither touches a GPU nor warns of one.
 
-    Args:
-        name: ``"auto"``, ``"cpu"`` or ``"gpu"``.
-        preallocate: Take most of a GPU's memory at once.
-
     Raises:
         ValueError: If the name is unknown, or a GPU is asked for and there is none.
     """
@@ -54,22 +50,12 @@ def choose_device(name: str, *, preallocate: bool) -> jax.Device:
 
 
 def compiler_options(device: jax.Device, *, deterministic: bool) -> dict[str, bool | str]:
-    """Options for every ``jax.jit``.
-
-    Args:
-        device: Where the compiled code is to run.
-        deterministic: On a GPU, use no routine whose order of summation differs from run to run, and
-            choose tiles by rule, not by timing them.
-    """
+    """Options for every ``jax.jit``."""
     return {"xla_gpu_deterministic_ops": True} if device.platform == "gpu" and deterministic else {}
 
 
 def device_name(device: jax.Device) -> str:
-    """The device as its vendor names it.
-
-    Args:
-        device: A CPU or CUDA device.
-    """
+    """The device as its vendor names it."""
     if device.platform == "cpu":
         return _cpu_model() or platform.processor() or platform.machine()
     return device.device_kind
@@ -85,11 +71,7 @@ def _cpu_model() -> str:
 
 
 def peak_memory_bytes(device: jax.Device) -> int:
-    """Highest memory allocated on a GPU since the start; the process's peak on a CPU.
-
-    Args:
-        device: A CPU or CUDA device.
-    """
+    """Highest memory allocated on a GPU since the start; the process's peak on a CPU."""
     if device.platform != "cpu":
         return int(device.memory_stats()["peak_bytes_in_use"])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

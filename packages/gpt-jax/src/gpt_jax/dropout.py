@@ -27,19 +27,13 @@ def multiply(a: Words, b: int) -> tuple[Words, Words]:
     ``multiply(0xFFFFFFFF, 0xFFFFFFFF)`` is ``(0xFFFFFFFE, 0x00000001)``.
 
     Args:
-        a: Any words.
         b: A constant below 2^32.
     """
     return lax.mulhi(a, jnp.full_like(a, b)), a * jnp.uint32(b)
 
 
 def philox(counter: tuple[Words, Words, Words, Words], key: tuple[Array, Array]) -> tuple[Words, Words]:
-    """Words 0 and 1 of Philox-4x32-10 for each counter.
-
-    Args:
-        counter: Four words, all of one shape.
-        key: Two words, scalars.
-    """
+    """Words 0 and 1 of Philox-4x32-10 for each counter."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(ROUNDS):
@@ -55,10 +49,7 @@ def dropout_keys(
     """Keys of every mask in one forward pass, by layer and ``Site``.
 
     Args:
-        seed: The run's seed, low word first.
         step: Optimizer steps already taken, from 0.
-        micro_batch: Index of the micro-batch within the step.
-        n_layer: Number of blocks, L.
     """
     shape = (n_layer, len(Site))
     layer, site = (lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in (0, 1))
@@ -67,13 +58,7 @@ def dropout_keys(
 
 
 def dropout_mask(shape: tuple[int, ...], key: UInt32[Array, " 2"], rate: float) -> Bool[Array, "*shape"]:
-    """True where an element of a tensor of ``shape`` is kept.
-
-    Args:
-        shape: Shape of the logical tensor, whose row-major index is the counter.
-        key: The mask's two key words.
-        rate: Share of elements that are dropped.
-    """
+    """True where an element of a tensor of ``shape`` is kept."""
     rows, width = math.prod(shape[:-1]), shape[-1]
     row = lax.broadcasted_iota(jnp.uint32, (rows, width), 0)
     column = lax.broadcasted_iota(jnp.uint32, (rows, width), 1)
@@ -83,15 +68,7 @@ def dropout_mask(shape: tuple[int, ...], key: UInt32[Array, " 2"], rate: float) 
 def dropout_mask_tile(
     shape: tuple[int, int, int, int], start: int, stop: int, key: UInt32[Array, " 2"], rate: float
 ) -> Bool[Array, "B H t S"]:
-    """The part ``[:, :, start:stop, :stop]`` of a mask, without the rest.
-
-    Args:
-        shape: ``[B, H, T, T]`` of the whole mask.
-        start: First query of the tile.
-        stop: One past its last query and key.
-        key: The mask's two key words.
-        rate: Share of elements that are dropped.
-    """
+    """The part ``[:, :, start:stop, :stop]`` of a mask, without the rest."""
     rows, heads, queries, width = shape
     tile = (rows, heads, stop - start, stop)
     b, h, t, s = (lax.broadcasted_iota(jnp.uint32, tile, axis) for axis in range(4))

@@ -26,12 +26,7 @@ TILE = 128
 
 @jax.custom_vjp
 def gather_rows(table: Float[Array, "V D"], index: Int[Array, "*M"]) -> Float[Array, "*M D"]:
-    """``table[index]``; every index lies in ``[0, V)``.
-
-    Args:
-        table: Rows to choose from.
-        index: Which row each result takes.
-    """
+    """``table[index]``; every index lies in ``[0, V)``."""
     return table[index]
 
 
@@ -60,9 +55,7 @@ def sum_by_index(
     """Row ``v`` of the result is the sum of all ``values[m]`` with ``index[m] == v``.
 
     Args:
-        values: What is summed.
         index: Where each row goes, in ``[0, height)``.
-        height: Rows of the result.
     """
     order, missing = jnp.argsort(index, stable=True), -len(index) % TILE
     # what fills the last tile up goes past the end, where it is dropped
@@ -81,14 +74,7 @@ def sum_by_index(
 def _join_tiles(
     sums: Float[Array, "N s D"], owner: Int[Array, "N s"], last: Int[Array, " N"], place: Int[Array, " N"]
 ) -> tuple[Float[Array, "N s D"], Int[Array, "N s"]]:
-    """Add to each tile's last sum the first sums of the tiles that go on with its index.
-
-    Args:
-        sums: By tile.
-        owner: Index of each sum.
-        last: Index of each tile's last sum.
-        place: Where that sum stands.
-    """
+    """Add to each tile's last sum the first sums of the tiles that go on with its index."""
     number, first = jnp.arange(len(last), dtype=jnp.int32), owner[:, 0]
     goes_on = (number[:, None] < number[None]) & (last[:, None] == first[None])  # [N, N]
     rest = product("nm,md->nd", goes_on.astype(sums.dtype), sums[:, 0])

@@ -38,8 +38,6 @@ def weighted_loss(
 
     Args:
         params: Float32 parameters.
-        inputs: The micro-batch.
-        plan: Precision, attention and sizes.
         weight: One over the number of targets in the whole step, so that shares add up to the mean.
         keys: Dropout keys; ``None`` means no dropout.
     """
@@ -65,11 +63,7 @@ def head_loss(
     """Weighted sum of negative log-likelihoods; differentiable by ``hidden`` and ``wte``.
 
     Args:
-        hidden: What the head sees.
         wte: The head's float32 weight.
-        targets: Token ids, or ``IGNORE``.
-        weight: Factor of the sum.
-        plan: Precision, size of the chunks, and the vocabulary before padding.
     """
     return token_nll(hidden, wte, targets, plan).sum() * weight
 
@@ -116,10 +110,7 @@ def token_nll(
     """Negative log-likelihood of each target, 0 where there is none, chunk by chunk.
 
     Args:
-        hidden: What the head sees.
         wte: The head's float32 weight.
-        targets: Token ids, or ``IGNORE``.
-        plan: Precision, size of the chunks, and the vocabulary before padding.
     """
     head = wte.astype(plan.dtype)
 
@@ -135,9 +126,6 @@ def chunk_logits(
     """A chunk's logits in float32; padding columns are the lowest number, which has no share in any sum.
 
     Args:
-        hidden: What the head sees.
-        head: The head's weight, in the type of ``hidden``.
-        plan: The vocabulary before padding.
         wide: Keep the product's float32 sums; else they are rounded to the type of ``hidden`` first, which
             halves the bytes of the largest array of a step.
     """
@@ -189,9 +177,7 @@ def target_log_probs(
 
     Args:
         params: Float32 parameters.
-        inputs: Tokens and targets.
         index: Positions to score, counted through all rows; ``None`` means all of them.
-        plan: Precision, attention and sizes.
     """
     hidden = hidden_states(params, inputs, plan)
     targets = inputs.targets.reshape(-1)
@@ -203,13 +189,7 @@ def target_log_probs(
 def split_chunks(
     hidden: Float[Array, "M D"], targets: Int[Array, " M"], plan: Plan
 ) -> tuple[Float[Array, "N m D"], Int[Array, "N m"]]:
-    """Equal chunks whose logits number at most ``plan.chunk``; the last is filled up without targets.
-
-    Args:
-        hidden: What the head sees.
-        targets: Token ids, or ``IGNORE``.
-        plan: Size of the chunks, and the vocabulary.
-    """
+    """Equal chunks whose logits number at most ``plan.chunk``; the last is filled up without targets."""
     tokens, width = hidden.shape
     count = -(-tokens // max(1, plan.chunk // plan.vocab_size))
     rows = -(-tokens // count)

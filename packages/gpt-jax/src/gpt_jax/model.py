@@ -110,8 +110,6 @@ def hidden_states(
 
     Args:
         params: Float32 parameters; matrices are cast to ``plan.dtype`` where they are used.
-        inputs: Token ids and where their documents start.
-        plan: Precision, attention and sizes.
         keys: Dropout keys by layer and ``Site``; ``None`` means no dropout.
     """
     x = embed(params, inputs, plan)
@@ -169,16 +167,7 @@ def apply_block(
     keys: UInt32[Array, "4 2"] | None,
     layer: int = 0,
 ) -> Float[Array, "M D"]:
-    """One block: attention, then the two-layer network, each normalised before and added after.
-
-    Args:
-        block: Parameters.
-        x: The residual stream.
-        inputs: Where documents start.
-        plan: Precision, attention and sizes.
-        keys: Dropout keys by ``Site``.
-        layer: Which block of the program this is, for ``attend_fused``.
-    """
+    """One block: attention, then the two-layer network, each normalised before and added after."""
     attention_key, out_key, down_key = (None, None, None) if keys is None else tuple(keys[1:])
     h = self_attention(block, x, inputs, plan, attention_key, layer)
     h = linear(h, block.out_weight, block.out_bias)

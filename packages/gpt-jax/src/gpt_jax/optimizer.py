@@ -70,10 +70,7 @@ def step_scalars(
     """The fields of ``StepScalars`` in one host array: one copy to the device.
 
     Args:
-        config: For the decay rates of the moments.
-        lr: Learning rate.
         step: Steps already taken, from 0.
-        skip_above: Largest gradient norm that still updates the weights.
     """
     corrections = [1.0 - beta ** (step + 1) for beta in (config.beta1, config.beta2)]
     return np.array([lr, *corrections, skip_above], np.float32)
@@ -96,9 +93,6 @@ def adamw_update(
     Args:
         params: Float32 parameters.
         gradients: Of the mean loss, unclipped.
-        state: The moments.
-        config: Decay rates, epsilon, weight decay and clipping norm.
-        scalars: What belongs to this step alone.
     """
     norm = global_norm(gradients)
     updated = jnp.isfinite(norm) & (norm <= scalars.skip_above)

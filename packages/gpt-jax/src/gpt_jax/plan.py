@@ -18,12 +18,6 @@ LOGITS_IN_FLIGHT = {"gpu": 8192 * 50304, "cpu": 2**24}
 def make_plan(config: ModelConfig, runtime: Runtime, options: Options, device: jax.Device) -> Plan:
     """What the forward pass needs to know, with open choices made.
 
-    Args:
-        config: The model's sizes.
-        runtime: For the precision.
-        options: For the attention.
-        device: Where the model runs.
-
     Raises:
         ValueError: If the precision is unknown, or cuDNN is asked for where it cannot run.
     """
@@ -56,10 +50,5 @@ def _choose_attention(
 
 
 def stacks_layers(options: Options, device: jax.Device) -> bool:
-    """Whether the blocks are stacked and looped over.
-
-    Args:
-        options: For the caller's choice.
-        device: Where the model runs.
-    """
+    """Whether the blocks are stacked and looped over."""
     return options.layers == "scan" or (options.layers == "auto" and device.platform == "cpu")

@@ -11,9 +11,6 @@ def product(formula: str, a: Array, b: Array, *, wide: bool = False) -> Array:
     """A matrix product as an einsum.
 
     Args:
-        formula: Which axes meet.
-        a: Left operand.
-        b: Right operand, of the same type.
         wide: Keep the sums in float32 instead of rounding them to the operands' type.
     """
     # HIGHEST keeps float32 products float32 (no TF32); bfloat16 products know no difference

@@ -31,11 +31,7 @@ class Recording:
 
 @contextmanager
 def record(folder: Path) -> Iterator[Recording]:
-    """Record until the block ends; the trace goes below ``folder`` (TensorBoard's and Chrome's formats).
-
-    Args:
-        folder: Created if missing.
-    """
+    """Record until the block ends; the trace goes below ``folder`` (TensorBoard's and Chrome's formats)."""
     recording = Recording()
     folder.mkdir(parents=True, exist_ok=True)
     with jax.profiler.trace(str(folder)):
@@ -47,11 +43,7 @@ def record(folder: Path) -> Iterator[Recording]:
 
 
 def read_events(trace: Path) -> list[dict[str, Any]]:
-    """Events of a trace that stand for an operation of a compiled program.
-
-    Args:
-        trace: A ``.trace.json.gz`` of JAX's profiler.
-    """
+    """Events of a trace that stand for an operation of a compiled program."""
     with gzip.open(trace, "rt", encoding="utf-8") as text:
         events = json.load(text)["traceEvents"]
     return [event for event in events if event.get("ph") == "X" and "hlo_op" in event.get("args", {})]

@@ -49,15 +49,6 @@ def train_step(
 ) -> tuple[TrainingState, Float[Array, " 3"]]:
     """Gradients of the mean loss over all targets, clip, AdamW.
 
-    Args:
-        state: Parameters and moments.
-        inputs: All micro-batches, with a leading axis N.
-        weight: One over the number of targets.
-        counter: Seed (low word, high word) and number of the step, for the dropout masks.
-        scalars: The fields of ``StepScalars``.
-        plan: Precision, attention and sizes.
-        config: The optimizer's settings.
-
     Returns:
         The new state; and loss, gradient norm, and 1 if the weights were updated.
     """
@@ -76,10 +67,7 @@ def sum_gradients(
 
     Args:
         params: Float32 parameters.
-        inputs: All micro-batches, with a leading axis N.
         weight: One over the number of targets in the whole step.
-        counter: Seed and number of the step, for the dropout masks.
-        plan: Precision, attention and sizes.
     """
 
     def of_micro_batch(index: Array, one: Inputs) -> Sums:

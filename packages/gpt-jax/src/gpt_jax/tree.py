@@ -42,13 +42,7 @@ def padded_vocabulary(vocab_size: int) -> int:
 
 
 def zeros(config: ModelConfig, device: jax.Device, *, stacked: bool) -> Parameters:
-    """A tree of zeros.
-
-    Args:
-        config: The model's sizes.
-        device: Where the arrays are to live.
-        stacked: One array for all blocks, or one for each.
-    """
+    """A tree of zeros."""
     nothing = {name: np.zeros(shape, np.float32) for name, shape in parameter_shapes(config).items()}
     return from_canonical(nothing, config, device, stacked=stacked)
 
@@ -60,9 +54,6 @@ def from_canonical(
 
     Args:
         values: Canonical arrays, checked already.
-        config: The model's sizes.
-        device: Where the arrays are to live.
-        stacked: One array for all blocks, or one for each.
     """
 
     def send(value: np.ndarray) -> jax.Array:
@@ -91,12 +82,7 @@ def from_canonical(
 
 
 def to_canonical(tree: Parameters, config: ModelConfig) -> Canonical:
-    """Canonical arrays, as copies, without the padding.
-
-    Args:
-        tree: Parameters, or anything of their shapes: gradients, moments.
-        config: The model's sizes.
-    """
+    """Canonical arrays, as copies, without the padding."""
     named = {
         "transformer.wte.weight": np.asarray(tree.wte)[: config.vocab_size],
         "transformer.wpe.weight": np.asarray(tree.wpe),

@@ -28,9 +28,6 @@ def has_gpu() -> bool:
 def choose_device(name: str) -> torch.device:
     """The device for ``Runtime.device``; ``"auto"`` takes a GPU if there is one.
 
-    Args:
-        name: ``"auto"``, ``"cpu"`` or ``"gpu"``.
-
     Raises:
         ValueError: If the name is unknown, or a GPU is asked for and there is none.
     """
@@ -42,11 +39,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def set_numerics(runtime: Runtime) -> None:
-    """Make float32 mean float32, sums of bfloat16 products float32, and, if asked, every run the same.
-
-    Args:
-        runtime: For ``deterministic``.
-    """
+    """Make float32 mean float32, sums of bfloat16 products float32, and, if asked, every run the same."""
     torch.set_float32_matmul_precision("highest")
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     if runtime.deterministic:
@@ -58,11 +51,7 @@ def set_numerics(runtime: Runtime) -> None:
 
 
 def can_compile(device: torch.device) -> bool:
-    """Whether ``torch.compile`` has what it needs: a C++ compiler on a CPU; Triton and a C one on a GPU.
-
-    Args:
-        device: Where the compiled code is to run.
-    """
+    """Whether ``torch.compile`` has what it needs: a C++ compiler on a CPU; Triton and a C one on a GPU."""
     if device.type == "cuda":
         # Triton compiles the code that launches its kernels
         found = any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang"))
@@ -71,32 +60,19 @@ def can_compile(device: torch.device) -> bool:
 
 
 def compiler_options(deterministic: bool) -> dict[str, Any]:
-    """Options for ``torch.compile``.
-
-    Args:
-        deterministic: Choose tiles by rule and not by timing them, so that two runs sum in the same order.
-    """
+    """Options for ``torch.compile``."""
     return {"deterministic": True} if deterministic else {}
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A small host tensor on its way to the device, without waiting for the work before it.
-
-    Args:
-        tensor: A tensor on the CPU.
-        device: A CPU, which shares the memory, or a CUDA device.
-    """
+    """A small host tensor on its way to the device, without waiting for the work before it."""
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor
 
 
 def device_name(device: torch.device) -> str:
-    """The device as its vendor names it.
-
-    Args:
-        device: A CPU or CUDA device.
-    """
+    """The device as its vendor names it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return _cpu_model() or platform.processor() or platform.machine()
@@ -112,11 +88,7 @@ def _cpu_model() -> str:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Highest memory allocated on a GPU since the start; the process's peak on a CPU.
-
-    Args:
-        device: A CPU or CUDA device.
-    """
+    """Highest memory allocated on a GPU since the start; the process's peak on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

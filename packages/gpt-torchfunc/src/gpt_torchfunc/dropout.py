@@ -22,10 +22,6 @@ def philox(
 
     All words are int64 that hold 32 bits. The product of two of them may pass 2^63 and wrap, which
     leaves its 64 bits as they should be; the shift then drags the sign along, hence the mask after it.
-
-    Args:
-        counter: Four words, of shapes that broadcast together.
-        key: Two words.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
@@ -42,8 +38,6 @@ def dropout_keys(seed: int, step: int, micro_batch: int, n_layer: int) -> Int64[
     Args:
         seed: The run's seed, below 2^64.
         step: Optimizer steps already taken, from 0.
-        micro_batch: Index of the micro-batch within the step.
-        n_layer: Number of blocks, L.
     """
     layer = torch.arange(n_layer)[:, None]
     site = torch.tensor([int(site) for site in Site])
@@ -53,13 +47,7 @@ def dropout_keys(seed: int, step: int, micro_batch: int, n_layer: int) -> Int64[
 
 
 def dropout_mask(shape: torch.Size, key: Int64[Tensor, " 2"], rate: float) -> Bool[Tensor, " ..."]:
-    """True where an element of a tensor of ``shape`` is kept.
-
-    Args:
-        shape: Shape of the logical tensor, whose row-major index is the counter.
-        key: The mask's two key words.
-        rate: Share of elements that are dropped.
-    """
+    """True where an element of a tensor of ``shape`` is kept."""
     index = torch.arange(shape.numel(), device=key.device)
     zero = torch.zeros_like(index)
     word, _ = philox((index & LOW, index >> 32, zero, zero), (key[0], key[1]))
@@ -72,7 +60,6 @@ def dropout(
     """``x`` with a share ``rate`` of its elements set to zero and the rest scaled by ``1 / (1 - rate)``.
 
     Args:
-        x: Any tensor.
         key: The mask's two key words; ``None`` leaves ``x`` as it is.
         rate: Share of elements that are dropped, in ``[0, 1)``.
     """

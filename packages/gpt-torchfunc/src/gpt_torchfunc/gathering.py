@@ -26,9 +26,7 @@ def sum_by_index(values: Float[Tensor, "M D"], index: Int[Tensor, " M"], height:
     """Row ``v`` of the result is the sum of all ``values[m]`` with ``index[m] == v``.
 
     Args:
-        values: What is summed.
         index: Where each row goes, in ``[0, height)``.
-        height: Rows of the result, V.
     """
     ordered, order = index.sort(stable=True)
     missing = -len(index) % TILE
@@ -48,13 +46,7 @@ def sum_by_index(values: Float[Tensor, "M D"], index: Int[Tensor, " M"], height:
 def _join_tiles(
     sums: Float[Tensor, "N s D"], tiles: Int[Tensor, "N t"], place: Int[Tensor, " N"]
 ) -> Float[Tensor, "N s D"]:
-    """Add to each tile's last sum the first sums of the tiles that go on with its index.
-
-    Args:
-        sums: By tile.
-        tiles: Sorted indices.
-        place: Where each tile's last sum stands.
-    """
+    """Add to each tile's last sum the first sums of the tiles that go on with its index."""
     number, end = (torch.arange(size, device=tiles.device) for size in sums.shape[:2])
     goes_on = (number[:, None] < number) & (tiles[:, -1:] == tiles[:, 0])  # [N, N]
     rest = goes_on.to(sums.dtype) @ sums[:, 0]

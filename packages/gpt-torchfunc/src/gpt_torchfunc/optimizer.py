@@ -66,10 +66,7 @@ def step_scalars(config: OptimizerConfig, lr: float, step: int, skip_above: floa
     """The fields of ``StepScalars`` in one CPU tensor: one copy to the device.
 
     Args:
-        config: For the decay rates of the moments.
-        lr: Learning rate.
         step: Steps already taken, from 0.
-        skip_above: Largest gradient norm that still updates the weights.
     """
     corrections = [1.0 - beta ** (step + 1) for beta in (config.beta1, config.beta2)]
     return torch.tensor([lr, *corrections, skip_above], dtype=torch.float64).float()
@@ -92,9 +89,6 @@ def adamw_update(
     Args:
         params: Float32 parameters.
         gradients: Of the mean loss, unclipped.
-        state: The moments.
-        config: Decay rates, epsilon, weight decay and clipping norm.
-        scalars: What belongs to this step alone.
     """
     norm = global_norm(gradients)
     updated = torch.isfinite(norm) & (norm <= scalars.skip_above)

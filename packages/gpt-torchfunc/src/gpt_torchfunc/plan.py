@@ -20,12 +20,6 @@ LOGITS_IN_FLIGHT = {"cuda": 8192 * 50304, "cpu": 2**24}
 def make_plan(config: ModelConfig, runtime: Runtime, options: Options, device: torch.device) -> Plan:
     """What the forward pass needs to know, with open choices made.
 
-    Args:
-        config: The model's sizes.
-        runtime: For the precision.
-        options: For the attention.
-        device: Where the model runs.
-
     Raises:
         ValueError: If the precision is unknown.
     """
@@ -45,10 +39,6 @@ def make_plan(config: ModelConfig, runtime: Runtime, options: Options, device: t
 def wants_compile(options: Options, device: torch.device) -> bool:
     """Whether the step is to be compiled.
 
-    Args:
-        options: For the caller's choice.
-        device: Where the model runs.
-
     Raises:
         ValueError: If it is wanted and this machine lacks a compiler.
     """
@@ -66,10 +56,6 @@ def wants_compile(options: Options, device: torch.device) -> bool:
 
 def scores_trees(options: Options, device: torch.device) -> bool:
     """Whether log-probabilities are taken by trees of tokens.
-
-    Args:
-        options: For the caller's choice.
-        device: Where the model runs.
 
     Raises:
         ValueError: If it is wanted on another device than a CPU.

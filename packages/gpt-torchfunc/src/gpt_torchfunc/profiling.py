@@ -28,12 +28,7 @@ class Recording:
 
 @contextmanager
 def record(folder: Path, device: torch.device) -> Iterator[Recording]:
-    """Record until the block ends, then write ``trace.json`` (Chrome's trace format) into ``folder``.
-
-    Args:
-        folder: Created if missing.
-        device: Whose kernels are counted.
-    """
+    """Record until the block ends, then write ``trace.json`` (Chrome's trace format) into ``folder``."""
     gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
     recording = Recording()

@@ -80,8 +80,6 @@ def log_probs(params: Parameters, batch: Batch, plan: Plan) -> Float32[np.ndarra
 
     Args:
         params: Float32 parameters on the host.
-        batch: Rows that fit the model.
-        plan: Precision and sizes.
     """
     rows, width = batch.tokens.shape
     step = max(1, POSITIONS_AT_A_TIME // width)
@@ -100,7 +98,6 @@ def plant(batch: Batch, plan: Plan) -> Forest:
 
     Args:
         batch: Rows; at least one target.
-        plan: For the type of the masks.
     """
     trees = [row_tree(batch.rows(row, row + 1)) for row in range(len(batch.tokens))]
     firsts = np.cumsum([0, *(len(tree.tokens) for tree in trees[:-1])])
@@ -114,11 +111,7 @@ def plant(batch: Batch, plan: Plan) -> Forest:
 
 
 def row_tree(row: Batch) -> Tree:
-    """One row's nodes that a target is predicted from, and their ancestors.
-
-    Args:
-        row: A batch of one row.
-    """
+    """One row's nodes that a target is predicted from, and their ancestors."""
     tokens, before = row.tokens[0].tolist(), predecessors(row)
     nodes: dict[tuple[int, int], int] = {}
     node_of: list[int] = []
@@ -137,11 +130,7 @@ def row_tree(row: Batch) -> Tree:
 
 
 def predecessors(row: Batch) -> list[int]:
-    """For each position of a row the one that it continues, or ``ROOT``.
-
-    Args:
-        row: A batch of one row.
-    """
+    """For each position of a row the one that it continues, or ``ROOT``."""
     index = np.arange(row.tokens.shape[1])
     before = index - 1
     if row.segment_starts is not None:
@@ -156,8 +145,6 @@ def node_log_probs(params: Parameters, forest: Forest, plan: Plan) -> Float[Tens
 
     Args:
         params: Float32 parameters.
-        forest: Nodes and targets.
-        plan: Precision and sizes.
     """
     x = (F.embedding(forest.tokens, params.wte) + F.embedding(forest.depths, params.wpe)).to(plan.dtype)
     *blocks, last = unstack(params.blocks)
@@ -181,10 +168,6 @@ def apply_block(
     """One block; behind the last one's attention only some nodes are of use.
 
     Args:
-        block: Parameters.
-        x: The residual stream.
-        masks: Who sees whom, by row.
-        plan: Number of heads.
         scored: Nodes that go on from the attention; all if ``None``.
     """
     h = layer_norm(x, block.ln1_gain, block.ln1_bias)
@@ -238,12 +221,7 @@ def attend(qkv: Float[Tensor, "N W"], masks: list[Float[Tensor, "_ _"]], plan: P
 
 
 def log_normaliser(h: Float[Tensor, "S D"], head: Float[Tensor, "V D"]) -> Float[Tensor, " S"]:
-    """``log sum_v exp(h . w_v)`` over blocks of the vocabulary, in float32 from the logits on.
-
-    Args:
-        h: What the head sees.
-        head: Its weight, without padding.
-    """
+    """``log sum_v exp(h . w_v)`` over blocks of the vocabulary, in float32 from the logits on."""
     dtype = statistics_dtype(h.dtype)
     peak, total = h.new_full((len(h),), -math.inf, dtype=dtype), h.new_zeros(len(h), dtype=dtype)
     for rows in head.split(VOCABULARY_BLOCK):

@@ -60,12 +60,7 @@ def padded_vocabulary(vocab_size: int) -> int:
 
 
 def zeros(config: ModelConfig, device: torch.device) -> Parameters:
-    """A tree of zeros.
-
-    Args:
-        config: The model's sizes.
-        device: Where the tensors are to live.
-    """
+    """A tree of zeros."""
     shapes = parameter_shapes(config)
     d, n_layer = config.d_model, config.n_layer
     blocks = {field: (n_layer, *shapes[f"transformer.h.0.{name}"]) for field, name in BLOCK_NAMES.items()}
@@ -84,8 +79,6 @@ def from_canonical(values: Canonical, config: ModelConfig, device: torch.device)
 
     Args:
         values: Canonical arrays, checked already.
-        config: The model's sizes.
-        device: Where the tensors are to live.
     """
 
     def stacked(field: str) -> Tensor:
@@ -106,12 +99,7 @@ def from_canonical(values: Canonical, config: ModelConfig, device: torch.device)
 
 
 def to_canonical(tree: Parameters, config: ModelConfig) -> Canonical:
-    """Canonical arrays, as copies, without the padding.
-
-    Args:
-        tree: Parameters, or anything of their shapes: gradients, moments.
-        config: The model's sizes.
-    """
+    """Canonical arrays, as copies, without the padding."""
     host = map_leaves(lambda leaf: leaf.detach().cpu(), tree)
     named = {
         "transformer.wte.weight": host.wte[: config.vocab_size],

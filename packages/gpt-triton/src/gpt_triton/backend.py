@@ -80,10 +80,7 @@ class TritonBackend:
         """One optimizer step, launched and not waited for.
 
         Args:
-            micro_batches: At least one, all of the same shape.
-            lr: Learning rate of this step.
             step: Optimizer steps already taken, from 0.
-            skip_above: Largest global norm that still updates the weights.
 
         Raises:
             ValueError: If there is no micro-batch, or a token id is out of range.

@@ -97,8 +97,6 @@ def tree_of(flat: Float[Tensor, " P"], layout: Layout, vectors: Float[Tensor, " 
     """Named views into ``flat``.
 
     Args:
-        flat: A buffer of ``layout.size`` elements.
-        layout: Where each parameter lies.
         vectors: If given, 1-D parameters are views into this buffer instead: gains and biases are used
             in float32 where matrices are used in bfloat16.
     """
@@ -113,13 +111,7 @@ def tree_of(flat: Float[Tensor, " P"], layout: Layout, vectors: Float[Tensor, " 
 
 
 def write_arrays(flat: Float[Tensor, " P"], layout: Layout, values: Parameters) -> None:
-    """Copy canonical arrays into a buffer; padding becomes zero.
-
-    Args:
-        flat: A buffer of ``layout.size`` elements, rewritten.
-        layout: Where each parameter lies.
-        values: Checked arrays by canonical name.
-    """
+    """Copy canonical arrays into a buffer; padding becomes zero."""
     host = np.zeros(layout.size, np.float32)
     for name, slot in layout.slots.items():
         count = values[name].size

@@ -22,13 +22,7 @@ from gpt_triton.buffers import BlockParams, Params
 def head_logits(
     hidden: Float[Tensor, "M D"], wte: Float[Tensor, "Vp D"], vocab_size: int
 ) -> Float32[Tensor, "M V"]:
-    """Logits in float32, whatever the dtype of the model.
-
-    Args:
-        hidden: Final hidden states.
-        wte: Head, tied to the token table.
-        vocab_size: Rows of ``wte`` that are real.
-    """
+    """Logits in float32, whatever the dtype of the model."""
     return hidden.float() @ wte[:vocab_size].float().T
 
 
@@ -45,9 +39,6 @@ class CachedDecoder:
 
     def feed(self, tokens: Int[np.ndarray, "B n"]) -> Float32[np.ndarray, "B V"]:
         """Append tokens to every sequence and return the logits that follow the last.
-
-        Args:
-            tokens: As many new token ids for every row.
 
         Raises:
             ValueError: If the sequences would outgrow the context, or an id or the shape is out of range.
@@ -96,13 +87,7 @@ class CachedDecoder:
 def attend(
     q: Float[Tensor, "B H n K"], k: Float[Tensor, "B H t K"], v: Float[Tensor, "B H t K"]
 ) -> Float[Tensor, "B H n K"]:
-    """Attention of the last ``n`` of ``t`` positions; softmax in float32.
-
-    Args:
-        q: Queries of the new positions.
-        k: Keys of all positions.
-        v: Values of all positions.
-    """
+    """Attention of the last ``n`` of ``t`` positions; softmax in float32."""
     count, total = q.shape[2], k.shape[2]
     s = q.float() @ k.float().mT / math.sqrt(q.shape[3])  # [B, H, n, t]
     hidden = torch.ones(count, total, dtype=torch.bool, device=q.device).triu_(total - count + 1)

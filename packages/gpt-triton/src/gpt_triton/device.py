@@ -37,10 +37,6 @@ def choose_device(runtime: Runtime) -> torch.device:
 def choose_ops(kernels: Kernels, device: torch.device) -> tuple[str, ModuleType]:
     """The name and the module of the ops to run.
 
-    Args:
-        kernels: The user's choice.
-        device: Where they are to run.
-
     Raises:
         ValueError: If Triton kernels are asked for where they cannot run.
     """

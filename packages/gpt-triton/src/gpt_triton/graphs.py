@@ -19,9 +19,6 @@ class Recorder:
 
         The run comes first because kernels are compiled, and libraries set up, at their first launch,
         which a recording does not allow. Recording itself executes nothing.
-
-        Args:
-            launch: Launches work on fixed addresses, without reading anything back.
         """
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())

@@ -59,7 +59,6 @@ class MicroBatch:
         Args:
             batch: A checked batch of this shape.
             keys: Dropout keys; ``None`` leaves the old ones, which rate 0 does not read.
-            scale: One over the number of targets of the step.
         """
         parts = [batch.tokens, batch.targets, batch.positions]
         if batch.segment_starts is not None:
@@ -72,11 +71,6 @@ class MicroBatch:
 
 def load_batch(batch: Batch, config: ModelConfig, device: torch.device) -> MicroBatch:
     """A checked batch on the device, for a pass without dropout.
-
-    Args:
-        batch: From the host.
-        config: The model's sizes.
-        device: Where the model is.
 
     Raises:
         ValueError: If a value is out of range.

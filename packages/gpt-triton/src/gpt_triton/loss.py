@@ -34,16 +34,8 @@ def loss_and_gradients(
     """A micro-batch's share of the step's loss; its share of the gradients is added in place.
 
     Args:
-        ops: Either set of ops.
-        params: Compute copies of the parameters.
         d_params: Gradients, added to.
-        inputs: Tokens and what belongs to them.
-        targets: Token ids to predict, or ``IGNORE``.
         scale: One over the number of targets in the whole step.
-        n_head: Heads per block.
-        vocab_size: Rows of the token table that are real.
-        rate: Dropout rate.
-        keep: What the blocks keep for the backward.
     """
     hidden, residuals = forward(ops, params, inputs, n_head, rate, keep)
     nll, d_hidden = ops.linear_cross_entropy(
@@ -67,12 +59,6 @@ def token_losses(
     """Negative log-likelihood of every target without dropout, 0 where ignored.
 
     Args:
-        ops: Either set of ops.
-        params: Compute copies of the parameters.
-        inputs: Tokens and what belongs to them.
-        targets: Token ids to score, or ``IGNORE``.
-        n_head: Heads per block.
-        vocab_size: Rows of the token table that are real.
         index: Positions to score, counted through all rows; ``None`` means all of them.
     """
     hidden, _ = forward(ops, params, inputs, n_head)

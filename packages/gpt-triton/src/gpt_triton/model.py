@@ -89,10 +89,6 @@ def forward(
     """Final hidden states, after the last norm.
 
     Args:
-        ops: Either set of ops.
-        params: Compute copies of the parameters.
-        inputs: Tokens and what belongs to them.
-        n_head: Heads per block.
         rate: Dropout rate; 0 outside training.
         keep: What the blocks keep for a backward; ``None`` if there is none.
     """
@@ -120,14 +116,7 @@ def backward(
     """Add every parameter's gradient to ``d_params``; ``residuals.blocks`` is consumed.
 
     Args:
-        ops: Either set of ops.
-        params: As in the forward.
         d_params: Gradients, added to.
-        inputs: As in the forward.
-        residuals: From the forward.
-        d_hidden: Gradient of the final hidden states.
-        n_head: As in the forward.
-        rate: As in the forward.
     """
     # gradients of the bias that joined the stream below each block and below the last norm
     d_below = [None, *(block.proj_bias if rate == 0.0 else None for block in d_params.blocks)]

@@ -36,10 +36,7 @@ def adamw_hyper(
     """The numbers of one step that change from step to step, as ``adamw_update`` reads them.
 
     Args:
-        config: The optimizer's constants.
-        lr: Learning rate.
         step: Optimizer steps already taken, from 0.
-        skip_above: Largest global norm that still updates.
     """
     t = step + 1
     return np.array([lr, 1.0 - config.beta1**t, 1.0 - config.beta2**t, skip_above], np.float32)
@@ -58,14 +55,9 @@ def adamw_step(
     """One step in place; returns the global norm of the gradients before clipping.
 
     Args:
-        ops: Either set of ops.
         parameters: Master weights, changed unless the norm is not finite or too large.
-        gradients: Gradients of the mean loss.
         state: Moments, changed likewise.
         shadow: The weights in bfloat16, rewritten; ``None`` in float32.
-        hyper: From ``adamw_hyper``, on the device.
-        config: The optimizer's constants.
-        decay_count: The first so many elements decay.
     """
     norm: Float[Tensor, " 1"] = ops.global_norm(gradients)
     ops.adamw_update(

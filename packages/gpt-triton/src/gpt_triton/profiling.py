@@ -37,12 +37,7 @@ class RecordedProfile:
 
 @contextmanager
 def record(folder: Path, device: torch.device) -> Iterator[RecordedProfile]:
-    """Record until the end of the block, then write ``trace.json`` for a trace viewer.
-
-    Args:
-        folder: Made if missing.
-        device: Where the work runs.
-    """
+    """Record until the end of the block, then write ``trace.json`` for a trace viewer."""
     on_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     result = RecordedProfile("self_device_time_total" if on_gpu else "self_cpu_time_total")

@@ -29,8 +29,6 @@ def open_huggingface(folder: Path, device: Device, precision: Precision | None) 
     """Load a model and its tokenizer; no code of the folder's is run, and no network is used.
 
     Args:
-        folder: Holds what ``save_pretrained`` writes.
-        device: Where to run.
         precision: Of weights and products; bfloat16 on a GPU and float32 on a CPU if None.
 
     Raises:
@@ -81,13 +79,7 @@ def _as_model(folder: Path, torch: Any, tokenizer: Any, model: Any, place: str, 
 
 
 def token_log_probs(torch: Any, model: Any, logits_in_flight: int) -> LogProbFn:
-    """A model's log-probabilities of the tokens that it is given, in float32 softmax.
-
-    Args:
-        torch: The module.
-        model: Maps ``input_ids`` to ``.logits``.
-        logits_in_flight: Rows are taken so few at a time that no more logits exist.
-    """
+    """A model's log-probabilities of the tokens that it is given, in float32 softmax."""
 
     def log_prob_fn(tokens: np.ndarray) -> np.ndarray:
         per_row = max(1, (tokens.shape[1] - 1) * model.config.vocab_size)

@@ -48,11 +48,6 @@ class Options:
 def prepare(options: Options, model: ModelConfig, tokenizer: bpe_scratch.Tokenizer | None) -> Measure:
     """Read and encode the items.
 
-    Args:
-        options: Which items, by which protocol.
-        model: The model's sizes.
-        tokenizer: The data's tokenizer.
-
     Raises:
         InputError: If the file of items cannot be read.
         InputError: If an item does not fit, the tokenizer is not known or has other ids than the model, or

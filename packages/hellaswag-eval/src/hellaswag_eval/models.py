@@ -74,7 +74,6 @@ def open_checkpoint(
     Args:
         path: A run, one of its steps, or a Hugging Face GPT-2 folder.
         backend: Name of an installed backend; the fastest that runs here if None.
-        device: Where to run.
         precision: Of products; bfloat16 on a GPU and float32 on a CPU if None.
         tokenizer_files: Folder with GPT-2's files, for a model that comes without.
 
@@ -98,7 +97,6 @@ def choose_backend(name: str | None, device: Device) -> tuple[BackendSpec, str]:
 
     Args:
         name: Which one; if None, the first of ``FASTEST`` that is installed and runs there.
-        device: Where to run.
 
     Raises:
         InputError: If none is installed, or not the one named.
@@ -125,12 +123,7 @@ def _rank(name: str, place: str) -> int:
 
 
 def as_model(opened: Opened, path: Path) -> Model:
-    """An opened checkpoint as the command needs it.
-
-    Args:
-        opened: The backend and the tokenizer.
-        path: Where the checkpoint is.
-    """
+    """An opened checkpoint as the command needs it."""
     description = {
         "model": str(path),
         "backend": opened.name,

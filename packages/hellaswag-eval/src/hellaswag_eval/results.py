@@ -93,8 +93,6 @@ def judge(examples: Sequence[Example], scores: Scores, protocol: Protocol) -> li
     """What each example's log-probabilities choose.
 
     Args:
-        examples: Questions.
-        scores: What ``score`` found for them.
         protocol: Decides the unit of ``acc_norm``: tokens or characters.
     """
     return [
@@ -121,11 +119,7 @@ def _figure(right: Sequence[bool]) -> Figure:
 
 
 def describe(evaluation: Evaluation) -> str:
-    """The figures in one line, as percentages.
-
-    Args:
-        evaluation: The result.
-    """
+    """The figures in one line, as percentages."""
     parts = []
     for name, figure in evaluation.figures.items():
         error = "" if figure.stderr is None else f" ± {100 * figure.stderr:.2f}"
@@ -136,10 +130,6 @@ def describe(evaluation: Evaluation) -> str:
 
 def write_answers(path: Path, evaluations: Sequence[Evaluation]) -> None:
     """One JSON object per item and protocol.
-
-    Args:
-        path: The file, replaced if it exists.
-        evaluations: The results.
 
     Raises:
         WriteError: If it cannot be written.

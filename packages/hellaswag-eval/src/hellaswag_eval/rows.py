@@ -39,12 +39,7 @@ class Row(NamedTuple):
 
 
 def can_share(example: Example, context: int) -> bool:
-    """Whether the context and each ending fit the model together, so that nothing has to be cut.
-
-    Args:
-        example: A question.
-        context: The model's context.
-    """
+    """Whether the context and each ending fit the model together, so that nothing has to be cut."""
     return len(example.context) + max(map(len, example.endings)) - 1 <= context
 
 
@@ -52,10 +47,6 @@ def shared_row(example: Example, first: int) -> Row:
     """The context once, and behind it the endings, none of which sees another.
 
     The prefix is the context without its last token, with which each ending begins anew.
-
-    Args:
-        example: A question that fits the model's context.
-        first: Number of its first ending.
     """
     context, endings = example.context, example.endings
     prefix = len(context) - 1
@@ -70,11 +61,6 @@ def shared_row(example: Example, first: int) -> Row:
 
 def separate_rows(example: Example, first: int, context: int) -> list[Row]:
     """A row for each ending; of a context that is too long the end is kept.
-
-    Args:
-        example: A question.
-        first: Number of its first ending.
-        context: The model's context.
 
     Raises:
         InputError: If an ending alone is longer than that.
@@ -120,9 +106,6 @@ def pad(rows: Sequence[Row], height: int, width: int, *, shared: bool) -> Padded
     """Rows as one batch of ``height`` by ``width``; what is added has no target and is seen by nothing.
 
     Args:
-        rows: At most ``height``, none longer than ``width``.
-        height: Rows of the batch.
-        width: Its positions.
         shared: Whether the rows have a prefix; otherwise each is one segment.
     """
     assert len(rows) <= height, (len(rows), height)

@@ -75,9 +75,6 @@ class Options:
 def run(argv: Sequence[str]) -> int:
     """Run the command; the exit status is 0.
 
-    Args:
-        argv: Arguments.
-
     Raises:
         InputError: If a flag is unknown, or the data cannot be read.
         InputError: If the model, an item or a value is unusable.
@@ -157,11 +154,7 @@ def _plan(options: Options, model: Model, report: Report | None, stop: StopFlag)
 
 @contextmanager
 def progress_bar(*, plain: bool) -> Iterator[Callable[[Protocol], Report | None]]:
-    """A function that begins a bar for each protocol, on the standard error.
-
-    Args:
-        plain: No bar.
-    """
+    """A function that begins a bar for each protocol, on the standard error."""
     if plain:
         yield lambda _: None
         return

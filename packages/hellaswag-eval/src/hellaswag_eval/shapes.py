@@ -33,9 +33,7 @@ def choose_widths(lengths: Sequence[int], at_most: int, step: int) -> list[int]:
     at one width is the best of k - 1 that ends at an earlier one, and the rows between the two padded.
 
     Args:
-        lengths: Lengths of the rows.
         at_most: How many widths, at least one.
-        step: What they are multiples of.
 
     >>> choose_widths([10, 11, 12, 90, 100], at_most=2, step=4)
     [12, 100]
@@ -66,11 +64,7 @@ def group_rows(
     The batches of a group are equally high, to the row, as long as they hold ``tokens`` at most.
 
     Args:
-        lengths: Lengths of the rows.
         tokens: Positions of a batch, padding included; a row that is longer makes a batch alone.
-        at_most: How many shapes.
-        step: What widths are multiples of, if ``widest`` allows.
-        widest: No row is padded beyond this.
     """
     if not lengths:
         return []

@@ -62,7 +62,6 @@ def dropout_fwd(x: Float[Tensor, "*n"], dropout: Dropout) -> Float[Tensor, "*n"]
 
     Args:
         x: Any tensor; element ``i`` is its ``i``-th in row-major order.
-        dropout: Rate and key of the mask.
     """
     x = x.contiguous()
     y = torch.empty_like(x)
@@ -74,10 +73,5 @@ def dropout_fwd(x: Float[Tensor, "*n"], dropout: Dropout) -> Float[Tensor, "*n"]
 
 
 def dropout_bwd(d_y: Float[Tensor, "*n"], dropout: Dropout) -> Float[Tensor, "*n"]:
-    """Gradient of the input: the same mask and scale.
-
-    Args:
-        d_y: Gradient of the output.
-        dropout: Rate and key of the mask.
-    """
+    """Gradient of the input: the same mask and scale."""
     return dropout_fwd(d_y, dropout)

@@ -167,9 +167,6 @@ def embedding_fwd(
     Args:
         tokens: Token ids, checked by the caller.
         positions: Rows of ``wpe``, checked by the caller.
-        wte: Token table.
-        wpe: Position table.
-        dropout: Mask of the sum.
     """
     count, width = tokens.numel(), wte.shape[1]
     x = wte.new_empty(count, width)
@@ -193,12 +190,8 @@ def embedding_bwd(
     """Gradients of both tables, added in place.
 
     Args:
-        tokens: As in the forward.
-        positions: As in the forward.
-        d_x: Gradient of the output.
         d_wte: Added to, float32.
         d_wpe: Added to, float32.
-        dropout: As in the forward.
     """
     d_x = d_x.contiguous()
     _add_rows(d_wte, tokens.reshape(-1), d_x, dropout)

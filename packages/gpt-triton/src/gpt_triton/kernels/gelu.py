@@ -56,12 +56,7 @@ def gelu_fwd(x: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
 
 
 def gelu_bwd(x: Float[Tensor, "*n"], d_y: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    """Gradient of the input.
-
-    Args:
-        x: The input of the forward.
-        d_y: Gradient of the output.
-    """
+    """Gradient of the input."""
     x, d_y = x.contiguous(), d_y.contiguous()
     d_x = torch.empty_like(d_y)
     block = flat_block()

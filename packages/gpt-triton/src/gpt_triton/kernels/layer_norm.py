@@ -119,7 +119,6 @@ def layer_norm_fwd(
     """Normalize every row, then scale and shift.
 
     Args:
-        x: Rows to normalize.
         gain: Scale of each column, float32.
         bias: Shift of each column, float32.
         eps: Added to the variance.
@@ -147,9 +146,7 @@ def layer_norm_bwd(
     """Gradient of the input; those of gain and bias are added in place.
 
     Args:
-        res: From the forward.
         gain: Scale of each column, float32.
-        d_y: Gradient of the output.
         d_gain: Added to.
         d_bias: Added to.
         d_skip: Gradient that reached the input past the norm, added to the result.

@@ -22,7 +22,6 @@ def linear_fwd(
     """Affine map of every row.
 
     Args:
-        x: Input rows.
         weight: Matrix, (in, out), in the dtype of ``x``.
         bias: Added to every row, float32.
     """
@@ -37,7 +36,6 @@ def linear_gelu_fwd(
     """Affine map, then GELU; returns the output, and GELU's slope at the map's values.
 
     Args:
-        x: Input rows.
         weight: Matrix, (in, out), in the dtype of ``x``.
         bias: Added to every row, float32.
         slope: Whether the slope is needed; ``None`` is returned if not.
@@ -58,11 +56,8 @@ def linear_residual_fwd(
     """``residual + dropout(x W + b)``.
 
     Args:
-        x: Input rows.
         weight: Matrix, (in, out), in the dtype of ``x``.
         bias: Added to every row, float32.
-        residual: The stream that the branch returns to.
-        dropout: Mask of the branch.
     """
     y = x.new_empty(x.shape[0], weight.shape[1])
     epilogue = Epilogue(bias=bias, residual=residual.contiguous(), dropout=dropout)
@@ -74,7 +69,6 @@ def linear_bwd_dx(d_y: Float[Tensor, "M N"], weight: Float[Tensor, "K N"]) -> Fl
     """Gradient of the input.
 
     Args:
-        d_y: Gradient of the output.
         weight: Matrix, (in, out), in the dtype of ``d_y``.
     """
     d_x = d_y.new_empty(d_y.shape[0], weight.shape[0])
@@ -91,9 +85,7 @@ def linear_gelu_bwd_dx(
     """Gradient of what GELU took, where its output was the map's input; that of the bias in it is added.
 
     Args:
-        d_y: Gradient of the output.
         weight: Matrix, (in, out), in the dtype of ``d_y``.
-        slope: GELU's slope, from ``linear_gelu_fwd``.
         d_bias: Added to, float32: the sum of the result over its rows.
     """
     d_pre = torch.empty_like(slope)
@@ -112,8 +104,6 @@ def linear_bwd_dwdb(
     """Gradients of matrix and bias, added in place.
 
     Args:
-        x: Input of the forward.
-        d_y: Gradient of the output.
         d_weight: Added to, float32.
         d_bias: Added to, if given, float32.
     """

@@ -53,10 +53,7 @@ def adamw_update(
         first: First moment, changed.
         second: Second moment, changed.
         shadow: Copy of the weights in bfloat16, rewritten.
-        decay_count: The first so many elements decay.
-        norm: Global norm of ``gradients``.
         hyper: On the device: learning rate, ``1 - b1^t``, ``1 - b2^t``, ``skip_above``.
-        config: The optimizer's constants.
     """
     learning_rate, correction1, correction2, skip_above = hyper
     apply = (norm[0].isfinite() & (norm[0] <= skip_above)).to(norm.dtype)

@@ -42,9 +42,7 @@ def attention_fwd(
 
     Args:
         qkv: Queries, keys and values, side by side: W = 3 D.
-        n_head: Number of heads, a divisor of the width.
         segment_starts: First position that each position may see; ``None`` means 0.
-        dropout: Mask of the attention weights.
         prefix_lengths: Positions of each row that all later ones see besides; only with
             ``segment_starts``, and never before a backward.
     """
@@ -74,14 +72,7 @@ def attention_bwd(
     n_head: int,
     dropout: Dropout | None = None,
 ) -> Float[Tensor, "B T 3*D"]:
-    """Gradient of queries, keys and values.
-
-    Args:
-        res: From the forward.
-        d_out: Gradient of the output.
-        n_head: As in the forward.
-        dropout: As in the forward.
-    """
+    """Gradient of queries, keys and values."""
     rows, context, width = d_out.shape
     heads_of = _split_heads(res.qkv, 3, n_head)
     q, k, v = heads_of

@@ -29,11 +29,7 @@ def linear_cross_entropy(
     """Negative log-likelihood of every target, and the gradient of ``scale`` times their sum.
 
     Args:
-        x: Final hidden states.
         wte: Head, tied to the token table; rows past ``vocab_size`` are padding and take no part.
-        targets: Token ids, or ``IGNORE``.
-        vocab_size: Number of real rows of ``wte``.
-        scale: Weight of each token's loss: one over the step's number of targets.
         d_wte: Added to.
         chunk: Tokens handled at once; by default chosen from the shape.
 
@@ -64,10 +60,7 @@ def linear_nll(
     """Negative log-likelihood of every target, 0 where ignored.
 
     Args:
-        x: Final hidden states.
         wte: Head; rows past ``vocab_size`` take no part.
-        targets: Token ids, or ``IGNORE``.
-        vocab_size: Number of real rows of ``wte``.
         chunk: Tokens handled at once; by default chosen from the shape.
     """
     nll = x.new_empty(x.shape[0], dtype=accumulation_dtype(x))

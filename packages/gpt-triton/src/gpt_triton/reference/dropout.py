@@ -25,7 +25,6 @@ def keep_mask(index: Int[Tensor, "*n"], dropout: Dropout) -> Bool[Tensor, "*n"]:
 
     Args:
         index: Row-major positions of the elements in the whole tensor, int64.
-        dropout: Rate and key of the mask.
     """
     return _philox_word(index, dropout.key) >= dropout_threshold(dropout.rate)
 
@@ -35,7 +34,6 @@ def dropout_fwd(x: Float[Tensor, "*n"], dropout: Dropout) -> Float[Tensor, "*n"]
 
     Args:
         x: Any tensor; element ``i`` is its ``i``-th in row-major order.
-        dropout: Rate and key of the mask.
     """
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     source, target = x.reshape(-1), y.view(-1)
@@ -49,12 +47,7 @@ def dropout_fwd(x: Float[Tensor, "*n"], dropout: Dropout) -> Float[Tensor, "*n"]
 
 
 def dropout_bwd(d_y: Float[Tensor, "*n"], dropout: Dropout) -> Float[Tensor, "*n"]:
-    """Gradient of the input: the same mask and scale.
-
-    Args:
-        d_y: Gradient of the output.
-        dropout: Rate and key of the mask.
-    """
+    """Gradient of the input: the same mask and scale."""
     return dropout_fwd(d_y, dropout)
 
 

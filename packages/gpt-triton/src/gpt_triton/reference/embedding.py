@@ -25,9 +25,6 @@ def embedding_fwd(
     Args:
         tokens: Token ids, checked by the caller.
         positions: Rows of ``wpe``, checked by the caller.
-        wte: Token table.
-        wpe: Position table.
-        dropout: Mask of the sum.
     """
     x = wte.index_select(0, tokens.reshape(-1))
     x.add_(wpe.index_select(0, positions.reshape(-1)))
@@ -45,12 +42,8 @@ def embedding_bwd(
     """Gradients of both tables, added in place.
 
     Args:
-        tokens: As in the forward.
-        positions: As in the forward.
-        d_x: Gradient of the output.
         d_wte: Added to.
         d_wpe: Added to.
-        dropout: As in the forward.
     """
     if dropout is not None:
         d_x = dropout_bwd(d_x, dropout)

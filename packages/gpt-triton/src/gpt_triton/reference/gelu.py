@@ -23,11 +23,7 @@ A = 0.044715
 
 
 def gelu_fwd(x: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    """GELU of every element.
-
-    Args:
-        x: Any tensor.
-    """
+    """GELU of every element."""
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     tile = rows_per_tile(x, 1)
     for x_tile, y_tile in zip(x.reshape(-1).split(tile), y.view(-1).split(tile), strict=True):
@@ -37,12 +33,7 @@ def gelu_fwd(x: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
 
 
 def gelu_bwd(x: Float[Tensor, "*n"], d_y: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    """Gradient of the input.
-
-    Args:
-        x: The input of the forward.
-        d_y: Gradient of the output.
-    """
+    """Gradient of the input."""
     d_x = torch.empty_like(x, memory_format=torch.contiguous_format)
     tile = rows_per_tile(x, 1)
     flat = (x.reshape(-1), d_y.reshape(-1), d_x.view(-1))

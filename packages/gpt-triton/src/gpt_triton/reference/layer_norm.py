@@ -27,9 +27,6 @@ def layer_norm_fwd(
     """Normalize every row, then scale and shift.
 
     Args:
-        x: Rows to normalize.
-        gain: Scale of each column.
-        bias: Shift of each column.
         eps: Added to the variance.
     """
     y, mean, rstd = torch.native_layer_norm(x.to(gain.dtype), [x.shape[1]], gain, bias, eps)
@@ -48,9 +45,6 @@ def layer_norm_bwd(
     """Gradient of the input; those of gain and bias are added in place.
 
     Args:
-        res: From the forward.
-        gain: Scale of each column.
-        d_y: Gradient of the output.
         d_gain: Added to.
         d_bias: Added to.
         d_skip: Gradient that reached the input past the norm, added to the result.

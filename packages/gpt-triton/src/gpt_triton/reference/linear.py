@@ -22,7 +22,6 @@ def linear_fwd(
     """Affine map of every row.
 
     Args:
-        x: Input rows.
         weight: Matrix, (in, out), in the dtype of ``x``.
         bias: Added to every row.
     """
@@ -35,7 +34,6 @@ def linear_gelu_fwd(
     """Affine map, then GELU; returns the output, and GELU's slope at the map's values.
 
     Args:
-        x: Input rows.
         weight: Matrix, (in, out), in the dtype of ``x``.
         bias: Added to every row.
         slope: Whether the slope is needed; ``None`` is returned if not.
@@ -54,11 +52,8 @@ def linear_residual_fwd(
     """``residual + dropout(x W + b)``.
 
     Args:
-        x: Input rows.
         weight: Matrix, (in, out), in the dtype of ``x``.
         bias: Added to every row.
-        residual: The stream that the branch returns to.
-        dropout: Mask of the branch.
     """
     branch = linear_fwd(x, weight, bias)
     if dropout is not None:
@@ -70,7 +65,6 @@ def linear_bwd_dx(d_y: Float[Tensor, "M N"], weight: Float[Tensor, "K N"]) -> Fl
     """Gradient of the input.
 
     Args:
-        d_y: Gradient of the output.
         weight: Matrix, (in, out), in the dtype of ``d_y``.
     """
     return d_y @ weight.T
@@ -85,9 +79,7 @@ def linear_gelu_bwd_dx(
     """Gradient of what GELU took, where its output was the map's input; that of the bias in it is added.
 
     Args:
-        d_y: Gradient of the output.
         weight: Matrix, (in, out), in the dtype of ``d_y``.
-        slope: GELU's slope, from ``linear_gelu_fwd``.
         d_bias: Added to: the sum of the result over its rows.
     """
     d_pre = (d_y @ weight.T).mul_(slope)
@@ -104,8 +96,6 @@ def linear_bwd_dwdb(
     """Gradients of matrix and bias, added in place.
 
     Args:
-        x: Input of the forward.
-        d_y: Gradient of the output.
         d_weight: Added to.
         d_bias: Added to, if given.
     """
