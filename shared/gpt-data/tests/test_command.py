@@ -32,6 +32,14 @@ def test_it_prepares_and_says_what_to_type_next(
     assert " held out (1 document in 50, or the last 5% of the text of fewer), " in said
 
 
+def test_fewer_ids_than_asked_for_are_said(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert run([*arguments(f"text:{corpus}", tmp_path / "out"), "--tokenizer", "bpe-scratch:50257"]) == 0
+    size = Dataset.open(tmp_path / "out").vocab_size
+    assert f"vocabulary {size:,} of 50,257 asked for; " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("source", "tokenizer", "message", "status"),
     [

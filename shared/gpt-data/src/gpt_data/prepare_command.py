@@ -14,6 +14,7 @@ from gpt_data.prepare import prepare
 from gpt_data.settings import MAX_DOCUMENT_BYTES, SHARD_TOKENS
 from gpt_data.stopping import StopFlag
 from gpt_data.terminal import emit
+from gpt_data.tokenizers import size_said
 
 
 @dataclass(frozen=True)
@@ -79,10 +80,11 @@ def prepare_command(name: str, argv: Sequence[str]) -> int:
 
 def summary(dataset: Dataset) -> str:
     """What was prepared, and what to type next."""
-    rule = dataset.manifest.plan.get("held_out") if dataset.manifest is not None else None
-    how = f" ({rule})" if rule else ""
+    plan = dataset.manifest.plan if dataset.manifest is not None else {}
+    how = f" ({plan['held_out']})" if plan.get("held_out") else ""
+    vocabulary = size_said(plan.get("tokenizer"), dataset.vocab_size)
     return (
         f"{dataset.folder}: {dataset.train.tokens:,} tokens to train on, "
-        f"{dataset.val.tokens:,} held out{how}, vocabulary {dataset.vocab_size:,}; "
+        f"{dataset.val.tokens:,} held out{how}, vocabulary {vocabulary}; "
         f"train with --data shards:{dataset.folder}"
     )

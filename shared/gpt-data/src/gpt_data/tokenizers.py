@@ -61,6 +61,21 @@ def build_tokenizer(spec: str, files: Path | None, sample: Iterable[str]) -> bpe
     return tokenizer
 
 
+def size_said(spec: str | None, size: int) -> str:
+    """A vocabulary's size for people, beside the one that was asked for if a text gave fewer ids.
+
+    Args:
+        spec: One of ``KINDS``, if it is known.
+        size: Ids that there are.
+
+    >>> size_said("bpe-scratch:50257", 18824), size_said("gpt2", 50257)
+    ('18,824 of 50,257 asked for', '50,257')
+    """
+    kind, _, asked = (spec or "").partition(":")
+    fewer = kind == "bpe-scratch" and size < int(asked)
+    return f"{size:,} of {int(asked):,} asked for" if fewer else f"{size:,}"
+
+
 def load_tokenizer(path: Path) -> bpe_scratch.Tokenizer:
     """Load a ``tokenizer.json``.
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from gpt_data.stopping import StopFlag
 from gpt_data.terminal import emit, guarded
+from gpt_data.tokenizers import size_said
 
 from gpt_trainer.backend import BackendSpec
 from gpt_trainer.command_line import Request, check_early, on_gpu, read_early, read_request, with_precision
@@ -150,10 +151,7 @@ def _sizes(model: ModelConfig, record: Record) -> str:
     text = f"{count:,} parameters"
     if named is not None and count != parameter_count(named):
         text += f" ({record.preset} itself has {parameter_count(named):,})"
-    kind, _, asked = (record.config.data.tokenizer or "").partition(":")
-    text += f", vocabulary {model.vocab_size:,}"
-    fewer = kind == "bpe-scratch" and model.vocab_size < int(asked)
-    return text + (f" of {int(asked):,} asked for" if fewer else "")
+    return f"{text}, vocabulary {size_said(record.config.data.tokenizer, model.vocab_size)}"
 
 
 def _finish(spec: BackendSpec, parts: RunParts, state: RunState, *, finished: bool) -> int:
