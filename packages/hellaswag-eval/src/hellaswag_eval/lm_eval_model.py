@@ -204,7 +204,7 @@ def _drawing(settings: dict[str, Any]) -> SamplingConfig:
     return SamplingConfig(temperature, settings.get("top_k") or None, top_p)
 
 
-def _first(settings: dict[str, Any], names: Sequence[str], default: float) -> Any:
+def _first(settings: dict[str, Any], names: Sequence[str], default: Any) -> Any:
     """The first of these that is set; 0 is a value like any other."""
     return next((settings[name] for name in names if settings.get(name) is not None), default)
 
