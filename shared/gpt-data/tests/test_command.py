@@ -49,7 +49,7 @@ def test_fewer_ids_than_asked_for_are_said(
         ("stdlib", "bpe", "unknown tokenizer 'bpe'; choose one of bytes, bpe-scratch:VOCAB", 65),
         ("stdlib", "bpe-scratch:256", "at least 257", 65),
         ("stdlib", "bpe-scratch:-1", "bpe-scratch:-1 needs a vocabulary", 65),
-        ("stdlib", "/no/tokenizer.json", "cannot read /no/tokenizer.json", 65),
+        ("stdlib", "/no/tokenizer.json", "/no/tokenizer.json is missing", 65),
     ],
 )
 def test_bad_input_is_one_line(
@@ -127,12 +127,12 @@ def test_a_signal_stops_it_with_status_75_and_it_goes_on(tmp_path: Path, number:
 
 
 def test_a_second_process_is_refused(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    from gpt_data.storage import FolderLock
+    from gpt_data.store.lock import FolderLock
 
     (tmp_path / "out").mkdir()
     with FolderLock(tmp_path / "out"):
         assert run(arguments(f"text:{corpus}", tmp_path / "out")) == 73
-    assert f"is being written by process {os.getpid()} on " in capsys.readouterr().err
+    assert f"is in use by process {os.getpid()} on " in capsys.readouterr().err
 
 
 def test_nothing_heavy_is_imported_with_the_library() -> None:

@@ -121,9 +121,11 @@ def test_a_verified_file_is_not_hashed_again_until_it_changes(
 ) -> None:
     Dataset.open(folder)
     hashed: list[str] = []
-    real = verify.sha256_of
+    real = verify._check_content
     monkeypatch.setattr(verify, "load_tokenizer", lambda path: pytest.fail("it was compared before"))
-    monkeypatch.setattr(verify, "sha256_of", lambda path: (hashed.append(path.name), real(path))[1])
+    monkeypatch.setattr(
+        verify, "_check_content", lambda path, file: (hashed.append(path.name), real(path, file))[1]
+    )
     Dataset.open(folder)
     assert hashed == []
     os.utime(folder / "val-00000.bin", ns=(1, 1))
@@ -260,7 +262,7 @@ def test_nanogpts_files_are_read_by_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"abc", "has 3 bytes, which is no multiple of 2"), (b"", "holds no tokens"), (None, "cannot read")],
+    [(b"abc", "has 3 bytes, which is no multiple of 2"), (b"", "holds no tokens"), (None, "is missing")],
 )
 def test_what_is_none_of_nanogpts_files_is_named(tmp_path: Path, content: bytes | None, message: str) -> None:
     if content is not None:

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 from gpt_data.errors import InputError
 from gpt_data.store.json_lines import read_json_lines, read_lines, text_field
-from gpt_data.store.reading import open_regular, open_unpacked, read_bytes
+from gpt_data.store.reading import open_regular, read_bytes
+from gpt_data.store.unpacking import open_unpacked
 
 TEXT = random.Random(0).randbytes(200_000).hex().encode()
 
@@ -97,11 +98,11 @@ def test_a_name_that_says_nothing_leaves_it_to_the_content(tmp_path: Path, suffi
 def test_neither_pipes_nor_folders_nor_odd_names_are_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", tmp_path, tmp_path / "none", Path("a\0b")):
-        with pytest.raises(InputError, match="cannot read"):
+        with pytest.raises(InputError, match=r"cannot read|is missing|is not a regular"):
             open_regular(path)
     (tmp_path / "long").write_bytes(b"12345")
     assert read_bytes(tmp_path / "long", 5) == b"12345"
-    with pytest.raises(InputError, match="is longer than 4 bytes"):
+    with pytest.raises(InputError, match="has 5 bytes, at most 4 are accepted"):
         read_bytes(tmp_path / "long", 4)
 
 

@@ -19,7 +19,7 @@ from gpt_trainer_runs import Capture, Train, the_line
     ("given", "said"),
     [
         (["--preset=huge"], "unknown preset 'huge'; choose one of cpu-demo"),
-        (["--config=none.toml"], "--config: cannot read none.toml"),
+        (["--config=none.toml"], "--config: none.toml is missing"),
         (["--resume=nowhere"], "nowhere"),
         (["--resume=."], "holds no checkpoint"),
         (["--init-from=nowhere"], "nowhere is not a folder"),

@@ -103,7 +103,7 @@ def _open_prepared(folder: Path) -> Dataset:
     vocabulary = Vocabulary(
         manifest.vocab_size,
         manifest.end_of_text,
-        read_bytes(folder / TOKENIZER_NAME, MAX_TOKENIZER_BYTES),
+        read_bytes(folder / TOKENIZER_NAME, MAX_TOKENIZER_BYTES, follow_link=True),
     )
     train, val = (_open_split(folder, manifest, split) for split in SPLITS)
     return Dataset(folder, (train, val), vocabulary, manifest.fingerprint, manifest)

@@ -9,7 +9,7 @@ from typing import Any
 
 from gpt_data.errors import InputError
 from gpt_data.manifest import SPLITS, load_json, parse_shard
-from gpt_data.storage import write_atomic
+from gpt_data.store.writing import write_atomic
 from gpt_data.writer import SplitState
 
 JOURNAL_NAME = "progress.json"

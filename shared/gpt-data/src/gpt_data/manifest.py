@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from gpt_data.errors import InputError, shown
-from gpt_data.storage import write_atomic
-from gpt_data.store.json_lines import parse_object
-from gpt_data.store.reading import read_bytes
+from gpt_data.store.reading import FileRecord, read_bytes
+from gpt_data.store.strict_json import parse_object
+from gpt_data.store.writing import write_atomic
 
 MANIFEST_NAME = "manifest.json"
 TOKENIZER_NAME = "tokenizer.json"
@@ -26,7 +26,7 @@ SPLITS = ("train", "val")
 
 
 @dataclass(frozen=True)
-class FileRecord:
+class NamedFile:
     """One file of the folder.
 
     Attributes:
@@ -38,6 +38,11 @@ class FileRecord:
     name: str
     bytes: int
     sha256: str
+
+    @property
+    def record(self) -> FileRecord:
+        """What its content is held to."""
+        return FileRecord(self.bytes, self.sha256)
 
 
 @dataclass(frozen=True)
@@ -53,8 +58,8 @@ class ShardRecord:
 
     tokens: int
     documents: int
-    data: FileRecord
-    offsets: FileRecord
+    data: NamedFile
+    offsets: NamedFile
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ class Manifest:
     plan: dict[str, Any]
     vocab_size: int
     end_of_text: int
-    tokenizer: FileRecord
+    tokenizer: NamedFile
     splits: dict[str, tuple[ShardRecord, ...]]
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -99,7 +104,7 @@ class Manifest:
         """Number of documents of a split."""
         return sum(shard.documents for shard in self.splits[split])
 
-    def files(self) -> list[FileRecord]:
+    def files(self) -> list[NamedFile]:
         """Every file of the folder but the manifest itself."""
         shards = [shard for split in self.splits.values() for shard in split]
         return [self.tokenizer, *(file for shard in shards for file in (shard.data, shard.offsets))]
@@ -124,8 +129,8 @@ def load_manifest(folder: Path) -> Manifest:
         InputError: If it is missing, damaged or of a newer version.
     """
     path = folder / MANIFEST_NAME
-    raw = read_bytes(path, MAX_MANIFEST_BYTES)
-    content = parse_object(raw, str(path))
+    raw = read_bytes(path, MAX_MANIFEST_BYTES, follow_link=True)
+    content = parse_object(raw, path)
     if content.get("format") != "gpt-data":
         raise InputError(f"{path} is not a manifest of token shards")
     version = content.get("version")
@@ -146,7 +151,7 @@ def load_json(path: Path) -> dict[str, Any]:
     Raises:
         InputError: If the file is missing or holds something else.
     """
-    return parse_object(read_bytes(path, MAX_MANIFEST_BYTES), str(path))
+    return parse_object(read_bytes(path, MAX_MANIFEST_BYTES, follow_link=True), path)
 
 
 def parse_shard(content: dict[str, Any]) -> ShardRecord:
@@ -161,14 +166,14 @@ def parse_shard(content: dict[str, Any]) -> ShardRecord:
     return ShardRecord(_count(content["tokens"]), _count(content["documents"]), data, offsets)
 
 
-def _parse_file(content: dict[str, Any]) -> FileRecord:
+def _parse_file(content: dict[str, Any]) -> NamedFile:
     name, sha256 = content["name"], content["sha256"]
     if not isinstance(name, str) or not isinstance(sha256, str):
         raise TypeError(f"name {name!r} or sha256 {sha256!r} is not a string")
     # a name in a manifest is never a path: it must not lead out of the folder
     if Path(name).name != name or name in ("", ".", ".."):
         raise ValueError(f"{name!r} is not a plain file name")
-    return FileRecord(name, _count(content["bytes"]), sha256)
+    return NamedFile(name, _count(content["bytes"]), sha256)
 
 
 def _parse(content: dict[str, Any]) -> Manifest:

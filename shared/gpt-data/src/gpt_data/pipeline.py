@@ -20,11 +20,11 @@ from gpt_data.encode_worker import Encoded
 from gpt_data.encoder import Chunk, Encoder, chunks
 from gpt_data.errors import InputError, StoppedError
 from gpt_data.journal import JOURNAL_NAME, Journal
-from gpt_data.manifest import TOKENIZER_NAME, FileRecord, Manifest
+from gpt_data.manifest import TOKENIZER_NAME, Manifest, NamedFile
 from gpt_data.progress import OnProgress, Progress
 from gpt_data.settings import Settings
 from gpt_data.sources import Source
-from gpt_data.storage import sha256_of
+from gpt_data.store.reading import sha256_of
 from gpt_data.tokenizers import load_tokenizer
 from gpt_data.writer import SplitState, SplitWriter
 
@@ -141,7 +141,7 @@ class Preparation:
             plan=self.journal.plan | {"pin": self.journal.pin},
             vocab_size=self.vocab_size,
             end_of_text=self.end_of_text,
-            tokenizer=FileRecord(path.name, path.stat().st_size, sha256_of(path)),
+            tokenizer=NamedFile(path.name, path.stat().st_size, sha256_of(path)),
             splits={split: state.shards for split, state in states.items()},
             versions={name: version(name) for name in ("gpt-data", "bpe-scratch", "numpy")}
             | {"python": platform.python_version()},

@@ -18,7 +18,8 @@ from gpt_data.pipeline import Preparation
 from gpt_data.progress import OnProgress, Progress
 from gpt_data.settings import MAX_DOCUMENT_BYTES, SHARD_TOKENS, Settings
 from gpt_data.sources import Source, open_source
-from gpt_data.storage import FolderLock, make_folder, write_atomic
+from gpt_data.store.lock import FolderLock
+from gpt_data.store.writing import probe_folder, write_atomic
 from gpt_data.tokenizers import build_tokenizer, tokenizer_identity
 from gpt_data.writer import SplitState
 
@@ -70,7 +71,7 @@ def prepare(
     settings = Settings(max_tokens, shard_tokens, max_document_bytes)
     task = _Task(folder, source, tokenizer, tokenizer_files, settings, tell, should_stop)
     if not (folder / MANIFEST_NAME).exists():
-        make_folder(folder)
+        probe_folder(folder)
         with FolderLock(folder, wait=wait_for_lock, should_stop=should_stop, on_wait=task.notice):
             task.run(workers or default_workers())
     task.check_finished()

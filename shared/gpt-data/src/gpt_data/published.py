@@ -116,7 +116,7 @@ def _stream(split: str, paths: Sequence[Path], vocabulary: Vocabulary, *, bare: 
 
 
 def _digest_edges(digest: "hashlib._Hash", split: str, path: Path) -> None:
-    with os.fdopen(open_regular(path), "rb") as file:
+    with os.fdopen(open_regular(path, follow_link=True), "rb") as file:
         size = os.fstat(file.fileno()).st_size
         digest.update(f"{split} {path.name} {size}".encode())
         digest.update(file.read(HEADER_BYTES + EDGE_BYTES))

@@ -124,7 +124,7 @@ class Shard:
 
     def __init__(self, path: Path, *, bare: bool = False) -> None:
         self.path = path
-        self.handle = open_regular(path)
+        self.handle = open_regular(path, follow_link=True)
         try:
             size = os.fstat(self.handle).st_size
             parse = parse_bare if bare else parse_header
@@ -174,7 +174,7 @@ def read_documents(path: Path, tokens: int) -> Int64[np.ndarray, " d"]:
     Raises:
         InputError: If the offsets are not strictly ascending within the shard.
     """
-    with os.fdopen(open_regular(path), "rb") as file:
+    with os.fdopen(open_regular(path, follow_link=True), "rb") as file:
         content = file.read()
     if len(content) % INT64.itemsize:
         raise InputError(f"{path} has {len(content)} bytes, which is no multiple of {INT64.itemsize}")

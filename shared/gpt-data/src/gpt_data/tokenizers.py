@@ -10,7 +10,7 @@ import bpe_scratch
 
 from gpt_data.errors import InputError
 from gpt_data.hub import ANSWER_SECONDS, HubBusyError, ask, client
-from gpt_data.storage import sha256_of
+from gpt_data.store.reading import sha256_of
 
 SAMPLE_BYTES = 8 * 2**20
 """A tokenizer is trained on the first documents of the source's sample, up to this much text."""

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from gpt_data.errors import InputError, WriteError
-from gpt_data.manifest import TOKENIZER_NAME, FileRecord, Manifest
-from gpt_data.storage import sha256_of, write_atomic
-from gpt_data.store.reading import open_regular, read_bytes
+from gpt_data.manifest import TOKENIZER_NAME, Manifest, NamedFile
+from gpt_data.store.reading import RegularFile, open_regular, read_bytes
+from gpt_data.store.writing import write_atomic
 from gpt_data.tokenizers import load_tokenizer
 
 VERIFIED_NAME = ".verified.json"
@@ -44,8 +44,8 @@ def verify(folder: Path, manifest: Manifest) -> None:
         _save_stamps(folder, fresh)
 
 
-def _stamp(path: Path, file: FileRecord) -> list[Any]:
-    handle = open_regular(path)
+def _stamp(path: Path, file: NamedFile) -> list[Any]:
+    handle = open_regular(path, follow_link=True)
     try:
         status = os.fstat(handle)
     finally:
@@ -55,12 +55,10 @@ def _stamp(path: Path, file: FileRecord) -> list[Any]:
     return [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, file.sha256]
 
 
-def _check_content(path: Path, file: FileRecord) -> None:
-    found = sha256_of(path)
-    if found != file.sha256:
-        raise InputError(
-            f"{path} is damaged: sha256 {found[:12]}..., the manifest says {file.sha256[:12]}...; {REMEDY}"
-        )
+def _check_content(path: Path, file: NamedFile) -> None:
+    with RegularFile(path, file.record, follow_link=True) as opened:
+        opened.skip(opened.size)
+        opened.finish()
 
 
 def _check_vocabulary(folder: Path, manifest: Manifest) -> None:
@@ -77,7 +75,7 @@ def _check_vocabulary(folder: Path, manifest: Manifest) -> None:
 
 def _load_stamps(folder: Path) -> dict[str, Any]:
     try:
-        stamps = json.loads(read_bytes(folder / VERIFIED_NAME, MAX_STAMPS_BYTES))
+        stamps = json.loads(read_bytes(folder / VERIFIED_NAME, MAX_STAMPS_BYTES, follow_link=True))
     except (ValueError, RecursionError):
         return {}
     return stamps if isinstance(stamps, dict) else {}

@@ -18,9 +18,10 @@ import numpy as np
 from jaxtyping import Int, Int64, Integer
 
 from gpt_data.errors import InputError
-from gpt_data.manifest import FileRecord, ShardRecord
+from gpt_data.manifest import NamedFile, ShardRecord
 from gpt_data.shards import HEADER_BYTES, INT64, encode_header, token_dtype
-from gpt_data.storage import explain_write, sha256_of, sync_folder, write_all
+from gpt_data.store.reading import sha256_of
+from gpt_data.store.writing import sync_folder, write_all, write_errors
 
 PARTIAL = ".partial"
 
@@ -66,7 +67,7 @@ class SplitWriter:
         self.dtype = token_dtype(vocab_size)
         self.state = state
         self._handles: tuple[int, int] | None = None
-        with explain_write(folder):
+        with write_errors(f"cannot write {folder}"):
             self._discard_uncommitted()
 
     def append(self, ids: Integer[np.ndarray, " n"], starts: Int[np.ndarray, " d"]) -> None:
@@ -98,7 +99,7 @@ class SplitWriter:
     def commit(self) -> SplitState:
         """Flush what was appended to the disk and return the state to put into the journal."""
         if self._handles is not None:
-            with explain_write(self.folder):
+            with write_errors(f"cannot write {self.folder}"):
                 for handle in self._handles:
                     os.fsync(handle)
                 # the journal must not outlive the names of the files that it counts on
@@ -122,7 +123,7 @@ class SplitWriter:
         return self.folder / f"{stem}.bin", self.folder / f"{stem}.docs"
 
     def _append_piece(self, ids: Integer[np.ndarray, " n"], starts: Int64[np.ndarray, " d"]) -> None:
-        with explain_write(self.folder):
+        with write_errors(f"cannot write {self.folder}"):
             tokens_file, starts_file = self._open()
             write_all(tokens_file, ids.astype(self.dtype).tobytes())
             write_all(starts_file, (starts + self.state.tokens).astype(INT64).tobytes())
@@ -149,7 +150,7 @@ class SplitWriter:
     def _seal(self) -> None:
         """Give the full shard its header and its name."""
         paths = self._paths(len(self.state.shards))
-        with explain_write(paths[0]):
+        with write_errors(f"cannot write {paths[0]}"):
             tokens_file, starts_file = self._open()
             os.pwrite(tokens_file, encode_header(self.dtype, self.state.tokens), 0)
             os.fsync(tokens_file)
@@ -158,7 +159,7 @@ class SplitWriter:
             for path in paths:
                 os.rename(f"{path}{PARTIAL}", path)  # noqa: PTH104 - what the crash tests count
             sync_folder(self.folder)
-        data, offsets = (FileRecord(path.name, path.stat().st_size, sha256_of(path)) for path in paths)
+        data, offsets = (NamedFile(path.name, path.stat().st_size, sha256_of(path)) for path in paths)
         record = ShardRecord(self.state.tokens, self.state.documents, data, offsets)
         self.state = SplitState((*self.state.shards, record))
 

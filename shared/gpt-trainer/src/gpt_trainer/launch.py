@@ -16,10 +16,10 @@ from gpt_data.display import watched
 from gpt_data.loader import BatchLoader
 from gpt_data.packing import window_count
 from gpt_data.stopping import StopFlag
+from gpt_data.store.lock import LOCK_NAME
 
 from gpt_trainer.backend import Backend, BackendSpec, Runtime
 from gpt_trainer.checkpoint import RunLock, SavedModel, check_writable, step_bytes
-from gpt_trainer.checkpoint.lock import LOCK_NAME
 from gpt_trainer.command_line import LAST_BITS, Request
 from gpt_trainer.config import DataSection, TrainConfig, rate_at
 from gpt_trainer.errors import InputError

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import bpe_scratch
+from gpt_data.store.reading import read_bytes
 
 from gpt_trainer.checkpoint import (
     CheckpointState,
@@ -22,7 +23,6 @@ from gpt_trainer.checkpoint import (
     resolve,
 )
 from gpt_trainer.checkpoint.discovery import CHECKPOINTS, is_step
-from gpt_trainer.checkpoint.files import read_small
 from gpt_trainer.checkpoint.load import TOKENIZER_LIMIT
 from gpt_trainer.errors import InputError
 from gpt_trainer.record import Record, RunState, read_record, read_state
@@ -142,7 +142,7 @@ def open_model(path: Path) -> Origin:
 def _open_huggingface(path: Path) -> Origin:
     model, parameters = load_huggingface(path)
     if (path / TOKENIZER_FILE).is_file():
-        content = read_small(path / TOKENIZER_FILE, TOKENIZER_LIMIT, follow_link=True)
+        content = read_bytes(path / TOKENIZER_FILE, TOKENIZER_LIMIT, follow_link=True)
         return Origin(SavedModel(0, model, parameters, content), str(path / TOKENIZER_FILE))
     saved = SavedModel(0, model, parameters, None)
     if all((path / name).is_file() for name in GPT2_FILES):

@@ -12,6 +12,10 @@ import secrets
 from pathlib import Path
 from typing import Any
 
+from gpt_data.store.reading import read_bytes
+from gpt_data.store.strict_json import parse_object
+from gpt_data.store.writing import write_atomic
+
 from gpt_trainer.checkpoint import find_steps
 from gpt_trainer.errors import InputError, WriteError
 from gpt_trainer.metrics import METRICS_NAME
@@ -78,17 +82,8 @@ def write_plan(run: Path, plan: dict[str, Any]) -> None:
     Raises:
         WriteError: If it cannot be written.
     """
-    temporary = run / f".{PLAN_NAME}-{secrets.token_hex(4)}"
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(plan, file, indent=2, sort_keys=True, allow_nan=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(run / PLAN_NAME)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise WriteError(f"cannot write {run / PLAN_NAME}: {error.strerror or error}") from None
+    content = json.dumps(plan, indent=2, sort_keys=True, allow_nan=False)
+    write_atomic(run / PLAN_NAME, content.encode() + b"\n")
 
 
 def read_plan(run: Path) -> dict[str, Any] | None:
@@ -98,16 +93,12 @@ def read_plan(run: Path) -> dict[str, Any] | None:
         InputError: If it cannot be read or is damaged.
     """
     path = run / PLAN_NAME
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
     try:
-        with path.open(encoding="utf-8") as file:
-            plan = json.loads(file.read(PLAN_LIMIT))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"cannot read {path}: {error}; start a new run") from None
-    if not isinstance(plan, dict):
-        raise InputError(f"{path} holds no object; start a new run")
-    return plan
+        return parse_object(read_bytes(path, PLAN_LIMIT), path)
+    except InputError as error:
+        raise InputError(f"{error}; start a new run") from None
 
 
 def set_aside_later(run: Path, step: int) -> list[int]:

@@ -29,7 +29,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         InputError: If it cannot be read, is not TOML, or says something twice.
     """
     try:
-        content = tomllib.loads(read_bytes(path, CONFIG_LIMIT).decode("utf-8-sig"))
+        content = tomllib.loads(read_bytes(path, CONFIG_LIMIT, follow_link=True).decode("utf-8-sig"))
     except InputError as error:
         raise InputError(f"--config: {error}") from None
     # a number of thousands of digits is a plain ValueError, deep nesting a RecursionError

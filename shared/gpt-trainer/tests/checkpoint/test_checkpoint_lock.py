@@ -18,7 +18,7 @@ from gpt_trainer.errors import WriteError
 HOLD = """
 import sys, time
 from pathlib import Path
-from gpt_trainer.checkpoint.lock import RunLock
+from gpt_data.store.lock import RunLock
 with RunLock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)

@@ -81,5 +81,5 @@ def check_outcome(fault: str, report: dict[str, Any]) -> None:
         reason = os.strerror(getattr(errno, fault.split("-")[0]))
         assert reason in report["message"], report
         assert "checkpoints" in report["message"], report
-        assert "choose another output folder" in report["message"], report
+        assert "choose another folder" in report["message"], report
         assert "\n" not in report["message"], report

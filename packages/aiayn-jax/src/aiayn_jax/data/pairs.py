@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from gpt_data.errors import InputError
-from gpt_data.store.reading import open_unpacked
+from gpt_data.store.unpacking import open_unpacked
 
 from aiayn_jax.data.packed_text import PackedText
 

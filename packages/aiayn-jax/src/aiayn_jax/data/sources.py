@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from gpt_data.errors import InputError
-from gpt_data.store.reading import COMPRESSIONS
+from gpt_data.store.unpacking import COMPRESSIONS
 
 from aiayn_jax.data.numbers import DIGIT_PATTERN, number_pairs, number_parts
 from aiayn_jax.data.packed_text import PackedText

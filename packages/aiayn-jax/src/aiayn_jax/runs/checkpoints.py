@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from gpt_data.errors import shown
+from gpt_data.store.reading import read_bytes
+from gpt_data.store.strict_json import parse_object
 from gpt_trainer.checkpoint import find_steps, prune
-from gpt_trainer.checkpoint.files import read_small
 from gpt_trainer.checkpoint.load import (
     CONFIG_LIMIT,
     load_tensors,
@@ -34,7 +35,6 @@ from gpt_trainer.checkpoint.manifest import (
     read_manifest,
 )
 from gpt_trainer.checkpoint.save import save_step
-from gpt_trainer.checkpoint.strict_json import parse_object
 from gpt_trainer.errors import InputError, NonFiniteError
 
 from aiayn_jax.config import TransformerConfig, parameter_shapes
@@ -129,7 +129,7 @@ def load_state(folder: Path) -> SavedState:
 
 def _load_model(folder: Path, manifest: Manifest) -> SavedModel:
     path = folder / CONFIG
-    raw = read_small(path, CONFIG_LIMIT, manifest.files[CONFIG])
+    raw = read_bytes(path, CONFIG_LIMIT, manifest.files[CONFIG])
     config = config_from_json(parse_object(raw, path), path)
     trainer = load_trainer(folder, manifest)
     tokenizer = load_tokenizer(folder, manifest)

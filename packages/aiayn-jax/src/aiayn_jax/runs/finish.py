@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gpt_trainer.checkpoint.files import write_errors
+from gpt_data.store.writing import write_atomic
 from gpt_trainer.errors import InputError
 
 from aiayn_jax.averaging import average
@@ -66,8 +64,8 @@ def score_test(parts: RunParts) -> Result | None:
         "length_penalty": reports.length_penalty,
         "averaged_steps": averaged.steps,
     }
-    _write_text(parts.run / SCORE_NAME, json.dumps(values, indent=2) + "\n")
-    _write_text(parts.run / TRANSLATIONS_NAME, "".join(f"{line}\n" for line in found))
+    write_atomic(parts.run / SCORE_NAME, json.dumps(values, indent=2).encode() + b"\n")
+    write_atomic(parts.run / TRANSLATIONS_NAME, "".join(f"{line}\n" for line in found).encode())
     for line in _samples(parts, found):
         parts.display.say(line)
     steps = f"{len(averaged.steps)} checkpoints" if len(averaged.steps) > 1 else "one checkpoint"
@@ -85,20 +83,6 @@ def _samples(parts: RunParts, found: list[str]) -> list[str]:
         right = "" if found[place] == test.target[place] else f"   (reference: {test.target[place]})"
         lines.append(f"  {test.source[place]}  ->  {found[place]}{right}")
     return lines
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Write a file, whole or not at all."""
-    temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
-    with write_errors(f"cannot write {path}"):
-        try:
-            with temporary.open("w", encoding="utf-8", newline="\n") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 def read_score(run: Path) -> dict[str, Any] | None:

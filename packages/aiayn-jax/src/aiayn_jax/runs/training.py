@@ -10,8 +10,8 @@ from typing import Literal
 
 from gpt_data.errors import StoppedError
 from gpt_data.stopping import StopFlag
+from gpt_data.store.lock import LOCK_NAME
 from gpt_trainer.checkpoint import RunLock, check_writable
-from gpt_trainer.checkpoint.lock import LOCK_NAME
 from gpt_trainer.commands import PROMISE
 from gpt_trainer.display import Display, choose_display
 from gpt_trainer.errors import STOPPED, InputError

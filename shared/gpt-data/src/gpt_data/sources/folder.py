@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gpt_data.errors import InputError
-from gpt_data.store.reading import COMPRESSIONS
+from gpt_data.store.unpacking import COMPRESSIONS
 
 TEXT_KINDS = (".txt", ".text", ".md")
 PARQUET = ".parquet"

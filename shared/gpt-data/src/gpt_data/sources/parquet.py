@@ -31,7 +31,7 @@ def read_texts(path: Path, field: str = "text") -> Iterator[tuple[str, str]]:
     Raises:
         InputError: If the file cannot be read, or the column is missing or holds something else.
     """
-    with os.fdopen(open_regular(path), "rb") as file:
+    with os.fdopen(open_regular(path, follow_link=True), "rb") as file:
         for number, value in enumerate(chain.from_iterable(_batches(path, file, field)), 1):
             where = f"{path} row {number}"
             yield where, text_field({field: value}, where, field)

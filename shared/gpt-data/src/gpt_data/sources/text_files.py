@@ -18,7 +18,7 @@ from gpt_data.sources.base import TOO_LONG_ADVICE, Document, HoldOut, check_docu
 from gpt_data.sources.folder import PARQUET, TEXT_KINDS, find_files, is_compressed, kind_of, split_of
 from gpt_data.sources.parquet import read_texts
 from gpt_data.store.json_lines import BOM, read_json_lines, text_field
-from gpt_data.store.reading import open_unpacked
+from gpt_data.store.unpacking import open_unpacked
 
 HELD_OUT_EVERY = 50
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt_data.errors import InputError, listed
-from gpt_data.store.reading import open_unpacked
+from gpt_data.store.unpacking import open_unpacked
 
 BOM = b"\xef\xbb\xbf"
 JSON_TYPES = {dict: "object", list: "array", str: "string", bool: "boolean", type(None): "null"}
@@ -37,7 +37,7 @@ def read_json_lines(
     """
     for where, line in read_lines(path, longest, most, advice=advice):
         if line.strip():
-            yield where, parse_object(line, where)
+            yield where, parse_record(line, where)
 
 
 def read_lines(
@@ -71,7 +71,7 @@ def read_lines(
             yield where, line.removeprefix(BOM)
 
 
-def parse_object(content: bytes, where: str) -> dict[str, Any]:
+def parse_record(content: bytes, where: str) -> dict[str, Any]:
     """One JSON object.
 
     Args:

@@ -1,170 +1,173 @@
-"""Reading within bounds: a regular file and no pipe, compressed or not, and one error for any fault.
-
-Python's own readers take an empty ``.gz`` for an empty text and pass over whatever follows the first
-streams of an ``.xz`` or ``.bz2``. Here a compressed file is whole streams and nothing else.
-"""
+"""Reading a regular file within bounds, and held to its record: neither pipes nor surprises."""
 
 from __future__ import annotations
 
-import bz2
-import gzip
-import io
-import lzma
+import errno
+import hashlib
 import os
 import stat
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import NamedTuple
 
 from gpt_data.errors import InputError
 
-COMPRESSIONS = (".bz2", ".gz", ".xz", ".zst")
-# none of these begins a text in UTF-8; bzip2's does, and is therefore known by name alone
-MAGIC = {b"\x1f\x8b": ".gz", b"\xfd7zXZ\0": ".xz", b"\x28\xb5\x2f\xfd": ".zst"}
-CHUNK_BYTES = 2**17
-XZ_MEMORY = 2**29
-"""An ``.xz`` that needs more than this to be unpacked is refused."""
+CHUNK_BYTES = 1 << 22
 
 
-def open_regular(path: Path) -> int:
-    """Open a regular file for reading and return its descriptor; never wait on a pipe.
+class UnreadableError(InputError):
+    """The system refuses to read a file; what is in it may be whole."""
+
+
+class FileRecord(NamedTuple):
+    """What is known of a file that was written.
+
+    Attributes:
+        size: Length in bytes.
+        sha256: Hexadecimal digest of the content.
+    """
+
+    size: int
+    sha256: str
+
+
+def open_regular(path: Path, *, follow_link: bool = False) -> int:
+    """Open a regular file for reading and return its descriptor.
+
+    Args:
+        path: Which file.
+        follow_link: Whether a symbolic link is followed; refused otherwise.
 
     Raises:
-        InputError: If the file is missing, unreadable or no regular file.
+        InputError: If it is missing, unreadable or no regular file.
     """
+    # O_NONBLOCK: opening a pipe would otherwise wait for a writer that may never come
+    flags = os.O_RDONLY | os.O_NONBLOCK | (0 if follow_link else os.O_NOFOLLOW)
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else None
-        raise InputError(f"cannot read {path}: {reason or error}") from error
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise InputError(f"cannot read {path}: it is not a regular file")
-    return handle
+        descriptor = os.open(path, flags)
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing") from None
+    except OSError as error:
+        if error.errno == errno.ELOOP and not follow_link:
+            raise InputError(f"{path} is a symbolic link; copy the folder with its links resolved") from None
+        raise UnreadableError(f"cannot read {path}: {error.strerror or error}") from None
+    except ValueError as error:  # a name with a zero byte
+        raise InputError(f"cannot read {str(path)!r}: {error}") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise InputError(f"{path} is not a regular file")
+    return descriptor
 
 
-def read_bytes(path: Path, limit: int) -> bytes:
-    """The content of a regular file of at most ``limit`` bytes, as it is.
+def read_bytes(
+    path: Path, limit: int, record: FileRecord | None = None, *, follow_link: bool = False
+) -> bytes:
+    """The content of a file of at most ``limit`` bytes, as it is.
+
+    Args:
+        path: Which file.
+        limit: Longest length that is accepted.
+        record: Size and digest that it must have, if known.
+        follow_link: Whether a symbolic link is followed; refused otherwise.
 
     Raises:
-        InputError: If the file cannot be read or is longer.
+        InputError: If the file is missing, special, too long or not the recorded one.
     """
-    with explain_read(path), os.fdopen(open_regular(path), "rb") as file:
-        content = file.read(limit + 1)
-    if len(content) > limit:
-        raise InputError(f"{path} is longer than {limit} bytes")
+    with RegularFile(path, record, follow_link=follow_link) as file:
+        if file.size > limit:
+            raise InputError(f"{path} has {file.size} bytes, at most {limit} are accepted")
+        content = file.read(file.size)
+        file.finish()
     return content
 
 
-@contextmanager
-def open_unpacked(path: Path) -> Iterator[io.BufferedIOBase]:
-    """Open a file through its compression; damage met while it is read is a ``InputError``.
-
-    The name's last suffix says how it is compressed; if it says nothing, the file's first bytes do.
+def sha256_of(path: Path) -> str:
+    """Hexadecimal sha256 of a file's content; a symbolic link is followed.
 
     Raises:
-        InputError: Naming the file.
+        InputError: If it cannot be read.
     """
-    with explain_read(path), os.fdopen(open_regular(path), "rb") as file:
-        kind = path.suffix if path.suffix in COMPRESSIONS else _kind_by_content(file)
-        if kind is not None and not os.fstat(file.fileno()).st_size:
-            raise InputError(f"cannot read {path}: it is empty, which no {kind} file is")
-        yield _unpack(path, file, kind)
+    with os.fdopen(open_regular(path, follow_link=True), "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@contextmanager
-def explain_read(path: Path) -> Iterator[None]:
-    """Turn whatever the system or a decompressor raises into one line that names the file.
+class RegularFile:
+    """A regular file read once from start to end and, if there is a record, held to it.
 
-    Raises:
-        InputError: In place of the other error.
-    """
-    try:
-        yield
-    except EOFError as error:
-        raise InputError(f"cannot read {path}: it ended before the end of the stream") from error
-    except _damage() as error:
-        reason = error.strerror if isinstance(error, OSError) else None
-        raise InputError(f"cannot read {path}: {reason or error}") from error
-
-
-def _kind_by_content(file: io.BufferedReader) -> str | None:
-    start = file.peek(max(map(len, MAGIC)))
-    return next((kind for magic, kind in MAGIC.items() if start.startswith(magic)), None)
-
-
-def _unpack(path: Path, file: io.BufferedReader, kind: str | None) -> io.BufferedIOBase:
-    if kind is None:
-        return file
-    if kind == ".gz":
-        return gzip.GzipFile(fileobj=file)
-    makers: dict[str, Callable[[], Any]] = {
-        ".bz2": bz2.BZ2Decompressor,
-        ".xz": lambda: lzma.LZMADecompressor(memlimit=XZ_MEMORY),
-        ".zst": lambda: _zstd(path).ZstdDecompressor(),
-    }
-    # what may stand between two streams of an .xz, by its specification
-    padding = b"\0" if kind == ".xz" else b""
-    return io.BufferedReader(_Streams(file, makers[kind], padding), CHUNK_BYTES)
-
-
-class _Streams(io.RawIOBase):
-    """Compressed streams, one after the other to the end of the file.
+    Nothing that was read may be used before ``finish`` has returned.
 
     Args:
-        file: The compressed file.
-        make: Makes a decompressor, one for each stream.
-        padding: The byte that may fill up the place between streams.
+        path: Which file.
+        record: Size and digest that it must have.
+        follow_link: Whether a symbolic link is followed; refused otherwise.
+
+    Raises:
+        InputError: If it is missing, not a regular file, or of another size.
     """
 
-    def __init__(self, file: io.BufferedReader, make: Callable[[], Any], padding: bytes) -> None:
-        self._file, self._make, self._padding = file, make, padding
-        self._stream = make()
+    def __init__(self, path: Path, record: FileRecord | None = None, *, follow_link: bool = False) -> None:
+        self.path = path
+        self._record = record
+        self._digest = hashlib.sha256() if record else None
+        self._descriptor = open_regular(path, follow_link=follow_link)
+        self.size = os.fstat(self._descriptor).st_size
+        if record and self.size != record.size:
+            self.close()
+            raise InputError(f"{path} has {self.size} bytes, the manifest says {record.size}")
 
-    def readable(self) -> bool:
-        return True
+    def read_into(self, target: memoryview) -> None:
+        """Fill ``target``, a view of bytes, with what comes next.
 
-    def readinto(self, target: Any) -> int:
-        while True:
-            if self._stream.eof:
-                packed = self._next_stream()
-                if not packed:
-                    return 0
-                self._stream = self._make()
-            else:
-                packed = self._file.read(CHUNK_BYTES) if self._stream.needs_input else b""
-                if not packed and self._stream.needs_input:
-                    raise EOFError
-            data = self._stream.decompress(packed, len(target))
-            if data:
-                target[: len(data)] = data
-                return len(data)
+        Raises:
+            InputError: If the file ends before, or cannot be read.
+        """
+        for start in range(0, len(target), CHUNK_BYTES):
+            piece = target[start : start + CHUNK_BYTES]
+            filled = 0
+            while filled < len(piece):
+                try:
+                    count = os.readv(self._descriptor, [piece[filled:]])
+                except OSError as error:
+                    raise UnreadableError(f"cannot read {self.path}: {error.strerror}") from None
+                if not count:
+                    raise InputError(f"{self.path} ends too early")
+                filled += count
+            if self._digest:
+                self._digest.update(piece)
 
-    def _next_stream(self) -> bytes:
-        """What follows the stream that has ended, padding left out; nothing at the end of the file."""
-        rest: bytes = self._stream.unused_data
-        while not rest or (self._padding and not rest.lstrip(self._padding)):
-            rest = self._file.read(CHUNK_BYTES)
-            if not rest:
-                return b""
-        return rest.lstrip(self._padding) if self._padding else rest
+    def read(self, count: int) -> bytes:
+        """The next ``count`` bytes; the caller has bounded ``count``."""
+        buffer = bytearray(count)
+        self.read_into(memoryview(buffer))
+        return bytes(buffer)
 
+    def skip(self, count: int) -> None:
+        """Pass over ``count`` bytes, which still count for the digest."""
+        if not self._digest:
+            os.lseek(self._descriptor, count, os.SEEK_CUR)
+            return
+        buffer = memoryview(bytearray(min(count, CHUNK_BYTES)))
+        while count:
+            self.read_into(buffer[: min(count, len(buffer))])
+            count -= min(count, len(buffer))
 
-def _zstd(path: Path | None = None) -> Any:
-    for name in ("compression.zstd", "backports.zstd"):
-        try:
-            return import_module(name)
-        except ImportError:
-            continue
-    raise InputError(f"{path} needs Python 3.14 or the extra gpt-data[zstd]")
+    def finish(self) -> None:
+        """Compare the digest, once everything has been read.
 
+        Raises:
+            InputError: If the content is not what the record says.
+        """
+        if self._digest and self._record and self._digest.hexdigest() != self._record.sha256:
+            raise InputError(f"{self.path} is damaged: its sha256 is not the one in the manifest")
 
-def _damage() -> tuple[type[Exception], ...]:
-    known = (OSError, zlib.error, lzma.LZMAError)
-    try:
-        return (*known, _zstd().ZstdError)
-    except InputError:
-        return known
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._descriptor)
+
+    def __enter__(self) -> RegularFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

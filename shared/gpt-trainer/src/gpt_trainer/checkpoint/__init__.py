@@ -7,10 +7,11 @@ output), ``tensors`` (safetensors), ``model_json`` (``config.json``), ``tokenize
 
 from __future__ import annotations
 
+from gpt_data.store.lock import RunLock
+
 from gpt_trainer.checkpoint.discovery import find_steps, resolve
 from gpt_trainer.checkpoint.huggingface import load_huggingface
 from gpt_trainer.checkpoint.load import load_checkpoint, load_latest, load_model, load_path, verify
-from gpt_trainer.checkpoint.lock import RunLock
 from gpt_trainer.checkpoint.manifest import NewerFormatError
 from gpt_trainer.checkpoint.preflight import check_writable, step_bytes
 from gpt_trainer.checkpoint.retention import prune

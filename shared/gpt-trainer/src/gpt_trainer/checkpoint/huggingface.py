@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 from gpt_data.errors import shown
+from gpt_data.store.reading import read_bytes
+from gpt_data.store.strict_json import parse_object
 
-from gpt_trainer.checkpoint.files import read_small
 from gpt_trainer.checkpoint.load import CONFIG_LIMIT, layout_differences
 from gpt_trainer.checkpoint.manifest import CONFIG, MODEL
 from gpt_trainer.checkpoint.model_json import model_from_json
-from gpt_trainer.checkpoint.strict_json import parse_object
 from gpt_trainer.checkpoint.tensors import FLOAT_DTYPES, STORED, TensorEntry, TensorFile
 from gpt_trainer.errors import InputError, one_line
 from gpt_trainer.model_config import ModelConfig
@@ -52,7 +52,7 @@ def load_huggingface(folder: Path) -> tuple[ModelConfig, Parameters]:
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; give one with {CONFIG} and {MODEL}")
     path = folder / CONFIG
-    model = model_from_json(parse_object(read_small(path, CONFIG_LIMIT, follow_link=True), path), path)
+    model = model_from_json(parse_object(read_bytes(path, CONFIG_LIMIT, follow_link=True), path), path)
     shapes = parameter_shapes(model)
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(TensorFile(shard, follow_link=True)) for shard in _shards(folder)]
@@ -134,7 +134,7 @@ def _shards(folder: Path) -> list[Path]:
 
 
 def _indexed(index: Path) -> list[Path]:
-    names = parse_object(read_small(index, INDEX_LIMIT, follow_link=True), index).get("weight_map")
+    names = parse_object(read_bytes(index, INDEX_LIMIT, follow_link=True), index).get("weight_map")
     if not isinstance(names, dict) or not names:
         raise InputError(f"{index}: weight_map is {shown(names)}, expected tensor names and files")
     for name in names.values():

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gpt_data.errors import shown
+from gpt_data.store.reading import RegularFile, read_bytes
+from gpt_data.store.strict_json import parse_object
 
 from gpt_trainer.backend import Moments
 from gpt_trainer.checkpoint.discovery import ADVICE, find_steps, is_step, run_of
-from gpt_trainer.checkpoint.files import RegularFile, read_small
 from gpt_trainer.checkpoint.manifest import (
     CONFIG,
     MODEL,
@@ -25,7 +26,6 @@ from gpt_trainer.checkpoint.manifest import (
 )
 from gpt_trainer.checkpoint.model_json import model_from_json
 from gpt_trainer.checkpoint.state import CheckpointState, SavedModel, check_moments
-from gpt_trainer.checkpoint.strict_json import parse_object
 from gpt_trainer.checkpoint.tensors import TensorEntry, TensorFile
 from gpt_trainer.errors import InputError, one_line
 from gpt_trainer.model_config import ModelConfig
@@ -84,7 +84,7 @@ def load_tensors(path: Path, manifest: Manifest, want: Mapping[str, tuple[int, .
 
 def _load_config(folder: Path, manifest: Manifest) -> ModelConfig:
     path = folder / CONFIG
-    return model_from_json(parse_object(read_small(path, CONFIG_LIMIT, manifest.files[CONFIG]), path), path)
+    return model_from_json(parse_object(read_bytes(path, CONFIG_LIMIT, manifest.files[CONFIG]), path), path)
 
 
 def _load_parameters(folder: Path, manifest: Manifest, model: ModelConfig) -> Parameters:
@@ -120,7 +120,7 @@ def load_trainer(folder: Path, manifest: Manifest) -> dict[str, Any]:
         InputError: If it is not the recorded file, or of another step.
     """
     path = folder / TRAINER
-    values = parse_object(read_small(path, TRAINER_LIMIT, manifest.files[TRAINER]), path)
+    values = parse_object(read_bytes(path, TRAINER_LIMIT, manifest.files[TRAINER]), path)
     if values.keys() != {"step", "trainer"} or not isinstance(values["trainer"], dict):
         raise InputError(f"{path} does not hold exactly step and trainer")
     if type(values["step"]) is not int or values["step"] != manifest.step:
@@ -139,10 +139,12 @@ def load_tokenizer(folder: Path, manifest: Manifest) -> bytes | None:
         InputError: If one of them is not the recorded file.
     """
     if TOKENIZER_CONFIG in manifest.files:
-        read_small(folder / TOKENIZER_CONFIG, CONFIG_LIMIT, manifest.files[TOKENIZER_CONFIG])
+        read_bytes(
+            folder / TOKENIZER_CONFIG, CONFIG_LIMIT, manifest.files[TOKENIZER_CONFIG], follow_link=False
+        )
     if TOKENIZER not in manifest.files:
         return None
-    return read_small(folder / TOKENIZER, TOKENIZER_LIMIT, manifest.files[TOKENIZER])
+    return read_bytes(folder / TOKENIZER, TOKENIZER_LIMIT, manifest.files[TOKENIZER])
 
 
 def refusing(load: Callable[[Path], T]) -> Callable[[Path], T]:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gpt_data.errors import shown
+from gpt_data.store.reading import FileRecord, read_bytes
+from gpt_data.store.strict_json import parse_object
 
-from gpt_trainer.checkpoint.files import FileRecord, read_small
-from gpt_trainer.checkpoint.strict_json import parse_object
 from gpt_trainer.errors import InputError
 
 FORMAT = "gpt-trainer checkpoint"
@@ -112,7 +112,7 @@ def read_manifest(folder: Path) -> Manifest:
         InputError: If it is missing or not exactly what this program writes.
     """
     path = folder / MANIFEST
-    raw = read_small(path, MANIFEST_LIMIT)
+    raw = read_bytes(path, MANIFEST_LIMIT)
     values = parse_object(raw, path)
     version = _version(values, path)
     step = values.get("step")

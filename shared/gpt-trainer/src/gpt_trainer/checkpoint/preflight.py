@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from gpt_trainer.checkpoint.files import make_folder, write_errors, write_file
+from gpt_data.store.writing import probe_folder, write_errors
+
 from gpt_trainer.errors import WriteError
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import parameter_count
@@ -29,18 +30,12 @@ def check_writable(run: Path, bytes_needed: int) -> None:
     Raises:
         WriteError: If the folder cannot be written or has too little space.
     """
-    probe = run / ".probe"
+    probe_folder(run)
     with write_errors(f"cannot write in {run}"):
-        make_folder(run)
-        probe.unlink(missing_ok=True)
-        try:
-            write_file(probe, [b"probe\n"])
-        finally:
-            probe.unlink(missing_ok=True)
         space = os.statvfs(run)
     free = space.f_bavail * space.f_frsize
     if free < bytes_needed:
         raise WriteError(
             f"{run} has {free / 1e9:.2f} GB free, {bytes_needed / 1e9:.2f} GB are needed for checkpoints; "
-            "free some space there or choose another output folder"
+            "free some space there or choose another folder"
         )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from gpt_data.store.lock import FolderLock
+from gpt_data.store.writing import remove_folder, sync_folder, write_errors
+
 from gpt_trainer.checkpoint.discovery import CHECKPOINTS, find_steps
-from gpt_trainer.checkpoint.files import remove_folder, sync_folder, write_errors
 from gpt_trainer.checkpoint.load import verify
-from gpt_trainer.checkpoint.lock import FolderLock
 from gpt_trainer.checkpoint.save import hidden_name, remove_leftovers
 from gpt_trainer.errors import InputError
 

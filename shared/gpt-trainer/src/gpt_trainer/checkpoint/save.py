@@ -11,12 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from gpt_data.store.lock import FolderLock
+from gpt_data.store.reading import UnreadableError
+from gpt_data.store.writing import remove_folder, sync_folder, write_errors, write_file
 
 from gpt_trainer.backend import Moments
 from gpt_trainer.checkpoint.discovery import CHECKPOINTS
-from gpt_trainer.checkpoint.files import UnreadableError, remove_folder, sync_folder, write_errors, write_file
 from gpt_trainer.checkpoint.load import CONFIG_LIMIT, TOKENIZER_LIMIT, TRAINER_LIMIT, verify
-from gpt_trainer.checkpoint.lock import FolderLock
 from gpt_trainer.checkpoint.manifest import (
     CONFIG,
     MANIFEST,
@@ -185,7 +186,7 @@ def _same_content(manifest: Manifest, target: Path) -> bool:
     Raises:
         WriteError: If it is whole and differs.
     """
-    advice = "resume from the newest step, or choose another output folder"
+    advice = "resume from the newest step, or choose another folder"
     try:
         verify(target)
         existing = read_manifest(target)

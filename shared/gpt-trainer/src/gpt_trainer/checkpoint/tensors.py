@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from gpt_data.errors import shown
+from gpt_data.store.reading import FileRecord, RegularFile
+from gpt_data.store.strict_json import parse_object
+from gpt_data.store.writing import write_file
 
-from gpt_trainer.checkpoint.files import FileRecord, RegularFile, write_file
-from gpt_trainer.checkpoint.strict_json import parse_object
 from gpt_trainer.errors import InputError
 from gpt_trainer.parameters import Parameters
 

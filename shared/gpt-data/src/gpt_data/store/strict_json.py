@@ -1,4 +1,4 @@
-"""JSON from files that nobody has vouched for: bounded, without duplicate keys, NaN or infinity."""
+"""One JSON object of a file that a program of this project wrote: no duplicate key, NaN or infinity."""
 
 from __future__ import annotations
 
@@ -7,29 +7,7 @@ import math
 from pathlib import Path
 from typing import Any, NoReturn
 
-from gpt_data.errors import shown
-
-from gpt_trainer.errors import InputError
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"key {shown(twice)} appears twice")
-    return values
-
-
-def _no_constant(literal: str) -> NoReturn:
-    raise ValueError(f"{literal} is not JSON")
-
-
-def _finite(literal: str) -> float:
-    value = float(literal)
-    if not math.isfinite(value):
-        raise ValueError(f"{shown(literal)} overflows")
-    return value
+from gpt_data.errors import InputError, shown
 
 
 def parse_object(raw: bytes, path: Path) -> dict[str, Any]:
@@ -51,4 +29,24 @@ def parse_object(raw: bytes, path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise InputError(f"{path} holds a JSON {type(value).__name__}, expected an object")
+    return value
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"key {shown(twice)} appears twice")
+    return values
+
+
+def _no_constant(literal: str) -> NoReturn:
+    raise ValueError(f"{literal} is not JSON")
+
+
+def _finite(literal: str) -> float:
+    value = float(literal)
+    if not math.isfinite(value):
+        raise ValueError(f"{shown(literal)} overflows")
     return value

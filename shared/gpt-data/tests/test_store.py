@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 from gpt_data.errors import StoppedError, WriteError
-from gpt_data.storage import FolderLock, make_folder, write_atomic
+from gpt_data.store.lock import FolderLock
+from gpt_data.store.writing import probe_folder, write_atomic
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from gpt_data.storage import FolderLock
+from gpt_data.store.lock import FolderLock
 with FolderLock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -58,9 +59,9 @@ def test_a_folder_that_takes_no_writes_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
     for folder in (file, file / "below"):
-        with pytest.raises(WriteError, match=f"cannot write {folder}"):
-            make_folder(folder)
-    make_folder(tmp_path / "a" / "b")
+        with pytest.raises(WriteError, match=f"cannot write in {folder}"):
+            probe_folder(folder)
+    probe_folder(tmp_path / "a" / "b")
     assert list((tmp_path / "a" / "b").iterdir()) == []
 
 
@@ -68,12 +69,12 @@ def test_a_second_writer_is_refused_by_name_and_a_dead_one_is_not_waited_for(tmp
     with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
-        with pytest.raises(WriteError, match=f"{tmp_path} is being written by process {holder.pid} on "):
+        with pytest.raises(WriteError, match=f"{tmp_path} is in use by process {holder.pid} on "):
             FolderLock(tmp_path).__enter__()
         told: list[str] = []
         with pytest.raises(StoppedError):
             FolderLock(tmp_path, wait=True, should_stop=lambda: bool(told), on_wait=told.append).__enter__()
-        assert told == [f"waiting for process {holder.pid} on {os.uname().nodename}, which writes {tmp_path}"]
+        assert told == [f"waiting for process {holder.pid} on {os.uname().nodename}, which uses {tmp_path}"]
         holder.send_signal(signal.SIGKILL)
         holder.wait()
         with FolderLock(tmp_path):
