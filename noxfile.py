@@ -256,7 +256,7 @@ def pins(session: nox.Session) -> None:
     write_pins(project, [])
     session.run_install("uv", "lock", "--quiet", "--upgrade", external=True)
     exported = session.run(
-        "uv", "export", "--quiet", "--frozen", "--all-packages", "--all-groups", "--extra=compiled",
+        "uv", "export", "--quiet", "--frozen", "--all-packages", "--all-groups",
         "--extra=hf", "--extra=zstd", "--extra=plots", "--extra=bleu", "--extra=data", "--extra=lm-eval",
         "--no-emit-workspace", "--no-hashes", "--no-annotate",
         "--no-header", external=True, silent=True,

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from bpe_scratch import Tokenizer, bench
+from bpe_scratch import Tokenizer
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
+
+import bench_tokenizers as bench
 
 
 class Result:
@@ -52,3 +58,17 @@ def test_other_ids_are_no_time_worth_reporting(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(bench, "encoders", encoders)
     with pytest.raises(AssertionError, match="other gives other ids"):
         bench._encoding(Tokenizer.from_bytes(), ["ab"], bench.Effort(1, 1.0))
+
+
+def test_the_tables_show_what_they_should(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "corpus.txt").write_text("the cat sat on the mat\nthat's the cat's hat\n" * 20, "utf-8")
+    Tokenizer.from_bytes().save(tmp_path / "tokenizer.json")
+    given = [tmp_path / "corpus.txt", "--tokenizer", tmp_path / "tokenizer.json", "--repeats=2", "--train=10"]
+    monkeypatch.setattr(sys, "argv", ["bench", *map(str, given)])
+    bench.main()
+    shown = capsys.readouterr().out
+    assert shown.count("tiktoken") >= 4
+    for told in ("Cold:", "Warm:", "spread", "a list per document to text", "train 10 merges"):
+        assert told in shown

@@ -1,16 +1,19 @@
-"""The command line, from a corpus to ids and back."""
+"""The command line, from a corpus to ids and back; and what it says when something is wrong."""
 
 from __future__ import annotations
 
-import gzip
-import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from bpe_scratch import Tokenizer
 from bpe_scratch.commands import main
-from bpe_scratch.corpus import read_documents
-from bpe_scratch.tokenizer import Tokenizer
 
 TEXT = "the cat sat on the mat\nthat's the cat's hat\n" * 20
 
@@ -19,9 +22,16 @@ TEXT = "the cat sat on the mat\nthat's the cat's hat\n" * 20
 def trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> tuple[Path, Path]:
     corpus, out = tmp_path / "corpus.txt", tmp_path / "tokenizer.json"
     corpus.write_text(TEXT, "utf-8")
-    main(["train", str(corpus), "--vocab-size", "300", "--out", str(out)])
-    assert "ids, sha256" in capsys.readouterr().err
+    main(["train", str(corpus), "--vocab-size", "270", "--out", str(out)])
+    assert "tokenizer.json: 270 ids, sha256" in capsys.readouterr().err
     return corpus, out
+
+
+def run(*words: object, **given: Any) -> subprocess.CompletedProcess[bytes]:
+    """The command in a process of its own."""
+    environment = os.environ | given.pop("environment", {})
+    command = [sys.executable, "-m", "bpe_scratch", *map(str, words)]
+    return subprocess.run(command, env=environment, capture_output="stdout" not in given, timeout=60, **given)
 
 
 def test_train_encode_decode(trained: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
@@ -41,56 +51,144 @@ def test_encode_to_a_file(trained: tuple[Path, Path], tmp_path: Path) -> None:
     assert np.fromfile(tmp_path / "ids.bin", dtype="<u2").tolist() == once * 2
 
 
-def test_inspect_and_bench_show_what_they_should(
-    trained: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
-) -> None:
+# once a text of 4 MiB had the end of text in its middle, and was two lines
+def test_a_long_text_is_one_document(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text, out = "a" * 4_194_304 + "\n\nb\n", tmp_path / "tokenizer.json"
+    (tmp_path / "a.txt").write_text(text, "utf-8")
+    tokenizer = Tokenizer(Tokenizer.from_bytes().vocabulary, special_tokens={"<|endoftext|>": 256})
+    tokenizer.save(out)
+    main(["encode", str(tmp_path / "a.txt"), "--tokenizer", str(out), "--out", str(tmp_path / "ids.bin")])
+    ids = np.fromfile(tmp_path / "ids.bin", dtype="<u2")
+    assert ids.tolist() == [*tokenizer.encode(text), 256]
+    capsys.readouterr()
+    main(["encode", str(tmp_path / "a.txt"), "--tokenizer", str(out)])
+    shown = capsys.readouterr().out
+    assert shown.count("\n") == 1
+    assert shown.split()[-4:] == list(map(str, ids[-5:-1]))
+
+
+def test_inspect_shows_what_it_should(trained: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     corpus, out = trained
     main(["inspect", "--tokenizer", str(out), "--text", "the cat's", "--files", str(corpus)])
     shown = capsys.readouterr().out
     assert "bytes per token" in shown
     assert "|the| cat|'s" in shown
-    main(["bench", str(corpus), "--tokenizer", str(out), "--repeats", "2", "--train", "10"])
-    shown = capsys.readouterr().out
-    assert shown.count("tiktoken") >= 4
-    for told in ("Cold:", "Warm:", "spread", "a list per document to text", "train 10 merges"):
-        assert told in shown
+
+
+def test_fewer_ids_than_asked_for_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.txt").write_text("ab ab", "utf-8")
+    main(["train", str(tmp_path / "a.txt"), "--vocab-size=999", "--out", str(tmp_path / "t.json")])
+    told = capsys.readouterr().err
+    assert "258 ids of 999 asked for: no other pair occurs 2 times, sha256" in told
 
 
 def test_bad_input_is_one_line_and_a_status(
     trained: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _, out = trained
-    with pytest.raises(SystemExit) as stopped:
-        main(["decode", "99999", "--tokenizer", str(out)])
-    assert stopped.value.code == 65
-    assert "id 99999 at position 0" in capsys.readouterr().err
-    # a negative number is no option, wherever it stands
-    for order in (["-1", "--tokenizer", str(out)], ["--tokenizer", str(out), "--", "-1"]):
+    corpus, out = trained
+    (corpus.parent / "cut.txt.gz").write_bytes(b"\x1f\x8b")
+    cases = [
+        (["decode", "99999"], "id 99999 at position 0"),
+        # a negative number is no option, wherever it stands
+        (["decode", "-1"], "id -1 at position 0"),
+        (["decode", "--", "-1"], "id -1 at position 0"),
+        (["encode", "missing.txt"], "cannot read missing.txt: No such file or directory"),
+        (["encode", str(corpus.parent / "cut.txt.gz")], "cut.txt.gz cannot be unpacked: "),
+    ]
+    for words, message in cases:
         with pytest.raises(SystemExit) as stopped:
-            main(["decode", *order])
+            main([words[0], "--tokenizer", str(out), *words[1:]])
         assert stopped.value.code == 65
-        assert "id -1 at position 0" in capsys.readouterr().err
+        told = capsys.readouterr().err
+        assert message in told
+        assert told.count("\n") == 1
     with pytest.raises(SystemExit) as stopped:
-        main(["encode", "missing.txt", "--tokenizer", str(out)])
-    assert stopped.value.code == 74
+        main(["train", str(corpus), "--vocab-size=260", "--pattern=gpt-2"])
+    assert stopped.value.code == 65
+    assert "pattern 'gpt-2' is none of gpt2, cl100k" in capsys.readouterr().err
 
 
-def test_documents_come_from_text_and_json_lines(tmp_path: Path) -> None:
-    lines = [json.dumps({"text": f"line {i}"}) for i in range(3)]
-    (tmp_path / "a.jsonl").write_text("\n".join(lines), "utf-8")
-    with gzip.open(tmp_path / "b.txt.gz", "wt", encoding="utf-8") as file:
-        file.write("one\ntwo\n")
-    found = list(read_documents([tmp_path / "a.jsonl", tmp_path / "b.txt.gz"]))
-    assert found == ["line 0", "line 1", "line 2", "one\ntwo\n"]
+# encodings that lack the characters: once a traceback
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_what_cannot_be_shown_is_replaced(tmp_path: Path, encoding: str) -> None:
+    Tokenizer.from_bytes().save(tmp_path / "ü.json")
+    tokenizer, out = ["--tokenizer", tmp_path / "ü.json"], tmp_path / "日本.json"
+    environment = {"PYTHONIOENCODING": encoding}
+    shown = run("decode", "127", "102", "127", *tokenizer, environment=environment)
+    want = {"ascii": "??", "latin-1": "é?", "utf-8": "é\ufffd"}[encoding]
+    assert (shown.returncode, shown.stdout.decode(encoding), shown.stderr) == (0, want, b"")
+    shown = run("inspect", *tokenizer, "--text", "日本", environment=environment)
+    assert (shown.returncode, shown.stderr) == (0, b"")
+    (tmp_path / "a.txt").write_text("ab ab", "utf-8")
+    shown = run("train", tmp_path / "a.txt", "--vocab-size=258", "--out", out, environment=environment)
+    assert (shown.returncode, shown.stdout) == (0, b"")
+    assert b"258 ids" in shown.stderr
+    assert out.exists()
 
 
-@pytest.mark.parametrize(
-    ("name", "raw", "message"),
-    [("a.jsonl", b'{"text": "x"}\n{"y": 1}\n', "line 2"), ("a.jsonl", b'{"text": 1}\n', "line 1"),
-     ("a.txt", b"ok\n\xff", "line 2"),
-     ("a.jsonl", b'{"text": "x"}\n{"text": "ab\\ud800"}\n', "line 2: lone surrogate U.D800 at character 2")],
-)  # fmt: skip
-def test_bad_documents_are_named_by_line(tmp_path: Path, name: str, raw: bytes, message: str) -> None:
-    (tmp_path / name).write_bytes(raw)
-    with pytest.raises(ValueError, match=message):
-        list(read_documents([tmp_path / name]))
+# once help for terminals of up to five columns never ended
+@pytest.mark.parametrize("columns", ["1", "5", "39", "0"])
+def test_help_has_forty_columns(columns: str) -> None:
+    shown = run("--help", environment={"COLUMNS": columns, "LINES": "1"})
+    assert shown.returncode == 0
+    widest = max(map(len, shown.stdout.decode().splitlines()))
+    assert 30 <= widest <= (80 if columns == "0" else 60)
+
+
+@pytest.mark.parametrize("words", [["decode", "64"], ["--help"], ["inspect"]])
+def test_output_that_cannot_be_written_is_73(tmp_path: Path, words: list[str]) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full")
+    Tokenizer.from_bytes().save(tmp_path / "tokenizer.json")
+    with Path("/dev/full").open("wb") as full:
+        ended = run(*words, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE)
+    assert ended.returncode == 73
+    assert ended.stderr == b"bpe-scratch: cannot write the output: No space left on device\n"
+
+
+def test_files_that_cannot_be_written_are_73(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("ab ab", "utf-8")
+    Tokenizer.from_bytes().save(tmp_path / "tokenizer.json")
+    for words in (["train", "a.txt", "--vocab-size=257"], ["encode", "a.txt"]):
+        ended = run(*words, "--out", tmp_path / "none" / "x", cwd=tmp_path)
+        assert ended.returncode == 73
+        assert ended.stderr.decode() == (
+            f"bpe-scratch: cannot write {tmp_path}/none/x: No such file or directory\n"
+        )
+
+
+def test_a_reader_that_leaves_is_no_error_to_tell(tmp_path: Path) -> None:
+    Tokenizer.from_bytes().save(tmp_path / "tokenizer.json")
+    read, write = os.pipe()
+    os.close(read)
+    ended = run("decode", "64", cwd=tmp_path, stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert (ended.returncode, ended.stderr) == (73, b"")
+
+
+# once each of these ended in a traceback of KeyboardInterrupt
+@pytest.mark.parametrize("module", ["numpy", "tyro", "rich.console", "regex"])
+def test_ctrl_c_while_modules_are_imported_says_nothing(tmp_path: Path, module: str) -> None:
+    path = tmp_path / (module.replace(".", "/") + ".py")
+    path.parent.mkdir(exist_ok=True)
+    for folder in path.parents[: module.count(".")]:
+        (folder / "__init__.py").touch()
+    path.write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n", "utf-8")
+    paths = os.pathsep.join([str(tmp_path), *sys.path])
+    ended = run("--help", environment={"PYTHONPATH": paths})
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, b"", b"")
+
+
+def test_ctrl_c_ends_the_work_without_a_word(tmp_path: Path) -> None:
+    Tokenizer.from_bytes().save(tmp_path / "tokenizer.json")
+    command = [sys.executable, "-m", "bpe_scratch", "decode"]
+    child = subprocess.Popen(
+        command, cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert child.stdin is not None
+    child.stdin.write(b"64 " * 1000)
+    child.stdin.flush()
+    time.sleep(2)
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate(timeout=30)
+    assert (child.returncode, out, err) == (130, b"", b"")

@@ -43,7 +43,7 @@ def test_a_megabyte_is_exact(gpt2: Tokenizer, shape: str) -> None:
 
 @pytest.mark.parametrize("size", [25, 300, 5000])
 def test_without_numba_long_pieces_are_exact_too(gpt2: Tokenizer, size: int) -> None:
-    plain = Tokenizer(gpt2.vocabulary, layer="arrays")
+    plain = Tokenizer(gpt2.vocabulary, layer="reference")
     for shape, make in SHAPES.items():
         assert plain.encode(make(size)) == gpt2.encode(make(size)), shape
 

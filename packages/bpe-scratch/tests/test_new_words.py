@@ -1,16 +1,15 @@
-"""New words, merged side by side by the compiled layer, equal the reference one by one."""
+"""New words, merged by the compiled layer, equal the reference."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+from bpe_oracles import vocabularies
 from bpe_scratch import Tokenizer, Vocabulary, reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_array_merging import vocabularies
 
-encoding = pytest.importorskip("bpe_scratch.compiled.encoding", reason="Numba is not installed")
-encoder = pytest.importorskip("bpe_scratch.compiled.encoder")
+encoder = pytest.importorskip("bpe_scratch.compiled.encoder", reason="Numba is not installed")
 
 
 def want(known: Vocabulary, words: list[str]) -> list[list[int]]:
@@ -21,7 +20,7 @@ def in_one_text(known: Vocabulary, words: list[str]) -> list[int]:
     return Tokenizer(known, pattern="gpt2", layer="compiled").encode(" ".join(words))
 
 
-# a group is 16 words: fewer, more than one, and words of 16 bytes and more between them, which go one by one
+# 16 bytes and more: words that do not fit their slot
 @settings(max_examples=200, deadline=None)
 @given(known=vocabularies(), words=st.lists(st.text("abc", min_size=1, max_size=18), min_size=1, max_size=50))
 def test_any_ranks(known: Vocabulary, words: list[str]) -> None:
@@ -68,6 +67,6 @@ def test_the_table_grows_and_keeps_its_words(monkeypatch: pytest.MonkeyPatch) ->
         assert tokenizer.encode(word) == expected
         logs.add(tokenizer._encoder._words.log)
     assert logs == {10, 12, 14}
-    used = tokenizer._encoder._state[encoding.SLOTS_USED]
+    used = tokenizer._encoder._state["slots_used"]
     assert tokenizer.encode_batch(words) == ids
-    assert tokenizer._encoder._state[encoding.SLOTS_USED] == used
+    assert tokenizer._encoder._state["slots_used"] == used

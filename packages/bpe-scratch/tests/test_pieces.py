@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import regex
-from bpe_scratch import array_pieces, unicode_classes
-from bpe_scratch.array_pieces import byte_groups, piece_starts
+from bpe_scratch import unicode_classes
 from bpe_scratch.patterns import PATTERNS, splitter
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,8 +19,7 @@ text = st.lists(
 
 
 def cut(pattern: str, document: str) -> list[str]:
-    pieces = pytest.importorskip("bpe_scratch.compiled.cutting")
-    return pieces.cut(pattern, document)
+    return pytest.importorskip("compiled_pieces").cut(pattern, document)
 
 
 def test_class_table_agrees_with_the_regex_library() -> None:
@@ -72,25 +70,6 @@ def test_pieces_equal_those_of_the_expression_at_length(pattern: str, document: 
 @given(document=text)
 def test_pieces_put_together_are_the_text(pattern: str, document: str) -> None:
     assert "".join(splitter(pattern)(document)) == document
-
-
-@settings(max_examples=1000, deadline=None)
-@given(documents=st.lists(text.filter(bool), min_size=1, max_size=4))
-def test_array_pieces_equal_those_of_the_expression(documents: list[str]) -> None:
-    raw = [document.encode() for document in documents]
-    begins = np.cumsum([0, *map(len, raw[:-1])])
-    starts = piece_starts(np.frombuffer(b"".join(raw), np.uint8), begins)
-    pieces = [piece.encode() for document in documents for piece in splitter("gpt2")(document)]
-    assert starts.tolist() == np.cumsum([0, *map(len, pieces)])[:-1].tolist()
-
-
-def test_array_groups_are_those_of_every_code_point() -> None:
-    codes = [c for c in range(0x110000) if not 0xD800 <= c < 0xE000]
-    text = "".join(map(chr, codes))
-    widths = [len(char.encode()) for char in text]
-    groups = byte_groups(np.frombuffer(text.encode(), np.uint8))
-    want = array_pieces._GROUPS[unicode_classes.class_of_code_point()[codes]]
-    assert np.array_equal(groups, np.repeat(want, widths))
 
 
 # 56 bytes are decided at once, from 4 bytes before: every place of a piece in a window

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from bpe_scratch.decoders import TokenStream
-from bpe_scratch.errors import FileFormatError, TextError, TokenIdError, TokenizerError
-from bpe_scratch.patterns import PATTERNS
-from bpe_scratch.tokenizer import Tokenizer
-from bpe_scratch.training import count_words, train, train_from_counts
-from bpe_scratch.vocabulary import Vocabulary
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bpe_scratch.decoders import TokenStream
+    from bpe_scratch.errors import FileFormatError, TextError, TokenIdError, TokenizerError, WriteError
+    from bpe_scratch.patterns import PATTERNS
+    from bpe_scratch.tokenizer import Tokenizer
+    from bpe_scratch.training import train
+    from bpe_scratch.vocabulary import Vocabulary
 
 __all__ = [
     "PATTERNS",
@@ -18,7 +22,21 @@ __all__ = [
     "Tokenizer",
     "TokenizerError",
     "Vocabulary",
-    "count_words",
+    "WriteError",
     "train",
-    "train_from_counts",
 ]
+
+_HOMES = {
+    "PATTERNS": "patterns",
+    "TokenStream": "decoders",
+    "Tokenizer": "tokenizer",
+    "Vocabulary": "vocabulary",
+    "train": "training",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # imported when first asked for: the command answers Ctrl-C before NumPy is loaded
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"bpe_scratch.{_HOMES.get(name, 'errors')}"), name)

@@ -25,13 +25,10 @@ def to_printable(token: bytes) -> str:
 def from_printable(text: str) -> bytes:
     """The inverse of :func:`to_printable`.
 
-    Args:
-        text: Characters of the byte alphabet.
-
     Raises:
         ValueError: If a character stands for no byte.
     """
     try:
         return bytes([CHAR_TO_BYTE[char] for char in text])
     except KeyError as missing:
-        raise ValueError(f"character {missing.args[0]!r} stands for no byte") from None
+        raise ValueError(f"token {text[:60]!r}: {missing.args[0]!r} stands for no byte") from None

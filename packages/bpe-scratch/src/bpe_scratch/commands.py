@@ -1,24 +1,32 @@
-"""The command ``bpe-scratch``: train, encode, decode, inspect, bench."""
+"""The command ``bpe-scratch``: train, encode, decode, inspect."""
 
 from __future__ import annotations
 
+import io
+import os
+import shutil
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import IO, Annotated, Any
 
 import numpy as np
 import tyro
 from rich.console import Console
 
-from bpe_scratch.corpus import read_documents
-from bpe_scratch.errors import TokenizerError
+from bpe_scratch.corpus import Part, read_parts
+from bpe_scratch.errors import TokenizerError, WriteError
+from bpe_scratch.files import replacing
 from bpe_scratch.layers import Layer
 from bpe_scratch.special import END_OF_TEXT
 from bpe_scratch.tokenizer import Tokenizer
 
 Files = Annotated[tuple[Path, ...], tyro.conf.Positional]
+_NARROWEST = 40
+_BATCH = 1 << 24  # characters encoded at once
 
 
 @dataclass(frozen=True)
@@ -26,7 +34,7 @@ class Train:
     """Learn a tokenizer from files and write ``tokenizer.json``."""
 
     files: Files
-    """Text files or .jsonl, perhaps .gz, .xz or .bz2."""
+    """Text files, .jsonl, or folders of them, perhaps .gz, .xz, .bz2 or .zst."""
     vocab_size: int = 32_768
     """Number of ids, the bytes and special tokens included."""
     out: Path = Path("tokenizer.json")
@@ -37,8 +45,6 @@ class Train:
     """Texts with an id of their own."""
     min_frequency: int = 2
     """Least count of a pair worth merging."""
-    workers: int = 1
-    """Processes that count words."""
     field: str = "text"
     """Field of JSON lines that holds the document."""
     layer: Layer = "auto"
@@ -85,43 +91,59 @@ class Inspect:
     """Merges and tokens to list."""
 
 
-@dataclass(frozen=True)
-class Bench:
-    """Time this package against tiktoken and tokenizers, on one thread and the same text."""
-
-    files: Files
-    """Files as for train."""
-    tokenizer: Path = Path("tokenizer.json")
-    """tokenizer.json to use in all of them."""
-    megabytes: float = 20.0
-    """Text to take from the files."""
-    repeats: int = 5
-    """Runs of each; the median and the spread are shown."""
-    patience: float = 60.0
-    """Seconds after which a slow run is not repeated."""
-    train: int = 0
-    """If not 0, time learning this many merges as well."""
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point.
+def main(argv: Sequence[str] | None = None, *, on_ready: Any = None) -> None:
+    """Run the command; exits with 65 for bad input, 73 if something cannot be written, 130 for Ctrl-C.
 
     Args:
         argv: Arguments; the process's own if not given.
+        on_ready: Handler of Ctrl-C from now on; left as it is if not given.
     """
-    arguments = tyro.cli(Train | Encode | Decode | Inspect | Bench, prog="bpe-scratch", args=argv)  # type: ignore[arg-type]
     try:
-        _run(arguments)
-    except (TokenizerError, OSError) as error:
-        Console(stderr=True).print(
-            f"bpe-scratch: {error}", style="red", markup=False, highlight=False, soft_wrap=True
-        )
-        sys.exit(65 if isinstance(error, TokenizerError) else 74)
+        if on_ready is not None:
+            signal.signal(signal.SIGINT, on_ready)
+        _prepare_streams()
+        try:
+            _run(tyro.cli(Train | Encode | Decode | Inspect, prog="bpe-scratch", args=argv))  # type: ignore[arg-type]
+        finally:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         sys.exit(130)
+    except (TokenizerError, WriteError) as error:
+        _fail(str(error), 73 if isinstance(error, WriteError) else 65)
+    except OSError as error:
+        # files that are read have names; what has none is standard output
+        if error.filename is not None:
+            _fail(f"cannot read {error.filename}: {error.strerror}", 65)
+        _close_output()
+        _fail("" if isinstance(error, BrokenPipeError) else f"cannot write the output: {error.strerror}", 73)
 
 
-def _run(arguments: Train | Encode | Decode | Inspect | Bench) -> None:
+def _prepare_streams() -> None:
+    """What a terminal cannot show is replaced, and help has room to be laid out."""
+    if shutil.get_terminal_size().columns < _NARROWEST:
+        os.environ["COLUMNS"] = str(_NARROWEST)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _close_output() -> None:
+    """What could not be written is not tried again when the process ends."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _fail(message: str, status: int) -> None:
+    if message:
+        _say(f"bpe-scratch: {message}", style="red")
+    sys.exit(status)
+
+
+def _say(message: str, style: str | None = None) -> None:
+    Console(stderr=True).print(message, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def _run(arguments: Train | Encode | Decode | Inspect) -> None:
     if isinstance(arguments, Train):
         _train(arguments)
     elif isinstance(arguments, Encode):
@@ -129,21 +151,10 @@ def _run(arguments: Train | Encode | Decode | Inspect | Bench) -> None:
     elif isinstance(arguments, Decode):
         ids = arguments.ids or tuple(_integer(word) for word in sys.stdin.read().split())
         sys.stdout.write(Tokenizer.load(arguments.tokenizer).decode(ids))
-    elif isinstance(arguments, Inspect):
+    else:
         from bpe_scratch.inspection import inspect
 
         inspect(Tokenizer.load(arguments.tokenizer), arguments.text, arguments.files, arguments.rows)
-    else:
-        from bpe_scratch.bench import bench
-
-        bench(
-            Tokenizer.load(arguments.tokenizer),
-            arguments.files,
-            arguments.megabytes,
-            arguments.repeats,
-            arguments.patience,
-            arguments.train,
-        )
 
 
 def _integer(word: str) -> int:
@@ -159,17 +170,16 @@ def _train(arguments: Train) -> None:
     from bpe_scratch.training import train
 
     console = Console(stderr=True)
-    with Progress(
-        SpinnerColumn(), TextColumn("{task.description}"), console=console, transient=True
-    ) as progress:
+    columns = SpinnerColumn("line"), TextColumn("{task.description}")
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("reading")
+        parts = read_parts(arguments.files, arguments.field, arguments.pattern, _say)
         tokenizer = train(
-            read_documents(arguments.files, arguments.field),
+            (part.text for part in parts),
             arguments.vocab_size,
             pattern=arguments.pattern,
             special_tokens=arguments.special_token,
             min_frequency=arguments.min_frequency,
-            workers=arguments.workers,
             layer=arguments.layer,
             on_documents=lambda n: progress.update(task, description=f"counted {n} documents"),
             on_progress=lambda done, wanted: progress.update(
@@ -177,20 +187,41 @@ def _train(arguments: Train) -> None:
             ),
         )
     tokenizer.save(arguments.out)
-    console.print(
-        f"{arguments.out}: {tokenizer.vocab_size} ids, sha256 {tokenizer.sha256[:16]}", soft_wrap=True
+    short = tokenizer.vocab_size < arguments.vocab_size
+    fewer = f" of {arguments.vocab_size} asked for: no other pair occurs {arguments.min_frequency} times"
+    _say(
+        f"{arguments.out}: {tokenizer.vocab_size} ids{fewer if short else ''}, sha256 {tokenizer.sha256[:16]}"
     )
 
 
 def _encode(arguments: Encode) -> None:
     tokenizer = Tokenizer.load(arguments.tokenizer)
-    documents = read_documents(arguments.files, arguments.field)
+    parts = read_parts(arguments.files, arguments.field, tokenizer.pattern, _say)
     if arguments.out is None:
-        for document in documents:
-            print(*tokenizer.encode(document))
+        for part in parts:
+            print(*tokenizer.encode(part.text), end="\n" if part.last else " ")
         return
-    ids, offsets = tokenizer.encode_to_numpy(list(documents), threads=arguments.threads)
+    with replacing(arguments.out) as file:
+        number = sum(_write_ids(tokenizer, batch, arguments.threads, file) for batch in _batches(parts))
+    _say(f"{arguments.out}: {number} ids of {np.dtype(tokenizer.dtype)}")
+
+
+def _batches(parts: Iterator[Part]) -> Iterator[list[Part]]:
+    batch: list[Part] = []
+    size = 0
+    for part in parts:
+        batch.append(part)
+        size += len(part.text)
+        if size >= _BATCH:
+            yield batch
+            batch, size = [], 0
+    yield batch
+
+
+def _write_ids(tokenizer: Tokenizer, batch: list[Part], threads: int, file: IO[bytes]) -> int:
+    ids, offsets = tokenizer.encode_to_numpy([part.text for part in batch], threads=threads)
     if tokenizer.end_of_text is not None:
-        ids = np.insert(ids, offsets[1:], tokenizer.end_of_text)
-    ids.astype(ids.dtype.newbyteorder("<")).tofile(arguments.out)
-    Console(stderr=True).print(f"{arguments.out}: {ids.size} ids of {ids.dtype}", soft_wrap=True)
+        last = np.array([part.last for part in batch], dtype=bool)
+        ids = np.insert(ids, offsets[1:][last], tokenizer.end_of_text)
+    file.write(ids.astype(ids.dtype.newbyteorder("<")).tobytes())
+    return ids.size

@@ -1,4 +1,4 @@
-"""Documents from files: text, JSON lines, and both compressed."""
+"""Documents from files and folders: text and JSON lines, plain or compressed, in bounded memory."""
 
 from __future__ import annotations
 
@@ -6,69 +6,246 @@ import bz2
 import gzip
 import json
 import lzma
-from collections.abc import Iterable, Iterator
+import os
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, NamedTuple
+
+import regex
 
 from bpe_scratch.errors import FileFormatError, TextError
-from bpe_scratch.patterns import to_utf8
+from bpe_scratch.patterns import resolve_pattern, to_utf8
 
-_OPENERS = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
-# a text file is read in parts of this size, cut at line ends: bounded memory for any file
+TEXT_KINDS, LINE_KINDS = (".txt", ".text", ".md"), (".jsonl",)
+COMPRESSIONS = (".gz", ".xz", ".bz2", ".zst")
+MAX_STRETCH = 64 * 2**20
+"""Bytes of text that are held at most: a line of JSON, or a text where it cannot be cut."""
+_CHUNK = 1 << 18
 _PART = 1 << 22
+# with every named pattern a piece ends between a letter or number and white space, whatever stands around
+_LAST_CUT = regex.compile(r"(?r)(?<=[\p{L}\p{N}])(?=\s)")
+_BOM = b"\xef\xbb\xbf"
 
 
-def read_documents(paths: Iterable[Path], field: str = "text") -> Iterator[str]:
-    """The documents of files, read as they are needed.
+class Part(NamedTuple):
+    """A document, or a part of it: cut where a piece ends, so that cutting does not show in the ids."""
+
+    text: str
+    last: bool  # whether the document ends with it
+
+
+def read_parts(
+    paths: Iterable[Path], field: str = "text", pattern: str = "none", tell: Callable[[str], None] = print
+) -> Iterator[Part]:
+    """The documents of files and folders, read as they are needed.
 
     Args:
-        paths: ``*.jsonl`` has a document in a field of each line; any other file is text, cut at line ends
-            into parts of a few megabytes. ``.gz``, ``.xz`` and ``.bz2`` behind the name are unpacked.
+        paths: A file whose name has ``.jsonl`` has a document in a field of each line, any other is one
+            document; ``.gz``, ``.xz``, ``.bz2`` and ``.zst`` are unpacked. Of a folder all files of these
+            kinds and ``.txt``, ``.text``, ``.md``, links followed, in the order of their names.
         field: Field of JSON lines.
+        pattern: What cuts the documents into pieces; long texts come in parts if it is a name, but ``none``.
+        tell: Is told in one line how many files of a folder are left out.
 
     Raises:
         FileFormatError: Naming file and line.
     """
+    can_be_cut = resolve_pattern(pattern)[0] not in (None, "none")
     for path in paths:
-        with _open(path) as file:
-            lines = _json_lines(file, path, field) if ".jsonl" in path.suffixes else _text_parts(file, path)
-            yield from lines
+        for file in _find_files(path, tell) if path.is_dir() else [path]:
+            if ".jsonl" in _kinds(file):
+                yield from _json_lines(file, field)
+            else:
+                yield from _text_parts(file, _PART if can_be_cut else MAX_STRETCH)
 
 
-def _open(path: Path) -> IO[bytes]:
-    opener: Any = _OPENERS.get(path.suffix)
-    return opener(path, "rb") if opener is not None else path.open("rb")
+def _kinds(path: Path) -> list[str]:
+    return [suffix.lower() for suffix in path.suffixes[-2:]]
 
 
-def _json_lines(file: IO[bytes], path: Path, field: str) -> Iterator[str]:
-    for number, line in enumerate(file, start=1):
+def _is_known(path: Path) -> bool:
+    kinds = _kinds(path)
+    return (
+        bool(kinds) and (kinds[-1] if kinds[-1] not in COMPRESSIONS else kinds[0]) in TEXT_KINDS + LINE_KINDS
+    )
+
+
+def _find_files(folder: Path, tell: Callable[[str], None]) -> list[Path]:
+    found: list[Path] = []
+    others: Counter[str] = Counter()
+    seen: set[Path] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        again = Path(place).resolve() in seen
+        seen.add(Path(place).resolve())
+        # a link may lead back to where it stands
+        folders[:] = [] if again else sorted(name for name in folders if not name.startswith("."))
+        for name in [] if again else names:
+            path = Path(place, name)
+            if not path.exists():
+                others["links that lead nowhere"] += 1
+            elif not path.is_file() or name.startswith(".") or not _is_known(path):
+                others["hidden" if name.startswith(".") else path.suffix or "without a suffix"] += 1
+            else:
+                found.append(path)
+    if others:
+        kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(others.items())[:10])
+        tell(f"{folder}: {len(found)} files read, {others.total()} left out: {kinds}")
+    if not found:
+        raise FileFormatError(f"{folder} holds no file of {', '.join(TEXT_KINDS + LINE_KINDS)}")
+    return sorted(found)
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    """The bytes of a file, unpacked; a stream that is cut short or followed by garbage is refused."""
+    kind = path.suffix.lower()
+    errors: list[type[Exception]] = [EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile]
+    try:
+        with path.open("rb") as file:
+            if kind not in COMPRESSIONS:
+                yield from iter(partial(file.read, _CHUNK), b"")
+                return
+            if not file.read(1):
+                raise EOFError("it has no bytes")
+            file.seek(0)
+            if kind == ".gz":
+                yield from iter(partial(gzip.GzipFile(fileobj=file).read, _CHUNK), b"")
+                return
+            if kind == ".zst":
+                zstd = _zstd(path)
+                errors.append(zstd.ZstdError)
+                if not hasattr(zstd, "ZstdFile"):
+                    yield from _zstandard_chunks(file, zstd)
+                    return
+                yield from _unpacked(file, zstd.ZstdDecompressor)
+                return
+            yield from _unpacked(file, lzma.LZMADecompressor if kind == ".xz" else bz2.BZ2Decompressor)
+    except OSError as error:
+        if type(error) is OSError or isinstance(error, gzip.BadGzipFile):
+            # bz2 has no error of its own
+            raise FileFormatError(f"{path} cannot be unpacked: {error}") from None
+        raise
+    except tuple(errors) as error:
+        raise FileFormatError(f"{path} cannot be unpacked: {error}") from None
+
+
+def _unpacked(file: Any, make: Callable[[], Any]) -> Iterator[bytes]:
+    """Streams one after another, through a decompressor of Python's, a bounded chunk at a time."""
+    decoder, raw = make(), b""
+    while True:
+        if decoder.eof:
+            # zeros may fill the file up
+            raw = (decoder.unused_data or file.read(_CHUNK)).lstrip(b"\0")
+            if not raw:
+                return
+            decoder = make()
+        elif decoder.needs_input:
+            raw = file.read(_CHUNK)
+            if not raw:
+                raise EOFError("it ended before the end of the stream")
+        yield decoder.decompress(raw, _CHUNK)
+        raw = b""
+
+
+def _zstandard_chunks(file: Any, zstd: Any) -> Iterator[bytes]:
+    """The same by the package ``zstandard``, whose decompressor has no bound: a little at a time."""
+    decoder = zstd.ZstdDecompressor().decompressobj()
+    while raw := file.read(512):
+        while raw:
+            if decoder.eof:
+                decoder = zstd.ZstdDecompressor().decompressobj()
+            yield decoder.decompress(raw)
+            raw = decoder.unused_data
+    if not decoder.eof:
+        raise EOFError("it ended before the end of the stream")
+
+
+def _zstd(path: Path) -> Any:
+    for name in ("compression.zstd", "zstandard"):
         try:
-            text = json.loads(line)[field]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise FileFormatError(f"{path}: line {number}: no text in field {field!r}: {error!r}") from None
+            return import_module(name)
+        except ImportError:
+            continue
+    raise FileFormatError(f"{path} needs Python 3.14 or the extra bpe-scratch[zstd]")
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """Lines without their ends."""
+    pieces: list[bytes] = []
+    size = 0
+    for chunk in _chunks(path):
+        first, *rest = chunk.split(b"\n")
+        pieces.append(first)
+        size += len(first)
+        if rest:
+            yield b"".join(pieces)
+            yield from rest[:-1]
+            pieces, size = [rest[-1]], len(rest[-1])
+        if size > MAX_STRETCH:
+            raise FileFormatError(f"{path}: a line of more than {MAX_STRETCH} bytes")
+    yield b"".join(pieces)
+
+
+def _json_lines(path: Path, field: str) -> Iterator[Part]:
+    for number, line in enumerate(_lines(path), start=1):
+        place = f"{path}: line {number}"
+        line = line.removeprefix(_BOM) if number == 1 else line
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line.decode())
+        except (ValueError, RecursionError) as error:
+            raise FileFormatError(f"{place}: no JSON: {str(error)[:200]}") from None
+        text = record.get(field) if isinstance(record, dict) else None
         if not isinstance(text, str):
-            raise FileFormatError(f"{path}: line {number}: field {field!r} is not a text")
+            there = (
+                f"has {sorted(record)[:10]}" if isinstance(record, dict) else f"is {type(record).__name__}"
+            )
+            there = f"is {type(text).__name__}" if isinstance(record, dict) and field in record else there
+            raise FileFormatError(f"{place}: no text in field {field!r}: it {there}")
         if b"\\u" in line:  # the only way for half a surrogate pair to come in
-            _check_characters(text, path, number)
-        yield text
+            _check_characters(text, place)
+        yield Part(text, True)
 
 
-def _check_characters(text: str, path: Path, number: int) -> None:
+def _check_characters(text: str, place: str) -> None:
     try:
         to_utf8(text)
     except TextError as error:
-        raise FileFormatError(f"{path}: line {number}: {error}") from None
+        raise FileFormatError(f"{place}: {error}") from None
 
 
-def _text_parts(file: IO[bytes], path: Path) -> Iterator[str]:
-    number = 1
-    while lines := file.readlines(_PART):
-        raw = b"".join(lines)
-        try:
-            yield raw.decode("utf-8")
-        except UnicodeDecodeError as error:
-            line = number + raw.count(b"\n", 0, error.start)
-            raise FileFormatError(
-                f"{path}: line {line}: byte 0x{raw[error.start]:02X} is not UTF-8"
-            ) from None
-        number += len(lines)
+def _text_parts(path: Path, size: int) -> Iterator[Part]:
+    """One document, in parts of some ``size`` bytes; where there is no place to cut it, of more."""
+    held, wanted, line, first = bytearray(), size, 1, True
+    for chunk in _chunks(path):
+        held += chunk
+        if len(held) >= wanted:
+            at = _place_to_cut(held) if size < MAX_STRETCH else 0
+            if at:
+                yield Part(_decoded(bytes(held[:at]), path, line, first), False)
+                line += held.count(b"\n", 0, at)
+                first = False
+                del held[:at]
+            wanted = size if at else 2 * len(held)
+        if len(held) > MAX_STRETCH:
+            raise FileFormatError(f"{path}: {MAX_STRETCH} bytes of text that cannot be cut; use JSON lines")
+    yield Part(_decoded(bytes(held), path, line, first), True)
+
+
+def _place_to_cut(held: bytearray) -> int:
+    # a character may be cut off at the end; what is not UTF-8 elsewhere is named when it is decoded
+    text = held.decode("utf-8", "surrogateescape")
+    found = _LAST_CUT.search(text)
+    return len(text[: found.start()].encode("utf-8", "surrogateescape")) if found else 0
+
+
+def _decoded(raw: bytes, path: Path, line: int, first: bool) -> str:
+    try:
+        return (raw.removeprefix(_BOM) if first else raw).decode()
+    except UnicodeDecodeError as error:
+        line += raw.count(b"\n", 0, error.start)
+        raise FileFormatError(f"{path}: line {line}: byte 0x{raw[error.start]:02X} is not UTF-8") from None

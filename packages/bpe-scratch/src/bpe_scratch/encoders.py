@@ -1,4 +1,4 @@
-"""The plain encoder: pieces by regular expression, each distinct piece merged once and remembered."""
+"""The reference's encoder: pieces by regular expression, each distinct piece merged once and remembered."""
 
 from __future__ import annotations
 
@@ -30,43 +30,22 @@ class PlainEncoder:
         self._known: dict[str, list[int]] = {}
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text without special tokens.
-
-        Args:
-            text: Any text that has a UTF-8 form.
-        """
-        known, pieces = self._known, self._split(text)
+        """The ids of a text without special tokens."""
+        known = self._known
         try:
-            return list(chain.from_iterable([known[piece] for piece in pieces]))
-        except KeyError:
-            pass
-        try:
-            return list(chain.from_iterable([known.get(piece) or self._learn(piece) for piece in pieces]))
+            parts = [known.get(piece) or self._learn(piece) for piece in self._split(text)]
         except TextError:
             # again, to name the position in the text and not in the piece
             to_utf8(text)
             raise
-
-    def encode_array(self, text: str) -> npt.NDArray[np.uint32]:
-        """The ids of a text, as an array.
-
-        Args:
-            text: Any text that has a UTF-8 form.
-        """
-        return np.array(self.encode(text), dtype=np.uint32)
+        return list(chain.from_iterable(parts))
 
     def encode_arrays(
         self, texts: Sequence[str], lengths: npt.NDArray[np.int64], dtype: type
-    ) -> Iterator[npt.NDArray[np.uint32]]:
-        """The ids of many texts, in parts.
-
-        Args:
-            texts: Texts without special tokens.
-            lengths: Zeros; receives the number of ids of each text.
-            dtype: Type of the parts.
-        """
+    ) -> Iterator[IdArray]:
+        """The ids of many texts, in parts; ``lengths``, zeros, receives the number of ids of each text."""
         for number, text in enumerate(texts):
-            part: npt.NDArray[np.uint32] = np.array(self.encode(text), dtype=dtype)
+            part: IdArray = np.array(self.encode(text), dtype=dtype)
             lengths[number] = part.size
             yield part
 

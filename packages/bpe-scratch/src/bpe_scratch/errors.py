@@ -1,6 +1,6 @@
 """What can go wrong, by kind.
 
-Every error is a ``ValueError`` whose one line names the place and the value.
+Every refusal is a ``ValueError`` whose one line names the place and the value.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ class TokenizerError(ValueError):
 
 
 class FileFormatError(TokenizerError):
-    """A tokenizer file says something impossible; the message names the file and the line or entry."""
+    """A file says something impossible; the message names the file and the line or entry."""
 
 
 class TextError(TokenizerError):
@@ -20,6 +20,10 @@ class TextError(TokenizerError):
 
 class TokenIdError(TokenizerError):
     """An id outside the vocabulary; the message names the id and its position."""
+
+
+class WriteError(OSError):
+    """A file that cannot be written; the message names it."""
 
 
 class DuplicateTokenError(Exception):

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bpe_scratch.corpus import read_documents
+from bpe_scratch.corpus import read_parts
 from bpe_scratch.tokenizer import Tokenizer
 
 _COLOURS = ("black on cyan", "black on yellow", "black on green", "black on magenta", "white on blue")
@@ -56,16 +56,16 @@ def coloured(tokenizer: Tokenizer, text: str) -> Text:
     for piece in tokenizer.pieces(text):
         shown.append("|", style="dim")
         for index in tokenizer.encode(piece):
-            shown.append(_shown(tokenizer.token_bytes(index)), style=_COLOURS[number % len(_COLOURS)])
+            shown.append(_shown(tokenizer.decode_bytes([index])), style=_COLOURS[number % len(_COLOURS)])
             number += 1
     return shown
 
 
 def _print_ratio(tokenizer: Tokenizer, files: Sequence[Path], console: Console) -> None:
     size = tokens = 0
-    for document in read_documents(files):
-        size += len(document.encode())
-        tokens += tokenizer.count(document)
+    for part in read_parts(files, pattern=tokenizer.pattern):
+        size += len(part.text.encode())
+        tokens += len(tokenizer.encode_to_numpy([part.text])[0])
     console.print(f"{size} bytes, {tokens} tokens, {size / max(tokens, 1):.3f} bytes per token")
 
 

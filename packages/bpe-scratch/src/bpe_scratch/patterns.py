@@ -1,7 +1,7 @@
 r"""Cutting text into pieces before BPE. Merges never cross a piece.
 
-A pattern is named, or is any regular expression of the ``regex`` library. Text that an expression of the
-caller's leaves unmatched becomes a piece of its own, so that nothing is ever lost.
+A pattern is named, or is a regular expression (see :mod:`bpe_scratch.expressions`). Text that an own
+expression leaves unmatched becomes a piece of its own, so that nothing is ever lost.
 
 The texts below match the same pieces in ``regex``, in Oniguruma (Hugging Face) and in fancy-regex
 (tiktoken); possessive signs stand only where the three agree on them.
@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 import regex
 
 from bpe_scratch.errors import TextError, TokenizerError
+from bpe_scratch.expressions import compile_expression
 
 PATTERNS: dict[str, str | None] = {
     "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
@@ -41,7 +42,7 @@ def resolve_pattern(pattern: str) -> tuple[str | None, str | None]:
         ``None`` where text is not cut at all.
 
     Raises:
-        TokenizerError: If the expression does not compile or can match nothing.
+        TokenizerError: If it is neither a name nor an expression that can be used.
     """
     name = ALIASES.get(pattern, pattern)
     if name in PATTERNS:
@@ -49,15 +50,9 @@ def resolve_pattern(pattern: str) -> tuple[str | None, str | None]:
     for known, expression in PATTERNS.items():
         if expression == pattern:
             return known, expression
-    try:
-        compiled = regex.compile(pattern)
-    except (regex.error, RecursionError, OverflowError) as error:
-        known_names = ", ".join([*PATTERNS, *ALIASES])
-        raise TokenizerError(
-            f"pattern {pattern[:80]!r} is neither one of {known_names} nor valid: {error}"
-        ) from None
-    if compiled.fullmatch(""):
-        raise TokenizerError(f"pattern {pattern[:80]!r} matches the empty text, so it cannot cut")
+    if pattern.replace("-", "_").isidentifier():
+        raise TokenizerError(f"pattern {pattern!r} is none of {', '.join([*PATTERNS, *ALIASES])}")
+    compile_expression(pattern)
     return None, pattern
 
 
@@ -70,10 +65,8 @@ def splitter(pattern: str) -> Callable[[str], list[str]]:
     name, expression = resolve_pattern(pattern)
     if expression is None:
         return lambda text: [text] if text else []
-    compiled = regex.compile(expression)
-    if name is not None:
-        return lambda text: compiled.findall(text)
-    return lambda text: list(_matches_and_gaps(compiled, text))
+    compiled = compile_expression(expression)
+    return compiled.findall if name is not None else lambda text: list(_matches_and_gaps(compiled, text))
 
 
 def _matches_and_gaps(compiled: regex.Pattern[str], text: str) -> Iterator[str]:
@@ -102,3 +95,16 @@ def to_utf8(text: str) -> bytes:
     except UnicodeEncodeError as error:
         code = ord(text[error.start])
         raise TextError(f"lone surrogate U+{code:04X} at character {error.start} has no UTF-8 form") from None
+
+
+def refuse_lone_text(texts: object) -> None:
+    """Check that texts are many: a lone one would be taken apart into characters.
+
+    Args:
+        texts: What is to be an iterable of texts.
+
+    Raises:
+        TypeError: If it is one text.
+    """
+    if isinstance(texts, (str, bytes)):
+        raise TypeError(f"expected texts, one after another, and found one text: {texts[:40]!r}; give [text]")

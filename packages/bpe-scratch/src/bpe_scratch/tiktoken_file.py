@@ -9,19 +9,15 @@ from __future__ import annotations
 
 import base64
 import binascii
-import itertools
 from pathlib import Path
 
 from bpe_scratch.errors import FileFormatError, TokenizerError
-from bpe_scratch.files import read_text, write_text
+from bpe_scratch.files import read_text
 from bpe_scratch.vocabulary import Vocabulary
 
 
 def read_tiktoken(path: Path) -> Vocabulary:
     """The vocabulary of a rank file.
-
-    Args:
-        path: The file.
 
     Raises:
         FileFormatError: Naming the line that is not a token and a rank, or that repeats one.
@@ -52,27 +48,6 @@ def read_tiktoken(path: Path) -> Vocabulary:
         return Vocabulary(tokens, merges, ranks=[merged for _, _, merged in merges], whole_pieces=True)
     except TokenizerError as error:
         raise FileFormatError(f"{path}: {error}") from None
-
-
-def write_tiktoken(vocabulary: Vocabulary, path: Path) -> None:
-    """Write a rank file.
-
-    Args:
-        vocabulary: Tokens whose ids follow the order of the merges.
-        path: The file; replaced if it exists.
-
-    Raises:
-        TokenizerError: If a merge of higher rank makes a smaller id: the file could not say so.
-    """
-    made = [merged for _, _, merged in vocabulary.merges]
-    if any(later < earlier for earlier, later in itertools.pairwise(made)):
-        raise TokenizerError("ids do not follow the order of the merges, so ranks cannot replace them")
-    rows = [
-        f"{base64.b64encode(token).decode()} {i}\n"
-        for i, token in enumerate(vocabulary.tokens)
-        if token is not None
-    ]
-    write_text(path, "".join(rows))
 
 
 def _parse_line(line: str, place: str) -> tuple[bytes, int]:

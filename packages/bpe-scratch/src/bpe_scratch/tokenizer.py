@@ -1,4 +1,4 @@
-"""The tokenizer: text to ids and back."""
+"""The tokenizer: text to ids and back, and the files that hold it."""
 
 from __future__ import annotations
 
@@ -7,23 +7,25 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import chain, pairwise
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from bpe_scratch import dropout
 from bpe_scratch.decoders import Decoder, TokenStream
 from bpe_scratch.encoders import IdArray
 from bpe_scratch.errors import TokenizerError
+from bpe_scratch.files import Parts, read_gpt2, read_text, replacing
 from bpe_scratch.layers import Layer, make_encoder, resolve_layer
-from bpe_scratch.patterns import splitter, to_utf8
-from bpe_scratch.special import END_OF_TEXT, all_token_bytes, refuse_special_text, split_special
-from bpe_scratch.stored import StoredTokenizer
+from bpe_scratch.patterns import refuse_lone_text, resolve_pattern, splitter
+from bpe_scratch.special import END_OF_TEXT, all_token_bytes, check_allowed, check_special, split_special
+from bpe_scratch.tiktoken_file import read_tiktoken
+from bpe_scratch.tokenizer_json import format_tokenizer_json, parse_tokenizer_json
 from bpe_scratch.vocabulary import Vocabulary
 
 
-class Tokenizer(StoredTokenizer):
+class Tokenizer:
     """A vocabulary, a pattern that cuts text into pieces, and special tokens.
 
     Attributes:
@@ -40,11 +42,85 @@ class Tokenizer(StoredTokenizer):
         special_tokens: Mapping[str, int] | None = None,
         layer: Layer = "auto",
     ) -> None:
+        name, expression = resolve_pattern(pattern)
         resolve_layer(layer, pattern)
-        super().__init__(vocabulary, pattern=pattern, special_tokens=special_tokens)
+        self.vocabulary = vocabulary
+        self.pattern: str = name or expression or "none"
+        self.special_tokens = check_special(special_tokens or {}, vocabulary)
         self._token_bytes = all_token_bytes(vocabulary, self.special_tokens)
         self._layer = layer
         self._clones: list[Any] = []
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """Read a ``tokenizer.json``.
+
+        Args:
+            path: The file.
+
+        Raises:
+            FileFormatError: If it is not a byte-level BPE that this package can reproduce.
+        """
+        return cls._from_parts(parse_tokenizer_json(read_text(Path(path)), str(path)))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read the text of a ``tokenizer.json``, as :meth:`load` does.
+
+        Args:
+            text: The JSON text.
+        """
+        return cls._from_parts(parse_tokenizer_json(text, "tokenizer.json"))
+
+    @classmethod
+    def from_gpt2(cls, vocab_path: Path | str, merges_path: Path | str, *, pattern: str = "gpt2") -> Self:
+        """Read GPT-2's two files: ``vocab.json`` (or ``encoder.json``) and ``merges.txt`` (or ``vocab.bpe``).
+
+        Args:
+            vocab_path: JSON object from token to id.
+            merges_path: One pair a line, the strongest first.
+            pattern: Pattern that the files were trained with; they do not say.
+        """
+        vocabulary, special = read_gpt2(Path(vocab_path), Path(merges_path))
+        return cls(vocabulary, pattern=pattern, special_tokens=special)
+
+    @classmethod
+    def from_tiktoken(
+        cls, path: Path | str, *, pattern: str, special_tokens: Mapping[str, int] | None = None
+    ) -> Self:
+        """Read tiktoken's rank file.
+
+        Args:
+            path: The file.
+            pattern: Pattern that the file was trained with; it does not say.
+            special_tokens: Special tokens; the file has none.
+        """
+        return cls(read_tiktoken(Path(path)), pattern=pattern, special_tokens=special_tokens)
+
+    @classmethod
+    def from_bytes(cls) -> Self:
+        """256 bytes and the end of text: 257 ids, no merges."""
+        return cls(Vocabulary.from_merges([]), pattern="none", special_tokens={END_OF_TEXT: 256})
+
+    @classmethod
+    def _from_parts(cls, parts: Parts) -> Self:
+        return cls(parts.vocabulary, pattern=parts.pattern, special_tokens=parts.special_tokens)
+
+    def to_json(self) -> str:
+        """The text of a ``tokenizer.json`` that Hugging Face ``tokenizers`` loads too."""
+        return format_tokenizer_json(Parts(self.vocabulary, self.pattern, self.special_tokens))
+
+    def save(self, path: Path | str) -> None:
+        """Write ``tokenizer.json``.
+
+        Args:
+            path: The file; replaced if it exists.
+
+        Raises:
+            WriteError: If it cannot be written.
+        """
+        with replacing(Path(path)) as file:
+            file.write(self.to_json().encode())
 
     @property
     def sha256(self) -> str:
@@ -76,27 +152,25 @@ class Tokenizer(StoredTokenizer):
 
     @cached_property
     def _decoder(self) -> Decoder:
-        return Decoder(self._token_bytes, compiled=resolve_layer(self._layer, "none") == "compiled")
+        return Decoder(self._token_bytes)
 
-    def encode(
-        self, text: str, *, allowed_special: Collection[str] = frozenset(), refuse_special: bool = False
-    ) -> list[int]:
+    def encode(self, text: str, *, allowed_special: Collection[str] = frozenset()) -> list[int]:
         """The ids of a text.
 
         Args:
             text: Any text; lone surrogates are refused.
-            allowed_special: Special tokens to recognise; the others are ordinary text.
-            refuse_special: Raise when the text holds a special token that is not allowed.
+            allowed_special: Special tokens to recognise, or ``"all"``; the others are ordinary text.
 
         Raises:
-            TextError: If the text has no UTF-8 form, or holds a refused special token.
+            TextError: If the text has no UTF-8 form.
+            TokenizerError: If what is allowed is no special token.
+            TypeError: If one text is allowed instead of a collection of texts.
         """
-        if refuse_special:
-            refuse_special_text(text, self.special_tokens, allowed_special)
         if not allowed_special:
             return self._encoder.encode(text)
+        allowed = check_allowed(allowed_special, self.special_tokens)
         ids: list[int] = []
-        for part, index in split_special(text, self.special_tokens, allowed_special):
+        for part, index in split_special(text, self.special_tokens, allowed):
             ids.extend(self._encoder.encode(part) if index is None else [index])
         return ids
 
@@ -110,6 +184,7 @@ class Tokenizer(StoredTokenizer):
             allowed_special: As in :meth:`encode`.
             threads: Threads that share the texts; only the compiled layer gains by more than one.
         """
+        refuse_lone_text(texts)
         if allowed_special:
             return [self.encode(text, allowed_special=allowed_special) for text in texts]
         ids, offsets = self.encode_to_numpy(list(texts), threads=threads)
@@ -129,6 +204,7 @@ class Tokenizer(StoredTokenizer):
             ``(ids, offsets)``: ids as uint16 if every id fits, else uint32; text ``i`` is
             ``ids[offsets[i]:offsets[i + 1]]``, offsets as int64.
         """
+        refuse_lone_text(texts)
         lengths = np.zeros(len(texts), dtype=np.int64)
         parts = self._encode_parts(texts, lengths, threads)
         offsets = np.zeros(len(texts) + 1, dtype=np.int64)
@@ -137,38 +213,25 @@ class Tokenizer(StoredTokenizer):
             return parts[0], offsets
         return (np.concatenate(parts) if parts else np.zeros(0, dtype=self.dtype)), offsets
 
-    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids, and for each the characters that it touches.
+    def _encode_parts(
+        self, texts: Sequence[str], lengths: npt.NDArray[np.int64], threads: int
+    ) -> list[IdArray]:
+        if threads < 1:
+            raise TokenizerError(f"threads={threads} must be at least 1")
+        if threads == 1 or len(texts) < 2:
+            return list(self._encoder.encode_arrays(texts, lengths, self.dtype))
+        while len(self._clones) < threads:
+            self._clones.append(self._encoder.clone())
+        sizes = np.cumsum([len(text) for text in texts])
+        inner = np.searchsorted(sizes, sizes[-1] * np.arange(1, threads) / threads).tolist()
+        bounds = [0, *inner, len(texts)]
 
-        Args:
-            text: Any text; special tokens are ordinary text.
+        def work(share: int) -> list[IdArray]:
+            mine = slice(bounds[share], bounds[share + 1])
+            return list(self._clones[share].encode_arrays(texts[mine], lengths[mine], self.dtype))
 
-        Returns:
-            ``(ids, spans)``: token ``i`` touches ``text[start:end]`` with ``start, end = spans[i]``. Tokens
-            that share a character's bytes both touch it.
-        """
-        ids = self._encoder.encode_array(text)
-        raw = np.frombuffer(to_utf8(text), dtype=np.uint8)
-        character = np.cumsum((raw & 0xC0) != 0x80) - 1
-        ends = np.cumsum([len(self._token_bytes[index] or b"") for index in ids], dtype=np.int64)
-        starts = np.concatenate([[0], ends[:-1]]).astype(np.int64) if ids.size else ends
-        spans = zip(character[starts].tolist(), (character[ends - 1] + 1).tolist(), strict=True)
-        return ids.tolist(), list(spans)
-
-    def encode_dropout(self, text: str, rate: float, *, seed: int) -> list[int]:
-        """The ids of a text under BPE-dropout; they always decode to the text.
-
-        Args:
-            text: Any text; special tokens are ordinary text.
-            rate: Probability of leaving a merge out at a step, from 0 (the usual ids) to 1 (bytes).
-            seed: The same seed gives the same ids.
-        """
-        if not 0 <= rate <= 1:
-            raise TokenizerError(f"rate={rate} must be from 0 to 1")
-        random, known = np.random.default_rng(seed), self.vocabulary
-        pieces = [to_utf8(piece) for piece in splitter(self.pattern)(text)]
-        parts = [dropout.encode_piece(piece, known.byte_ids, known.pairs, rate, random) for piece in pieces]
-        return list(chain.from_iterable(parts))
+        with ThreadPoolExecutor(threads) as pool:
+            return list(chain.from_iterable(pool.map(work, range(threads))))
 
     def pieces(self, text: str) -> list[str]:
         """The pieces that a text is cut into before BPE.
@@ -177,45 +240,6 @@ class Tokenizer(StoredTokenizer):
             text: Any text.
         """
         return splitter(self.pattern)(text)
-
-    def token_bytes(self, index: int) -> bytes:
-        """The bytes of one id.
-
-        Args:
-            index: An id of the vocabulary.
-        """
-        return self.decode_bytes([index])
-
-    def count(self, text: str) -> int:
-        """The number of ids of a text, without a Python object for each.
-
-        Args:
-            text: Any text; special tokens are ordinary text.
-        """
-        return len(self._encoder.encode_array(text))
-
-    def _encode_parts(
-        self, texts: Sequence[str], lengths: npt.NDArray[np.int64], threads: int
-    ) -> list[np.ndarray]:
-        if threads < 1:
-            raise TokenizerError(f"threads={threads} must be at least 1")
-        if threads == 1 or len(texts) < 2:
-            return list(self._encoder.encode_arrays(texts, lengths, self.dtype))
-        while len(self._clones) < threads:
-            self._clones.append(self._encoder.clone())
-        sizes = np.cumsum([len(text) for text in texts])
-        bounds = [
-            0,
-            *np.searchsorted(sizes, sizes[-1] * np.arange(1, threads) / threads).tolist(),
-            len(texts),
-        ]
-
-        def work(share: int) -> list[np.ndarray]:
-            mine = slice(bounds[share], bounds[share + 1])
-            return list(self._clones[share].encode_arrays(texts[mine], lengths[mine], self.dtype))
-
-        with ThreadPoolExecutor(threads) as pool:
-            return list(chain.from_iterable(pool.map(work, range(threads))))
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes that ids stand for.
@@ -232,17 +256,9 @@ class Tokenizer(StoredTokenizer):
         """The text that ids stand for; bytes that are not UTF-8 become U+FFFD.
 
         Args:
-            ids: Ids, special ones included.
+            ids: As in :meth:`decode_bytes`.
         """
-        return self._decoder.decode_text(ids)
-
-    def decode_batch(self, batch: Iterable[Iterable[int]]) -> list[str]:
-        """Decode many.
-
-        Args:
-            batch: Ids of each text.
-        """
-        return [self.decode(ids) for ids in batch]
+        return str(self._decoder.decode_bytes(ids), "utf-8", "replace")
 
     def stream(self) -> TokenStream:
         """A decoder that takes ids one by one and emits only whole characters."""

@@ -1,4 +1,8 @@
-"""``tokenizer.json``, the file of Hugging Face ``tokenizers``, both ways."""
+"""``tokenizer.json``, the file of Hugging Face ``tokenizers``, both ways.
+
+A field is reproduced, or it makes no difference to ids and texts, or the file is refused and the field
+named.  So a field that is not known here is refused too.
+"""
 
 from __future__ import annotations
 
@@ -7,31 +11,54 @@ from collections.abc import Mapping
 from typing import Any
 
 from bpe_scratch.byte_alphabet import to_printable
-from bpe_scratch.errors import FileFormatError
-from bpe_scratch.files import Parts, build_vocabulary, load_json
+from bpe_scratch.errors import FileFormatError, TokenizerError
+from bpe_scratch.files import Parts, build_vocabulary, check_ids, load_json
 from bpe_scratch.patterns import PATTERNS, resolve_pattern
+from bpe_scratch.special import check_special
+
+_ANYTHING: tuple[object, ...] = ()
+"""Any value: the field makes no difference here."""
+_TOP = {
+    "version": ("1.0", None), "truncation": (None,), "padding": (None,), "added_tokens": _ANYTHING,
+    "normalizer": (None,), "pre_tokenizer": _ANYTHING, "post_processor": _ANYTHING,
+    "decoder": _ANYTHING, "model": _ANYTHING,
+}  # fmt: skip
+_MODEL = {
+    "type": ("BPE", None), "dropout": (None, 0.0), "unk_token": (None,),
+    "continuing_subword_prefix": (None, ""), "end_of_word_suffix": (None, ""),
+    "fuse_unk": _ANYTHING, "byte_fallback": (False, None),
+    "ignore_merges": (False, True, None), "vocab": _ANYTHING, "merges": _ANYTHING,
+}  # fmt: skip
+_ADDED = {
+    "id": _ANYTHING, "content": _ANYTHING, "single_word": (False,), "lstrip": (False,), "rstrip": (False,),
+    "normalized": (False, True), "special": (True,),
+}  # fmt: skip
+_BYTE_LEVEL = {
+    "type": ("ByteLevel",),
+    "add_prefix_space": _ANYTHING,
+    "trim_offsets": _ANYTHING,
+    "use_regex": _ANYTHING,
+}
+_BYTE_LEVEL_CUT = _BYTE_LEVEL | {"add_prefix_space": (False,), "use_regex": (False, True, None)}
+_SPLIT = {"type": ("Split",), "pattern": _ANYTHING, "behavior": ("Isolated",), "invert": (False,)}
+_TEMPLATE = {"type": _ANYTHING, "single": _ANYTHING, "pair": _ANYTHING, "special_tokens": ({},)}
 
 
 def format_tokenizer_json(parts: Parts) -> str:
-    """The text of a ``tokenizer.json``.
-
-    Args:
-        parts: What to write.
-    """
+    """The text of a ``tokenizer.json``."""
     vocabulary = parts.vocabulary
     vocab = {to_printable(token): index for index, token in enumerate(vocabulary.tokens) if token is not None}
     text = {index: printable for printable, index in vocab.items()}
-    special = {index: content for content, index in parts.special_tokens.items()}
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    special = sorted((index, content) for content, index in parts.special_tokens.items())
     document = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [_added_token(index, content) for index, content in sorted(special.items())],
+        "added_tokens": [_added_token(index, content) for index, content in special],
         "normalizer": None,
         "pre_tokenizer": _pre_tokenizer(parts.pattern),
         "post_processor": None,
-        "decoder": byte_level,
+        "decoder": _byte_level(use_regex=True),
         "model": {
             "type": "BPE",
             "dropout": None,
@@ -41,7 +68,7 @@ def format_tokenizer_json(parts: Parts) -> str:
             "fuse_unk": False,
             "byte_fallback": False,
             "ignore_merges": vocabulary.whole_pieces,
-            "vocab": vocab | {content: index for index, content in sorted(special.items())},
+            "vocab": vocab | {content: index for index, content in special},
             "merges": [[text[left], text[right]] for left, right, _ in vocabulary.merges],
         },
     }
@@ -53,14 +80,13 @@ def _added_token(index: int, content: str) -> dict[str, Any]:
     return {"id": index, "content": content, **flags}
 
 
+def _byte_level(use_regex: bool) -> dict[str, Any]:
+    return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": use_regex}
+
+
 def _pre_tokenizer(pattern: str) -> dict[str, Any]:
     name, expression = resolve_pattern(pattern)
-    whole = {
-        "type": "ByteLevel",
-        "add_prefix_space": False,
-        "trim_offsets": True,
-        "use_regex": name == "gpt2",
-    }
+    whole = _byte_level(use_regex=name == "gpt2")
     if name == "gpt2" or expression is None:
         return whole
     split = {"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated", "invert": False}
@@ -70,82 +96,140 @@ def _pre_tokenizer(pattern: str) -> dict[str, Any]:
 def parse_tokenizer_json(text: str, name: str) -> Parts:
     """Read a ``tokenizer.json``, refusing what this package would not reproduce id for id.
 
-    Args:
-        text: The JSON text.
-        name: File name for messages.
+    Raises:
+        FileFormatError: Naming the file, here ``name``, and the field or entry.
     """
     document = load_json(text, name)
-    model = document.get("model")
-    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
-        kind = model.get("type") if isinstance(model, dict) else model
-        raise FileFormatError(f"{name}: model is {kind!r}; only a byte-level BPE can be read")
-    _refuse_foreign_settings(document, model, name)
-    vocab, merges = model.get("vocab"), model.get("merges")
-    if not isinstance(vocab, dict) or not isinstance(merges, list):
-        raise FileFormatError(f"{name}: model.vocab must be an object and model.merges a list")
-    added = _parse_added(document.get("added_tokens") or [], name)
-    rows = [(number, *_merge_entry(entry, number, name)) for number, entry in enumerate(merges, start=1)]
-    vocabulary, special = build_vocabulary(
-        vocab, rows, name, name, added=added, whole_pieces=bool(model.get("ignore_merges")), entry="merge"
-    )
-    return Parts(vocabulary, _parse_pattern(document.get("pre_tokenizer"), name), special)
+    try:
+        _check(document, _TOP, "")
+        model = _check(document.get("model"), _MODEL, "model")
+        vocab = _entries(model.get("vocab"), name)
+        special = _parse_added(document.get("added_tokens"), vocab)
+        pattern = _parse_pattern(document)
+        for step in _steps(document, "post_processor", "processors"):
+            _check_post_processor(step)
+        _check(document.get("decoder"), _BYTE_LEVEL, "decoder")
+        merges = _parse_merges(model.get("merges"))
+        ordinary = {token: index for token, index in vocab.items() if token not in special}
+        whole = bool(model.get("ignore_merges"))
+        vocabulary = build_vocabulary(ordinary, merges, name, name, whole_pieces=whole, entry="merge")
+        return Parts(vocabulary, pattern, check_special(special, vocabulary))
+    except FileFormatError as error:
+        known = str(error).startswith(f"{name}: ")
+        raise error if known else FileFormatError(f"{name}: {error}") from None
+    except TokenizerError as error:
+        raise FileFormatError(f"{name}: {error}") from None
 
 
-def _merge_entry(entry: Any, number: int, name: str) -> tuple[str, str]:
-    parts = entry.split(" ") if isinstance(entry, str) else entry
-    if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(p, str) and p for p in parts):
-        raise FileFormatError(f"{name}: merge {number}: expected two parts, found {str(entry)[:60]!r}")
-    return parts[0], parts[1]
+def _check(value: Any, fields: Mapping[str, tuple[object, ...]], place: str) -> dict[str, Any]:
+    """An object that has known fields alone, each with a value that is reproduced."""
+    if not isinstance(value, dict):
+        raise FileFormatError(f"{place} is {_shown(value)}; only a byte-level BPE can be read")
+    for key, found in value.items():
+        where = f"{place}.{key}" if place else key
+        if key not in fields:
+            raise FileFormatError(f"{where} is a field that is not known here")
+        # True is 1 and 0.0 is False, but not in a file
+        if fields[key] and not any(found == known and type(found) is type(known) for known in fields[key]):
+            raise FileFormatError(f"{where} is {_shown(found)}, which is not reproduced here")
+    for key, allowed in fields.items():
+        if key not in value and allowed and None not in allowed:
+            raise FileFormatError(f"{place}.{key} is missing")
+    return value
 
 
-def _refuse_foreign_settings(document: Mapping[str, Any], model: Mapping[str, Any], name: str) -> None:
-    for key in ("normalizer", "truncation", "padding"):
-        if document.get(key) is not None:
-            raise FileFormatError(f"{name}: {key} is set; this package has none")
-    for key in ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix"):
-        if model.get(key):
-            raise FileFormatError(f"{name}: model.{key} is {model[key]!r}; this package has none")
-    if model.get("byte_fallback"):
-        raise FileFormatError(f"{name}: model.byte_fallback is set; only a byte-level BPE can be read")
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _parse_added(added: Any, name: str) -> dict[str, int]:
-    if not isinstance(added, list):
-        raise FileFormatError(f"{name}: added_tokens must be a list")
+def _entries(vocab: Any, name: str) -> dict[str, int]:
+    if not isinstance(vocab, dict):
+        raise FileFormatError("model.vocab must be an object")
+    check_ids(vocab, name)
+    return vocab
+
+
+def _parse_merges(merges: Any) -> list[tuple[int, str, str]]:
+    if not isinstance(merges, list):
+        raise FileFormatError("model.merges must be a list")
+    rows = []
+    for number, entry in enumerate(merges, start=1):
+        parts = entry.split(" ") if isinstance(entry, str) else entry
+        if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(p, str) and p for p in parts):
+            raise FileFormatError(f"merge {number}: expected two parts, found {_shown(entry)}")
+        rows.append((number, parts[0], parts[1]))
+    return rows
+
+
+def _parse_added(added: Any, vocab: Mapping[str, int]) -> dict[str, int]:
+    """The special tokens; ``tokenizers`` gives them ids of the vocabulary or the next, whatever it reads."""
+    if not isinstance(added, list | None):
+        raise FileFormatError("added_tokens must be a list")
     found: dict[str, int] = {}
-    for position, entry in enumerate(added):
-        if (
-            not isinstance(entry, dict)
-            or type(entry.get("id")) is not int
-            or not isinstance(entry.get("content"), str)
-        ):
-            raise FileFormatError(f"{name}: added token {position} needs an integer id and a text")
-        found[entry["content"]] = entry["id"]
+    normalized: dict[bool, list[str]] = {False: [], True: []}
+    for position, entry in enumerate(added or []):
+        place = f"added token {position}"
+        content, index = (entry.get("content"), entry.get("id")) if isinstance(entry, dict) else (None, None)
+        if type(index) is not int or not isinstance(content, str):
+            raise FileFormatError(f"{place} needs an integer id and a text")
+        _check(entry, _ADDED, f"{place} {_shown(content)}")
+        following = max([len(vocab), *(index + 1 for index in found.values())])
+        if content in found or index != vocab.get(content, following):
+            other = "given twice" if content in found else f"not {vocab.get(content, following)}"
+            raise FileFormatError(f"{place}, {_shown(content)} with id {index}, is {other}")
+        found[content] = index
+        normalized[entry["normalized"]].append(content)
+    # those that are not normalized are looked for first, wherever they stand
+    for one in normalized[True]:
+        for other in normalized[False]:
+            if _overlap(one, other) or _overlap(other, one):
+                raise FileFormatError(f"added tokens {one!r} and {other!r} overlap; one is normalized")
     return found
 
 
-def _parse_pattern(pre_tokenizer: Any, name: str) -> str:
-    steps = pre_tokenizer if isinstance(pre_tokenizer, dict) else {}
-    chain = steps.get("pretokenizers", []) if steps.get("type") == "Sequence" else [steps]
+def _overlap(one: str, other: str) -> bool:
+    return other in one or any(one.endswith(other[:n]) for n in range(1, len(other)))
+
+
+def _steps(document: Mapping[str, Any], part: str, key: str) -> list[Any]:
+    """The steps of a part that is a sequence, or the only one."""
+    value = document.get(part)
+    if not isinstance(value, dict) or value.get("type") != "Sequence":
+        return [] if value is None else [value]
+    steps = value.get(key)
+    if value.keys() != {"type", key} or not isinstance(steps, list):
+        raise FileFormatError(f"{part}: a Sequence must have its {key} and nothing else")
+    return steps
+
+
+def _check_post_processor(step: Any) -> None:
+    """Ids stay as they are: ByteLevel moves offsets alone, and a template may hold the text alone."""
+    if not isinstance(step, dict) or step.get("type") != "TemplateProcessing":
+        _check(step, _BYTE_LEVEL, "post_processor")
+        return
+    _check(step, _TEMPLATE, "post_processor")
+    single = step.get("single")
+    if not (isinstance(single, list) and len(single) == 1 and isinstance(single[0], dict)):
+        raise FileFormatError("post_processor.single adds tokens to the text")
+    if single[0].keys() != {"Sequence"} or single[0]["Sequence"].get("id") != "A":
+        raise FileFormatError("post_processor.single adds tokens to the text")
+
+
+def _parse_pattern(document: Mapping[str, Any]) -> str:
+    chain = _steps(document, "pre_tokenizer", "pretokenizers")
     kinds = [step.get("type") if isinstance(step, dict) else None for step in chain]
     if not kinds or kinds[-1] != "ByteLevel" or kinds[:-1] not in ([], ["Split"]):
-        raise FileFormatError(f"{name}: pre_tokenizer {kinds} is not ByteLevel, alone or after one Split")
-    if chain[-1].get("add_prefix_space", True):
-        raise FileFormatError(f"{name}: pre_tokenizer adds a space before the text; this package does not")
-    uses_regex = chain[-1].get("use_regex", True)
+        raise FileFormatError(f"pre_tokenizer {kinds} is not ByteLevel, alone or after one Split")
+    uses_regex = _check(chain[-1], _BYTE_LEVEL_CUT, "pre_tokenizer").get("use_regex")
+    uses_regex = uses_regex is None or uses_regex
     if len(chain) == 1:
         return "gpt2" if uses_regex else "none"
-    expression = (
-        chain[0].get("pattern", {}).get("Regex") if isinstance(chain[0].get("pattern"), dict) else None
-    )
-    if (
-        uses_regex
-        or chain[0].get("behavior") != "Isolated"
-        or chain[0].get("invert")
-        or not isinstance(expression, str)
-    ):
-        raise FileFormatError(
-            f"{name}: pre_tokenizer Split must isolate the matches of a Regex before a plain ByteLevel"
-        )
+    pattern = _check(chain[0], _SPLIT, "pre_tokenizer").get("pattern")
+    expression = pattern.get("Regex") if isinstance(pattern, dict) and len(pattern) == 1 else None
+    if uses_regex or not isinstance(expression, str):
+        raise FileFormatError("pre_tokenizer Split must cut by a Regex, before a plain ByteLevel")
     known = {value: key for key, value in PATTERNS.items() if value is not None}
+    if expression not in known:
+        resolve_pattern(expression)
     return known.get(expression, expression)

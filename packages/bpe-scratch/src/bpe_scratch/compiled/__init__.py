@@ -1,1 +1,1 @@
-"""The fast layer: Numba kernels over plain arrays. Importing this package needs the extra ``compiled``."""
+"""The layer to run: Numba kernels over plain memory. Importing this package needs Numba."""

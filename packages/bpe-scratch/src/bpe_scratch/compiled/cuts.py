@@ -19,7 +19,7 @@ from __future__ import annotations
 import numpy as np
 
 from bpe_scratch.compiled.kernel import inner
-from bpe_scratch.compiled.memory import bytes_within, load8, lowest_bit, set_bits, store64
+from bpe_scratch.compiled.memory import bytes_within, load8, lowest_bit, set_bits, store_int
 from bpe_scratch.compiled.pieces import KINDS, class_at, contraction_end, piece_end
 from bpe_scratch.unicode_classes import LETTER, NUMBER, SPACE, UPPER
 
@@ -34,16 +34,16 @@ _DECIDED = np.uint64((1 << _MIDDLE) - 1)
 
 
 @inner
-def high_classes(text, window, high, blocks, classes):
+def high_classes(s, window, high):
     """``(letters, numbers, spaces)`` among the bytes ``high``, which are not ASCII: whole characters."""
     letters, numbers, spaces = _NONE, _NONE, _NONE
     while high != _NONE:
         k = lowest_bit(high)
         lead = window + k
         # the window may begin inside a character
-        while load8(text, lead) & 0xC0 == 0x80:
+        while load8(s.text, lead) & 0xC0 == 0x80:
             lead -= 1
-        kind, width = class_at(text, lead, blocks, classes)
+        kind, width = class_at(s, lead)
         rest = lead + width - window - k
         span = ((_ONE << np.uint64(rest)) - _ONE) << np.uint64(k)
         high &= ~span
@@ -57,12 +57,12 @@ def high_classes(text, window, high, blocks, classes):
 
 
 @inner
-def move_contractions(text, window, end, quotes, letters, starts):
+def move_contractions(s, window, end, quotes, letters, starts):
     """``'s`` at the start of a run: the piece takes the letters in, and the next starts behind them."""
     while quotes != _NONE:
         k = lowest_bit(quotes)
         quotes &= quotes - _ONE
-        width = contraction_end(text, window + k, end, False) - window - k
+        width = contraction_end(s, window + k, end, False) - window - k
         if width > 0:
             starts &= ~(_ONE << np.uint64(k) << _ONE)
             # only inside the run of letters: elsewhere a start is there already, or belongs to a blank
@@ -71,7 +71,7 @@ def move_contractions(text, window, end, quotes, letters, starts):
 
 
 @inner
-def gpt2_starts(text, at, begin, end, blocks, classes):
+def gpt2_starts(s, at, begin, end):
     """Bitmap of the pieces that start in the 56 bytes from ``at`` on, in the document ``[begin, end)``.
 
     Reads 64 bytes from ``at - BEHIND`` on.
@@ -80,13 +80,13 @@ def gpt2_starts(text, at, begin, end, blocks, classes):
     before = np.uint64(max(begin - window, 0))
     beyond = ~(_ALL >> np.uint64(64 - min(end - window, 64)))
     inside = _ALL << before & ~beyond
-    blanks = bytes_within(text, window, 0, 32, 1) & inside
-    letters = bytes_within(text, window, 32, 97, 26) & inside
-    numbers = bytes_within(text, window, 0, 48, 10) & inside
-    spaces = bytes_within(text, window, 0, 9, 5) & inside | blanks
-    high = bytes_within(text, window, 0, 128, 128) & inside
+    blanks = bytes_within(s.text, window, 0, 32, 1) & inside
+    letters = bytes_within(s.text, window, 32, 97, 26) & inside
+    numbers = bytes_within(s.text, window, 0, 48, 10) & inside
+    spaces = bytes_within(s.text, window, 0, 9, 5) & inside | blanks
+    high = bytes_within(s.text, window, 0, 128, 128) & inside
     if high != _NONE:
-        more_letters, more_numbers, more_spaces = high_classes(text, window, high, blocks, classes)
+        more_letters, more_numbers, more_spaces = high_classes(s, window, high)
         letters |= more_letters & inside
         numbers |= more_numbers & inside
         spaces |= more_spaces & inside
@@ -94,15 +94,15 @@ def gpt2_starts(text, at, begin, end, blocks, classes):
     last = spaces & ~((spaces | beyond) >> _ONE)
     if last & high != _NONE:
         # white space of two or three bytes: step back to its first
-        inner_bytes = bytes_within(text, window, 0, 128, 64)
+        inner_bytes = bytes_within(s.text, window, 0, 128, 64)
         last = last & ~inner_bytes | (last & inner_bytes) >> _ONE
         last = last & ~inner_bytes | (last & inner_bytes) >> _ONE
     runs = letters & ~(letters << _ONE) | numbers & ~(numbers << _ONE) | others & ~(others << _ONE)
     runs &= ~(blanks << _ONE)
     starts = spaces & ~(spaces << _ONE) | last | runs
-    quotes = bytes_within(text, window, 0, 39, 1) & runs
+    quotes = bytes_within(s.text, window, 0, 39, 1) & runs
     if quotes != _NONE:
-        starts = move_contractions(text, window, end, quotes, letters, starts)
+        starts = move_contractions(s, window, end, quotes, letters, starts)
     return starts >> np.uint64(BEHIND) & _DECIDED
 
 
@@ -115,7 +115,7 @@ def write_bits(cuts, m, at, bits):
     after = m + set_bits(bits)
     while True:
         for k in range(8):
-            store64(cuts, m + k, np.uint64(at + lowest_bit(bits)))
+            store_int(cuts, m + k, at + lowest_bit(bits))
             bits &= bits - _ONE
         if bits == _NONE:
             return after
@@ -123,24 +123,24 @@ def write_bits(cuts, m, at, bits):
 
 
 @inner
-def cut_pieces(kind, text, i, begin, end, blocks, classes, cuts):
+def cut_pieces(s, i, begin, end):
     """Cut about ``BATCH`` pieces from the start of a piece ``i`` on; returns their number.
 
-    Piece ``k`` is ``[cuts[k], cuts[k + 1])``. ``text`` can be read from four bytes before ``begin`` to
+    Piece ``k`` is ``[cuts[k], cuts[k + 1])``. ``s.text`` can be read from four bytes before ``begin`` to
     64 after ``end``.
     """
     m, at = 0, i
-    if kind == _GPT2:
+    if s.kind == _GPT2:
         while at < end and m <= BATCH:
-            m = write_bits(cuts, m, at, gpt2_starts(text, at, begin, end, blocks, classes))
+            m = write_bits(s.cuts, m, at, gpt2_starts(s, at, begin, end))
             at += _MIDDLE
         if at < end:
             # the last one is cut off: it comes again
             return m - 1
     else:
         while at < end and m < BATCH:
-            store64(cuts, m, np.uint64(at))
-            at = piece_end(kind, text, at, end, blocks, classes)
+            store_int(s.cuts, m, at)
+            at = piece_end(s, at, end)
             m += 1
-    store64(cuts, m, np.uint64(min(at, end)))
+    store_int(s.cuts, m, min(at, end))
     return m

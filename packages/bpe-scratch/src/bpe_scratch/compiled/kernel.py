@@ -11,7 +11,6 @@ import hashlib
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -47,49 +46,22 @@ class _Cache(caching.FunctionCache):
             super().save_overload(signature, data)
 
 
-def kernel(function: Callable[..., Any], *, nogil: bool = True) -> Any:
-    """A compiled function that Python calls: cached on disk, and running without the interpreter's lock.
-
-    Args:
-        function: Code that Numba understands.
-        nogil: Whether it runs without that lock.
-    """
-    dispatcher: Any = njit(nogil=nogil, boundscheck=False)(function)
-    try:
+def kernel(function: Callable[..., Any]) -> Any:
+    """A compiled function that Python calls: cached on disk, and running without the interpreter's lock."""
+    dispatcher: Any = njit(nogil=True, boundscheck=False)(function)
+    # if no folder can be written, the kernel is compiled again in each process
+    with suppress(RuntimeError):
         dispatcher._cache = _Cache(function)
-    except RuntimeError:
-        # no folder can be written: the kernel is compiled again in each process
-        return dispatcher
     return dispatcher
 
 
 def inner(function: Callable[..., Any]) -> Any:
-    """A compiled function that only kernels call.
-
-    Args:
-        function: Code that Numba understands.
-    """
+    """A compiled function that only kernels call."""
     return njit(forceinline=True)(function)
 
 
-def for_types(dispatcher: Any, *arguments: Any) -> Any:
-    """A kernel for arguments of known types: to look at them at each call takes longer than a short text.
-
-    Args:
-        dispatcher: What :func:`kernel` returned.
-        arguments: Numba's types of the arguments.
-    """
-    return dispatcher.compile(arguments)
-
-
-def is_cached(module: str, name: str) -> bool:
-    """Whether a kernel is on disk, current, for any types.
-
-    Args:
-        module: Module of this package.
-        name: The kernel's name.
-    """
-    dispatcher = getattr(import_module(f"bpe_scratch.compiled.{module}"), name)
+def is_cached(dispatcher: Any) -> bool:
+    """Whether a kernel is on disk, current, for any types."""
     try:
         return bool(dispatcher._cache._cache_file._load_index())
     except (AttributeError, OSError):

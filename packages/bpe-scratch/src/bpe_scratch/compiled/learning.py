@@ -1,17 +1,17 @@
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 """Learning merges with an index of pairs.
 
-The words stand one after another in slots, a separator between them.  The first slot of a symbol holds its
+The words stand one after another in nodes, a separator between them.  The first node of a symbol holds its
 id, the last one (if there are several) minus its length minus one, so that both neighbours are found in one
-step.  The pair that starts at a slot has an index, which the slot holds too: a count falls without any
+step.  The pair that starts at a node has an index, which the node holds too: a count falls without any
 search.
 
 All occurrences of a pair with the new token come to be in the one pass that makes the token.  So each pair's
 occurrences are written once, in order, into a stretch of one long array, and later read in order; those
-that have gone meanwhile are known by their slot's pair index.  A pair whose count is too low at birth can
+that have gone meanwhile are known by their node's pair index.  A pair whose count is too low at birth can
 never be merged, since counts only fall, and is not kept at all.
 
-Fields of a slot: symbol, pair index, word.
+Fields of a node, int32: symbol, pair index, word.
 """
 
 from __future__ import annotations
@@ -19,90 +19,107 @@ from __future__ import annotations
 import numpy as np
 
 from bpe_scratch.compiled.kernel import inner, kernel
-from bpe_scratch.compiled.memory import address, load32, load64, store32, store64
-from bpe_scratch.compiled.pair_heap import (
-    BEGIN,
-    COLUMNS,
-    COUNT,
-    LEFT,
-    RIGHT,
-    SIZE,
-    heap_pop,
-    heap_push,
-    next_pair,
-)
+from bpe_scratch.compiled.memory import load8, load32, load64, load_int, store32, store64, store_int
+from bpe_scratch.compiled.pair_heap import BEGIN, COLUMNS, COUNT, KEY, SIZE, heap_pop, heap_push, next_pair
 
 SEPARATOR = -2147483648
 NO_PAIR, PENDING = -1, -2
 SYMBOL, PAIR, WORD, FIELDS = 0, 1, 2, 3
 DONE, PAIRS_FULL, PLACES_FULL, DUPLICATE = 0, 1, 2, 3
-# fields of the state
-PAIRS_USED, PLACES_USED, HEAP_SIZE, LEARNED, STATE_SIZE = 0, 1, 2, 3, 4
+
+
+@inner
+def put_node(nodes, at, symbol, word):
+    """Write a node that begins no pair."""
+    store32(nodes, at * FIELDS + SYMBOL, symbol)
+    store32(nodes, at * FIELDS + PAIR, NO_PAIR)
+    store32(nodes, at * FIELDS + WORD, word)
 
 
 @kernel
-def lay_out(text, starts, byte_ids, nodes):
-    """Fill the slots: a separator, then each word and a separator."""
-    nodes[0, SYMBOL] = SEPARATOR
-    nodes[0, PAIR] = NO_PAIR
+def lay_out(states):
+    """Fill the nodes: a separator, then each word and a separator."""
+    s = states[0]
+    put_node(s.nodes, 0, SEPARATOR, 0)
     at = 1
-    for w in range(starts.size - 1):
-        for k in range(starts[w], starts[w + 1]):
-            nodes[at, SYMBOL] = byte_ids[text[k]]
-            nodes[at, PAIR] = NO_PAIR
-            nodes[at, WORD] = w
+    for w in range(s.words):
+        for k in range(load_int(s.starts, w), load_int(s.starts, w + 1)):
+            put_node(s.nodes, at, load32(s.byte_ids, load8(s.text, k)), w)
             at += 1
-        nodes[at, SYMBOL] = SEPARATOR
-        nodes[at, PAIR] = NO_PAIR
+        put_node(s.nodes, at, SEPARATOR, 0)
         at += 1
-    return at
+    s.nodes_used = at
+
+
+@inner
+def pair_of_bytes(nodes, at):
+    """``left << 8 | right`` of the symbols at two nodes, or -1 at a separator."""
+    a, b = load32(nodes, at * FIELDS + SYMBOL), load32(nodes, (at + 1) * FIELDS + SYMBOL)
+    return a << 8 | b if a >= 0 and b >= 0 else -1
 
 
 @kernel
-def index_bytes(nodes, used, weights, least, grid_count, grid_size, pairs, places):
-    """Enter all pairs of bytes that occur at least ``least`` times; returns pairs and places used.
+def index_bytes(states):
+    """Enter all pairs of bytes that occur often enough.
 
-    ``grid_count`` and ``grid_size`` [256, 256] are scratch zeros.
+    ``grid`` [65536, 2], zeros, counts each pair's occurrences, weighted and not; then it holds its index.
     """
-    for at in range(1, used - 1):
-        a, b = nodes[at, SYMBOL], nodes[at + 1, SYMBOL]
-        if a >= 0 and b >= 0:
-            grid_count[a, b] += weights[nodes[at, WORD]]
-            grid_size[a, b] += 1
-    number, end = 0, 0
-    for a in range(256):
-        for b in range(256):
-            if grid_count[a, b] >= least:
-                pairs[number, LEFT], pairs[number, RIGHT] = a, b
-                pairs[number, COUNT], pairs[number, BEGIN] = grid_count[a, b], end
-                pairs[number, SIZE] = 0
-                end += grid_size[a, b]
-                grid_size[a, b] = number
-                number += 1
-            else:
-                grid_size[a, b] = NO_PAIR
-    for at in range(1, used - 1):
-        a, b = nodes[at, SYMBOL], nodes[at + 1, SYMBOL]
-        if a >= 0 and b >= 0 and grid_size[a, b] >= 0:
-            index = grid_size[a, b]
-            nodes[at, PAIR] = index
-            places[pairs[index, BEGIN] + pairs[index, SIZE]] = at
-            pairs[index, SIZE] += 1
-    return number, end
+    s = states[0]
+    for at in range(1, s.nodes_used - 1):
+        pair = pair_of_bytes(s.nodes, at)
+        if pair >= 0:
+            weight = load_int(s.counts, load32(s.nodes, at * FIELDS + WORD))
+            store_int(s.grid, 2 * pair, load_int(s.grid, 2 * pair) + weight)
+            store_int(s.grid, 2 * pair + 1, load_int(s.grid, 2 * pair + 1) + 1)
+    for pair in range(1 << 16):
+        count, size, index = load_int(s.grid, 2 * pair), load_int(s.grid, 2 * pair + 1), NO_PAIR
+        if count >= s.least and size > 0:
+            index = open_pair(s, (pair >> 8) << 32 | (pair & 255), count, size)
+        store_int(s.grid, 2 * pair, index)
+    for at in range(1, s.nodes_used - 1):
+        pair = pair_of_bytes(s.nodes, at)
+        if pair >= 0:
+            put_pair(s, at, load_int(s.grid, 2 * pair))
+
+
+@inner
+def open_pair(s, key, count, size):
+    """Give a pair an index, which is returned, a stretch of ``size`` places and an entry in the heap."""
+    index = s.pairs_used
+    base = index * COLUMNS
+    store_int(s.pairs, base + KEY, key)
+    store_int(s.pairs, base + COUNT, count)
+    store_int(s.pairs, base + BEGIN, s.places_used)
+    store_int(s.pairs, base + SIZE, 0)
+    s.pairs_used += 1
+    s.places_used += size
+    heap_push(s, count, index)
+    return index
+
+
+@inner
+def put_pair(s, at, index):
+    """Enter an occurrence at its node and at the end of its pair's stretch."""
+    store32(s.nodes, at * FIELDS + PAIR, index)
+    if index >= 0:
+        base = index * COLUMNS
+        size = load_int(s.pairs, base + SIZE)
+        store32(s.places, load_int(s.pairs, base + BEGIN) + size, at)
+        store_int(s.pairs, base + SIZE, size + 1)
 
 
 @inner
 def drop(nodes, at, weight, pairs):
-    """The pair at a slot is no more: its count falls."""
+    """The pair at a node is no more: its count falls."""
     index = load32(nodes, at * FIELDS + PAIR)
     if index >= 0:
         place = index * COLUMNS + COUNT
-        store64(pairs, place, load64(pairs, place) - np.uint64(weight))
+        store_int(pairs, place, load_int(pairs, place) - weight)
 
 
 @inner
 def start_before(nodes, at):
-    """First slot of the symbol that ends just before ``at``, or -1 at a separator."""
+    """First node of the symbol that ends just before ``at``, or -1 at a separator."""
     last = load32(nodes, (at - 1) * FIELDS + SYMBOL)
     if last >= 0:
         return at - 1
@@ -110,18 +127,19 @@ def start_before(nodes, at):
 
 
 @inner
-def join(pair, new, nodes, weights, lengths, pairs, places):
-    """Write the new token over every live occurrence; returns how many, their slots compacted in place."""
-    a = np.int64(load64(pairs, pair * COLUMNS + LEFT))
-    begin = np.int64(load64(pairs, pair * COLUMNS + BEGIN))
-    size = np.int64(load64(pairs, pair * COLUMNS + SIZE))
-    width, first = load32(lengths, new), load32(lengths, a)
+def join(s, pair, new, first, width):
+    """Write the new token over every live occurrence; returns how many, their places compacted.
+
+    ``first`` and ``width`` are the lengths of the left symbol and of the new one.
+    """
+    nodes, counts, pairs, places = s.nodes, s.counts, s.pairs, s.places
+    begin = load_int(pairs, pair * COLUMNS + BEGIN)
     joined = 0
-    for k in range(begin, begin + size):
+    for k in range(begin, begin + load_int(pairs, pair * COLUMNS + SIZE)):
         at = load32(places, k)
         if load32(nodes, at * FIELDS + PAIR) != pair:
             continue
-        weight = np.int64(load64(weights, load32(nodes, at * FIELDS + WORD)))
+        weight = load_int(counts, load32(nodes, at * FIELDS + WORD))
         before = start_before(nodes, at)
         if before >= 0:
             drop(nodes, before, weight, pairs)
@@ -139,25 +157,25 @@ def join(pair, new, nodes, weights, lengths, pairs, places):
 @inner
 def tally(around, row, weight, touched, number):
     """One more occurrence of a pair; new rows are noted in ``touched``. Returns their number."""
-    if load64(around, 2 * row + 1) == 0:
+    if load_int(around, 2 * row + 1) == 0:
         store32(touched, number, row)
         number += 1
-    store64(around, 2 * row, load64(around, 2 * row) + np.uint64(weight))
-    store64(around, 2 * row + 1, load64(around, 2 * row + 1) + np.uint64(1))
+    store_int(around, 2 * row, load_int(around, 2 * row) + weight)
+    store_int(around, 2 * row + 1, load_int(around, 2 * row + 1) + 1)
     return number
 
 
 @inner
-def count_around(new, begin, joined, nodes, weights, width, places, around, touched):
+def count_around(s, new, begin, joined, width):
     """Add up the pairs that the new token makes; returns the number of rows of ``around`` in use.
 
     ``around`` [2 * tokens, 2] holds count and occurrences: row ``2 * x`` of the pair ``(x, new)``, row ``2
     * x + 1`` of ``(new, x)``. Two new tokens side by side count as the latter.
     """
-    number = 0
+    nodes, counts, places, around, touched, number = s.nodes, s.counts, s.places, s.around, s.touched, 0
     for k in range(begin, begin + joined):
         at = load32(places, k)
-        weight = np.int64(load64(weights, load32(nodes, at * FIELDS + WORD)))
+        weight = load_int(counts, load32(nodes, at * FIELDS + WORD))
         before = start_before(nodes, at)
         if before >= 0:
             x = load32(nodes, before * FIELDS + SYMBOL)
@@ -170,127 +188,90 @@ def count_around(new, begin, joined, nodes, weights, width, places, around, touc
 
 
 @inner
-def open_pairs(new, number, least, pairs, used, places_used, around, touched, heap, heap_size):
-    """Give an index and a stretch of places to each new pair that is frequent enough.
-
-    ``around`` then holds the index.
-    """
+def open_pairs(s, new, number):
+    """Open each new pair that is frequent enough; ``around`` then holds its index instead of its count."""
     for t in range(number):
-        row = load32(touched, t)
-        count, size = np.int64(load64(around, 2 * row)), np.int64(load64(around, 2 * row + 1))
-        if count < least:
-            store64(around, 2 * row, np.uint64(NO_PAIR))
-            continue
-        x = row >> 1
-        base = used * COLUMNS
-        store64(pairs, base + LEFT, np.uint64(x if row & 1 == 0 else new))
-        store64(pairs, base + RIGHT, np.uint64(new if row & 1 == 0 else x))
-        store64(pairs, base + COUNT, np.uint64(count))
-        store64(pairs, base + BEGIN, np.uint64(places_used))
-        store64(pairs, base + SIZE, np.uint64(0))
-        store64(around, 2 * row, np.uint64(used))
-        heap_size = heap_push(heap, heap_size, count, used, pairs)
-        places_used += size
-        used += 1
-    return used, places_used, heap_size
+        row = load32(s.touched, t)
+        count, index = load_int(s.around, 2 * row), NO_PAIR
+        if count >= s.least:
+            x = row >> 1
+            key = (x << 32 | new) if row & 1 == 0 else (new << 32 | x)
+            index = open_pair(s, key, count, load_int(s.around, 2 * row + 1))
+        store_int(s.around, 2 * row, index)
 
 
 @inner
-def put_pair(nodes, at, index, pairs, places):
-    """Enter an occurrence at its slot and at the end of its pair's stretch."""
-    store32(nodes, at * FIELDS + PAIR, index)
-    if index >= 0:
-        base = index * COLUMNS
-        size = load64(pairs, base + SIZE)
-        store32(places, np.int64(load64(pairs, base + BEGIN) + size), at)
-        store64(pairs, base + SIZE, size + np.uint64(1))
-
-
-@inner
-def enter_around(new, begin, joined, nodes, width, places, around, pairs):
+def enter_around(s, new, begin, joined, width):
     """Enter every pair beside a new token."""
+    nodes = s.nodes
     for k in range(begin, begin + joined):
-        at = load32(places, k)
+        at = load32(s.places, k)
         before = start_before(nodes, at)
         if before >= 0:
             x = load32(nodes, before * FIELDS + SYMBOL)
             if x != new:
-                put_pair(nodes, before, np.int64(load64(around, 4 * x)), pairs, places)
+                put_pair(s, before, load_int(s.around, 4 * x))
         y = load32(nodes, (at + width) * FIELDS + SYMBOL)
-        put_pair(nodes, at, np.int64(load64(around, 4 * y + 2)) if y >= 0 else NO_PAIR, pairs, places)
+        put_pair(s, at, load_int(s.around, 4 * y + 2) if y >= 0 else NO_PAIR)
 
 
 @inner
-def is_new(value, seen, mask):
+def is_new(s, value):
     """Enter the hash of a token's bytes; false if it is there."""
-    at = np.int64(value >> np.uint64(20)) & mask
-    while load64(seen, at) != 0:
-        if load64(seen, at) == value:
+    at = np.int64(value >> np.uint64(20)) & s.seen_mask
+    while load64(s.seen, at) != 0:
+        if load64(s.seen, at) == value:
             return False
-        at = (at + 1) & mask
-    store64(seen, at, value)
+        at = (at + 1) & s.seen_mask
+    store64(s.seen, at, value)
     return True
 
 
-@kernel
-def learn(
-    budget,
-    least,
-    nodes,
-    weights,
-    lengths,
-    hashes,
-    powers,
-    seen,
-    pairs,
-    places,
-    heap,
-    around,
-    touched,
-    merges,
-    state,
-):
-    """Learn up to ``budget`` merges, or until ``merges`` is full.
+@inner
+def name_token(s, a, b, new):
+    """Length and hash of a new token; false if its bytes are a token's already."""
+    power = load64(s.powers, b)
+    value = load64(s.hashes, a) * power + load64(s.hashes, b)
+    store64(s.hashes, new, value)
+    store64(s.powers, new, load64(s.powers, a) * power)
+    store_int(s.lengths, new, load_int(s.lengths, a) + load_int(s.lengths, b))
+    return is_new(s, value | np.uint64(1))
 
-    Stops early when an array may become too small.
-    """
-    pair_room, place_room, mask = pairs.shape[0], places.size, seen.size - 1
-    nodes, weights, seen, pairs = address(nodes), address(weights), address(seen), address(pairs)
-    places, heap, around, touched = address(places), address(heap), address(around), address(touched)
-    lengths_at = address(lengths)
-    used, places_used, heap_size, learned = state[0], state[1], state[2], state[3]
-    reason = DONE
-    while budget > 0 and learned < merges.shape[0]:
-        pair, heap_size = next_pair(heap, heap_size, pairs, least)
+
+@inner
+def merge(s, pair, a, new):
+    """Write a new token over every occurrence of a pair, and enter the pairs beside it."""
+    begin, width = load_int(s.pairs, pair * COLUMNS + BEGIN), load_int(s.lengths, new)
+    joined = join(s, pair, new, load_int(s.lengths, a), width)
+    number = count_around(s, new, begin, joined, width)
+    open_pairs(s, new, number)
+    enter_around(s, new, begin, joined, width)
+    for t in range(number):
+        row = load32(s.touched, t)
+        store_int(s.around, 2 * row, 0)
+        store_int(s.around, 2 * row + 1, 0)
+
+
+@kernel
+def learn(states):
+    """Learn up to ``budget`` merges, or all that are wanted; stops when an array may become too small."""
+    s = states[0]
+    for _ in range(min(s.budget, s.wanted - s.learned)):
+        pair = next_pair(s)
         if pair < 0:
             break
-        size = np.int64(load64(pairs, pair * COLUMNS + SIZE))
-        if used + min(2 * size, 2 * (257 + learned)) > pair_room:
-            reason = PAIRS_FULL
-            break
-        if places_used + 2 * size > place_room:
-            reason = PLACES_FULL
-            break
-        a, b = np.int64(load64(pairs, pair * COLUMNS + LEFT)), np.int64(load64(pairs, pair * COLUMNS + RIGHT))
-        new = 256 + learned
-        hashes[new], powers[new] = hashes[a] * powers[b] + hashes[b], powers[a] * powers[b]
-        if not is_new(hashes[new] | np.uint64(1), seen, mask):
-            reason = DUPLICATE
-            break
-        lengths[new] = lengths[a] + lengths[b]
-        heap_size = heap_pop(heap, heap_size, pairs)
-        begin, width = np.int64(load64(pairs, pair * COLUMNS + BEGIN)), np.int64(lengths[new])
-        joined = join(pair, new, nodes, weights, lengths_at, pairs, places)
-        number = count_around(new, begin, joined, nodes, weights, width, places, around, touched)
-        used, places_used, heap_size = open_pairs(
-            new, number, least, pairs, used, places_used, around, touched, heap, heap_size
-        )
-        enter_around(new, begin, joined, nodes, width, places, around, pairs)
-        for t in range(number):
-            store64(around, 2 * load32(touched, t), np.uint64(0))
-            store64(around, 2 * load32(touched, t) + 1, np.uint64(0))
-        merges[learned, 0], merges[learned, 1] = a, b
-        learned += 1
-        budget -= 1
-    state[0], state[1], state[2], state[3] = used, places_used, heap_size, learned
-    return reason
+        size = load_int(s.pairs, pair * COLUMNS + SIZE)
+        if s.pairs_used + min(2 * size, 2 * (257 + s.learned)) > s.pairs_room:
+            return PAIRS_FULL
+        if s.places_used + 2 * size > s.places_room:
+            return PLACES_FULL
+        key, new = load_int(s.pairs, pair * COLUMNS + KEY), 256 + s.learned
+        a, b = key >> 32, key & 0xFFFFFFFF
+        if not name_token(s, a, b, new):
+            return DUPLICATE
+        heap_pop(s)
+        merge(s, pair, a, new)
+        store_int(s.merges, 2 * s.learned, a)
+        store_int(s.merges, 2 * s.learned + 1, b)
+        s.learned += 1
+    return DONE

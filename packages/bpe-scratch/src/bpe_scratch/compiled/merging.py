@@ -13,15 +13,16 @@ _32, _LOW = np.uint64(32), np.uint64(0xFFFFFFFF)
 
 
 @inner
-def merge_short(text, i, n, byte_ids, pairs, displacements, shift, ids, found):
+def merge_short(s, i, n):
     """Merge a short piece in place: scan for the strongest pair, join, repeat. Returns the number of ids.
 
-    ``ids`` [>= n] receives the ids; ``found`` [>= n] is scratch, the table's answer for each pair.
+    ``s.ids`` receives the ids; ``s.found`` is scratch, the table's answer for each pair.
     """
-    store32(ids, 0, load32(byte_ids, load8(text, i)))
+    ids, found = s.ids, s.found
+    store32(ids, 0, load32(s.byte_ids, load8(s.text, i)))
     for k in range(1, n):
-        store32(ids, k, load32(byte_ids, load8(text, i + k)))
-        store64(found, k - 1, find_pair(pairs, displacements, shift, load32(ids, k - 1), load32(ids, k)))
+        store32(ids, k, load32(s.byte_ids, load8(s.text, i + k)))
+        store64(found, k - 1, find_pair(s, load32(ids, k - 1), load32(ids, k)))
     while n > 1:
         best, least = 0, load64(found, 0)
         for k in range(1, n - 1):
@@ -39,12 +40,10 @@ def merge_short(text, i, n, byte_ids, pairs, displacements, shift, ids, found):
             store64(
                 found,
                 best - 1,
-                find_pair(pairs, displacements, shift, load32(ids, best - 1), load32(ids, best)),
+                find_pair(s, load32(ids, best - 1), load32(ids, best)),
             )
         if best < n - 1:
-            store64(
-                found, best, find_pair(pairs, displacements, shift, load32(ids, best), load32(ids, best + 1))
-            )
+            store64(found, best, find_pair(s, load32(ids, best), load32(ids, best + 1)))
     return n
 
 
@@ -82,17 +81,19 @@ def push(heap, size, value):
 
 
 @kernel
-def start_long(text, byte_ids, pairs, displacements, shift, ids, links, heap):
-    """Fill symbols, links (previous, next) and the heap of ``rank << 32 | position``; returns its size."""
-    n, size = ids.size, 0
-    text, byte_ids, pairs, heap = address(text), address(byte_ids), address(pairs), address(heap)
-    displacements = address(displacements)
+def start_long(states, ids, links, heap):
+    """Fill symbols, links (previous, next) and the heap of ``rank << 32 | position``; returns its size.
+
+    The piece begins at ``position``; ``ids`` [n] receives its bytes' ids.
+    """
+    s, n, size = states[0], ids.size, 0
+    heap = address(heap)
     for i in range(n):
-        ids[i] = load32(byte_ids, load8(text, i))
+        ids[i] = load32(s.byte_ids, load8(s.text, s.position + i))
         links[i, 0] = i - 1
         links[i, 1] = i + 1
     for i in range(n - 1):
-        answer = find_pair(pairs, displacements, shift, ids[i], ids[i + 1])
+        answer = find_pair(s, ids[i], ids[i + 1])
         if answer != NO_PAIR:
             store64(heap, size, (answer >> _32) << _32 | np.uint64(i))
             size += 1
@@ -101,11 +102,20 @@ def start_long(text, byte_ids, pairs, displacements, shift, ids, links, heap):
     return size
 
 
+@inner
+def push_pair(s, heap, size, ids, i, j):
+    """Push what the symbols ``i`` and ``j`` may become; returns the new size."""
+    answer = find_pair(s, ids[i], ids[j])
+    if answer == NO_PAIR:
+        return size
+    return push(heap, size, (answer >> _32) << _32 | np.uint64(i))
+
+
 @kernel
-def continue_long(pairs, displacements, shift, ids, links, heap, size, budget):
+def continue_long(states, ids, links, heap, size, budget):
     """Take up to ``budget`` entries off the heap; returns the size left. A swallowed symbol becomes -1."""
-    n = ids.size
-    pairs, displacements, heap = address(pairs), address(displacements), address(heap)
+    s, n = states[0], ids.size
+    heap = address(heap)
     while size > 0 and budget > 0:
         budget -= 1
         top = load64(heap, 0)
@@ -114,26 +124,19 @@ def continue_long(pairs, displacements, shift, ids, links, heap, size, budget):
             store64(heap, 0, load64(heap, size))
             sift_down(heap, size, 0)
         i = np.int64(top & _LOW)
-        if ids[i] < 0:
-            continue
         j = links[i, 1]
-        if j >= n:
+        if ids[i] < 0 or j >= n:
             continue
-        answer = find_pair(pairs, displacements, shift, ids[i], ids[j])
+        answer = find_pair(s, ids[i], ids[j])
         if answer == NO_PAIR or answer >> _32 != top >> _32:
             continue
         ids[i] = np.int64(answer & _LOW)
         ids[j] = -1
-        after = links[j, 1]
+        after, before = links[j, 1], links[i, 0]
         links[i, 1] = after
         if after < n:
             links[after, 0] = i
-            answer = find_pair(pairs, displacements, shift, ids[i], ids[after])
-            if answer != NO_PAIR:
-                size = push(heap, size, (answer >> _32) << _32 | np.uint64(i))
-        before = links[i, 0]
+            size = push_pair(s, heap, size, ids, i, after)
         if before >= 0:
-            answer = find_pair(pairs, displacements, shift, ids[before], ids[i])
-            if answer != NO_PAIR:
-                size = push(heap, size, (answer >> _32) << _32 | np.uint64(before))
+            size = push_pair(s, heap, size, ids, before, i)
     return size

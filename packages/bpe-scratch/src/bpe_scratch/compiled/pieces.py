@@ -1,9 +1,8 @@
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 r"""Where a piece ends: the named patterns as automata over UTF-8 bytes.
 
-Each function takes valid UTF-8 ``text`` (with at least 16 bytes after ``end``), the start ``i < end`` of a
-piece and the end of the document, and returns the end of the piece.  ``blocks`` and ``classes`` are the
-class table; all three arrays are given by address.
+Each function takes the record ``s`` with valid UTF-8 ``s.text`` (with at least 16 bytes after ``end``), the
+start ``i < end`` of a piece and the end of the document, and returns the end of the piece.
 """
 
 from __future__ import annotations
@@ -17,31 +16,31 @@ _APOSTROPHE, _BLANK, _SLASH, _CR, _LF = 39, 32, 47, 13, 10
 
 
 @inner
-def class_at(text, i, blocks, classes):
+def class_at(s, i):
     """``(class, width in bytes)`` of the character at ``i``."""
-    c = load8(text, i)
+    c = load8(s.text, i)
     if c < 0x80:
-        return load8(classes, c), 1
+        return load8(s.classes, c), 1
     if c < 0xE0:
-        code, width = (c & 0x1F) << 6 | load8(text, i + 1) & 0x3F, 2
+        code, width = (c & 0x1F) << 6 | load8(s.text, i + 1) & 0x3F, 2
     elif c < 0xF0:
-        code, width = (c & 0x0F) << 12 | (load8(text, i + 1) & 0x3F) << 6 | load8(text, i + 2) & 0x3F, 3
+        code, width = (c & 0x0F) << 12 | (load8(s.text, i + 1) & 0x3F) << 6 | load8(s.text, i + 2) & 0x3F, 3
     else:
-        high = (c & 0x07) << 18 | (load8(text, i + 1) & 0x3F) << 12
-        code, width = high | (load8(text, i + 2) & 0x3F) << 6 | load8(text, i + 3) & 0x3F, 4
-    return load8(classes, load32(blocks, code >> 7) + (code & 127)), width
+        high = (c & 0x07) << 18 | (load8(s.text, i + 1) & 0x3F) << 12
+        code, width = high | (load8(s.text, i + 2) & 0x3F) << 6 | load8(s.text, i + 3) & 0x3F, 4
+    return load8(s.classes, load32(s.blocks, code >> 7) + (code & 127)), width
 
 
 @inner
-def letters_end(text, i, end, blocks, classes):
+def letters_end(s, i, end):
     """End of the letters from ``i`` on; eight ASCII letters at a time."""
     while i < end:
-        step = lowest_bit(not_letters(load_bytes(text, i))) >> 3
+        step = lowest_bit(not_letters(load_bytes(s.text, i))) >> 3
         i += step
         if step < 8:
-            if i >= end or load8(text, i) < 0x80:
+            if i >= end or load8(s.text, i) < 0x80:
                 break
-            kind, width = class_at(text, i, blocks, classes)
+            kind, width = class_at(s, i)
             if kind < UPPER or kind > LETTER:
                 break
             i += width
@@ -49,10 +48,10 @@ def letters_end(text, i, end, blocks, classes):
 
 
 @inner
-def numbers_end(text, i, end, limit, blocks, classes):
+def numbers_end(s, i, end, limit):
     """End of at most ``limit`` numbers from ``i`` on."""
     while i < end and limit > 0:
-        kind, width = class_at(text, i, blocks, classes)
+        kind, width = class_at(s, i)
         if kind != NUMBER:
             break
         i += width
@@ -61,10 +60,10 @@ def numbers_end(text, i, end, limit, blocks, classes):
 
 
 @inner
-def others_end(text, i, end, blocks, classes):
+def others_end(s, i, end):
     """End of the characters that are neither letters, numbers nor white space."""
     while i < end:
-        kind, width = class_at(text, i, blocks, classes)
+        kind, width = class_at(s, i)
         if kind in (SPACE, NUMBER) or UPPER <= kind <= LETTER:
             break
         i += width
@@ -72,16 +71,16 @@ def others_end(text, i, end, blocks, classes):
 
 
 @inner
-def spaces_end(text, i, end, blocks, classes):
+def spaces_end(s, i, end):
     """``(end, start of the last character, end of the last line break or 0)`` of white space."""
     last, line = i, 0
     while i < end:
-        kind, width = class_at(text, i, blocks, classes)
+        kind, width = class_at(s, i)
         if kind != SPACE:
             break
         last = i
         i += width
-        if load8(text, last) == _LF or load8(text, last) == _CR:
+        if load8(s.text, last) == _LF or load8(s.text, last) == _CR:
             line = i
     return i, last, line
 
@@ -93,93 +92,74 @@ def leave_one(i, stop, last, end):
 
 
 @inner
-def contraction_end(text, i, end, any_case):
+def contraction_end(s, i, end, any_case):
     """End of ``'s 't 'm 'd 'll 've 're`` at the apostrophe ``i``, or ``i``.
 
     U+017F is an ``s`` in another case.
     """
-    if i + 1 >= end or load8(text, i) != _APOSTROPHE:
+    if i + 1 >= end or load8(s.text, i) != _APOSTROPHE:
         return i
     fold = 0x20 if any_case else 0
-    a = load8(text, i + 1) | fold
+    a = load8(s.text, i + 1) | fold
     if a == 115 or a == 116 or a == 109 or a == 100:
         return i + 2
     if i + 2 >= end:
         return i
-    if any_case and load8(text, i + 1) == 0xC5 and load8(text, i + 2) == 0xBF:
+    if any_case and load8(s.text, i + 1) == 0xC5 and load8(s.text, i + 2) == 0xBF:
         return i + 3
-    b = load8(text, i + 2) | fold
+    b = load8(s.text, i + 2) | fold
     if (a == 108 and b == 108) or (b == 101 and (a == 118 or a == 114)):
         return i + 3
     return i
 
 
 @inner
-def whitespace_end(text, i, end, blocks, classes):
+def whitespace_end(s, i, end):
     """The pattern ``whitespace``."""
-    j = i + 1 if load8(text, i) == _BLANK and i + 1 < end else i
-    kind, width = class_at(text, j, blocks, classes)
+    j = i + 1 if load8(s.text, i) == _BLANK and i + 1 < end else i
+    kind, width = class_at(s, j)
     if kind == SPACE:
-        stop, last, _ = spaces_end(text, i, end, blocks, classes)
+        stop, last, _ = spaces_end(s, i, end)
         return leave_one(i, stop, last, end)
     while kind != SPACE:
         j += width
         if j >= end:
             break
-        kind, width = class_at(text, j, blocks, classes)
+        kind, width = class_at(s, j)
     return j
 
 
 @inner
-def gpt2_end(text, i, end, blocks, classes):
-    """The pattern ``gpt2``."""
-    j = contraction_end(text, i, end, False)
-    if j > i:
-        return j
-    if load8(text, i) == _BLANK and i + 1 < end:
-        j = i + 1
-    kind, _ = class_at(text, j, blocks, classes)
-    if UPPER <= kind <= LETTER:
-        return letters_end(text, j, end, blocks, classes)
-    if kind == NUMBER:
-        return numbers_end(text, j, end, end, blocks, classes)
-    if kind != SPACE:
-        return others_end(text, j, end, blocks, classes)
-    stop, last, _ = spaces_end(text, i, end, blocks, classes)
-    return leave_one(i, stop, last, end)
-
-
-@inner
-def cl100k_end(text, i, end, blocks, classes):
+def cl100k_end(s, i, end):
     """The pattern ``cl100k``."""
-    j = contraction_end(text, i, end, True)
+    j = contraction_end(s, i, end, True)
     if j > i:
         return j
-    c = load8(text, i)
-    kind, width = class_at(text, i, blocks, classes)
+    c = load8(s.text, i)
+    kind, width = class_at(s, i)
     if UPPER <= kind <= LETTER:
-        return letters_end(text, i, end, blocks, classes)
+        return letters_end(s, i, end)
     if kind == NUMBER:
-        return numbers_end(text, i, end, 3, blocks, classes)
+        return numbers_end(s, i, end, 3)
     j = i + width
     following = SPACE
     if j < end:
-        following, _ = class_at(text, j, blocks, classes)
+        following, _ = class_at(s, j)
         if UPPER <= following <= LETTER and c != _CR and c != _LF:
-            return letters_end(text, j, end, blocks, classes)
+            return letters_end(s, j, end)
     if kind != SPACE or (c == _BLANK and (following in (OTHER, MARK))):
-        j = others_end(text, j, end, blocks, classes)
-        while j < end and (load8(text, j) == _CR or load8(text, j) == _LF):
+        j = others_end(s, j, end)
+        while j < end and (load8(s.text, j) == _CR or load8(s.text, j) == _LF):
             j += 1
         return j
-    stop, last, line = spaces_end(text, i, end, blocks, classes)
+    stop, last, line = spaces_end(s, i, end)
     if stop == end:
         return end
     return line if line > 0 else leave_one(i, stop, last, end)
 
 
 @inner
-def cased_word_end(text, i, end, blocks, classes):
+def cased_word_end(s, i, end):
     r"""``(end of [Lu Lt Lm Lo M]*[Ll Lm Lo M]+, end of [Lu Lt Lm Lo M]+)``; ``i`` where none matches.
 
     The first part is greedy. If no lower-case letter follows it, it gives back characters until the last one
@@ -188,7 +168,7 @@ def cased_word_end(text, i, end, blocks, classes):
     both = i
     j = i
     while j < end:
-        kind, width = class_at(text, j, blocks, classes)
+        kind, width = class_at(s, j)
         if kind in (LETTER, MARK):
             both = j + width
         elif kind != UPPER:
@@ -196,7 +176,7 @@ def cased_word_end(text, i, end, blocks, classes):
         j += width
     upper = j
     while j < end:
-        kind, width = class_at(text, j, blocks, classes)
+        kind, width = class_at(s, j)
         if kind != LOWER and kind != LETTER and kind != MARK:
             break
         j += width
@@ -204,19 +184,22 @@ def cased_word_end(text, i, end, blocks, classes):
 
 
 @inner
-def o200k_word_end(text, i, end, blocks, classes):
+def o200k_word_end(s, i, end):
     """The two word alternatives of ``o200k``, each with and without the character before.
 
     ``i`` if none matches.
     """
-    kind, width = class_at(text, i, blocks, classes)
-    lower, upper = cased_word_end(text, i, end, blocks, classes)
+    kind, width = class_at(s, i)
+    lower, upper = cased_word_end(s, i, end)
     is_prefix = (
-        (kind < UPPER or kind > LETTER) and kind != NUMBER and load8(text, i) != _CR and load8(text, i) != _LF
+        (kind < UPPER or kind > LETTER)
+        and kind != NUMBER
+        and load8(s.text, i) != _CR
+        and load8(s.text, i) != _LF
     )
     if is_prefix:
         j = i + width
-        lower_after, upper_after = cased_word_end(text, j, end, blocks, classes)
+        lower_after, upper_after = cased_word_end(s, j, end)
         if lower_after > j:
             return lower_after
         if lower == i and upper_after > j:
@@ -225,35 +208,33 @@ def o200k_word_end(text, i, end, blocks, classes):
 
 
 @inner
-def o200k_end(text, i, end, blocks, classes):
+def o200k_end(s, i, end):
     """The pattern ``o200k``."""
-    j = o200k_word_end(text, i, end, blocks, classes)
+    j = o200k_word_end(s, i, end)
     if j > i:
-        return contraction_end(text, j, end, True)
-    kind, width = class_at(text, i, blocks, classes)
+        return contraction_end(s, j, end, True)
+    kind, width = class_at(s, i)
     if kind == NUMBER:
-        return numbers_end(text, i, end, 3, blocks, classes)
+        return numbers_end(s, i, end, 3)
     following = SPACE
-    if load8(text, i) == _BLANK and i + 1 < end:
-        following, _ = class_at(text, i + 1, blocks, classes)
+    if load8(s.text, i) == _BLANK and i + 1 < end:
+        following, _ = class_at(s, i + 1)
     if kind != SPACE or (following != SPACE and following != NUMBER):
-        j = others_end(text, i + width, end, blocks, classes)
-        while j < end and (load8(text, j) == _CR or load8(text, j) == _LF or load8(text, j) == _SLASH):
+        j = others_end(s, i + width, end)
+        while j < end and (load8(s.text, j) == _CR or load8(s.text, j) == _LF or load8(s.text, j) == _SLASH):
             j += 1
         return j
-    stop, last, line = spaces_end(text, i, end, blocks, classes)
+    stop, last, line = spaces_end(s, i, end)
     return line if line > 0 else leave_one(i, stop, last, end)
 
 
 @inner
-def piece_end(kind, text, i, end, blocks, classes):
-    """End of the piece that starts at ``i``, for the pattern numbered ``kind`` in ``KINDS``."""
-    if kind == 2:
-        return gpt2_end(text, i, end, blocks, classes)
-    if kind == 3:
-        return cl100k_end(text, i, end, blocks, classes)
-    if kind == 4:
-        return o200k_end(text, i, end, blocks, classes)
-    if kind == 1:
-        return whitespace_end(text, i, end, blocks, classes)
+def piece_end(s, i, end):
+    """End of the piece that starts at ``i``, for the pattern ``s.kind``, which is not ``gpt2``."""
+    if s.kind == 3:
+        return cl100k_end(s, i, end)
+    if s.kind == 4:
+        return o200k_end(s, i, end)
+    if s.kind == 1:
+        return whitespace_end(s, i, end)
     return end

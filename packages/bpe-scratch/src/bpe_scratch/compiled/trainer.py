@@ -7,83 +7,85 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from bpe_scratch.compiled import learning, pair_heap
+from bpe_scratch.compiled import learning
+from bpe_scratch.compiled.pair_heap import COLUMNS
+from bpe_scratch.compiled.state import LEARNING, State
 from bpe_scratch.errors import DuplicateTokenError
+from bpe_scratch.training import Words
 from bpe_scratch.vocabulary import Pair
 
 _BUDGET = 512  # merges between two looks at Ctrl-C
 _BASE = 0x9E3779B97F4A7C15
+_FIRST_PAIRS = 1 << 20
 
 
 def train_merges(
-    words: tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.int64]],
+    words: Words,
     byte_ids: npt.NDArray[np.int32],
     merges: int,
     min_frequency: int,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[Pair]:
-    """Learn merges; the same ones as the reference.
-
-    Args:
-        words: Bytes, starts and counts, as the word counter gives them.
-        byte_ids: Id of each byte, a permutation of 0 to 255.
-        merges: New tokens to make.
-        min_frequency: Least count of a pair worth merging.
-        on_progress: Called with the number of merges learned so far.
-
-    Returns:
-        The pairs in the order learned.
+    """Learn merges; the same ones as the reference, whose arguments these are.
 
     Raises:
-        DuplicateTokenError: If a merge would make bytes that are a token already.
+        DuplicateTokenError: If a merge would make bytes that are a token already; then pairs can gain counts
+            again, which this trainer rules out.
     """
-    text, starts, counts = words
-    least = max(min_frequency, 1)
-    nodes = np.empty((text.size + starts.size + 1, learning.FIELDS), dtype=np.int32)
-    used = learning.lay_out(text, starts, byte_ids, nodes)
-    pairs = np.empty((1 << 20, pair_heap.COLUMNS), dtype=np.int64)
+    state = State(LEARNING)
+    state["least"], state["wanted"], state["budget"] = max(min_frequency, 1), merges, _BUDGET
+    _lay_out(state, words, byte_ids)
+    _name_bytes(state, byte_ids, merges)
+    _make_pairs_room(state, _FIRST_PAIRS)
     # memory that is never written is never taken, so the room may be generous
-    places = np.empty(3 * used + 1024, dtype=np.int32)
-    grid = np.zeros((2, 256, 256), dtype=np.int64)
-    number, end = learning.index_bytes(nodes, used, counts, least, grid[0], grid[1], pairs, places)
-    heap = np.empty((pairs.shape[0], 2), dtype=np.uint64)
-    state = np.array([number, end, pair_heap.fill_heap(heap, pairs, number), 0], dtype=np.int64)
-    tokens = _Tokens(byte_ids, merges)
+    _make_places_room(state, 3 * state["nodes_used"] + 1024)
+    learning.index_bytes(state.record)
     learned = np.empty((merges, 2), dtype=np.int64)
-    while state[learning.LEARNED] < merges:
-        before = int(state[learning.LEARNED])
-        reason = learning.learn(
-            _BUDGET, least, nodes, counts, tokens.lengths, tokens.hashes, tokens.powers, tokens.seen,
-            pairs, places, heap, tokens.around, tokens.touched, learned, state,
-        )  # fmt: skip
+    state.point(merges=learned)
+    while (before := state["learned"]) < merges:
+        reason = learning.learn(state.record)
         if reason == learning.DUPLICATE:
             raise DuplicateTokenError
         if reason == learning.PAIRS_FULL:
-            pairs, heap = _longer(pairs), _longer(heap)
+            _make_pairs_room(state, 2 * state["pairs_room"])
         elif reason == learning.PLACES_FULL:
-            places = _longer(places)
-        elif state[learning.LEARNED] < min(before + _BUDGET, merges):
+            _make_places_room(state, 2 * state["places_room"])
+        elif state["learned"] < min(before + _BUDGET, merges):
             break
         if on_progress is not None:
-            on_progress(int(state[learning.LEARNED]))
-    return [(left, right) for left, right in learned[: state[learning.LEARNED]].tolist()]
+            on_progress(state["learned"])
+    return [(left, right) for left, right in learned[: state["learned"]].tolist()]
 
 
-class _Tokens:
-    """What the trainer keeps of each token: its length, a hash of its bytes, and the counts around it."""
-
-    def __init__(self, byte_ids: npt.NDArray[np.int32], merges: int) -> None:
-        size = 256 + merges
-        self.lengths = np.ones(size, dtype=np.int32)
-        self.hashes = np.zeros(size, dtype=np.uint64)
-        self.hashes[byte_ids] = np.arange(1, 257, dtype=np.uint64) * np.uint64(0xC2B2AE3D27D4EB4F)
-        self.powers = np.full(size, _BASE, dtype=np.uint64)
-        self.seen = np.zeros(1 << (2 * size).bit_length(), dtype=np.uint64)
-        self.around = np.zeros((2 * size, 2), dtype=np.uint64)
-        self.touched = np.zeros(2 * size, dtype=np.int32)
+def _lay_out(state: State, words: Words, byte_ids: npt.NDArray[np.int32]) -> None:
+    state["words"] = words.counts.size
+    nodes = np.empty((words.text.size + words.starts.size + 1, learning.FIELDS), dtype=np.int32)
+    state.point(
+        text=words.text, starts=words.starts, counts=words.counts, byte_ids=byte_ids, nodes=nodes,
+        grid=np.zeros((1 << 16, 2), dtype=np.int64),
+    )  # fmt: skip
+    learning.lay_out(state.record)
 
 
-def _longer(array: np.ndarray) -> np.ndarray:
-    longer = np.empty((2 * array.shape[0], *array.shape[1:]), dtype=array.dtype)
-    longer[: array.shape[0]] = array
-    return longer
+def _name_bytes(state: State, byte_ids: npt.NDArray[np.int32], merges: int) -> None:
+    """Length and hash of each byte, and room for those of all tokens."""
+    size = 256 + merges
+    hashes = np.zeros(size, dtype=np.uint64)
+    hashes[byte_ids] = np.arange(1, 257, dtype=np.uint64) * np.uint64(0xC2B2AE3D27D4EB4F)
+    seen = np.zeros(1 << (2 * size).bit_length(), dtype=np.uint64)
+    state["seen_mask"] = seen.size - 1
+    state.point(
+        lengths=np.ones(size, dtype=np.int64), hashes=hashes, powers=np.full(size, _BASE, dtype=np.uint64),
+        seen=seen, around=np.zeros((2 * size, 2), dtype=np.int64), touched=np.zeros(2 * size, dtype=np.int32),
+    )  # fmt: skip
+
+
+def _make_pairs_room(state: State, rows: int) -> None:
+    state.lengthen("pairs", (rows, COLUMNS), np.int64)
+    state.lengthen("heap", (rows, 2), np.int64)
+    state["pairs_room"] = rows
+
+
+def _make_places_room(state: State, rows: int) -> None:
+    state.lengthen("places", (rows,), np.int32)
+    state["places_room"] = rows

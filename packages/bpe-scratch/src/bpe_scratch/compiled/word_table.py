@@ -3,8 +3,8 @@
 
 A slot is four 64-bit numbers: two of key, two of value. A piece of up to 15 bytes *is* its key: eight bytes,
 then seven bytes and the length. A longer piece is keyed by a 64-bit hash and the place of its bytes in an
-arena, and compared byte by byte. Collisions go to the next slot.  A free slot has a second key of 0.  Slots
-are named by the index of their first number.
+arena, behind their number, and compared byte by byte. Collisions go to the next slot.  A free slot has a
+second key of 0.  Slots are named by the index of their first number.
 """
 
 from __future__ import annotations
@@ -13,25 +13,27 @@ import numpy as np
 import numpy.typing as npt
 
 from bpe_scratch.compiled.kernel import inner, kernel
-from bpe_scratch.compiled.memory import load8, load64, load_bytes, prefetch, store8, store64, store_bytes
+from bpe_scratch.compiled.memory import (
+    load8,
+    load64,
+    load_bytes,
+    load_int,
+    prefetch,
+    store8,
+    store64,
+    store_bytes,
+    store_int,
+)
+from bpe_scratch.compiled.state import State
 
 SLOT = 4
-_C1, _C2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)
-_ONE, _LONG = np.uint64(1), np.uint64(0xFF << 56)
-_OFFSET = np.uint64((1 << 56) - 1)
 INLINE = 15
+_C1, _C2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)
+_ONE, LONG = np.uint64(1), np.uint64(0xFF << 56)
+OFFSET = np.uint64((1 << 56) - 1)
 _LINE = 64
-
-
-def empty_slots(log: int) -> npt.NDArray[np.uint64]:
-    """``2**log`` free slots, two to a cache line: one across two lines would cost two reads.
-
-    Args:
-        log: Number of slots, as a power of two.
-    """
-    slots = np.zeros((SLOT << log) + _LINE // 8, dtype=np.uint64)
-    begin = -slots.ctypes.data % _LINE // 8
-    return slots[begin : begin + (SLOT << log)]
+# a long piece at the arena's very start would look like one that is looked for
+ARENA_START = 8
 
 
 @inner
@@ -54,15 +56,7 @@ def long_key(text, i, n):
     if j < i + n:
         h = (h ^ (load_bytes(text, j) & (~np.uint64(0) >> np.uint64(64 - 8 * (i + n - j))))) * _C1
         h ^= h >> np.uint64(29)
-    return h, _LONG
-
-
-@inner
-def piece_key(text, i, n):
-    """``(first, second)`` key of a piece of any length."""
-    if n <= INLINE:
-        return short_key(text, i, n)
-    return long_key(text, i, n)
+    return h, LONG
 
 
 @inner
@@ -74,15 +68,16 @@ def first_slot(k0, k1, shift):
 
 
 @inner
-def ask_for_slots(text, cuts, number, slots, shift, batch, longest):
+def ask_for_slots(s, number):
     """Make the keys of ``number`` pieces and prefetch their slots: memory answers while the others are made.
 
-    ``batch`` receives for each piece its two keys and first slot.  Returns how many come before one of more
-    than ``longest`` bytes.
+    ``s.batch`` receives for each piece its two keys and first slot.  Returns how many come before one of more
+    than ``s.longest`` bytes.
     """
-    i = np.int64(load64(cuts, 0))
+    text, cuts, slots, shift, batch, longest = s.text, s.cuts, s.slots, s.shift, s.batch, s.longest
+    i = load_int(cuts, 0)
     for q in range(number):
-        end = np.int64(load64(cuts, q + 1))
+        end = load_int(cuts, q + 1)
         n = end - i
         if n <= INLINE:
             k0, k1 = short_key(text, i, n)
@@ -94,7 +89,7 @@ def ask_for_slots(text, cuts, number, slots, shift, batch, longest):
         prefetch(slots, at)
         store64(batch, 3 * q, k0)
         store64(batch, 3 * q + 1, k1)
-        store64(batch, 3 * q + 2, np.uint64(at))
+        store_int(batch, 3 * q + 2, at)
         i = end
     return number
 
@@ -102,7 +97,7 @@ def ask_for_slots(text, cuts, number, slots, shift, batch, longest):
 @inner
 def same_bytes(text, i, n, arena, offset):
     """Whether the arena holds this long piece at ``offset``, behind its length."""
-    if load_bytes(arena, offset) != np.uint64(n):
+    if load_int(arena, offset // 8) != n:
         return False
     for j in range(n):  # noqa: SIM110 - Numba has no generators
         if load8(text, i + j) != load8(arena, offset + 8 + j):
@@ -111,38 +106,43 @@ def same_bytes(text, i, n, arena, offset):
 
 
 @inner
-def find_slot(slots, shift, arena, text, i, n, k0, k1, at):
+def find_slot(s, i, n, k0, k1, at):
     """``(the piece's slot, whether it is there)``; a free slot if it is not.
 
     ``at`` is :func:`first_slot` of the key.
     """
-    last = (np.int64(SLOT) << np.int64(64 - shift)) - 1
+    slots, last = s.slots, (np.int64(SLOT) << (64 - s.shift)) - 1
     while True:
         s0, s1 = load64(slots, at), load64(slots, at + 1)
         if s1 == 0:
             return at, False
-        same = s0 == k0 and (s1 == k1 or (k1 == _LONG and s1 >= _LONG))
+        same = s0 == k0 and (s1 == k1 or (k1 == LONG and s1 >= LONG))
         # a long piece shares its keys with every piece of the same hash
-        if same and (n <= INLINE or same_bytes(text, i, n, arena, np.int64(s1 & _OFFSET))):
+        if same and (n <= INLINE or same_bytes(s.text, i, n, s.arena, np.int64(s1 & OFFSET))):
             return at, True
         at = at + SLOT & last
 
 
 @inner
-def fill_slot(slots, at, arena, arena_used, text, i, n, k0, k1):
-    """Write the key into a free slot.
+def has_room(s, n):
+    """Whether one more piece, of ``n`` bytes, has room."""
+    room = np.int64(3) << (62 - s.shift)
+    return s.slots_used < room and s.arena_used + n + 32 <= s.arena_size
 
-    Returns the new end of the arena, which must have ``n + 24`` bytes free.
-    """
-    store64(slots, at, k0)
-    store64(slots, at + 1, k1)
-    if n <= INLINE:
-        return arena_used
-    store64(slots, at + 1, _LONG | np.uint64(arena_used))
-    store_bytes(arena, arena_used, np.uint64(n))
-    for j in range(n):
-        store8(arena, arena_used + 8 + j, load8(text, i + j))
-    return arena_used + 8 + n
+
+@inner
+def fill_slot(s, at, i, n, k0, k1):
+    """Write the key into a free slot."""
+    s.slots_used += 1
+    store64(s.slots, at, k0)
+    store64(s.slots, at + 1, k1)
+    if n > INLINE:
+        arena, offset = s.arena, s.arena_used
+        store64(s.slots, at + 1, LONG | np.uint64(offset))
+        store_bytes(arena, offset, np.uint64(n))
+        for j in range(n):
+            store8(arena, offset + 8 + j, load8(s.text, i + j))
+        s.arena_used = offset + (n + 15) // 8 * 8
 
 
 @kernel
@@ -153,7 +153,50 @@ def rehash(old, new, shift):
         k0, k1 = old[source], old[source + 1]
         if k1 == 0:
             continue
-        at = first_slot(k0, min(_LONG, k1), shift)
+        at = first_slot(k0, min(LONG, k1), shift)
         while new[at + 1] != 0:
             at = at + SLOT & last
         new[at : at + SLOT] = old[source : source + SLOT]
+
+
+class WordTable:
+    """The slots, the arena and the pool that a state points to."""
+
+    def __init__(self, state: State, log: int, arena: int = 1 << 16, pool: int = 0) -> None:
+        self.state = state
+        self._set_slots(_empty_slots(log), log)
+        self.set_arena(np.zeros(arena, dtype=np.uint8))
+        self.set_pool(np.zeros(pool, dtype=np.int32))
+        state["slots_used"], state["arena_used"], state["pool_used"] = 0, ARENA_START, 0
+
+    def _set_slots(self, slots: npt.NDArray[np.uint64], log: int) -> None:
+        self.slots, self.log = slots, log
+        self.state.point(slots=slots)
+        self.state["shift"] = 64 - log
+
+    def set_arena(self, arena: npt.NDArray[np.uint8]) -> None:
+        """Take another arena, which begins as the one before does."""
+        self.arena, self.state["arena_size"] = arena, arena.size
+        self.state.point(arena=arena)
+
+    def set_pool(self, pool: npt.NDArray[np.int32]) -> None:
+        """Take another pool, which begins as the one before does."""
+        self.pool, self.state["pool_size"] = pool, pool.size
+        self.state.point(pool=pool)
+
+    def is_full(self) -> bool:
+        """Whether no more slots can be used."""
+        return self.state["slots_used"] >= (1 << self.log) * 3 // 4
+
+    def rehash(self, log: int) -> None:
+        """Move all slots into a table of ``2**log``."""
+        larger = _empty_slots(log)
+        rehash(self.slots, larger, 64 - log)
+        self._set_slots(larger, log)
+
+
+def _empty_slots(log: int) -> npt.NDArray[np.uint64]:
+    """``2**log`` free slots, two to a cache line: one across two lines would cost two reads."""
+    slots = np.zeros((SLOT << log) + _LINE // 8, dtype=np.uint64)
+    begin = -slots.ctypes.data % _LINE // 8
+    return slots[begin : begin + (SLOT << log)]

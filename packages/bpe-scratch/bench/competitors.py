@@ -8,7 +8,6 @@ from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
-
 from bpe_scratch.patterns import resolve_pattern
 from bpe_scratch.tokenizer import Tokenizer
 
@@ -23,18 +22,15 @@ def encoders(tokenizer: Tokenizer, documents: list[str]) -> dict[str, Callable[[
         documents: Texts to encode.
     """
 
-    def ours(layer: str, lists: bool) -> Callable[[], Run]:
+    def ours(lists: bool) -> Callable[[], Run]:
         def make() -> Run:
-            fresh = Tokenizer(tokenizer.vocabulary, pattern=tokenizer.pattern, layer=layer)  # type: ignore[arg-type]
+            fresh = Tokenizer(tokenizer.vocabulary, pattern=tokenizer.pattern)
             fresh.encode("")
             return lambda: fresh.encode_batch(documents) if lists else fresh.encode_to_numpy(documents)[0]
 
         return make
 
-    found: dict[str, Callable[[], Run]] = {}
-    if find_spec("numba"):
-        found |= {"compiled, arrays": ours("compiled", False), "compiled, lists": ours("compiled", True)}
-    found["without Numba, arrays"] = ours("arrays", False)
+    found = {"bpe-scratch, arrays": ours(False), "bpe-scratch, lists": ours(True)}
     if find_spec("gigatoken"):
         found["gigatoken, arrays"] = _gigatoken(tokenizer, documents)
     if find_spec("tiktoken"):

@@ -1,7 +1,13 @@
-"""Timing against tiktoken and Hugging Face tokenizers: one thread, the same text, the same ids."""
+"""Timing against tiktoken, Hugging Face tokenizers and gigatoken: one thread, the same text, the same ids.
+
+    python packages/bpe-scratch/bench/bench_tokenizers.py FILES --tokenizer tokenizer.json
+
+Those that are not installed are left out. No time is shown before all ids are compared.
+"""
 
 from __future__ import annotations
 
+import argparse
 import platform
 import statistics
 import time
@@ -14,12 +20,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from bpe_scratch.corpus import read_parts
+from bpe_scratch.tokenizer import Tokenizer
+from competitors import Run, encoders, tiktoken_of, train_hugging_face
 from rich.console import Console
 from rich.table import Table
-
-from bpe_scratch.competitors import Run, encoders, tiktoken_of, train_hugging_face
-from bpe_scratch.corpus import read_documents
-from bpe_scratch.tokenizer import Tokenizer
 
 _MEANING = (
     "Medians, (spread: largest less smallest, of the median). Cold: the first call of a fresh tokenizer, "
@@ -80,9 +85,9 @@ def take_documents(files: Sequence[Path], megabytes: float) -> list[str]:
         megabytes: Size at which reading stops.
     """
     documents, size = [], 0
-    for document in read_documents(files):
-        documents.append(document)
-        size += len(document.encode())
+    for part in read_parts(files, pattern="gpt2"):
+        documents.append(part.text)
+        size += len(part.text.encode())
         if size >= megabytes * 1e6:
             break
     return documents
@@ -225,11 +230,7 @@ def _single_runs(tokenizer: Tokenizer, documents: list[str]) -> Iterator[tuple[s
 def _training(documents: list[str], merges: int, effort: Effort) -> Table:
     from bpe_scratch.training import train
 
-    def ours(layer: Any) -> Run:
-        return lambda: train(documents, 256 + merges, special_tokens=(), layer=layer)
-
-    runs = {"compiled": ours("compiled")} if find_spec("numba") else {}
-    runs["without Numba"] = ours("arrays")
+    runs = {"bpe-scratch": lambda: train(documents, 256 + merges, special_tokens=())}
     if find_spec("tokenizers"):
         runs["tokenizers"] = lambda: train_hugging_face(documents, merges)
     # so that no kernel is compiled in a timed run
@@ -240,3 +241,23 @@ def _training(documents: list[str], merges: int, effort: Effort) -> Table:
         shown = f"{statistics.median(taken):.2f} ({_spread(taken)})"
         table.add_row(name, shown, _ratio(times.get("tokenizers"), taken))
     return table
+
+
+def main() -> None:
+    """Entry point; the arguments are those of :func:`bench`."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("--tokenizer", type=Path, default=Path("tokenizer.json"))
+    parser.add_argument("--megabytes", type=float, default=20.0, help="text to take from the files")
+    parser.add_argument("--repeats", type=int, default=5, help="runs of each; the median is shown")
+    parser.add_argument("--patience", type=float, default=60.0, help="seconds; slow runs are not repeated")
+    parser.add_argument("--train", type=int, default=0, help="if not 0, time learning this many merges too")
+    given = parser.parse_args()
+    tokenizer = Tokenizer.load(given.tokenizer)
+    bench(tokenizer, given.files, given.megabytes, given.repeats, given.patience, given.train)
+
+
+if __name__ == "__main__":
+    main()

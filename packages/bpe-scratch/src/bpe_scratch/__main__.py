@@ -1,0 +1,25 @@
+"""The command's first step: Ctrl-C ends it without a word, even while the rest is imported."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point.
+
+    Args:
+        argv: Arguments; the process's own if not given.
+    """
+    heeded = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if heeded:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    from bpe_scratch import commands
+
+    commands.main(argv, on_ready=signal.default_int_handler if heeded else None)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""What kernels work on: one record of addresses, sizes and counters, which Python fills and they go on with.
+
+``[n]`` is the length of an array whose address a field holds.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bpe_scratch.unicode_classes import class_table
+
+_ENCODING = """
+    kind                                   the pattern
+    text bounds documents                  UTF-8 of [documents]; where they begin [documents + 1]
+    lengths                                [documents] receives the number of ids of each
+    blocks classes                         the table of Unicode classes
+    cuts batch                             scratch for the pieces looked up together
+    slots shift arena arena_size           the table of known pieces: 2**(64 - shift) slots; long pieces
+    pool pool_size                         ids that do not fit their slot
+    byte_ids pairs pair_shift              [256] id of each byte; the merges
+    ids found                              [256] scratch of the merging of one piece
+    out out_size narrow                    the ids that are written, in uint16 if narrow, or else uint32
+    longest counting                       pieces of more bytes are left; pieces are counted, not encoded
+    position document written              how far encoding is
+    slots_used arena_used pool_used        how full the tables are
+    stop                                   end of the piece that was left
+"""
+_LEARNING = """
+    text starts counts words byte_ids      [words] one after another; where they begin [words + 1]
+    nodes nodes_used                       the words as linked symbols
+    least budget wanted                    least count of a pair; merges to learn in this call, and in all
+    lengths hashes powers                  [256 + wanted] of each token
+    seen seen_mask                         the hashes again, as a hash table
+    pairs pairs_room places places_room    the pairs; where they begin, in the nodes
+    heap around touched grid               scratch
+    merges                                 [wanted, 2] the pairs learned
+    pairs_used places_used heap_size learned
+"""
+
+
+def _fields(lines: str) -> np.dtype[np.void]:
+    names = [name for line in lines.strip().split("\n") for name in line.strip().split("  ")[0].split()]
+    return np.dtype([(name, np.int64) for name in names])
+
+
+ENCODING, LEARNING = _fields(_ENCODING), _fields(_LEARNING)
+
+
+class State:
+    """A record, and the arrays whose addresses stand in it, which must live as long as it does."""
+
+    def __init__(self, kind: np.dtype[np.void]) -> None:
+        self.record = np.zeros(1, dtype=kind)
+        self._fields = self.record[0]
+        self._arrays: dict[str, np.ndarray] = {}
+
+    def __getitem__(self, field: str) -> int:
+        return int(self._fields[field])
+
+    def __setitem__(self, field: str, value: int) -> None:
+        self._fields[field] = value
+
+    def point(self, **arrays: npt.NDArray[Any]) -> None:
+        """Let fields hold the addresses of arrays."""
+        for field, array in arrays.items():
+            self._arrays[field] = array
+            self._fields[field] = array.__array_interface__["data"][0]
+
+    def lengthen(self, field: str, shape: tuple[int, ...], dtype: type) -> None:
+        """Let a field point to a longer array that begins as the one it pointed to, if any."""
+        longer: npt.NDArray[Any] = np.empty(shape, dtype=dtype)
+        if field in self._arrays:
+            longer[: len(self._arrays[field])] = self._arrays[field]
+        self.point(**{field: longer})
+
+
+def encoding_state(kind: int) -> State:
+    """A record for the pattern ``kind``, with its tables of characters."""
+    state, table = State(ENCODING), class_table()
+    state["kind"] = kind
+    state.point(blocks=table.blocks, classes=table.classes)
+    return state
