@@ -1,11 +1,11 @@
-"""Compile every kernel for a Hopper GPU without having one, and report what the assembler made of it.
+"""Compile every kernel for a GPU without having one, and report what the assembler made of it.
 
 Each op is called at the sizes of GPT-2 124M on meta tensors, which have shapes but no data, while a stand-in
-driver says that the device is of compute capability 9.0. Every launch is compiled, none is run; registers,
+driver says what compute capability the device has. Every launch is compiled, none is run; registers,
 spilled bytes and shared memory are read from the machine code. Fails if a kernel spills more than
 ``SPILL_LIMIT`` bytes per thread or needs more shared memory than the device has.
 
-    python packages/gpt-triton/bench/compile_kernels.py [--rows 64] [--context 1024] [--only attention]
+    python packages/gpt-triton/bench/compile_kernels.py [--capability 90] [--rows 64] [--only attention]
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 WIDTH, HEADS, VOCAB, PADDED, PARAMETERS = 768, 12, 50257, 50304, 124_475_904
-SHARED_LIMIT = 227 * 1024
+# KiB of shared memory that a program may take, by ten times the compute capability
+SHARED_LIMITS = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 # bytes per thread; in an epilogue that draws a mask some are spilled once per tile, which costs little
 SPILL_LIMIT = 256
 
@@ -55,12 +56,19 @@ class Compiled(NamedTuple):
     seconds: float
 
 
-class HopperDriver:
-    """Answers what a launch asks before it compiles."""
+class OfflineDriver:
+    """Answers what a launch asks before it compiles.
+
+    Args:
+        capability: Ten times the compute capability.
+    """
+
+    def __init__(self, capability: int) -> None:
+        self._target = GPUTarget("cuda", capability, 32)
 
     def get_current_target(self) -> GPUTarget:
-        """Compute capability 9.0."""
-        return GPUTarget("cuda", 90, 32)
+        """What is compiled for."""
+        return self._target
 
     def get_current_device(self) -> int:
         """The only one."""
@@ -219,16 +227,19 @@ class Launches:
 
 def main() -> int:
     """Compile all, print one line per kernel; 1 if a limit is passed."""
-    parser = argparse.ArgumentParser(description="Compile every kernel for compute capability 9.0.")
+    parser = argparse.ArgumentParser(description="Compile every kernel without a GPU.")
+    parser.add_argument("--capability", type=int, default=90, choices=SHARED_LIMITS)
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--context", type=int, default=1024)
     parser.add_argument("--only", default="", help="part of an op's name")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), action="append")
     args = parser.parse_args()
-    print(f"triton {triton.__version__}, compute capability 9.0, B={args.rows}, T={args.context}")
+    triton.runtime.driver.set_active(OfflineDriver(args.capability))
+    print(f"triton {triton.__version__}, sm_{args.capability}, B={args.rows}, T={args.context}")
     for dtype in args.dtype or ("bfloat16", "float32"):
         Launches(getattr(torch, dtype), args.rows, args.context).run(args.only)
-    bad = [c for c in FOUND.values() if c.spilled > SPILL_LIMIT or c.shared > SHARED_LIMIT]
+    most = SHARED_LIMITS[args.capability] * 1024
+    bad = [c for c in FOUND.values() if c.spilled > SPILL_LIMIT or c.shared > most]
     for c in bad:
         print("over the limit:", _row(c))
     print(f"{len(FOUND)} kernels compiled, {len(bad)} over a limit")
@@ -236,7 +247,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    triton.runtime.driver.set_active(HopperDriver())
     RUN = JITFunction.run
     JITFunction.run = record
     sys.exit(main())

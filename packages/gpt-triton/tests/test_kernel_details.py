@@ -155,6 +155,38 @@ def test_descriptor_kernel_equals_the_pointer_kernel(a_across: bool, b_across: b
     assert relative(results[1][-1], a.double() @ b.double()) < 1e-6
 
 
+# every layout of the operands; 200 and 264: partial tiles in M and N; 1,000: a partial step, parts of eight steps
+@pytest.mark.gpu
+@pytest.mark.skipif(not tiles.is_hopper(DEVICE) or DEVICE.type == "cpu", reason="needs compute capability 9")
+@pytest.mark.parametrize("a_across", [False, True])
+@pytest.mark.parametrize("b_across", [False, True])
+def test_hopper_kernel_equals_the_descriptor_kernel(a_across: bool, b_across: bool) -> None:
+    from gpt_triton.kernels.matmul_hopper import launch_hopper
+
+    m, n, k = 200, 264, 1000
+    a = randn(k, m).bfloat16().T if a_across else randn(m, k).bfloat16()
+    b = randn(n, k).bfloat16().T if b_across else randn(k, n).bfloat16()
+    other, bias, plan = randn(m, n, seed=1).bfloat16(), randn(n), tiles.MatmulTiles(128, 256, 64, 8, 3)
+    results: list[list[torch.Tensor]] = []
+    for launch in (matmul.launch_descriptors, launch_hopper):
+        kept, parts = torch.ones(m, n, device=DEVICE), torch.full((2, m, n), torch.nan, device=DEVICE)
+        launch(a, b, kept, plan, matmul.Epilogue(), True)
+        launch(a, b, parts, plan._replace(splits=2), matmul.Epilogue(), False)
+        results.append([kept, *parts])
+        for epilogue in (
+            matmul.Epilogue(bias=bias),
+            matmul.Epilogue(factor=other),
+            matmul.Epilogue(bias=bias, residual=other),
+        ):
+            out = torch.full((m, n), torch.nan, dtype=torch.bfloat16, device=DEVICE)
+            launch(a, b, out, plan, epilogue, False)
+            results[-1].append(out)
+    for ours, want in zip(results[1], results[0], strict=True):
+        # the same sums in another order: a bfloat16 may round the other way
+        assert relative(ours, want) < (1e-6 if ours.dtype == torch.float32 else 1e-4)
+    assert relative(results[1][0], a.double() @ b.double() + 1.0) < 1e-6
+
+
 @in_interpreter
 def test_the_guard_sees_a_read_past_the_end() -> None:
     from gpt_triton.kernels.gelu import _gelu_fwd_kernel

@@ -10,8 +10,6 @@ S parts of K.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
@@ -20,7 +18,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from gpt_triton.kernels.dropout import dropout_arguments
-from gpt_triton.kernels.matmul_kernels import descriptor_kernel, pointer_kernel
+from gpt_triton.kernels.matmul_kernels import Epilogue, descriptor_kernel, pointer_kernel
 from gpt_triton.kernels.primitives import INTERPRET
 from gpt_triton.kernels.reduce import add_partial_sums
 from gpt_triton.kernels.tiles import (
@@ -30,28 +28,8 @@ from gpt_triton.kernels.tiles import (
     has_tensor_descriptors,
     matmul_tiles,
     multiprocessors,
+    on_tensor_cores_of_hopper,
 )
-from gpt_triton.residuals import Dropout
-
-
-class Epilogue(NamedTuple):
-    """What follows a product; ``None`` leaves a part out.
-
-    Attributes:
-        bias: Row added to every row.
-        gelu: GELU applies.
-        slope: Written: GELU's slope where it applies.
-        factor: The result is multiplied by it.
-        residual: Added at the end.
-        dropout: Mask of the branch, before the residual is added.
-    """
-
-    bias: Float[Tensor, " N"] | None = None
-    gelu: bool = False
-    slope: Float[Tensor, "M N"] | None = None
-    factor: Float[Tensor, "M N"] | None = None
-    residual: Float[Tensor, "M N"] | None = None
-    dropout: Dropout | None = None
 
 
 def product(
@@ -74,11 +52,15 @@ def product(
     epilogue = epilogue or Epilogue()
     # descriptors in the interpreter are for tests: pointers are its plainer path
     fast = not INTERPRET.value and a.dtype == torch.bfloat16 and has_tensor_descriptors(a.device)
-    fast = fast and all(_describable(t) for t in (a, b)) and (out.dtype == torch.float32 or _describable(out))
+    moved = (a, b, epilogue.factor, epilogue.residual, None if out.dtype == torch.float32 else out)
+    fast = fast and all(_describable(t) for t in moved if t is not None)
     kind: Work = "dropout" if epilogue.dropout is not None else "gelu" if epilogue.gelu and fast else "plain"
     tiles = matmul_tiles(m, n, k, a.dtype, a.device, accumulate, kind)
     parts = out.new_empty(tiles.splits, m, n) if tiles.splits > 1 else out
     launch = launch_descriptors if fast else launch_pointers
+    if fast and on_tensor_cores_of_hopper(tiles, k, a.device):
+        # imported where it runs: Gluon has no interpreter
+        from gpt_triton.kernels.matmul_hopper import launch_hopper as launch
     launch(a, b, parts, tiles, epilogue, accumulate and tiles.splits == 1)
     if tiles.splits > 1:
         add_partial_sums(parts.view(1, tiles.splits, -1), out.view(-1))

@@ -12,17 +12,40 @@ Shapes: M rows, N columns, K depth, S parts of K.
 
 from __future__ import annotations
 
-from typing import no_type_check
+from typing import NamedTuple, no_type_check
 
 import triton
 import triton.language as tl
+from jaxtyping import Float
+from torch import Tensor
 
 from gpt_triton.kernels.primitives import drop, gelu, gelu_and_slope, narrow, operand, widen
+from gpt_triton.residuals import Dropout
+
+
+class Epilogue(NamedTuple):
+    """What follows a product; ``None`` leaves a part out.
+
+    Attributes:
+        bias: Row added to every row.
+        gelu: GELU applies.
+        slope: Written: GELU's slope where it applies.
+        factor: The result is multiplied by it.
+        residual: Added at the end.
+        dropout: Mask of the branch, before the residual is added.
+    """
+
+    bias: Float[Tensor, " N"] | None = None
+    gelu: bool = False
+    slope: Float[Tensor, "M N"] | None = None
+    factor: Float[Tensor, "M N"] | None = None
+    residual: Float[Tensor, "M N"] | None = None
+    dropout: Dropout | None = None
 
 
 @triton.jit
 @no_type_check
-def _tile_of(index, m_tiles, n_tiles, GROUP: tl.constexpr):
+def tile_of(index, m_tiles, n_tiles, GROUP: tl.constexpr):
     """Row and column of an output tile: down ``GROUP`` row tiles, then one column to the right."""
     width = GROUP * n_tiles
     first = (index // width) * GROUP
@@ -118,7 +141,7 @@ def pointer_kernel(
     GROUP: tl.constexpr,
 ):
     """One output tile and one part of K, its operands loaded through pointers."""
-    m_tile, n_tile = _tile_of(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP)
+    m_tile, n_tile = tile_of(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP)
     split = tl.program_id(1).to(tl.int64)
     row = m_tile.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     column = n_tile.to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -181,7 +204,7 @@ def descriptor_kernel(
     steps = tl.cdiv(tl.cdiv(K, BLOCK_K), SPLITS)
     # flattened: the loads of the next tile start while this one's epilogue runs
     for work in tl.range(tl.program_id(0), tiles * SPLITS, tl.num_programs(0), flatten=True):
-        m_tile, n_tile = _tile_of(work % tiles, m_tiles, n_tiles, GROUP)
+        m_tile, n_tile = tile_of(work % tiles, m_tiles, n_tiles, GROUP)
         split = work // tiles
         first_row, first_column = m_tile * BLOCK_M, n_tile * BLOCK_N
         acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)

@@ -65,11 +65,34 @@ def multiprocessors(device: torch.device) -> int:
 
 
 @functools.cache
+def capability(device: torch.device) -> int:
+    """Ten times the compute capability; of the meta device, the compiler's target; 90 where there is none."""
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        return 10 * major + minor
+    compiled = device.type == "meta" and not INTERPRET.value
+    return int(triton.runtime.driver.active.get_current_target().arch) if compiled else 90
+
+
 def has_tensor_descriptors(device: torch.device) -> bool:
     """True where tiles can be moved by the tensor memory accelerator (from compute capability 9)."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device)[0] >= 9
-    return True
+    return capability(device) >= 90
+
+
+def is_hopper(device: torch.device) -> bool:
+    """True where the tensor cores take the products of a warpgroup (compute capability 9 alone)."""
+    return capability(device) == 90 and not INTERPRET.value
+
+
+def on_tensor_cores_of_hopper(tiles: MatmulTiles, k: int, device: torch.device) -> bool:
+    """True where a product of bfloat16 through descriptors runs by the kernel written for Hopper.
+
+    Args:
+        tiles: As chosen: 128 x 256, which that kernel has built in.
+        k: Depth: at least eight steps, during which its epilogue's buffer is filled.
+        device: Where it runs.
+    """
+    return is_hopper(device) and (tiles.block_m, tiles.block_n) == (128, 256) and k >= 512 * tiles.splits
 
 
 @functools.cache
@@ -93,8 +116,13 @@ def matmul_tiles(
         splits = min(3, triton.cdiv(k, 64)) if split else 1
         return MatmulTiles(64, 64, 64, 1, 1, splits)
     if dtype == torch.float32:
-        # true float32 runs on the plain units: the operands of a step must stay in registers
-        candidates = [MatmulTiles(64, 64, 16, 4, 3)]
+        # true float32 runs on the plain units: a thread keeps 8 x 8 sums, and loads 16 numbers for 64 of them
+        candidates = [MatmulTiles(128, 128, 16, 8, 3) if m > 64 else MatmulTiles(64, 64, 16, 4, 3)]
+    elif not has_tensor_descriptors(device):
+        # Ampere and Ada: within 99 KiB of shared memory and the registers of 8 warps
+        candidates = [MatmulTiles(128, 64 if epilogue == "dropout" else 128, 32, 8, 4)]
+        if m <= 64:
+            candidates = [MatmulTiles(64, 128, 32, 4, 4)]
     else:
         # 128x256 reads 1.5 bytes per 256 multiply-adds, the least that fits the registers of 8 warps
         candidates = [MatmulTiles(128, 256, 64, 8, 3), MatmulTiles(128, 128, 64, 8, 4)]
