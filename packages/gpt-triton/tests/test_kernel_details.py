@@ -155,7 +155,7 @@ def test_descriptor_kernel_equals_the_pointer_kernel(a_across: bool, b_across: b
     assert relative(results[1][-1], a.double() @ b.double()) < 1e-6
 
 
-# every layout of the operands; 200 and 264: partial tiles in M and N; 1,000: a partial step, parts of eight steps
+# every layout of the operands; 200 and 264: partial tiles in M and N; 1,000: a partial step, two parts of 8
 @pytest.mark.gpu
 @pytest.mark.skipif(not tiles.is_hopper(DEVICE) or DEVICE.type == "cpu", reason="needs compute capability 9")
 @pytest.mark.parametrize("a_across", [False, True])

@@ -1,4 +1,4 @@
-"""Every kernel compiles, within registers and shared memory, for each generation of GPUs: no GPU is needed."""
+"""Every kernel compiles, within registers and shared memory, for each generation of GPUs."""
 
 from __future__ import annotations
 
