@@ -1,8 +1,8 @@
 """Every op of the model as Triton kernels, forward and backward, each derivative by hand.
 
 The same functions in plain torch are in ``gpt_triton.reference``. Reading order: primitives, gelu, dropout,
-layer_norm, reduce, matmul_kernels, matmul, matmul_hopper, linear, attention, attention_backward, attention_d_kv,
-attention_d_q, cross_entropy, embedding, adamw; ``tiles`` holds every choice of a size.
+layer_norm, reduce, matmul_kernels, matmul, matmul_hopper, linear, attention, attention_backward,
+attention_d_kv, attention_d_q, cross_entropy, embedding, adamw; ``tiles`` holds every choice of a size.
 """
 
 from gpt_triton.kernels.adamw import adamw_update, global_norm
