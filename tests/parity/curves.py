@@ -14,7 +14,7 @@ from pathlib import Path
 
 from gpt_compare.figures import WINDOW, Row, largest_gap, measure
 from gpt_compare.plots import draw_all
-from gpt_trainer.metrics import METRICS_NAME, read_metrics
+from gpt_trainer.report.metrics import METRICS_NAME, read_metrics
 
 
 def main() -> None:

@@ -15,9 +15,11 @@ import torch
 from gpt_data.batch import IGNORE
 from gpt_data.cache import cached_dataset
 from gpt_data.loader import BatchLoader
+from gpt_trainer.backend import find_backend
 from gpt_trainer.checkpoint import find_steps
-from gpt_trainer.record import read_record
-from gpt_trainer.run_folder import read_plan
+from gpt_trainer.gpt2.spec import gpt2_spec
+from gpt_trainer.run.folder import read_plan
+from gpt_trainer.run.record import read_record
 from transformers import GPT2LMHeadModel
 
 ROWS = 8
@@ -30,7 +32,7 @@ def main() -> None:
     step, folder = find_steps(run)[-1]
     plan = read_plan(run)
     assert plan is not None, f"{run} holds no run"
-    config = read_record(plan, str(run)).config
+    config = read_record(plan, gpt2_spec(find_backend("gpt-torchfunc")), str(run)).config
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = GPT2LMHeadModel.from_pretrained(folder).to(device).eval()
     data = config.data

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from gpt_trainer.plot import smooth
+from gpt_trainer.report.plot import smooth
 from matplotlib.figure import Figure
 
 COLOURS = ("#1f4e79", "#d1495b", "#66a182", "#edae49")

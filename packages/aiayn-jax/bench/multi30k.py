@@ -24,7 +24,7 @@ from aiayn_jax.runs.finish import read_score
 from aiayn_jax.runs.record import open_run
 from aiayn_jax.runs.training import train
 from aiayn_jax.settings import RUN_PRESETS, RunConfig
-from gpt_trainer.metrics import METRICS_NAME, read_metrics
+from gpt_trainer.report.metrics import METRICS_NAME, read_metrics
 
 RUNS: dict[str, dict[str, dict[str, Any]]] = {
     "small": {"schedule": {"steps": 6000}},

@@ -21,7 +21,7 @@ from unittest import mock
 
 from aiayn_jax.runs import training
 from aiayn_jax.settings import RUN_PRESETS, RunConfig
-from gpt_trainer.metrics import METRICS_NAME, read_metrics
+from gpt_trainer.report.metrics import METRICS_NAME, read_metrics
 
 EVERY = 10
 """Steps between two evaluations, which are the pauses."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from aiayn_jax.commands import train_main
 from gpt_trainer.checkpoint import find_steps
-from gpt_trainer.metrics import TIMING_FIELDS, read_metrics
+from gpt_trainer.report.metrics import TIMING_FIELDS, read_metrics
 
 OLD_RUN = Path(__file__).parent / "data" / "run-1"
 """Stopped after step 5 of 10; ``whole.jsonl`` is what the same program wrote without a stop."""

@@ -13,7 +13,7 @@ from aiayn_jax.commands import train_main
 from aiayn_jax.runs.checkpoints import load_state, save_state
 from aiayn_runs import TINY, plant, start, write_pairs
 from gpt_trainer.checkpoint import find_steps
-from gpt_trainer.metrics import TIMING_FIELDS, read_metrics
+from gpt_trainer.report.metrics import TIMING_FIELDS, read_metrics
 
 
 def lines(run: Path) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import pytest
 from aiayn_jax.commands import train_main
 from aiayn_jax.runs.engine import Engine
 from aiayn_runs import TINY, write_pairs
-from gpt_trainer.metrics import read_metrics
+from gpt_trainer.report.metrics import read_metrics
 
 
 class Device:
@@ -55,7 +55,7 @@ def test_every_step_is_said_to_take_what_it_took(
 
     monkeypatch.setattr(Engine, "train_step", lambda self, batch, lr, step: device.launch())
     monkeypatch.setattr(Engine, "evaluate", evaluate_slowly)
-    monkeypatch.setattr("gpt_trainer.stopwatch.time", device)
+    monkeypatch.setattr("gpt_trainer.report.stopwatch.time", device)
     monkeypatch.setattr("aiayn_jax.runs.training.on_gpu", lambda runtime: overlap)
     # pauses after steps 3, 6, 9 and 12
     given = [*TINY, "--precision=float32", "--score-pairs=0", f"--data={write_pairs(tmp_path)}"]

@@ -10,10 +10,10 @@ from gpt_compare import plan
 from gpt_compare.commands import read_request
 from gpt_compare.competitor import Competitor, default_competitors, find_spec, read_competitors
 from gpt_trainer.backend import BackendSpec
-from gpt_trainer.config import TrainConfig
 from gpt_trainer.errors import InputError, WriteError
-from gpt_trainer.presets import PRESETS
-from gpt_trainer.settings import overlay, read_toml
+from gpt_trainer.gpt2.config import TrainConfig
+from gpt_trainer.gpt2.presets import PRESETS
+from gpt_trainer.settings.values import overlay, read_toml
 
 
 def test_a_competitor_is_a_command_line() -> None:

@@ -18,8 +18,8 @@ from gpt_compare.plots import COLOURS, entries_of
 from gpt_compare.report import COLUMNS, Comparison, driver_version, read_report, show, write_report
 from gpt_compare_toy import finished
 from gpt_trainer.errors import InputError, WriteError
-from gpt_trainer.presets import CPU_DEMO
-from gpt_trainer.settings import flat
+from gpt_trainer.gpt2.presets import CPU_DEMO
+from gpt_trainer.settings.values import flat
 from matplotlib.image import imread
 from rich.console import Console
 

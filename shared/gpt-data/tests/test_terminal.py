@@ -113,6 +113,19 @@ def test_an_unknown_flag_is_told_what_may_be_meant(given: str, said: str) -> Non
         flags(given)
 
 
+def test_a_value_that_a_section_refuses_is_one_line() -> None:
+    @dataclass(frozen=True)
+    class Careful(Options):
+        """Checked flags."""
+
+        def __post_init__(self) -> None:
+            if self.micro_batch < 1:
+                raise ValueError(f"micro_batch={self.micro_batch} is not positive")
+
+    with pytest.raises(FlagError, match="micro_batch=0 is not positive"):
+        parse_flags(["--micro-batch=0"], {"options": Careful()}, prog="toy", description="A toy.")
+
+
 def test_flags_may_be_written_in_every_usual_way() -> None:
     assert flags("--micro_batch=3", "--lr", "-1.5", "--plain") == Options(-1.5, 3, plain=True)
     assert flags("--no-plain") == Options()

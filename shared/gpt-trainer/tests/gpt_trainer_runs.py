@@ -6,9 +6,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from gpt_trainer.run import training
 
 Train = Callable[..., int]
 Capture = pytest.CaptureFixture[str]
@@ -38,3 +40,9 @@ def the_line(capsys: Capture) -> str:
     assert said.count("\n") == 1, said
     assert "Traceback" not in said
     return said
+
+
+def pretend_gpu(monkeypatch: pytest.MonkeyPatch, *, gpu: bool) -> None:
+    """Let runs read a step's numbers as late as on a GPU, or at once."""
+    read = training.read_request
+    monkeypatch.setattr(training, "read_request", lambda *given: replace(read(*given), gpu=gpu))

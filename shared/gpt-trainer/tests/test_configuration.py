@@ -4,19 +4,21 @@ import os
 from pathlib import Path
 
 import pytest
-from gpt_trainer.command_line import Request, check_early, read_early, read_request, with_precision
-from gpt_trainer.config import TrainConfig
 from gpt_trainer.errors import InputError
+from gpt_trainer.gpt2.config import TrainConfig
+from gpt_trainer.gpt2.presets import PRESETS
+from gpt_trainer.gpt2.spec import gpt2_spec
 from gpt_trainer.model_config import MODEL_PRESETS
-from gpt_trainer.presets import PRESETS
-from gpt_trainer.settings import flat, overlay, read_toml
+from gpt_trainer.run.start import Fresh
+from gpt_trainer.run.task import Request
+from gpt_trainer.settings.command_line import read_early, read_request
+from gpt_trainer.settings.values import flat, overlay, read_toml
 from gpt_trainer_toy import SPEC
 
 
 def request(*argv: str) -> Request:
-    early = read_early(argv)
-    check_early(early)
-    return read_request(SPEC, argv, early)
+    spec = gpt2_spec(SPEC)
+    return read_request(spec, argv, read_early(argv), Fresh(spec))
 
 
 def test_help_shows_what_a_flag_takes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -42,7 +44,7 @@ def test_preset_then_file_then_flags(tmp_path: Path) -> None:
         9,
         0.5,
     )
-    assert got.options.flavour == "sweet"
+    assert got.options["backend"].flavour == "sweet"
     assert request(f"--config={file}", "--preset=cpu-demo").config.model == PRESETS["cpu-demo"].model
 
 
@@ -94,12 +96,9 @@ def test_the_default_preset_follows_the_device() -> None:
 
 
 def test_precision_follows_the_device_unless_given() -> None:
-    cpu, gpu, given = (request(*argv).config for argv in ((), ("--device=gpu",), ("--precision=bfloat16",)))
-    assert [with_precision(config, SPEC).runtime.precision for config in (cpu, gpu, given)] == [
-        "float32",
-        "bfloat16",
-        "bfloat16",
-    ]
+    given = ((), ("--device=gpu",), ("--precision=bfloat16",))
+    found = [request(*argv).config.runtime.precision for argv in given]
+    assert found == ["float32", "bfloat16", "bfloat16"]
 
 
 @pytest.mark.parametrize("name", list(PRESETS))

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gpt_trainer.extra_evaluation as extra_evaluation
+import gpt_trainer.evaluate.extra as extra_evaluation
 import pytest
 from gpt_data.stopping import StopFlag
 from gpt_trainer.backend import Backend
 from gpt_trainer.errors import InputError
-from gpt_trainer.extra_evaluation import EvaluationSpec
-from gpt_trainer.metrics import MetricsFile, read_metrics
+from gpt_trainer.evaluate.extra import EvaluationSpec
+from gpt_trainer.report.metrics import MetricsFile, read_metrics
 
 Train = Callable[..., int]
 

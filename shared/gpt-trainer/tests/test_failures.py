@@ -11,8 +11,8 @@ import pytest
 from gpt_data.dataset import Dataset
 from gpt_data.prepare_command import summary
 from gpt_trainer.checkpoint import RunLock, find_steps, load_checkpoint
-from gpt_trainer.metrics import read_metrics
-from gpt_trainer_runs import Capture, Train, the_line
+from gpt_trainer.report.metrics import read_metrics
+from gpt_trainer_runs import Capture, Train, pretend_gpu, the_line
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_what_is_proposed_behind_a_preparation_trains(
 def test_a_missing_gpu_is_found_before_data_is_prepared(
     train: Train, flags: list[str], capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gpt_trainer.commands.open_data", lambda *given, **named: pytest.fail("too late"))
+    monkeypatch.setattr("gpt_trainer.gpt2.data.open_data", lambda *given, **named: pytest.fail("too late"))
     assert train(*flags, "--device=gpu") == 65
     assert "device='gpu'" in the_line(capsys)
 
@@ -139,7 +139,7 @@ def test_a_non_finite_gradient_stops_the_run(
     overlap: bool,
 ) -> None:
     """On a GPU the metrics come one step late: the run still stops within one step."""
-    monkeypatch.setattr("gpt_trainer.commands.on_gpu", lambda config, spec: overlap)
+    pretend_gpu(monkeypatch, gpu=overlap)
     assert train(*flags, "--out=bad", fault="nan:7") == 70
     said = the_line(capsys)
     assert "step 8" in said
@@ -158,7 +158,7 @@ def test_overlapped_metrics_are_the_same(
     train: Train, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert train(*flags, "--out=one", "--skip-spikes=1.5", "--steps=40") == 0
-    monkeypatch.setattr("gpt_trainer.commands.on_gpu", lambda config, spec: True)
+    pretend_gpu(monkeypatch, gpu=True)
     assert train(*flags, "--out=two", "--skip-spikes=1.5", "--steps=40") == 0
     one, two = (
         [

@@ -10,10 +10,10 @@ import pytest
 from gpt_trainer.checkpoint import RunLock, find_steps, load_checkpoint
 from gpt_trainer.checkpoint.model_json import model_to_json
 from gpt_trainer.errors import InputError
-from gpt_trainer.metrics import read_metrics
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.origin import open_model, tokenizer_of
 from gpt_trainer.parameters import init_parameters
+from gpt_trainer.report.metrics import read_metrics
 from gpt_trainer_runs import Capture, Train, the_line
 from safetensors.numpy import save_file
 

@@ -94,9 +94,10 @@ def test_before_there_is_anything_to_save_a_signal_ends_the_process(tmp_path: Pa
     """No handler is installed while a model loads: the fault is planted where it is read."""
     code = (
         "import os, signal, sys\n"
-        "import gpt_trainer.commands as commands\n"
+        "from gpt_trainer import commands\n"
+        "from gpt_trainer.run import training\n"
         "from gpt_trainer_toy import SPEC\n"
-        "commands.open_run = lambda *given: os.kill(os.getpid(), getattr(signal, sys.argv[1]))\n"
+        "training.choose_start = lambda *given: os.kill(os.getpid(), getattr(signal, sys.argv[1]))\n"
         "sys.exit(commands.train_main(SPEC, ['--resume=none']))\n"
     )
     for name, status in (("SIGTERM", -signal.SIGTERM), ("SIGINT", 130)):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from gpt_data.prepare import prepare
 from gpt_trainer.checkpoint import find_steps, load_checkpoint, save_checkpoint
-from gpt_trainer.metrics import TIMING_FIELDS, read_metrics
+from gpt_trainer.report.metrics import TIMING_FIELDS, read_metrics
 from gpt_trainer_runs import Train
 
 OLD_RUN = Path(__file__).parent / "checkpoint" / "data" / "run-1"

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from gpt_data.batch import Batch
 from gpt_trainer.backend import OptimizerConfig, Runtime
-from gpt_trainer.display import LiveDisplay, PlainDisplay, Report, describe, duration, sparkline
-from gpt_trainer.evaluation import Evaluation
+from gpt_trainer.evaluate.validation import Evaluation
 from gpt_trainer.flops import flops_per_token, peak_flops
-from gpt_trainer.generation import generate
-from gpt_trainer.metrics import MetricsFile, read_metrics
 from gpt_trainer.model_config import MODEL_PRESETS, ModelConfig
 from gpt_trainer.parameters import init_parameters
-from gpt_trainer.plot import smooth
-from gpt_trainer.sampling import SamplingConfig
+from gpt_trainer.report.display import LiveDisplay, PlainDisplay, Report, describe, duration, sparkline
+from gpt_trainer.report.metrics import MetricsFile, read_metrics
+from gpt_trainer.report.plot import smooth
+from gpt_trainer.sample.drawing import SamplingConfig
+from gpt_trainer.sample.generation import generate
 from gpt_trainer.spikes import SpikeGuard
 from gpt_trainer_toy import ToyBackend, ToyOptions
 

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 from gpt_trainer.checkpoint import find_steps
 from gpt_trainer.errors import InputError
-from gpt_trainer.record import RunState, read_record, read_state
+from gpt_trainer.gpt2.spec import gpt2_spec
+from gpt_trainer.run.record import RunState, read_record, read_state
 from gpt_trainer.spikes import SpikeGuard
 from gpt_trainer_runs import Capture, Train, the_line
+from gpt_trainer_toy import SPEC
 
 
 def forge(step: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -30,17 +32,22 @@ def forge(step: Path, change: Callable[[dict[str, Any]], object]) -> None:
     (step / "manifest.json").write_bytes(json.dumps(manifest, indent=2).encode() + b"\n")
 
 
+def read(state: dict[str, Any], step: int) -> RunState:
+    """As a checkpoint of the step gives it."""
+    trainer = json.loads(json.dumps({"state": state}))
+    return read_state(trainer, step, gpt2_spec(SPEC).check_state, "f")
+
+
 def test_what_a_run_writes_is_read_back() -> None:
     guard = SpikeGuard(3.0)
     for step, norm in enumerate((1.0, 0.5, 0.7)):
         guard.observe(step, norm)
-    for state in (RunState(guard, 3, 2, 4.5, 2, -1), RunState(SpikeGuard(None), 0)):
-        found = read_state(json.loads(json.dumps(state.as_json())), state.step, state.spikes.factor, "f")
-        assert found.as_json() == state.as_json()
-        assert found.step == state.step
+    first, none = ({"spikes": given.state()} for given in (guard, SpikeGuard(None)))
+    for state in (RunState(3, 2, 4.5, 2, -1, first), RunState(0, own=none)):
+        assert read({**state.own, **state.as_json()}, state.step) == state
 
 
-STATE = RunState(SpikeGuard(None), 5, 4, 4.5, 4, 4).as_json()
+STATE = {"spikes": SpikeGuard(None).state(), **RunState(5, 4, 4.5, 4, 4).as_json()}
 STRANGE: list[Any] = ["x", True, None, [], {}, 2.5, 10**400, -2, 6]
 
 
@@ -52,7 +59,7 @@ def test_a_state_of_other_types_is_refused_by_name(name: str, value: Any) -> Non
     with pytest.raises(
         InputError, match=rf"f is damaged: in the run's state .*{name}|step is None"
     ) as caught:
-        read_state({**STATE, name: value}, 5, None, "f")
+        read({**STATE, name: value}, 5)
     assert caught.value.exit_status == 65
 
 
@@ -62,7 +69,7 @@ def test_norms_of_other_types_are_refused_by_name(name: str, value: Any) -> None
     if value == 2.5 and "mean" in name:
         return
     with pytest.raises(InputError, match=rf"in the run's state {name} is"):
-        read_state({**STATE, "spikes": {**STATE["spikes"], name: value}}, 5, None, "f")
+        read({**STATE, "spikes": {**STATE["spikes"], name: value}}, 5)
 
 
 @pytest.mark.parametrize(
@@ -94,4 +101,4 @@ def test_a_forged_record_ends_a_resume_with_one_line(
 
 def test_a_record_of_the_future_is_refused() -> None:
     with pytest.raises(InputError, match="f has format 2, expected 1"):
-        read_record({"format": 2}, "f")
+        read_record({"format": 2}, gpt2_spec(SPEC), "f")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from gpt_trainer.checkpoint import find_steps, load_checkpoint
-from gpt_trainer.metrics import TIMING_FIELDS, MetricsFile, read_metrics
+from gpt_trainer.report.metrics import TIMING_FIELDS, MetricsFile, read_metrics
 from gpt_trainer_runs import Capture, Train, start
 from gpt_trainer_toy import SPEC
 
@@ -250,8 +250,8 @@ def test_steps_beyond_the_end_say_what_becomes_of_the_learning_rate(
     assert train("--resume=stretched", "--steps=24") == 0
     said = capsys.readouterr()
     assert said.err == (
-        "the learning rate goes on at 6.50e-03, not at the 1.00e-03 that it has come to, as its course now "
-        "takes 24 steps; to go on at 1.00e-03 add --schedule-steps 12\n"
+        "the learning rate goes on at 6.50e-03, not at the 1.00e-03 that it has come to, as "
+        "--steps 24 stretches its course; to go on at 1.00e-03 add --schedule-steps 12\n"
     )
     assert train("--resume=run", "--steps=24", "--schedule-steps=12") == 0
     assert capsys.readouterr().err == ""

@@ -4,7 +4,7 @@ import sys
 
 import numpy as np
 import pytest
-from gpt_trainer.sampling import Sampler, SamplingConfig, token_probabilities
+from gpt_trainer.sample.drawing import Sampler, SamplingConfig, token_probabilities
 from hypothesis import example, given
 from hypothesis import strategies as st
 

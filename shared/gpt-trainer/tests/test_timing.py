@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from gpt_data.batch import Batch
 from gpt_trainer.backend import StepMetrics
-from gpt_trainer.metrics import read_metrics
-from gpt_trainer_runs import Train
+from gpt_trainer.report.metrics import read_metrics
+from gpt_trainer_runs import Train, pretend_gpu
 from gpt_trainer_toy import ToyBackend
 
 
@@ -64,8 +64,8 @@ def test_every_step_is_said_to_take_what_it_took(
 
     monkeypatch.setattr(ToyBackend, "train_step", train_step)
     monkeypatch.setattr(ToyBackend, "evaluate", evaluate_slowly)
-    monkeypatch.setattr("gpt_trainer.stopwatch.time", device)
-    monkeypatch.setattr("gpt_trainer.commands.on_gpu", lambda config, spec: overlap)
+    monkeypatch.setattr("gpt_trainer.report.stopwatch.time", device)
+    pretend_gpu(monkeypatch, gpu=overlap)
     # pauses after steps 4, 6, 8 and 12
     assert train(*flags, "--out=run", "--save-every=6") == 0
     lines = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in line]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from gpt_data.flags import parse_flags
 from gpt_trainer.errors import InputError
-from gpt_trainer.settings import field_names, flag, flat, overlay_section, read_toml
+from gpt_trainer.settings.values import field_names, flag, flat, overlay_section, read_toml
 
 from aiayn_jax.commands import TRAIN
 from aiayn_jax.runs.record import LAST_BITS, Resumed

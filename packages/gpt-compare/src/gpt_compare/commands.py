@@ -21,12 +21,12 @@ from gpt_data.flags import parse_flags
 from gpt_data.stopping import StopFlag
 from gpt_data.terminal import guarded
 from gpt_trainer.backend import driver_sees_gpu
-from gpt_trainer.command_line import read_early
-from gpt_trainer.config import SECTIONS, TrainConfig
 from gpt_trainer.errors import InputError
-from gpt_trainer.launch import open_data
-from gpt_trainer.run_folder import create_folder
-from gpt_trainer.settings import flat
+from gpt_trainer.gpt2.config import SECTIONS, TrainConfig
+from gpt_trainer.gpt2.data import open_data
+from gpt_trainer.run.folder import create_folder
+from gpt_trainer.settings.command_line import read_early
+from gpt_trainer.settings.values import flat
 from rich.console import Console
 from rich.text import Text
 

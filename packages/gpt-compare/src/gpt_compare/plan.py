@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from gpt_trainer.command_line import Early
-from gpt_trainer.config import ReportSection, TrainConfig
 from gpt_trainer.errors import InputError, WriteError
-from gpt_trainer.presets import CPU_PRESET, GPU_PRESET, PRESETS
-from gpt_trainer.settings import flat, overlay
+from gpt_trainer.gpt2.config import GPTReportSection, TrainConfig
+from gpt_trainer.gpt2.presets import CPU_PRESET, GPU_PRESET, PRESETS
+from gpt_trainer.settings.command_line import Early
+from gpt_trainer.settings.values import flat, overlay
 
 from gpt_compare.competitor import Competitor, find_spec
 
@@ -59,7 +59,7 @@ def base_of(early: Early, device: str) -> tuple[str, TrainConfig]:
 def undisturbed(config: TrainConfig) -> TrainConfig:
     """The same run with nothing between its steps: evaluated before the first and after the last."""
     rows, steps = config.reports.eval_rows, config.schedule.steps
-    reports = ReportSection(
+    reports = GPTReportSection(
         eval_every=steps, eval_rows=rows, save_every=0, keep_last=1, sample_every=0, plain=True
     )
     return replace(config, reports=reports)

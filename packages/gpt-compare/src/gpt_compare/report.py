@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt_trainer.errors import InputError, WriteError
-from gpt_trainer.record import PACKAGES
+from gpt_trainer.run.record import PACKAGES
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text

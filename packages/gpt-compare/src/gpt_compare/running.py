@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from gpt_data.stopping import StopFlag
 from gpt_trainer.checkpoint.discovery import CHECKPOINTS
-from gpt_trainer.metrics import METRICS_NAME, read_metrics
-from gpt_trainer.run_folder import read_plan
+from gpt_trainer.report.metrics import METRICS_NAME, read_metrics
+from gpt_trainer.run.folder import read_plan
 
 from gpt_compare.competitor import Competitor
 from gpt_compare.figures import Row, failed, measure

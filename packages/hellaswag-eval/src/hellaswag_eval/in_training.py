@@ -10,7 +10,7 @@ from typing import Literal
 import bpe_scratch
 from gpt_data.stopping import StopFlag
 from gpt_trainer.errors import InputError
-from gpt_trainer.extra_evaluation import EvaluationSpec, Measure
+from gpt_trainer.evaluate.extra import EvaluationSpec, Measure
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.origin import warn
 

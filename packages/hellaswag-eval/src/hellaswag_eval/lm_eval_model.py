@@ -17,8 +17,8 @@ import numpy as np
 from gpt_data.batch import IGNORE
 from gpt_data.errors import shown
 from gpt_trainer.backend import Precision
-from gpt_trainer.generation import generate
-from gpt_trainer.sampling import SamplingConfig
+from gpt_trainer.sample.drawing import SamplingConfig
+from gpt_trainer.sample.generation import generate
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import field, fields, make_dataclass
+from types import SimpleNamespace
 from typing import Any
 
 from gpt_data.errors import InputError
@@ -74,17 +75,18 @@ def parse_flags(argv: Sequence[str], sections: Mapping[str, Any], *, prog: str, 
         description: What it does.
 
     Raises:
-        FlagError: If a flag is unknown; the message proposes others.
+        FlagError: If a flag is unknown; the message proposes others. Also if a section refuses its values.
     """
     refuse_unknown(argv, [item.name for given in sections.values() for item in fields(given)])
     import tyro
 
-    known = [
-        (name, given) if isinstance(given, type) else (name, type(given), field(default=given))
-        for name, given in sections.items()
-    ]
+    known = []
+    for name, given in sections.items():
+        kind = _unchecked(given if isinstance(given, type) else type(given))
+        rest = () if isinstance(given, type) else (field(default=kind(**vars(given))),)
+        known.append((name, kind, *rest))
     with wide_enough(), writing():
-        return tyro.cli(
+        found = tyro.cli(
             make_dataclass("Flags", known, frozen=True),
             # nobody types None: a flag that may be missing shows what it takes, and its help what happens
             # without
@@ -93,6 +95,23 @@ def parse_flags(argv: Sequence[str], sections: Mapping[str, Any], *, prog: str, 
             description=description,
             args=list(argv),
         )
+    return _checked(found)
+
+
+def _unchecked(kind: type[Any]) -> type[Any]:
+    """A dataclass that takes any values: the parser would make a page of what is one line."""
+    return type(kind.__name__, (kind,), {"__post_init__": lambda _: None, "__module__": kind.__module__})
+
+
+def _checked(flags: Any) -> Any:
+    """The sections as what they are, each looked at by its own class."""
+    parts = {}
+    for name, part in vars(flags).items():
+        try:
+            parts[name] = type(part).__bases__[0](**vars(part))
+        except ValueError as error:
+            raise FlagError(str(error)) from None
+    return SimpleNamespace(**parts)
 
 
 def refuse_unknown(argv: Sequence[str], names: Sequence[str]) -> None:

@@ -219,9 +219,9 @@ class Runtime:
 
     Attributes:
         precision: Precision of activations and products; parameters and moments stay float32.
-        device: ``"cpu"``, ``"gpu"`` (one that the framework supports), or ``"auto"``.
+        device: cpu, gpu, or auto: a GPU if the backend can use one.
         seed: Key of the dropout masks.
-        deterministic: Forbid library routines that differ from run to run.
+        deterministic: Forbid library routines whose results differ from run to run.
     """
 
     precision: Precision = "float32"

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from gpt_data.batch import Batch
 
-from gpt_trainer.backend import StepMetrics
 from gpt_trainer.errors import NonFiniteError
-from gpt_trainer.parameters import Parameters
+from gpt_trainer.run.task import Batch, Numbers
 
 
 def refuse_non_finite(
-    run: Path, step: int, batch: Batch, metrics: StepMetrics, parameters: Parameters
+    run: Path, step: int, batch: Batch, metrics: Numbers, parameters: Mapping[str, np.ndarray]
 ) -> NonFiniteError:
     """Write the batch and the norm of each weight into the run's folder; the error that ends the run.
 

@@ -23,9 +23,9 @@ from jaxtyping import Integer
 
 from gpt_trainer.backend import Backend, BackendSpec, OptimizerConfig, Precision, Runtime, StepMetrics
 from gpt_trainer.errors import InputError
-from gpt_trainer.generation import sample_text
 from gpt_trainer.origin import open_model, tokenizer_of
-from gpt_trainer.sampling import SamplingConfig
+from gpt_trainer.sample.drawing import SamplingConfig
+from gpt_trainer.sample.generation import sample_text
 
 
 @dataclass
@@ -109,7 +109,9 @@ def generate(
         ValueError: If the model came without a tokenizer, or a value is out of range.
     """
     if model.tokenizer is None:
-        raise ValueError("the model came without a tokenizer; use gpt_trainer.generation.generate with ids")
+        raise ValueError(
+            "the model came without a tokenizer; use gpt_trainer.sample.generation.generate with ids"
+        )
     drawing = SamplingConfig(temperature, top_k, top_p, seed)
     return sample_text(model.backend, model.tokenizer, prompt, tokens, drawing)
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
-class ModelConfig:
-    """The sizes that fix a GPT-2's parameters and function.
+class ModelSizes:
+    """The sizes of a GPT-2 but for its vocabulary, which is the tokenizer's.
 
     Attributes:
         n_layer: Number of blocks, L.
         n_head: Attention heads per block, H.
-        d_model: Width of the residual stream, D; a multiple of ``n_head``.
-        context: Longest sequence, T: rows of the position table.
-        vocab_size: Token ids, V: rows of the embedding, shared with the output head.
+        d_model: Width of the residual stream, D; a multiple of n_head.
+        context: Tokens of a row, T; a model has as many positions.
         dropout: Rate on the embedding, the attention weights and both residual branches, in training.
 
     Raises:
@@ -26,17 +25,35 @@ class ModelConfig:
     n_head: int = 12
     d_model: int = 768
     context: int = 1024
-    vocab_size: int = 50257
-    dropout: float = 0.0
+    dropout: float = field(default=0.0, kw_only=True)
 
     def __post_init__(self) -> None:
-        for name in ("n_layer", "n_head", "d_model", "context", "vocab_size"):
+        for name in ("n_layer", "n_head", "d_model", "context"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} is not positive")
         if self.d_model % self.n_head:
             raise ValueError(f"d_model={self.d_model} is not a multiple of n_head={self.n_head}")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout={self.dropout} is not in [0, 1)")
+
+
+@dataclass(frozen=True)
+class ModelConfig(ModelSizes):
+    """The sizes that fix a GPT-2's parameters and function.
+
+    Attributes:
+        vocab_size: Token ids, V: rows of the embedding, shared with the output head.
+
+    Raises:
+        ValueError: As ``ModelSizes``, or if there are no ids.
+    """
+
+    vocab_size: int = 50257
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.vocab_size < 1:
+            raise ValueError(f"vocab_size={self.vocab_size} is not positive")
 
     @property
     def head_width(self) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -13,40 +12,18 @@ import bpe_scratch
 from gpt_data.store.reading import read_bytes
 
 from gpt_trainer.checkpoint import (
-    CheckpointState,
-    RunLock,
     SavedModel,
     find_steps,
     load_huggingface,
     load_model,
-    load_path,
     resolve,
 )
 from gpt_trainer.checkpoint.discovery import CHECKPOINTS, is_step
 from gpt_trainer.checkpoint.load import TOKENIZER_LIMIT
 from gpt_trainer.errors import InputError
-from gpt_trainer.record import Record, RunState, read_record, read_state
-from gpt_trainer.run_folder import read_plan
-from gpt_trainer.spikes import SpikeGuard
 
 TOKENIZER_FILE = "tokenizer.json"
 GPT2_FILES = ("vocab.json", "merges.txt")
-
-
-class Resumed(NamedTuple):
-    """A run that goes on.
-
-    Attributes:
-        run: Its folder.
-        record: What it wrote down about itself.
-        state: Where it stands.
-        checkpoint: The step that it goes on from; None if it never reached its first checkpoint.
-    """
-
-    run: Path
-    record: Record
-    state: RunState
-    checkpoint: CheckpointState | None
 
 
 class Origin(NamedTuple):
@@ -87,36 +64,6 @@ def run_of_step(path: Path) -> Path:
             f"{path} is not in a run's folder {CHECKPOINTS}/; start a new run with --init-from {path}"
         )
     return path.parent.parent
-
-
-def open_run(path: Path, locks: ExitStack | None) -> Resumed:
-    """Lock a run and load the step that it goes on from.
-
-    Args:
-        path: A run's folder, to go on from its newest whole step, or one of its steps.
-        locks: Holds the lock; None to read only.
-
-    Raises:
-        InputError: If there is nothing to resume, or it is damaged.
-        WriteError: If another process holds the run.
-    """
-    run = run_of_step(path)
-    if not path.is_dir():
-        raise InputError(f"--resume {path}: there is no such folder")
-    if locks is not None:
-        locks.enter_context(RunLock(run))
-    plan = None if is_step(path) or find_steps(run) else read_plan(run)
-    if plan is not None:
-        record = read_record(plan, str(run / "run.json"))
-        return Resumed(run, record, RunState(SpikeGuard(record.config.optimizer.skip_spikes)), None)
-    checkpoint = load_path(path, warn)
-    where = f"trainer.json of step {checkpoint.step} in {run}"
-    record = read_record(checkpoint.trainer, where)
-    state = checkpoint.trainer.get("state")
-    if not isinstance(state, dict):
-        raise InputError(f"{where} holds no state")
-    factor = record.config.optimizer.skip_spikes
-    return Resumed(run, record, read_state(state, checkpoint.step, factor, where), checkpoint)
 
 
 def open_model(path: Path) -> Origin:

@@ -16,11 +16,11 @@ import numpy as np
 from gpt_data.batch import IGNORE
 from gpt_data.stopping import StopFlag
 from gpt_trainer.backend import StepMetrics
-from gpt_trainer.display import Display, Report
 from gpt_trainer.errors import NonFiniteError
 from gpt_trainer.evidence import refuse_non_finite
-from gpt_trainer.metrics import MetricsFile
-from gpt_trainer.stopwatch import Stopwatch
+from gpt_trainer.report.display import Display, Report
+from gpt_trainer.report.metrics import MetricsFile
+from gpt_trainer.report.stopwatch import Stopwatch
 from jaxtyping import Array
 
 from aiayn_jax.data.preparation import Prepared

@@ -18,9 +18,9 @@ from gpt_trainer.checkpoint.discovery import is_step
 from gpt_trainer.checkpoint.load import step_or_newest
 from gpt_trainer.errors import InputError
 from gpt_trainer.origin import run_of_step, warn
-from gpt_trainer.record import differences
-from gpt_trainer.run_folder import read_plan, set_aside_later
-from gpt_trainer.settings import flat, overlay_section
+from gpt_trainer.run.folder import read_plan, set_aside_later
+from gpt_trainer.run.record import differences
+from gpt_trainer.settings.values import flat, overlay_section
 
 from aiayn_jax.runs.checkpoints import SavedState, load_state
 from aiayn_jax.settings import SECTIONS, RunConfig

@@ -12,13 +12,13 @@ from gpt_data.errors import StoppedError
 from gpt_data.stopping import StopFlag
 from gpt_data.store.lock import LOCK_NAME
 from gpt_trainer.checkpoint import RunLock, check_writable
-from gpt_trainer.commands import PROMISE
-from gpt_trainer.display import Display, choose_display
 from gpt_trainer.errors import STOPPED, InputError
-from gpt_trainer.metrics import MetricsFile
 from gpt_trainer.origin import warn
-from gpt_trainer.plot import plot_losses
-from gpt_trainer.run_folder import create_folder, refuse_existing, write_plan
+from gpt_trainer.report.display import Display, choose_display
+from gpt_trainer.report.metrics import MetricsFile
+from gpt_trainer.report.plot import plot_losses
+from gpt_trainer.run.folder import create_folder, refuse_existing, write_plan
+from gpt_trainer.run.training import PROMISE
 
 from aiayn_jax.config import parameter_count
 from aiayn_jax.data.preparation import Prepared, prepare

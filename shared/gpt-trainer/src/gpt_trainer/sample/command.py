@@ -15,9 +15,9 @@ from gpt_data.terminal import INTERRUPTED, emit
 
 from gpt_trainer.backend import Backend, BackendSpec, OptimizerConfig, Precision, Runtime
 from gpt_trainer.errors import InputError
-from gpt_trainer.generation import encode_prompt, generate
 from gpt_trainer.origin import open_model, tokenizer_of
-from gpt_trainer.sampling import SamplingConfig
+from gpt_trainer.sample.drawing import SamplingConfig
+from gpt_trainer.sample.generation import encode_prompt, generate
 
 
 @dataclass(frozen=True)

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from gpt_trainer.config import (
+from gpt_trainer.gpt2.config import (
     BatchSection,
     DataSection,
-    ModelSection,
+    GPTReportSection,
     OptimizerSection,
-    ReportSection,
     ScheduleSection,
     TrainConfig,
 )
-from gpt_trainer.model_config import MODEL_PRESETS
+from gpt_trainer.model_config import MODEL_PRESETS, ModelSizes
 
 CPU_PRESET, GPU_PRESET = "cpu-demo", "gpt2-124m"
 
 # two minutes on two cores; many small steps, as at this size each update counts for more than its tokens
 CPU_DEMO = TrainConfig(
-    model=ModelSection(n_layer=4, n_head=4, d_model=128, context=128),
+    model=ModelSizes(n_layer=4, n_head=4, d_model=128, context=128),
     data=DataSection(tokenizer="bpe-scratch:2048"),
     batch=BatchSection(tokens_per_step=2048, micro_batch=16),
     optimizer=OptimizerSection(lr=3e-3),
     schedule=ScheduleSection(steps=600, warmup=40),
-    reports=ReportSection(
+    reports=GPTReportSection(
         eval_every=100,
         eval_rows=64,
         save_every=100,
@@ -37,7 +36,7 @@ def _gpt2(name: str, *, lr: float, micro_batch: int, steps: int) -> TrainConfig:
     """A published size with the settings of GPT-3's table 2.1 for it (Brown et al. 2020)."""
     sizes = MODEL_PRESETS[name]
     return TrainConfig(
-        model=ModelSection(sizes.n_layer, sizes.n_head, sizes.d_model, sizes.context),
+        model=ModelSizes(sizes.n_layer, sizes.n_head, sizes.d_model, sizes.context),
         batch=BatchSection(tokens_per_step=524_288, micro_batch=micro_batch),
         optimizer=OptimizerSection(lr=lr),
         schedule=ScheduleSection(steps=steps, warmup=700),

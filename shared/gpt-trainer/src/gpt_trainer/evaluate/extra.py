@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import entry_points
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import bpe_scratch
 from gpt_data.stopping import StopFlag
@@ -19,6 +19,7 @@ from gpt_data.stopping import StopFlag
 from gpt_trainer.backend import Backend
 from gpt_trainer.errors import InputError
 from gpt_trainer.model_config import ModelConfig
+from gpt_trainer.run.task import Measured, Measurement
 
 ENTRY_POINT_GROUP = "gpt_trainer.evaluations"
 FLAG = re.compile(r"--eval[-_]([a-z]+)[-_]every(=.*)?")
@@ -48,32 +49,18 @@ class EvaluationSpec:
         return int(getattr(options, f"eval_{self.name}_every"))
 
 
-class ExtraEvaluation(NamedTuple):
-    """One that a run makes.
-
-    Attributes:
-        name: Its name.
-        every: Steps between.
-        measure: Called at a pause.
-    """
-
-    name: str
-    every: int
-    measure: Measure
-
-
 def installed_evaluations() -> dict[str, EvaluationSpec]:
     """Import what is registered, by name, sorted."""
     specs = [point.load() for point in entry_points(group=ENTRY_POINT_GROUP)]
     return {spec.name: spec for spec in sorted(specs, key=lambda spec: spec.name)}
 
 
-def refuse_missing(argv: Sequence[str], installed: Mapping[str, EvaluationSpec]) -> None:
+def refuse_missing(argv: Sequence[str], installed: Sequence[str]) -> None:
     """Refuse the flags of an evaluation that is not there, before the parser calls them unknown.
 
     Args:
         argv: The command's arguments.
-        installed: Evaluations by name.
+        installed: Names of the evaluations that are there.
 
     Raises:
         InputError: Naming the flag and what there is.
@@ -88,14 +75,15 @@ def refuse_missing(argv: Sequence[str], installed: Mapping[str, EvaluationSpec])
 
 
 def prepare_evaluations(
-    options: Mapping[str, Any], model: ModelConfig, tokenizer: bpe_scratch.Tokenizer | None
-) -> list[ExtraEvaluation]:
+    options: Mapping[str, Any], backend: Backend, tokenizer: bpe_scratch.Tokenizer | None, stop: StopFlag
+) -> list[Measurement]:
     """The evaluations that were asked for, ready.
 
     Args:
         options: The flags of each, by name.
-        model: The model's sizes.
+        backend: The model.
         tokenizer: The data's tokenizer, if it is known.
+        stop: Asked while they are made.
 
     Raises:
         InputError: If a number is negative, or something is missing or does not fit.
@@ -106,18 +94,16 @@ def prepare_evaluations(
         if every < 0:
             raise InputError(f"--eval-{name}-every {every} is negative")
         if every > 0:
-            measure = installed[name].prepare(given, model, tokenizer)
-            prepared.append(ExtraEvaluation(name, every, measure))
+            measure = installed[name].prepare(given, backend.config, tokenizer)
+            prepared.append(Measurement(every, partial(_measured, measure, backend, stop)))
     return prepared
 
 
-def as_json(options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The flags of each evaluation as JSON values.
-
-    Args:
-        options: A dataclass by name.
-    """
-    return {
-        name: {key: str(value) if isinstance(value, Path) else value for key, value in asdict(given).items()}
-        for name, given in options.items()
-    }
+def _measured(measure: Measure, backend: Backend, stop: StopFlag, step: int) -> Measured | None:
+    del step
+    found = measure(backend, stop)
+    if found is None:
+        return None
+    # the file has the errors of the figures too; a line has room for the figures
+    shown = (f"{name} {value:.4g}" for name, value in found.items() if not name.endswith("_stderr"))
+    return Measured(found, ", ".join(shown))

@@ -18,7 +18,7 @@ from gpt_data.store.writing import write_atomic
 
 from gpt_trainer.checkpoint import find_steps
 from gpt_trainer.errors import InputError, WriteError
-from gpt_trainer.metrics import METRICS_NAME
+from gpt_trainer.report.metrics import METRICS_NAME
 
 PLAN_NAME = "run.json"
 RUNS = Path("runs")

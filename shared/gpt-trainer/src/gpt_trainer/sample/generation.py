@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int
 
 from gpt_trainer.backend import Backend
-from gpt_trainer.sampling import Sampler, SamplingConfig
+from gpt_trainer.sample.drawing import Sampler, SamplingConfig
 
 
 def generate(

@@ -16,8 +16,6 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from gpt_data.errors import InputError, shown
 from gpt_data.store.reading import read_bytes
 
-from gpt_trainer.config import SECTIONS, TrainConfig
-
 CONFIG_LIMIT = 1 << 20
 S = TypeVar("S")
 
@@ -63,13 +61,8 @@ def field_names(kind: type[Any]) -> set[str]:
     return {item.name for item in fields(kind)}
 
 
-def config_names() -> set[str]:
-    """Every key that a configuration has."""
-    return set(flat(TrainConfig()))
-
-
-def overlay(config: TrainConfig, values: Mapping[str, Any], where: str) -> TrainConfig:
-    """``config`` with some values replaced; keys that it does not have are left to the caller.
+def overlay(config: S, values: Mapping[str, Any], where: str) -> S:
+    """A configuration of sections with some values replaced; keys that it does not have are passed over.
 
     Args:
         config: The values otherwise.
@@ -79,11 +72,26 @@ def overlay(config: TrainConfig, values: Mapping[str, Any], where: str) -> Train
     Raises:
         InputError: If a value has the wrong type or does not fit.
     """
-    sections = {name: overlay_section(getattr(config, name), values, where) for name in SECTIONS}
+    return compose(
+        config, {name: overlay_section(section, values, where) for name, section in sections(config)}, where
+    )
+
+
+def sections(config: Any) -> list[tuple[str, Any]]:
+    """The sections of a configuration by name, in order."""
+    return [(item.name, getattr(config, item.name)) for item in fields(config)]
+
+
+def compose(config: S, parts: Mapping[str, Any], where: str = "") -> S:
+    """A configuration of the same class with other sections, checked as a whole.
+
+    Raises:
+        InputError: If they do not fit each other.
+    """
     try:
-        return TrainConfig(**sections)
+        return type(config)(**parts)
     except ValueError as error:
-        raise InputError(f"{where}: {error}") from None
+        raise InputError(f"{where}: {error}" if where else str(error)) from None
 
 
 def overlay_section(section: S, values: Mapping[str, Any], where: str) -> S:
@@ -144,7 +152,7 @@ def _expected(options: Iterable[Any]) -> str:
     return "one of " + ", ".join(words) if len(words) > 1 else " ".join(words)
 
 
-def changed(before: TrainConfig, after: TrainConfig) -> list[str]:
+def changed(before: Any, after: Any) -> list[str]:
     """Names of the fields that differ."""
     old, new = flat(before), flat(after)
     return [name for name in old if old[name] != new[name]]

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from gpt_trainer.backend import Backend, Profile
+from gpt_trainer.backend import Profile
+from gpt_trainer.run.task import Task
 
 WARMUP_STEPS = 3
 """Steps before the recording: compilation and first allocations tell nothing about the rest."""
@@ -17,14 +18,14 @@ class ProfileWindow:
     """Records the steps after the first few of this process.
 
     Args:
-        backend: Has the profiler.
+        task: Has the profiler.
         run: The run's folder; the trace goes into ``profile`` in it.
         count: Steps to record; 0 for none.
         start: Step at which this process begins.
     """
 
-    def __init__(self, backend: Backend, run: Path, count: int, start: int) -> None:
-        self._backend, self._folder = backend, run / FOLDER
+    def __init__(self, task: Task, run: Path, count: int, start: int) -> None:
+        self._task, self._folder = task, run / FOLDER
         self._first, self._last = start + WARMUP_STEPS, start + WARMUP_STEPS + count
         self._recording = ExitStack()
         self._profile: Profile | None = None
@@ -32,8 +33,8 @@ class ProfileWindow:
     def before(self, step: int) -> None:
         """Begin to record if ``step`` is the first one to be recorded."""
         if step == self._first < self._last:
-            self._backend.synchronize()
-            self._profile = self._recording.enter_context(self._backend.profile(self._folder))
+            self._task.synchronize()
+            self._profile = self._recording.enter_context(self._task.profile(self._folder))
 
     def after(self, step: int, say: Callable[[str], None]) -> bool:
         """End the recording if ``step`` steps are taken; True if it was ended.
@@ -44,7 +45,7 @@ class ProfileWindow:
         """
         if self._profile is None or step < self._last:
             return False
-        self._backend.synchronize()
+        self._task.synchronize()
         self._recording.close()
         say(f"{self._last - self._first} steps recorded in {self._folder}\n{self._profile.table()}")
         self._profile = None

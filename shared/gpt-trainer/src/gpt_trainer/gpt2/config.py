@@ -6,34 +6,21 @@ A section's fields are flags, keys of a TOML file and keys of ``trainer.json`` u
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Literal
 
 from gpt_data.packing import Packing
 
-from gpt_trainer.backend import OptimizerConfig, Precision
-from gpt_trainer.model_config import ModelConfig
+from gpt_trainer.backend import OptimizerConfig
+from gpt_trainer.model_config import ModelConfig, ModelSizes
 from gpt_trainer.schedules import Schedule, learning_rate
-
-
-@dataclass(frozen=True)
-class ModelSection:
-    """Sizes of the model; its vocabulary is the tokenizer's.
-
-    Attributes:
-        n_layer: Blocks.
-        n_head: Attention heads per block.
-        d_model: Width of the residual stream.
-        context: Tokens of a training row, at most the model's positions.
-        dropout: Dropout rate in training.
-    """
-
-    n_layer: int = 12
-    n_head: int = 12
-    d_model: int = 768
-    context: int = 1024
-    dropout: float = 0.0
+from gpt_trainer.settings.sections import (
+    ReportSection,
+    RuntimeSection,
+    require_not_negative,
+    require_positive,
+    require_seed,
+)
 
 
 @dataclass(frozen=True)
@@ -73,25 +60,15 @@ class BatchSection:
 
 
 @dataclass(frozen=True)
-class OptimizerSection:
-    """AdamW.
+class OptimizerSection(OptimizerConfig):
+    """AdamW, and what is left to the trainer.
 
     Attributes:
         lr: Highest learning rate.
-        weight_decay: Decoupled decay of matrices and embeddings.
-        beta1: Decay of the first moment.
-        beta2: Decay of the second moment.
-        epsilon: Added to the root of the second moment.
-        clip_norm: Largest gradient norm; 0 for no clipping.
         skip_spikes: Leave out a step whose gradient norm exceeds this many times its running mean.
     """
 
     lr: float = 6e-4
-    weight_decay: float = 0.1
-    beta1: float = 0.9
-    beta2: float = 0.95
-    epsilon: float = 1e-8
-    clip_norm: float = 1.0
     skip_spikes: float | None = None
 
 
@@ -118,54 +95,23 @@ class ScheduleSection:
 
 
 @dataclass(frozen=True)
-class RuntimeSection:
-    """Where and how it runs.
+class GPTReportSection(ReportSection):
+    """What is evaluated, kept and sampled.
 
     Attributes:
-        device: cpu, gpu, or auto: a GPU if the backend can use one.
-        precision: Precision of products (bfloat16 on a GPU and float32 on a CPU if not given).
-        seed: Decides weights, data order and dropout.
-        deterministic: Forbid library routines whose results differ from run to run.
-    """
-
-    device: Literal["auto", "cpu", "gpu"] = "auto"
-    precision: Precision | None = None
-    seed: int = 0
-    deterministic: bool = True
-
-
-@dataclass(frozen=True)
-class ReportSection:
-    """When to evaluate, save, sample and report; 0 means never, except that the end is always saved.
-
-    Attributes:
-        eval_every: Steps between evaluations.
         eval_rows: Validation rows of one evaluation, the same every time.
-        save_every: Steps between checkpoints.
         keep_last: Newest checkpoints to keep, besides the best.
         sample_every: Steps between samples of text.
         sample_prompt: What samples continue, behind the end-of-text token (the first words of the held-out
             text if not given).
         sample_tokens: Tokens of a sample.
-        log_every: Steps between plain lines.
-        plain: Plain lines even on a terminal.
-        tensorboard: Also write TensorBoard files.
-        trackio: Also report to trackio.
-        wandb: Also report to Weights & Biases.
     """
 
-    eval_every: int = 250
     eval_rows: int = 256
-    save_every: int = 250
     keep_last: int = 3
     sample_every: int = 1000
     sample_prompt: str | None = None
     sample_tokens: int = 128
-    log_every: int = 10
-    plain: bool = False
-    tensorboard: bool = False
-    trackio: bool = False
-    wandb: bool = False
 
 
 @dataclass(frozen=True)
@@ -176,18 +122,16 @@ class TrainConfig:
         ValueError: If a value is out of range or two do not fit each other.
     """
 
-    model: ModelSection = field(default_factory=ModelSection)
+    model: ModelSizes = field(default_factory=ModelSizes)
     data: DataSection = field(default_factory=DataSection)
     batch: BatchSection = field(default_factory=BatchSection)
     optimizer: OptimizerSection = field(default_factory=OptimizerSection)
     schedule: ScheduleSection = field(default_factory=ScheduleSection)
     runtime: RuntimeSection = field(default_factory=RuntimeSection)
-    reports: ReportSection = field(default_factory=ReportSection)
+    reports: GPTReportSection = field(default_factory=GPTReportSection)
 
     def __post_init__(self) -> None:
-        self.model_config(vocab_size=1)
-        self.optimizer_config()
-        _check_positive(self)
+        _check_counts(self)
         _check_batch(self)
         _check_ranges(self)
 
@@ -198,17 +142,7 @@ class TrainConfig:
 
     def model_config(self, vocab_size: int) -> ModelConfig:
         """Sizes of a fresh model with the tokenizer's vocabulary."""
-        model = self.model
-        return ModelConfig(
-            model.n_layer, model.n_head, model.d_model, model.context, vocab_size, model.dropout
-        )
-
-    def optimizer_config(self) -> OptimizerConfig:
-        """The part of the optimizer's settings that a backend gets."""
-        section = self.optimizer
-        return OptimizerConfig(
-            section.beta1, section.beta2, section.epsilon, section.weight_decay, section.clip_norm
-        )
+        return ModelConfig(**asdict(self.model), vocab_size=vocab_size)
 
 
 def rate_at(config: TrainConfig, step: int) -> float:
@@ -234,30 +168,15 @@ def rate_at(config: TrainConfig, step: int) -> float:
 SECTIONS = {item.name: item for item in fields(TrainConfig)}
 
 
-def _check_positive(config: TrainConfig) -> None:
-    values = {
-        "tokens_per_step": config.batch.tokens_per_step,
-        "micro_batch": config.batch.micro_batch,
-        "lr": config.optimizer.lr,
-        "steps": config.schedule.steps,
-        "eval_rows": config.reports.eval_rows,
-        "keep_last": config.reports.keep_last,
-        "log_every": config.reports.log_every,
-    }
-    optional = {
-        "max_tokens": config.data.max_tokens,
-        "workers": config.data.workers,
-        "schedule_steps": config.schedule.schedule_steps,
-    }
-    values.update({name: value for name, value in optional.items() if value is not None})
-    for name, value in values.items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name}={value} is not positive and finite")
-    reports, warmup = config.reports, config.schedule.warmup
-    counts = {name: getattr(reports, name) for name in ("eval_every", "save_every", "sample_every")}
-    for name, count in {"warmup": warmup, "sample_tokens": reports.sample_tokens, **counts}.items():
-        if count < 0:
-            raise ValueError(f"{name}={count} is negative")
+def _check_counts(config: TrainConfig) -> None:
+    data, batch, schedule, reports = config.data, config.batch, config.schedule, config.reports
+    require_positive({name: getattr(batch, name) for name in ("tokens_per_step", "micro_batch")})
+    require_positive({"lr": config.optimizer.lr, "steps": schedule.steps})
+    require_positive({name: getattr(reports, name) for name in ("eval_rows", "keep_last", "log_every")})
+    require_positive({"max_tokens": data.max_tokens, "workers": data.workers})
+    require_positive({"schedule_steps": schedule.schedule_steps})
+    counts = ("eval_every", "save_every", "sample_every", "sample_tokens")
+    require_not_negative({"warmup": schedule.warmup, **{name: getattr(reports, name) for name in counts}})
 
 
 def _check_batch(config: TrainConfig) -> None:
@@ -278,5 +197,4 @@ def _check_ranges(config: TrainConfig) -> None:
             raise ValueError(f"{name}={value} is not in [0, 1]")
     if skip is not None and not 1.0 < skip < math.inf:
         raise ValueError(f"skip_spikes={skip} is not in (1, infinity)")
-    if not 0 <= config.runtime.seed < 2**64:
-        raise ValueError(f"seed={config.runtime.seed} is not in [0, 2^64)")
+    require_seed(config.runtime.seed)

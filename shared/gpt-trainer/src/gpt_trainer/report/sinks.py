@@ -8,8 +8,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from gpt_trainer.config import ReportSection
 from gpt_trainer.errors import InputError
+from gpt_trainer.settings.sections import ReportSection
 
 Log = Callable[[Mapping[str, float], int], None]
 

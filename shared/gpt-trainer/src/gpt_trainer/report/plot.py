@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from gpt_trainer.metrics import METRICS_NAME, read_metrics
+from gpt_trainer.report.metrics import METRICS_NAME, read_metrics
 
 PLOT_NAME = "loss.png"
 SMOOTHED_SHARE, SMOOTHED_LEAST = 0.02, 10

@@ -1,0 +1,45 @@
+"""``gpt-*-train --eval-only``: the validation loss of a model that exists."""
+
+from __future__ import annotations
+
+import json
+
+from gpt_data.stopping import StopFlag
+from gpt_data.terminal import emit
+
+from gpt_trainer.errors import STOPPED, InputError
+from gpt_trainer.origin import warn
+from gpt_trainer.run.record import make_record
+from gpt_trainer.run.start import Fresh
+from gpt_trainer.run.task import Request, TaskSpec
+
+
+def evaluate_only(spec: TaskSpec, request: Request, start: Fresh) -> int:
+    """Print the validation loss; the exit status is 0, or 75 if asked to stop meanwhile.
+
+    Args:
+        spec: The command.
+        request: What was asked for.
+        start: The run or the model.
+
+    Raises:
+        InputError: If there is no model, or no text to evaluate on.
+        InputError: If the data cannot be had.
+    """
+    section, stop = request.config.data, StopFlag()
+    if start.saved is None:
+        raise InputError(f"{start.where} has no checkpoint yet: there is nothing to evaluate")
+    tokenizer = "" if section.tokenizer is None else f", tokenizer {section.tokenizer}"
+    warn(f"scored on the held-out text of --data {section.data}{tokenizer}")
+    with spec.open(request, start, stop) as task:
+        start.check_data(make_record(spec, request, task, start.init_from))
+        if task.validation is None:
+            raise InputError(f"--data {section.data} has no validation text to evaluate on")
+        with stop.installed():
+            found = task.evaluate()  # type: ignore[attr-defined]
+    if found is None:
+        return STOPPED
+    values = {"step": start.state.step, "val_loss": found.loss}
+    values |= {"perplexity": found.perplexity, "val_targets": found.targets}
+    emit(json.dumps(values) if request.actions.json else f"{found}, {found.targets:,} tokens")
+    return 0

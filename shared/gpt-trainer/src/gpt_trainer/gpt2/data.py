@@ -1,0 +1,151 @@
+"""GPT-2's data: prepared, opened, held to a model, cut into batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import bpe_scratch
+from gpt_data.cache import cached_dataset
+from gpt_data.dataset import Dataset
+from gpt_data.display import watched
+from gpt_data.loader import BatchLoader
+from gpt_data.packing import window_count
+from gpt_data.stopping import StopFlag
+
+from gpt_trainer.errors import InputError
+from gpt_trainer.gpt2.config import DataSection, TrainConfig
+from gpt_trainer.model_config import ModelConfig
+from gpt_trainer.origin import parse_tokenizer
+
+MANY_EPOCHS = 20
+GPT2_VOCAB = 50257
+PROMPT_TOKENS, PROMPT_WORDS, PROMPT_CHARACTERS = 64, 2, 24
+
+
+def open_data(section: DataSection, stop: StopFlag, *, plain: bool) -> Dataset:
+    """Prepare the data if that was not done before, and open it.
+
+    Args:
+        section: What data.
+        stop: Ends the preparation, which can be gone on with.
+        plain: No progress bar.
+
+    Raises:
+        InputError: If it cannot be had.
+    """
+    with watched(stop, plain=plain) as show:
+        return cached_dataset(
+            section.data,
+            section.tokenizer,
+            cache_dir=section.data_cache,
+            tokenizer_files=section.tokenizer_files,
+            max_tokens=section.max_tokens,
+            workers=section.workers,
+            on_progress=show,
+            should_stop=stop,
+        )
+
+
+def likely_vocab(config: TrainConfig) -> int:
+    """The vocabulary before the tokenizer exists: only to know how much space will be needed."""
+    size = (config.data.tokenizer or "").removeprefix("bpe-scratch:")
+    return max(1, int(size)) if size.isascii() and size.isdecimal() else GPT2_VOCAB
+
+
+def data_tokenizer(dataset: Dataset) -> bpe_scratch.Tokenizer | None:
+    """The tokenizer that the data was made with, if it is known."""
+    if dataset.tokenizer_json is None:
+        return None
+    return parse_tokenizer(dataset.tokenizer_json, str(dataset.folder))
+
+
+def choose_prompt(config: TrainConfig, dataset: Dataset) -> str:
+    """What samples continue: as asked for, or the held-out text's first words.
+
+    Args:
+        config: The settings.
+        dataset: The data.
+    """
+    if config.reports.sample_prompt is not None:
+        return config.reports.sample_prompt
+    if config.data.data == "stdlib":
+        # its first words would be those of a licence or of an import
+        return "def"
+    tokenizer = data_tokenizer(dataset)
+    if tokenizer is None:
+        return ""
+    ids = dataset.val.read(0, min(PROMPT_TOKENS, dataset.val.tokens))
+    text = tokenizer.decode([token for token in ids.tolist() if token != tokenizer.end_of_text])
+    words = next((line.split() for line in text.splitlines() if line.strip()), [])
+    return " ".join(words[:PROMPT_WORDS])[:PROMPT_CHARACTERS]
+
+
+def check_model(model: ModelConfig, saved_tokenizer: bytes | None, dataset: Dataset, where: str) -> None:
+    """Refuse data that a loaded model cannot read.
+
+    Args:
+        model: The model's sizes.
+        saved_tokenizer: The tokenizer that came with it, if one did.
+        dataset: The data.
+        where: The model's folder, for messages.
+
+    Raises:
+        InputError: If the vocabulary or the tokenizer is another one.
+    """
+    if dataset.vocab_size != model.vocab_size:
+        raise InputError(
+            f"the data has a vocabulary of {dataset.vocab_size}, the model of {where} one of "
+            f"{model.vocab_size}; choose the --tokenizer that it was trained with"
+        )
+    tokenizer = data_tokenizer(dataset)
+    if saved_tokenizer is None or tokenizer is None:
+        return
+    if parse_tokenizer(saved_tokenizer, where).sha256 != tokenizer.sha256:
+        raise InputError(
+            f"the data was made with another tokenizer than the model of {where}; choose --tokenizer"
+        )
+
+
+def val_loader(config: TrainConfig, dataset: Dataset) -> BatchLoader | None:
+    """Validation batches of one micro-batch; None if the data holds too little for a row."""
+    context = config.model.context
+    if window_count(dataset.val.tokens, context) == 0:
+        return None
+    seed, packing = config.runtime.seed, config.data.packing
+    return BatchLoader(
+        dataset.val, rows=config.batch.micro_batch, context=context, seed=seed, packing=packing
+    )
+
+
+def train_loader(config: TrainConfig, dataset: Dataset) -> BatchLoader:
+    """Training batches of one optimizer step each.
+
+    Raises:
+        InputError: If the training split is shorter than a row.
+    """
+    context, packing, seed = config.model.context, config.data.packing, config.runtime.seed
+    return BatchLoader(dataset.train, rows=config.rows, context=context, seed=seed, packing=packing)
+
+
+def notes(config: TrainConfig, dataset: Dataset, train: BatchLoader) -> list[str]:
+    """What the user should know of the data before the first step."""
+    found, epochs = [], config.rows * config.schedule.steps / train.windows
+    if epochs > MANY_EPOCHS:
+        found.append(
+            f"this run reads its {dataset.train.tokens:,} training tokens {epochs:,.0f} times: "
+            "expect it to learn them by heart, or choose more --data or fewer --steps"
+        )
+    if window_count(dataset.val.tokens, config.model.context) == 0:
+        found.append(
+            f"the data holds {dataset.val.tokens} validation tokens, too few for a row: no evaluation"
+        )
+    return found
+
+
+def describe(dataset: Dataset, tokenizer: bpe_scratch.Tokenizer | None) -> dict[str, Any]:
+    """What identifies the data."""
+    return {
+        "fingerprint": dataset.fingerprint,
+        "vocab_size": dataset.vocab_size,
+        "tokenizer_sha256": None if tokenizer is None else tokenizer.sha256,
+    }

@@ -1,0 +1,237 @@
+"""GPT-2 as what a run trains."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from gpt_data.batch import Batch
+from gpt_data.dataset import Dataset
+from gpt_data.loader import BatchLoader
+from gpt_data.stopping import StopFlag
+from gpt_data.tokenizers import size_said
+
+from gpt_trainer.backend import Backend, BackendSpec, Pending, Profile, StepMetrics
+from gpt_trainer.checkpoint import CheckpointState, prune, save_checkpoint
+from gpt_trainer.errors import InputError
+from gpt_trainer.evaluate.extra import prepare_evaluations
+from gpt_trainer.evaluate.validation import Evaluation, evaluate
+from gpt_trainer.flops import flops_per_token, peak_flops
+from gpt_trainer.gpt2 import data
+from gpt_trainer.gpt2.config import TrainConfig
+from gpt_trainer.model_config import MODEL_PRESETS, ModelConfig
+from gpt_trainer.parameters import Parameters, init_parameters, parameter_count
+from gpt_trainer.run.start import Fresh
+from gpt_trainer.run.task import Measured, Measurement, Request
+from gpt_trainer.sample.drawing import SamplingConfig
+from gpt_trainer.sample.generation import sample_text
+from gpt_trainer.spikes import SpikeGuard
+
+SAMPLE_TEMPERATURE, SAMPLE_TOP_K = 0.7, 50
+
+
+@contextmanager
+def open_task(spec: BackendSpec, request: Request, start: Fresh, stop: StopFlag) -> Iterator[GPT2Task]:
+    """Data and model, checked against each other, the weights loaded.
+
+    Args:
+        spec: The backend.
+        request: What was asked for.
+        start: What it begins from.
+        stop: Ends the preparation of the data; asked by whatever takes long.
+
+    Raises:
+        InputError: If data cannot be had, data and model do not fit, or this machine lacks what was asked for.
+    """
+    config: TrainConfig = request.config
+    _refuse_missing_gpu(spec, request)
+    plain = config.reports.plain or not sys.stderr.isatty()
+    dataset = data.open_data(config.data, stop, plain=plain)
+    try:
+        backend = _create(spec, request, _model(config, dataset, start))
+        task = GPT2Task(spec.name, request, backend, dataset, start, stop)
+        # after the evaluations are seen to fit: this takes seconds where weights are large
+        backend.load(_weights(backend, request, start), start.moments)
+        yield task
+    finally:
+        dataset.close()
+
+
+def _refuse_missing_gpu(spec: BackendSpec, request: Request) -> None:
+    """Refuse a GPU that is not there before data is prepared, which may take long."""
+    if request.config.runtime.device == "gpu" and not spec.has_gpu():
+        _create(spec, request, ModelConfig(n_layer=1, n_head=1, d_model=8, context=8, vocab_size=8))
+
+
+def _create(spec: BackendSpec, request: Request, model: ModelConfig) -> Backend:
+    config = request.config
+    try:
+        return spec.create(model, config.optimizer, config.runtime, request.options["backend"])
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+def _model(config: TrainConfig, dataset: Dataset, start: Fresh) -> ModelConfig:
+    """The sizes of the model, checked against the data."""
+    if start.saved is None:
+        return config.model_config(dataset.vocab_size)
+    data.check_model(start.saved.model, start.saved.tokenizer_json, dataset, start.where)
+    model: ModelConfig = replace(start.saved.model, dropout=config.model.dropout)
+    return model
+
+
+def _weights(backend: Backend, request: Request, start: Fresh) -> Parameters:
+    if start.saved is None:
+        return init_parameters(backend.config, request.config.runtime.seed)
+    saved: Parameters = start.saved.parameters
+    return saved
+
+
+class GPT2Task:
+    """Implements ``gpt_trainer.run.task.Task``; see there for what each method promises."""
+
+    def __init__(
+        self, name: str, request: Request, backend: Backend, dataset: Dataset, start: Fresh, stop: StopFlag
+    ) -> None:
+        config: TrainConfig = request.config
+        self._name, self._request, self._stop = name, request, stop
+        self.config, self.backend, self.dataset = config, backend, dataset
+        self.overlap = request.gpu
+        self.tokenizer = data.data_tokenizer(dataset)
+        self._tokenizer_json = None if self.tokenizer is None else self.tokenizer.to_json().encode()
+        self._prompt = data.choose_prompt(config, dataset)
+        self._spikes = SpikeGuard(config.optimizer.skip_spikes, start.state.own.get("spikes"))
+        self._val = data.val_loader(config, dataset)
+        evaluations = {name: given for name, given in request.options.items() if name != "backend"}
+        self.validation = (
+            None if self._val is None else Measurement(config.reports.eval_every, self._validate)
+        )
+        self.measurements: Sequence[Measurement] = prepare_evaluations(
+            evaluations, backend, self.tokenizer, stop
+        )
+        self.show_every = config.reports.sample_every
+        self.data: Mapping[str, Any] = data.describe(dataset, self.tokenizer)
+        self.pin: Mapping[str, str] = {}
+        self.made_by: Mapping[str, Any] = {"device": backend.device_name(), **backend.choices()}
+        peak = peak_flops(backend.device_name(), config.runtime.precision or "float32")
+        self._mfu_per_speed = (
+            None if peak is None else flops_per_token(backend.config, config.model.context) / peak
+        )
+
+    def notes(self) -> list[str]:
+        """What the user should know of the data."""
+        return data.notes(self.config, self.dataset, self._train)
+
+    @cached_property
+    def _train(self) -> BatchLoader:
+        return data.train_loader(self.config, self.dataset)
+
+    def heading(self) -> str:
+        """Sizes beside those that the preset's and the tokenizer's names stand for, length, and backend."""
+        model, config, preset = self.backend.config, self.config, self._request.preset
+        count, named = parameter_count(model), MODEL_PRESETS.get(preset)
+        text = f"{count:,} parameters"
+        if named is not None and count != parameter_count(named):
+            text += f" ({preset} itself has {parameter_count(named):,})"
+        text += f", vocabulary {size_said(config.data.tokenizer, model.vocab_size)}"
+        made = ", ".join(f"{name} {value}" for name, value in self.backend.choices().items())
+        return (
+            f"{text}, {config.schedule.steps} steps of {config.batch.tokens_per_step:,} tokens\n"
+            f"{self._name} on {self.backend.device_name()}, {config.runtime.precision} ({made})"
+        )
+
+    def batches(self, step: int) -> AbstractContextManager[Iterator[Batch]]:
+        """Batches of one optimizer step each, read ahead."""
+        return self._train.prefetch(step)
+
+    def launch(self, batch: Batch, lr: float, step: int) -> Pending:
+        """Launch a step over micro-batches."""
+        size = self.config.batch.micro_batch
+        micro_batches = [batch.rows(first, first + size) for first in range(0, self.config.rows, size)]
+        return self.backend.train_step(micro_batches, lr, step, skip_above=self._spikes.bound(step))
+
+    def settled(self, step: int, numbers: StepMetrics) -> None:
+        """Take the norm into the running mean."""
+        self._spikes.observe(step, numbers.grad_norm)
+
+    def line(self, step: int, batch: Batch, numbers: StepMetrics, seconds: float) -> dict[str, Any]:
+        """Loss, norm, tokens so far and speed."""
+        del batch
+        tokens = self.config.batch.tokens_per_step
+        speed = tokens / max(seconds, 1e-9)
+        mfu = {} if self._mfu_per_speed is None else {"mfu": speed * self._mfu_per_speed}
+        return {
+            "tokens": (step + 1) * tokens,
+            **numbers._asdict(),
+            "seconds": seconds,
+            "tokens_per_second": speed,
+            **mfu,
+            "peak_memory_bytes": self.backend.peak_memory_bytes(),
+        }
+
+    def state(self) -> dict[str, Any]:
+        """The running mean of norms."""
+        return {"spikes": self._spikes.state()}
+
+    def weights(self) -> Parameters:
+        """The weights by canonical name."""
+        return self.backend.export()
+
+    def save(self, run: Path, step: int, trainer: dict[str, Any]) -> Path:
+        """Save weights, moments, tokenizer and the trainer's state."""
+        backend = self.backend
+        trainer = {**trainer, "data_tokens": step * self.config.batch.tokens_per_step}
+        state = CheckpointState(
+            step, backend.config, backend.export(), backend.export_moments(), trainer, self._tokenizer_json
+        )
+        return save_checkpoint(run, state)
+
+    def tidy(self, run: Path, best_step: int | None) -> None:
+        """Keep the newest and the best."""
+        prune(run, self.config.reports.keep_last, best_step)
+
+    def evaluate(self) -> Evaluation | None:
+        """The validation loss; None if asked to stop meanwhile, or if there is nothing to validate on."""
+        return (
+            None
+            if self._val is None
+            else evaluate(self.backend, self._val, self.config.reports.eval_rows, self._stop)
+        )
+
+    def _validate(self, step: int) -> Measured | None:
+        del step
+        found = self.evaluate()
+        if found is None:
+            return None
+        return Measured({"val_loss": found.loss, "val_targets": found.targets}, str(found), found.loss)
+
+    def show(self, step: int) -> str | None:
+        """A text that it continues."""
+        reports = self.config.reports
+        if self.tokenizer is None or reports.sample_tokens == 0:
+            return None
+        seed = (self.config.runtime.seed + step) % 2**64
+        drawing = SamplingConfig(SAMPLE_TEMPERATURE, SAMPLE_TOP_K, seed=seed)
+        return sample_text(
+            self.backend, self.tokenizer, self._prompt, reports.sample_tokens, drawing, self._stop
+        )
+
+    def conclude(self, run: Path, say: Callable[[str], None]) -> str | None:
+        """Nothing follows the last step but a sample by the user."""
+        del say
+        prompt = f" --prompt {shlex.quote(self._prompt)}" if self._prompt else ""
+        return f"{self._name}-sample --model {run}{prompt}"
+
+    def profile(self, folder: Path) -> AbstractContextManager[Profile]:
+        """Record with the backend's profiler."""
+        return self.backend.profile(folder)
+
+    def synchronize(self) -> None:
+        """Wait until all launched work is done."""
+        self.backend.synchronize()

@@ -1,0 +1,93 @@
+"""Where the numbers of a run go: its metrics file, trackers, and the display."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from gpt_trainer.report.display import Report, choose_display
+from gpt_trainer.report.metrics import MetricsFile
+from gpt_trainer.report.sinks import open_sinks
+from gpt_trainer.run.task import Measured
+
+
+class Reporter:
+    """Writes each line of figures everywhere, and shows it.
+
+    Args:
+        run: The run's folder.
+        reports: The section of the configuration: ``plain``, ``log_every`` and the trackers.
+        steps: Optimizer steps of the run in all.
+        settings: The configuration, for the trackers' pages.
+
+    Raises:
+        InputError: If a tracker does not start.
+    """
+
+    def __init__(self, run: Path, reports: Any, steps: int, settings: Mapping[str, Any]) -> None:
+        self._run, self._steps = run, steps
+        self._sinks = open_sinks(reports, run, settings)
+        self._display = choose_display(plain=reports.plain, every=reports.log_every)
+        self._metrics: MetricsFile | None = None
+        self._val_loss: float | None = None
+        self._open = ExitStack()
+
+    def begin(self, *positions: int) -> None:
+        """Open the metrics file, cut back to the last step, evaluation and measurement that are kept.
+
+        Raises:
+            WriteError: If it cannot be written.
+        """
+        self._metrics = MetricsFile(self._run, *positions)
+        self._open.callback(self._metrics.close)
+
+    def __enter__(self) -> Reporter:
+        self._open.enter_context(self._display)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._open.close()
+        for sink in self._sinks:
+            sink.close()
+
+    def say(self, text: str) -> None:
+        """Show a line that stays."""
+        self._display.say(text)
+
+    def step(self, line: Mapping[str, Any]) -> None:
+        """Write and show the figures of a step."""
+        self._write(line)
+        if not line.get("updated", True):
+            self.say(f"step {line['step']}: left out, gradient norm {line['grad_norm']:.2f}")
+        self._display.report(
+            Report(
+                line["step"],
+                self._steps,
+                line["loss"],
+                self._val_loss,
+                line["lr"],
+                line["grad_norm"],
+                line["tokens_per_second"],
+                line.get("mfu"),
+                line["peak_memory_bytes"],
+            )
+        )
+
+    def measured(self, step: int, found: Measured) -> None:
+        """Write and show what was measured after a step."""
+        self._val_loss = self._val_loss if found.loss is None else found.loss
+        self._write({"step": step, **found.line})
+        self.say(f"step {step}: {found.said}")
+
+    def flush(self) -> None:
+        """Have the lines so far on disk."""
+        if self._metrics is not None:
+            self._metrics.flush()
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        assert self._metrics is not None, "begun before the loop"
+        self._metrics.write(line)
+        for sink in self._sinks:
+            sink.write(line)

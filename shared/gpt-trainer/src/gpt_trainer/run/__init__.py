@@ -1,0 +1,1 @@
+"""One run of one task: from the command line into the loop and to the end."""

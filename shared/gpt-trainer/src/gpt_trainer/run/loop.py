@@ -1,0 +1,213 @@
+"""The training loop: steps, and between them measurements, checkpoints and samples of any task.
+
+On a GPU the numbers of a step are read when the next one is under way, so that the device never waits
+for the host; before anything that looks at the weights all of them are read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gpt_data.stopping import StopFlag
+
+from gpt_trainer.errors import NonFiniteError
+from gpt_trainer.evidence import refuse_non_finite
+from gpt_trainer.report.profiling import ProfileWindow
+from gpt_trainer.report.reporter import Reporter
+from gpt_trainer.report.stopwatch import Stopwatch
+from gpt_trainer.run.record import RunState
+from gpt_trainer.run.task import Batch, Measured, Pending, Task
+
+
+class Pace(NamedTuple):
+    """A run's length and its checkpoints.
+
+    Attributes:
+        steps: Optimizer steps in all.
+        save_every: Steps between checkpoints; 0 for the last alone.
+        rate: The learning rate of a step, steps counted from 0.
+        profile: Steps to record; 0 for none.
+    """
+
+    steps: int
+    save_every: int
+    rate: Callable[[int], float]
+    profile: int = 0
+
+
+class Launched(NamedTuple):
+    """A step whose numbers are still on the device, and what its launch took."""
+
+    step: int
+    lr: float
+    batch: Batch
+    pending: Pending
+    seconds: float
+
+
+class Loop:
+    """Takes a run from where it stands to its end.
+
+    Args:
+        task: What is trained.
+        run: The run's folder.
+        pace: How long and how it is saved.
+        record: The run's lasting description, as JSON values.
+        state: Where it stands; changed as it goes on.
+        saved_step: Step of the checkpoint that it began from; -1 if none.
+        reporter: Takes what there is to say.
+        stop: Asked before every step, and by whatever takes long.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        run: Path,
+        pace: Pace,
+        record: dict[str, Any],
+        state: RunState,
+        saved_step: int,
+        reporter: Reporter,
+        stop: StopFlag,
+    ) -> None:
+        self.task, self.folder, self.pace, self.record = task, run, pace, record
+        self.state, self.reporter, self.stop = state, reporter, stop
+        self._saved_step = saved_step
+        self._launched: Launched | None = None
+        self._watch = Stopwatch()
+
+    def run(self) -> bool:
+        """Train to the last step; False if asked to stop before.
+
+        Raises:
+            NonFiniteError: If the loss or the gradient is not finite; nothing is saved then.
+            WriteError: If something cannot be written.
+            InputError: If the data is damaged.
+        """
+        state, steps = self.state, self.pace.steps
+        if not self._measure():
+            return self._stop()
+        profile = ProfileWindow(self.task, self.folder, self.pace.profile, state.step)
+        with self.task.batches(state.step) as batches, profile:
+            while state.step < steps:
+                if self.stop():
+                    return self._stop()
+                profile.before(state.step)
+                self._take_step(next(batches))
+                if profile.after(state.step, self.reporter.say) or self._pause_due():
+                    self._settle()
+                    if not self._pause():
+                        return self._stop()
+        return not self.stop() or state.step == self._saved_step
+
+    def _take_step(self, batch: Batch) -> None:
+        """Launch a step, then look after the one before it."""
+        step = self.state.step
+        lr = self.pace.rate(step)
+        pending = self.task.launch(batch, lr, step)
+        seconds = self._watch.lap()
+        self._settle()
+        self._launched = Launched(step, lr, batch, pending, seconds)
+        self.state.step = step + 1
+        if not self.task.overlap:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Read, check and write the numbers of the last step launched."""
+        if self._launched is None:
+            return
+        (step, lr, batch, pending, seconds), self._launched = self._launched, None
+        numbers = pending.fetch()
+        seconds += self._watch.lap()
+        if not all(map(math.isfinite, numbers)):
+            raise refuse_non_finite(self.folder, step, batch, numbers, self.task.weights())
+        self.task.settled(step, numbers)
+        self.reporter.step({"step": step + 1, "lr": lr, **self.task.line(step, batch, numbers, seconds)})
+
+    def _due(self, every: int) -> bool:
+        """Whether something that happens every so many steps happens now; the end always counts."""
+        step = self.state.step
+        return every > 0 and (step % every == 0 or step == self.pace.steps)
+
+    def _save_due(self) -> bool:
+        return self.state.step == self.pace.steps or (self.state.step > 0 and self._due(self.pace.save_every))
+
+    def _pause_due(self) -> bool:
+        task = self.task
+        every = [task.show_every, *(other.every for other in task.measurements)]
+        every += [] if task.validation is None else [task.validation.every]
+        return self._save_due() or any(map(self._due, every))
+
+    def _pause(self) -> bool:
+        """Measure, save and show as it is due; False if asked to stop meanwhile."""
+        if not self._measure():
+            return False
+        if self._save_due():
+            self._save()
+        if self._due(self.task.show_every) and not self.stop():
+            sample = self.task.show(self.state.step)
+            if sample is not None:
+                self.reporter.say(f"step {self.state.step}: sample\n{sample}\n")
+        self._watch.restart()
+        return True
+
+    def _measure(self) -> bool:
+        """Measure what is due and was not measured at this step; False if asked to stop meanwhile."""
+        return self._validate() and self._measure_besides()
+
+    def _validate(self) -> bool:
+        state, validation = self.state, self.task.validation
+        if validation is None or not self._due(validation.every) or state.evaluated == state.step:
+            return not self.stop()
+        found = validation.measure(state.step)
+        if found is None:
+            return False
+        if found.loss is None or not math.isfinite(found.loss):
+            raise NonFiniteError(
+                f"step {state.step}: validation loss {found.loss}; the last checkpoint is as it was"
+            )
+        state.evaluated = state.step
+        if self._save_due() and (state.best_loss is None or found.loss < state.best_loss):
+            state.best_loss, state.best_step = found.loss, state.step
+        self._tell(found)
+        return True
+
+    def _measure_besides(self) -> bool:
+        state = self.state
+        due = [other for other in self.task.measurements if self._due(other.every)]
+        if not due or state.measured == state.step:
+            return True
+        for other in due:
+            found = other.measure(state.step)
+            if found is None:
+                return False
+            self._tell(found)
+        state.measured = state.step
+        return True
+
+    def _tell(self, found: Measured) -> None:
+        self.reporter.measured(self.state.step, found)
+        self._watch.restart()
+
+    def _save(self) -> None:
+        state = self.state
+        if state.step == self._saved_step:
+            return
+        self.reporter.flush()
+        trainer = {**self.record, "state": {**self.task.state(), **state.as_json()}}
+        try:
+            folder = self.task.save(self.folder, state.step, trainer)
+        except ValueError as error:
+            raise NonFiniteError(f"step {state.step} is not saved: {error}") from None
+        self._saved_step = state.step
+        self.task.tidy(self.folder, state.best_step)
+        self.reporter.say(f"step {state.step}: saved {folder}")
+
+    def _stop(self) -> bool:
+        """Save what was reached."""
+        self._settle()
+        self._save()
+        return False

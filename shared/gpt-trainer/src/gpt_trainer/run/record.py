@@ -1,0 +1,225 @@
+"""What a run writes down about itself: in ``run.json`` before it starts, in ``trainer.json`` with every step.
+
+Nothing in it belongs to one backend: another one resumes from the same record.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from gpt_data.errors import shown
+
+from gpt_trainer.errors import InputError, one_line
+from gpt_trainer.run.task import Request, Task, TaskSpec
+from gpt_trainer.settings.values import flat, overlay
+
+PARTS = ("data", "pin", "made_by", "options", "evaluations")
+FLAGS = ("options", "evaluations")
+LATER = ("pin", *FLAGS)
+"""Parts that not all first records have."""
+PACKAGES = ("numpy", "gpt-data", "gpt-trainer", "bpe-scratch")
+
+
+@dataclass
+class RunState:
+    """What changes while a run goes on, besides weights and moments.
+
+    Attributes:
+        step: Optimizer steps taken.
+        evaluated: Step of the last evaluation; -1 before the first.
+        best_loss: Lowest validation loss of a saved step.
+        best_step: That step.
+        measured: Step of the last other measurements; -1 before the first.
+        own: What the task keeps besides, as it gave it.
+    """
+
+    step: int = 0
+    evaluated: int = -1
+    best_loss: float | None = None
+    best_step: int | None = None
+    measured: int = -1
+    own: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """The trainer's part of the state as JSON values; the step is the checkpoint's own."""
+        return {name: getattr(self, name) for name in ("evaluated", "best_loss", "best_step", "measured")}
+
+
+@dataclass(frozen=True)
+class Record:
+    """The lasting part: the same in every checkpoint of a run.
+
+    Attributes:
+        format: Tells the task.
+        config: The configuration, with open choices made.
+        preset: The preset that it began as.
+        init_from: Where the first weights came from, if not from the seed.
+        data: What identifies the data; empty until it is open.
+        pin: What a later process needs to read the same version of the data.
+        made_by: Backend, device and versions, which decide the last bits.
+        options: The flags that only the backend has, kept for a resume with the same one.
+        evaluations: The flags of evaluations that other packages bring.
+    """
+
+    format: int | str
+    config: Any
+    preset: str
+    init_from: str | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
+    pin: Mapping[str, str] = field(default_factory=dict)
+    made_by: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    evaluations: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """The record as JSON values."""
+        parts = {name: dict(getattr(self, name)) for name in PARTS}
+        plain = {name: getattr(self, name) for name in ("format", "preset", "init_from")}
+        return {**plain, "config": flat(self.config), **parts}
+
+
+def make_record(spec: TaskSpec, request: Request, task: Task, init_from: str | None) -> Record:
+    """What a run writes down about itself.
+
+    Args:
+        spec: The command.
+        request: What was asked for.
+        task: Knows its data and its device.
+        init_from: Where the first weights came from.
+    """
+    given = {name: as_json(options) for name, options in request.options.items()}
+    options = {spec.name: given.pop("backend")} if "backend" in given else {}
+    return Record(
+        spec.format,
+        request.config,
+        request.preset,
+        init_from,
+        task.data,
+        task.pin,
+        {"backend": spec.name, **describe_process(), **task.made_by},
+        options,
+        given,
+    )
+
+
+def read_record(values: Mapping[str, Any], spec: TaskSpec, where: str) -> Record:
+    """A record from the JSON values of a file.
+
+    Args:
+        values: What ``Record.as_json`` gave.
+        spec: The command that is to go on with the run.
+        where: The file, for messages.
+
+    Raises:
+        InputError: If it is another task's, or anything is missing or does not fit.
+    """
+    if values.get("format") != spec.format:
+        found = shown(values.get("format"))
+        raise InputError(
+            f"{where} has format {found}, expected {spec.format!r}: was it trained by another command?"
+        )
+    config = values.get("config")
+    names = flat(spec.example).keys()
+    if not isinstance(config, dict) or config.keys() | spec.later != names | spec.later:
+        raise InputError(f"{where} holds another set of settings than this version knows")
+    # the first records have fewer parts
+    parts = {name: values.get(name, {} if name in LATER else None) for name in PARTS}
+    wrong = [name for name in PARTS if not isinstance(parts[name], dict)]
+    wrong += [name for name in FLAGS if name not in wrong and not _holds_flags(parts[name])]
+    wrong += [] if isinstance(values.get("preset"), str) else ["preset"]
+    wrong += [] if isinstance(values.get("init_from"), str | None) else ["init_from"]
+    if wrong:
+        shapes = "; ".join(f"{name} is {shown(values.get(name))}" for name in wrong)
+        raise InputError(f"{where} is damaged: {shapes}")
+    read = overlay(spec.example, config, where)
+    return Record(spec.format, read, values["preset"], values.get("init_from"), **parts)
+
+
+def _holds_flags(part: Mapping[str, Any]) -> bool:
+    """Whether each value is a set of flags by name."""
+    return all(isinstance(flags, dict) for flags in part.values())
+
+
+def read_state(
+    trainer: Mapping[str, Any], step: int, check: Callable[[Mapping[str, Any], int], list[str]], where: str
+) -> RunState:
+    """A run's state from the JSON values of a checkpoint.
+
+    Args:
+        trainer: What the loop saved.
+        step: The checkpoint's step.
+        check: The faults of the task's part of the state.
+        where: The file, for messages.
+
+    Raises:
+        InputError: If anything is missing or does not fit.
+    """
+    state = trainer.get("state")
+    if not isinstance(state, dict):
+        raise InputError(f"{where} holds no state")
+    # a checkpoint that is older than other measurements knows of none
+    values = {"measured": -1, **state}
+    wrong = check(values, step) or _state_faults(values, step)
+    if wrong:
+        raise InputError(f"{where} is damaged: in the run's state {one_line(wrong)}")
+    ours = {name: values[name] for name in ("evaluated", "best_loss", "best_step", "measured")}
+    own = {name: value for name, value in values.items() if name not in ours}
+    return RunState(step, **ours, own=own)
+
+
+def _state_faults(values: Mapping[str, Any], step: int) -> list[str]:
+    wrong = [name for name in ("evaluated", "measured") if not is_count(values.get(name), -1, step)]
+    if values.get("best_loss") is not None or values.get("best_step") is not None:
+        wrong += ["best_loss"] if not is_size(values.get("best_loss")) else []
+        wrong += ["best_step"] if not is_count(values.get("best_step"), 0, step) else []
+    return [f"{name} is {shown(values.get(name))}" for name in wrong]
+
+
+def is_count(value: object, least: int, most: int) -> bool:
+    """Whether it is an integer within bounds."""
+    # bool is an int in Python, but true is no step
+    return type(value) is int and least <= value <= most
+
+
+def is_size(value: object) -> bool:
+    """Whether it is what a norm or a loss can be; the file's reader has refused NaN and infinity."""
+    return type(value) is float and value >= 0.0
+
+
+def describe_process() -> dict[str, Any]:
+    """Processors, threads and versions."""
+    return {
+        "processors": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
+        "python": platform.python_version(),
+        **{name: package_version(name) for name in PACKAGES},
+    }
+
+
+def package_version(package: str) -> str:
+    """The version of an installed package."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        # run from its sources, without being installed
+        return "unknown"
+
+
+def as_json(options: Any) -> dict[str, Any]:
+    """A dataclass of flags as JSON values."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(options).items()}
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What is not as it was, in words: ``["torch 2.11.0 -> 2.15.0"]``."""
+    return [
+        f"{name} {before.get(name)} -> {now.get(name)}"
+        for name in {**before, **now}
+        if before.get(name) != now.get(name)
+    ]

@@ -1,0 +1,91 @@
+"""The way from a command's arguments into the loop, and from its end to what is said last."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+from gpt_data.stopping import StopFlag
+
+from gpt_trainer.errors import STOPPED
+from gpt_trainer.origin import warn
+from gpt_trainer.report.plot import plot_losses
+from gpt_trainer.report.reporter import Reporter
+from gpt_trainer.run.folder import write_plan
+from gpt_trainer.run.loop import Loop, Pace
+from gpt_trainer.run.record import make_record
+from gpt_trainer.run.start import Fresh, choose_start
+from gpt_trainer.run.task import Request, TaskSpec
+from gpt_trainer.settings.command_line import read_early, read_request
+from gpt_trainer.settings.values import flat
+
+PROMISE = "the step under way is finished and saved; a second signal ends at once"
+
+
+def run_command(spec: TaskSpec, argv: Sequence[str]) -> int:
+    """Train as the arguments say; the exit status is 0, or 75 for a run that was asked to stop.
+
+    Args:
+        spec: The command.
+        argv: Its arguments.
+
+    Raises:
+        TrainerError: With one line for the user, as its subclasses say.
+        InputError: If the data is unusable.
+    """
+    early = read_early(argv)
+    with ExitStack() as locks:
+        start = choose_start(spec, early, locks)
+        request = read_request(spec, argv, early, start)
+        if early.eval_only:
+            # only GPT-2's command knows this flag, and has read it
+            from gpt_trainer.evaluate.command import evaluate_only
+
+            return evaluate_only(spec, request, start)
+        return train(spec, request, start)
+
+
+def train(spec: TaskSpec, request: Request, start: Fresh) -> int:
+    """Train; the exit status.
+
+    Args:
+        spec: The command.
+        request: What was asked for.
+        start: How the run begins.
+
+    Raises:
+        TrainerError: As ``run_command``.
+    """
+    config, stop = request.config, StopFlag()
+    with start.folder(request) as run, spec.open(request, start, stop) as task:
+        record = start.settle(make_record(spec, request, task, start.init_from))
+        for line in task.notes():
+            warn(line)
+        steps = config.schedule.steps
+        reporter = Reporter(run, config.reports, steps, flat(config))
+        write_plan(run, record.as_json())
+        state = start.state
+        reporter.begin(start.saved_step, state.evaluated, state.measured)
+        pace = Pace(steps, config.reports.save_every, partial(spec.rate, config), request.actions.profile)
+        loop = Loop(task, run, pace, record.as_json(), state, start.saved_step, reporter, stop)
+        with stop.installed(PROMISE), reporter:
+            reporter.say(f"{run}: {task.heading()}")
+            finished = loop.run()
+            shows = task.conclude(run, reporter.say) if finished else None
+        return _end(spec, request, run, loop, shows)
+
+
+def _end(spec: TaskSpec, request: Request, run: Path, loop: Loop, shows: str | None) -> int:
+    """Draw the losses, say what to type next, and give the exit status."""
+    say, step, resume = loop.reporter.say, loop.state.step, f"{spec.name}-train --resume {run}"
+    if shows is None:
+        received = loop.stop.received
+        say(f"stopped by {received.name if received else 'request'} after step {step}; go on with: {resume}")
+        return STOPPED
+    picture = plot_losses(run)
+    if picture is not None:
+        say(f"losses drawn in {picture}")
+    say(f"next: {shows}   or train on: {resume} --steps {2 * step}{spec.stay(request.config)}")
+    return 0

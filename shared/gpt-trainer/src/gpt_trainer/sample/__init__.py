@@ -1,0 +1,1 @@
+"""From logits to tokens to text, and the command that continues a prompt."""

@@ -1,0 +1,113 @@
+"""Flags and TOML file to a configuration: preset, then file, then flags, the last word wins."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gpt_data.flags import parse_flags
+
+from gpt_trainer.backend import driver_sees_gpu
+from gpt_trainer.errors import InputError
+from gpt_trainer.evaluate.extra import refuse_missing
+from gpt_trainer.run.start import Fresh
+from gpt_trainer.run.task import Request, TaskSpec
+from gpt_trainer.settings.values import compose, field_names, overlay_section, read_toml, sections
+
+
+class Early(NamedTuple):
+    """The flags that decide what the others' defaults are."""
+
+    preset: str | None
+    config: Path | None
+    out: Path | None
+    resume: Path | None
+    init_from: Path | None
+    device: str | None
+    data: str | None
+    eval_only: bool
+
+
+def read_early(argv: Sequence[str]) -> Early:
+    """Find the deciding flags; everything else is left to the full parser.
+
+    Raises:
+        InputError: If two of them do not go together.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--preset")
+    parser.add_argument("--device")
+    parser.add_argument("--data")
+    for name in ("config", "out", "resume", "init-from"):
+        parser.add_argument(f"--{name}", f"--{name.replace('-', '_')}", type=Path)
+    parser.add_argument("--eval-only", "--eval_only", action="store_true")
+    early = Early(**vars(parser.parse_known_args(list(argv))[0]))
+    if early.resume is not None:
+        for name in ("preset", "init_from", "out"):
+            if getattr(early, name) is not None:
+                flag = f"--{name.replace('_', '-')} {getattr(early, name)}"
+                raise InputError(f"{flag} does not go with --resume: the run has its own")
+    elif early.eval_only and early.init_from is None:
+        raise InputError("--eval-only needs a model: give --resume or --init-from")
+    return early
+
+
+def read_request(spec: TaskSpec, argv: Sequence[str], early: Early, start: Fresh) -> Request:
+    """The complete request.
+
+    Args:
+        spec: The command.
+        argv: Its arguments.
+        early: What ``read_early`` found in them.
+        start: How the run begins.
+
+    Raises:
+        InputError: If a name is unknown or values do not fit.
+    """
+    seen = driver_sees_gpu()
+    request = _read(spec, argv, early, start, gpu=seen)
+    device = request.config.runtime.device
+    # the framework has the last word, and is asked when the command line is known to be good
+    gpu = device == "gpu" or (device == "auto" and spec.has_gpu())
+    if device == "auto" and gpu != seen:
+        request = _read(spec, argv, early, start, gpu=gpu)
+    return replace(request, gpu=gpu, config=with_precision(request.config, gpu=gpu))
+
+
+def with_precision(config: Any, *, gpu: bool) -> Any:
+    """The configuration with the precision chosen: bfloat16 on a GPU, float32 on a CPU."""
+    if config.runtime.precision is not None:
+        return config
+    precision = "bfloat16" if gpu else "float32"
+    return replace(config, runtime=replace(config.runtime, precision=precision))
+
+
+def _read(spec: TaskSpec, argv: Sequence[str], early: Early, start: Fresh, *, gpu: bool) -> Request:
+    file = {} if early.config is None else read_toml(early.config)
+    preset, base = start.base(early, file, gpu=gpu)
+    refuse_missing(argv, [name for name in spec.options if name != "backend"])
+    parts = {**dict(sections(base)), **start.options()}
+    _refuse_unknown(file, parts, early)
+    # only the final mixture is checked as a whole: a file may set what only a flag makes fit
+    parts = {name: overlay_section(part, file, f"--config {early.config}") for name, part in parts.items()}
+    flags = parse_flags(
+        argv,
+        {"actions": spec.actions(preset=early.preset), **parts},
+        prog=f"{spec.name}-train",
+        description=f"Train {spec.title}. Defaults are the preset's; flags have the last word.",
+    )
+    config = compose(base, {name: getattr(flags, name) for name, _ in sections(base)})
+    start.check(config, base)
+    options = {name: getattr(flags, name) for name in spec.options}
+    return Request(flags.actions, config, options, preset)
+
+
+def _refuse_unknown(file: Mapping[str, Any], parts: Mapping[str, Any], early: Early) -> None:
+    known = {"preset"}.union(*(field_names(type(part)) for part in parts.values()))
+    for name in file:
+        if name not in known:
+            where = f"--config {early.config}"
+            raise InputError(f"{where}: unknown key {name!r}; known are {', '.join(sorted(known))}")
