@@ -47,7 +47,8 @@ def open_task(spec: BackendSpec, request: Request, start: Fresh, stop: StopFlag)
         stop: Ends the preparation of the data; asked by whatever takes long.
 
     Raises:
-        InputError: If data cannot be had, data and model do not fit, or this machine lacks what was asked for.
+        InputError: If the data cannot be had or does not fit the model, or this machine lacks what was
+            asked for.
     """
     config: TrainConfig = request.config
     _refuse_missing_gpu(spec, request)
