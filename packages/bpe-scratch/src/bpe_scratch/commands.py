@@ -103,7 +103,9 @@ def main(argv: Sequence[str] | None = None, *, on_ready: Any = None) -> None:
             signal.signal(signal.SIGINT, on_ready)
         _prepare_streams()
         try:
-            _run(tyro.cli(Train | Encode | Decode | Inspect, prog="bpe-scratch", args=argv))  # type: ignore[arg-type]
+            # nobody types None: a flag that may be missing shows what it takes
+            config = (tyro.conf.DisallowNone,)
+            _run(tyro.cli(Train | Encode | Decode | Inspect, prog="bpe-scratch", args=argv, config=config))  # type: ignore[arg-type]
         finally:
             sys.stdout.flush()
     except KeyboardInterrupt:
@@ -115,7 +117,9 @@ def main(argv: Sequence[str] | None = None, *, on_ready: Any = None) -> None:
         if error.filename is not None:
             _fail(f"cannot read {error.filename}: {error.strerror}", 65)
         _close_output()
-        _fail("" if isinstance(error, BrokenPipeError) else f"cannot write the output: {error.strerror}", 73)
+        # a reader that leaves has what it wanted
+        if not isinstance(error, BrokenPipeError):
+            _fail(f"cannot write the output: {error.strerror}", 73)
 
 
 def _prepare_streams() -> None:
@@ -134,8 +138,7 @@ def _close_output() -> None:
 
 
 def _fail(message: str, status: int) -> None:
-    if message:
-        _say(f"bpe-scratch: {message}", style="red")
+    _say(f"bpe-scratch: {message}", style="red")
     sys.exit(status)
 
 
