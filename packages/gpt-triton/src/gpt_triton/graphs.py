@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from gpt_triton.compiling import launch_compiled
+
 
 class Recorder:
     """Records launches; its graphs share one memory pool, as no two of them hold results at a time."""
@@ -15,15 +17,16 @@ class Recorder:
         self._pool: Any = torch.cuda.graph_pool_handle()
 
     def record(self, launch: Callable[[], None]) -> Callable[[], None]:
-        """Run ``launch`` once, then record it; the result replays it.
+        """Run ``launch``, then record it; the result replays it.
 
         The run comes first because kernels are compiled, and libraries set up, at their first launch,
-        which a recording does not allow. Recording itself executes nothing.
+        which a recording does not allow. Recording itself executes nothing. ``launch`` is called up to three
+        times, the first time perhaps without its kernels.
         """
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            launch()
+            launch_compiled(launch)
         torch.cuda.current_stream().wait_stream(stream)
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()

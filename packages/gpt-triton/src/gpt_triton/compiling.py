@@ -1,0 +1,69 @@
+"""Kernels compiled side by side before they are first launched.
+
+Triton compiles a kernel when it is launched for the first time, one after the other: half a minute for a
+step. Here a sequence of launches is run once with the kernels that are not compiled yet left out; those are
+then compiled by threads, which are most of the time in Triton's C++ or wait for the assembler.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+
+# the compiler takes a few hundred MB for each
+MOST_THREADS = 16
+
+
+def launch_compiled(launch: Callable[[], None]) -> None:
+    """Call ``launch``, and once more if kernels had to be compiled for it.
+
+    Args:
+        launch: May be called twice: what it does with results of kernels that were left out is undone by the
+            second call.
+
+    Raises:
+        Exception: What the compiler raised first.
+    """
+    missing = _left_out(launch)
+    if not missing:
+        return
+    on_gpu = torch.cuda.is_available()
+    device = torch.cuda.current_device() if on_gpu else 0
+
+    def compile_here(compile_one: Callable[[], Any]) -> None:
+        # a thread has a current device of its own
+        with torch.cuda.device(device) if on_gpu else nullcontext():
+            compile_one()
+
+    with ThreadPoolExecutor(min(len(missing), os.cpu_count() or 1, MOST_THREADS)) as pool:
+        list(pool.map(compile_here, missing))
+    launch()
+
+
+def _left_out(launch: Callable[[], None]) -> list[Callable[[], Any]]:
+    """Call ``launch`` without the kernels that are not compiled yet; how each of them is compiled."""
+    missing: dict[str, Callable[[], Any]] = {}
+    # without Triton there is nothing to leave out
+    if importlib.util.find_spec("triton") is None:
+        launch()
+        return []
+    from triton import knobs
+
+    def leave_out(*, fn: Any, compile: dict[str, Any], **_: Any) -> bool:  # noqa: A002  # Triton's name
+        data = compile["specialization_data"]
+        missing.setdefault(data, lambda: fn.jit_function.preload(data))
+        return True
+
+    before = knobs.runtime.jit_cache_hook
+    knobs.runtime.jit_cache_hook = leave_out
+    try:
+        launch()
+    finally:
+        knobs.runtime.jit_cache_hook = before
+    return list(missing.values())

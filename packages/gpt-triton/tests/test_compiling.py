@@ -1,0 +1,62 @@
+"""Kernels not compiled yet are left out of a first run, compiled together, and launched in a second."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from gpt_triton.compiling import launch_compiled
+
+# in a process of its own: the other tests choose the interpreter, which compiles nothing
+PROGRAM = """
+import torch, triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+class Driver:
+    get_current_target = lambda self: GPUTarget("cuda", 90, 32)
+    get_current_device = lambda self: 0
+    get_current_stream = lambda self, device: 0
+
+triton.runtime.driver.set_active(Driver())
+run, launched = JITFunction.run, []
+
+def compile_only(self, *args, grid, warmup, **named):
+    kernel = run(self, *args, grid=grid, warmup=True, **named)
+    launched.append((self.__name__, kernel is not None))
+
+JITFunction.run = compile_only
+from gpt_triton import kernels
+from gpt_triton.compiling import launch_compiled
+
+x = torch.empty(64, device="meta")
+
+def launch():
+    kernels.gelu_bwd(x, kernels.gelu_fwd(x))
+    kernels.gelu_fwd(x)
+
+launch_compiled(launch)
+print(launched)
+launched.clear()
+launch_compiled(launch)
+print(launched)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Triton's compiler runs on Linux")
+def test_a_launch_is_repeated_once_its_kernels_are_compiled() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    names = ("_gelu_fwd_kernel", "_gelu_bwd_kernel", "_gelu_fwd_kernel")
+    assert first == str([(name, False) for name in names] + [(name, True) for name in names])
+    assert second == str([(name, True) for name in names])
+
+
+def test_without_kernels_a_launch_happens_once() -> None:
+    calls: list[int] = []
+    launch_compiled(lambda: calls.append(1))
+    assert calls == [1]
