@@ -7,6 +7,7 @@ import time
 
 import torch
 from gpt_triton import kernels, reference
+from gpt_triton.compiling import launch_compiled
 from kernel_cases import Cases, Run
 from kernel_report import Report
 from torch import Tensor
@@ -34,6 +35,7 @@ def check_all(report: Report, only: str, sizes: str) -> None:
 def _verdict(run: Run, dtype: torch.dtype) -> tuple[bool, str]:
     """Whether the op passed, and its errors beside their limits, or what it raised."""
     try:
+        launch_compiled(lambda: run(kernels, dtype))
         want, got, again = run(reference, torch.float64), run(kernels, dtype), run(kernels, dtype)
         errors, limits = _errors(got, want), _limits(run, dtype, want)
     except Exception as error:  # noqa: BLE001  # one broken op must not hide the others

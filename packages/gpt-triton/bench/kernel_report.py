@@ -57,12 +57,12 @@ class Report:
             Milliseconds of ours; not a number if it failed.
         """
         try:
-            ms = _milliseconds(ours)
+            ms = milliseconds(ours)
         except Exception as error:  # noqa: BLE001  # one broken op must not hide the others
             print(f"{op:46s} FAILED: {type(error).__name__}: {str(error)[:300]}", flush=True)
             self._add_time({"op": op, "error": str(error)[:300]})
             return math.nan
-        torch_ms = math.nan if theirs is None else _milliseconds(theirs)
+        torch_ms = math.nan if theirs is None else milliseconds(theirs)
         print(
             f"{op:46s} {ms:8.3f} ms  torch {torch_ms:8.3f} ms  ratio {torch_ms / ms:5.2f}  {note}", flush=True
         )
@@ -88,7 +88,7 @@ class Report:
         self._path.write_text(json.dumps(parts, indent=1))
 
 
-def _milliseconds(run: Callable[[], Any]) -> float:
+def milliseconds(run: Callable[[], Any]) -> float:
     """Median time of one call: by graph replays, so that launches from Python do not count."""
     run()
     torch.cuda.synchronize()

@@ -107,6 +107,24 @@ def test_bfloat16_gradients_err_at_most_twice_as_much_as_plain_torch() -> None:
         assert off <= 2.0 * theirs_off, f"{name}: {off:.2e} against {theirs_off:.2e}"
 
 
+def test_more_logits_than_31_bits_count() -> None:
+    from gpt_triton.kernels import linear_cross_entropy
+
+    # 43,000 rows of 50,304 columns are 2.16e9 logits in one chunk
+    rows, width, vocab = 43_000, 512, 50_257
+    stream = torch.Generator("cuda").manual_seed(3)
+    x = torch.randn(rows, width, generator=stream, device="cuda").bfloat16()
+    wte = torch.randn(50_304, width, generator=stream, device="cuda").mul_(0.05).bfloat16()
+    wte[vocab:] = 0
+    targets = torch.randint(0, vocab, (rows,), generator=stream, device="cuda", dtype=torch.int32)
+    scale, d_wte = torch.tensor(1.0 / rows, device="cuda"), torch.zeros(50_304, width, device="cuda")
+    whole, parts = (
+        linear_cross_entropy(x, wte, targets, vocab, scale, d_wte, chunk) for chunk in (rows, 8192)
+    )
+    for ours, want in zip(whole, parts, strict=True):
+        assert torch.equal(ours, want)
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_decoder_follows_the_whole_forward(
     precision: str, config: ModelConfig, weights: Parameters, batch: Batch

@@ -20,7 +20,7 @@ import torch
 MOST_THREADS = 16
 
 
-def launch_compiled(launch: Callable[[], None]) -> None:
+def launch_compiled(launch: Callable[[], Any]) -> None:
     """Call ``launch``, and once more if kernels had to be compiled for it.
 
     Args:
@@ -46,7 +46,7 @@ def launch_compiled(launch: Callable[[], None]) -> None:
     launch()
 
 
-def _left_out(launch: Callable[[], None]) -> list[Callable[[], Any]]:
+def _left_out(launch: Callable[[], Any]) -> list[Callable[[], Any]]:
     """Call ``launch`` without the kernels that are not compiled yet; how each of them is compiled."""
     missing: dict[str, Callable[[], Any]] = {}
     # without Triton there is nothing to leave out
