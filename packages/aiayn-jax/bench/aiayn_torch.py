@@ -15,9 +15,8 @@ import torch
 import torch.nn.functional as F
 from aiayn_jax.layers import positions
 from aiayn_jax.model import init_parameters
-from aiayn_jax.schedule import noam
 from aiayn_jax.tree import to_named
-from aiayn_workload import Case, make_batches, time_steps
+from aiayn_workload import Case, learning_rate, make_batches, time_steps
 from gpt_data.batch import IGNORE
 from torch import Tensor, nn
 
@@ -127,7 +126,7 @@ def run(case: Case) -> dict[str, object]:
 
     def step(number: int) -> Tensor:
         for group in adam.param_groups:
-            group["lr"] = noam(number, d_model=case.config.d_model, warmup=4000)
+            group["lr"] = learning_rate(case.config, number)
         if case.mode != "default":
             torch.compiler.cudagraph_mark_step_begin()
         loss = loss_of(compiled, number)

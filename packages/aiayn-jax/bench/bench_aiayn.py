@@ -21,7 +21,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
-from aiayn_workload import Case, batch_flops, batch_tokens, make_batches, time_steps
+from aiayn_workload import Case, batch_flops, batch_tokens, learning_rate, make_batches, time_steps
 
 PEAK_FLOPS = 989e12
 FREE = {"unroll": True, "deterministic": False}
@@ -55,7 +55,6 @@ def run_jax(case: Case) -> dict[str, object]:
     import jax
     from aiayn_jax.model import init_parameters
     from aiayn_jax.plan import make_plan
-    from aiayn_jax.schedule import noam
     from aiayn_jax.step import init_state, make_evaluate, make_step
     from gpt_jax import device as devices
 
@@ -77,7 +76,7 @@ def run_jax(case: Case) -> dict[str, object]:
 
     def step(number: int) -> None:
         nonlocal state, metrics
-        lr = noam(number, d_model=config.d_model, warmup=4000)
+        lr = learning_rate(config, number)
         state, metrics = train(state, batches[number % len(batches)], lr, 0, number)
 
     def wait() -> list[float]:

@@ -15,47 +15,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from aiayn_jax.runs.finish import read_score
-from aiayn_jax.runs.record import open_run
-from aiayn_jax.runs.training import train
-from aiayn_jax.settings import RUN_PRESETS, RunConfig
+from aiayn_jax.commands import train_main
+from aiayn_jax.finish import SCORE_NAME
 from gpt_trainer.report.metrics import METRICS_NAME, read_metrics
+from gpt_trainer.run.folder import read_plan
 
-RUNS: dict[str, dict[str, dict[str, Any]]] = {
-    "small": {"schedule": {"steps": 6000}},
-    "small-6k": {"data": {"vocab": 6000}, "schedule": {"steps": 6000}},
-    "tiny": {"model": {"n_layer": 4, "d_model": 128, "d_ff": 256}, "schedule": {"steps": 8000}},
-    "deep": {"model": {"n_layer": 4, "d_ff": 512}, "schedule": {"steps": 6000}},
+RUNS: dict[str, list[str]] = {
+    "small": ["--steps=6000"],
+    "small-6k": ["--vocab=6000", "--steps=6000"],
+    "tiny": ["--n-layer=4", "--d-model=128", "--d-ff=256", "--steps=8000"],
+    "deep": ["--n-layer=4", "--d-ff=512", "--steps=6000"],
 }
-
-
-def configure(name: str, data: Path, device: str, steps: int | None) -> RunConfig:
-    """The settings of a configuration: the preset ``small`` with what ``RUNS`` changes.
-
-    Args:
-        name: A key of ``RUNS``.
-        data: The folder with Multi30k.
-        device: ``auto``, ``cpu`` or ``gpu``.
-        steps: Steps in place of the configuration's own.
-    """
-    base = RUN_PRESETS["small"]
-    common: dict[str, dict[str, Any]] = {
-        "data": {"data": f"multi30k:{data}"},
-        "runtime": {"device": device},
-        "reports": {"plain": True, "log_every": 500},
-    }
-    sections = {}
-    for section in asdict(base):
-        changes = {**common.get(section, {}), **RUNS[name].get(section, {})}
-        sections[section] = replace(getattr(base, section), **changes)
-    if steps is not None:
-        sections["schedule"] = replace(sections["schedule"], steps=steps)
-    return RunConfig(**sections)
+"""Each configuration by what it changes in the preset ``small``."""
 
 
 def run_one(name: str, arguments: argparse.Namespace) -> int:
@@ -65,10 +39,15 @@ def run_one(name: str, arguments: argparse.Namespace) -> int:
         name: A key of ``RUNS``.
         arguments: The command's arguments.
     """
-    config = configure(name, arguments.data, arguments.device, arguments.steps)
     run = arguments.out / "runs" / name
+    flags = [f"--data=multi30k:{arguments.data}", f"--device={arguments.device}", f"--out={run}"]
+    flags += ["--preset=small", "--plain", "--log-every=500"]
+    if arguments.steps is None:
+        flags += RUNS[name]
+    else:
+        flags += [flag for flag in RUNS[name] if "steps" not in flag] + [f"--steps={arguments.steps}"]
     began = time.perf_counter()
-    status = train(config, "small", out=run)
+    status = train_main(flags)
     if status == 0:
         values = describe(name, run, time.perf_counter() - began)
         (arguments.out / f"{name}.json").write_text(json.dumps(values, indent=1) + "\n")
@@ -83,8 +62,6 @@ def describe(name: str, run: Path, seconds: float) -> dict[str, Any]:
         run: The run's folder.
         seconds: Wall time of the whole, data, compilation and the final translation included.
     """
-    with ExitStack() as locks:
-        record = open_run(run, locks).record.as_json()
     lines = read_metrics(run / METRICS_NAME)
     steps = [line for line in lines if "loss" in line]
     curve = [
@@ -94,8 +71,8 @@ def describe(name: str, run: Path, seconds: float) -> dict[str, Any]:
     ]
     return {
         "name": name,
-        "record": record,
-        "score": read_score(run),
+        "record": read_plan(run),
+        "score": json.loads((run / SCORE_NAME).read_text()),
         "seconds": seconds,
         "step_seconds": sum(line["seconds"] for line in steps),
         "peak_memory_bytes": steps[-1]["peak_memory_bytes"],

@@ -1,4 +1,4 @@
-"""Tiny runs of the encoder-decoder's commands, in this process or in a fresh one, with faults planted.
+"""Tiny runs of the encoder-decoder, and of a GPT-2, in this process or in a fresh one, with faults planted.
 
 A fault is ``SIGNAL:STEP``, sent to the process itself before that step, or ``SIGNAL:save:STEP``, sent in
 the middle of saving it, between the weights and the moments.
@@ -10,8 +10,10 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -32,9 +34,46 @@ def write_pairs(folder: Path, count: int = 24) -> str:
     return f"pairs:{folder / 'src'},{folder / 'tgt'}"
 
 
-def plant(patch: pytest.MonkeyPatch, fault: str) -> None:
+class Trainer(NamedTuple):
+    """A training command: its task's class, whose steps faults meet, and the flags of a tiny run."""
+
+    command: str
+    task: str
+    flags: tuple[str, ...]
+
+    def main(self, argv: Sequence[str]) -> int:
+        """The command in this process."""
+        if self.command == "aiayn-jax-train":
+            from aiayn_jax.commands import train_main
+
+            return train_main(argv)
+        from gpt_jax.options import SPEC
+        from gpt_trainer.commands import train_main as train_gpt2
+
+        return train_gpt2(SPEC, argv)
+
+
+TINY_GPT2 = [
+    *("--tokenizer=bytes", "--n-layer=1", "--n-head=1", "--d-model=8", "--context=16", "--dropout=0.1"),
+    *("--tokens-per-step=32", "--micro-batch=2", "--steps=12", "--warmup=4", "--seed=3", "--device=cpu"),
+    *("--plain", "--eval-every=6", "--eval-rows=4", "--save-every=3", "--sample-every=0", "--log-every=4"),
+]
+TRAINERS = {
+    "encoder-decoder": Trainer("aiayn-jax-train", "aiayn_jax.task:TranslationTask", (*TINY,)),
+    "GPT-2": Trainer("gpt-jax-train", "gpt_trainer.gpt2.task:GPT2Task", (*TINY_GPT2,)),
+}
+
+
+def write_texts(folder: Path) -> str:
+    """Files of text, some of them held out; the value of ``--data``."""
+    (folder / "texts").mkdir()
+    for number in range(60):
+        (folder / "texts" / f"{number}.txt").write_text(f"{WORDS[number % 10]} and {WORDS[number % 7]}\n" * 8)
+    return f"text:{folder / 'texts'}"
+
+
+def plant(patch: pytest.MonkeyPatch, trainer: Trainer, fault: str) -> None:
     """Let this process meet the fault."""
-    from aiayn_jax.runs.engine import Engine
     from gpt_trainer.checkpoint import save as saving
 
     name, _, place = fault.partition(":")
@@ -49,24 +88,25 @@ def plant(patch: pytest.MonkeyPatch, fault: str) -> None:
 
         patch.setattr(saving, "write_tensors", write)
         return
-    train_step = Engine.train_step
+    module, _, task = trainer.task.partition(":")
+    kind = getattr(import_module(module), task)
+    launch = kind.launch
 
-    def take(self: Engine, batch: Any, lr: float, step: int) -> Any:
+    def take(self: Any, batch: Any, lr: float, step: int) -> Any:
         if step == int(place):
             os.kill(os.getpid(), number)
-        return train_step(self, batch, lr, step)
+        return launch(self, batch, lr, step)
 
-    patch.setattr(Engine, "train_step", take)
+    patch.setattr(kind, "launch", take)
 
 
-def start(*arguments: str, cwd: Path, fault: str) -> subprocess.CompletedProcess[str]:
-    """``aiayn-jax-train`` in a process of its own, which meets a fault."""
-    command = [sys.executable, __file__, fault, *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
+def start(trainer: str, fault: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """A trainer in a process of its own, which meets a fault."""
+    command = [sys.executable, __file__, trainer, fault, *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240, check=False)
 
 
 if __name__ == "__main__":
-    from aiayn_jax.commands import train_main
-
-    plant(pytest.MonkeyPatch(), sys.argv[1])
-    sys.exit(train_main(sys.argv[2:]))
+    chosen = TRAINERS[sys.argv[1]]
+    plant(pytest.MonkeyPatch(), chosen, sys.argv[2])
+    sys.exit(chosen.main(sys.argv[3:]))

@@ -13,7 +13,7 @@ from aiayn_jax.config import TransformerConfig, parameter_count, parameter_shape
 from aiayn_jax.model import hidden_states, init_parameters, logits
 from aiayn_jax.parameters import PairBatch
 from aiayn_jax.plan import make_plan
-from aiayn_jax.schedule import noam
+from aiayn_jax.settings import RUN_PRESETS
 from aiayn_jax.step import send
 from aiayn_jax.tree import from_named, to_named
 from aiayn_oracle import SMALL, assert_close, make_batch, noisy_values, relative_error
@@ -168,15 +168,12 @@ def test_average() -> None:
         average([ones[0], {**ones[0], "a": np.zeros(2, np.float32)}])
 
 
-def test_noam_is_the_papers_formula() -> None:
+def test_the_learning_rate_is_the_papers() -> None:
+    rate = RUN_PRESETS["base"].learning_rate
     for count in (1, 2, 3999, 4000, 4001, 100_000):  # the paper's step_num counts from 1
         want = 512**-0.5 * min(count**-0.5, count * 4000**-1.5)
-        assert noam(count - 1, d_model=512, warmup=4000) == pytest.approx(want, rel=1e-12)
-    assert noam(3999, d_model=512, warmup=4000) == pytest.approx(6.99e-4, rel=1e-3)
-    rates = [noam(step, d_model=64, warmup=10, scale=2.0) for step in range(30)]
-    assert max(rates) == rates[9] == pytest.approx(2 / np.sqrt(640), rel=1e-12)
-    with pytest.raises(ValueError, match="warmup=0"):
-        noam(1, d_model=8, warmup=0)
+        assert rate(count - 1) == pytest.approx(want, rel=1e-12)
+    assert rate(3999) == pytest.approx(6.99e-4, rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -40,26 +40,8 @@ def _translate(argv: Sequence[str]) -> int:
 
 
 def _train(argv: Sequence[str]) -> int:
-    from contextlib import ExitStack
+    from gpt_trainer.run.training import run_command
 
-    from gpt_trainer.errors import InputError
+    from aiayn_jax.spec import SPEC
 
-    from aiayn_jax.command_line import read_early, read_request
-    from aiayn_jax.runs.record import open_run
-
-    early = read_early(argv)
-    with ExitStack() as stack:
-        resumed = None if early.resume is None else open_run(early.resume, stack)
-        request = read_request(argv, early, resumed)
-        actions = request.actions
-        if resumed is not None and actions.out is not None:
-            raise InputError(f"--out {actions.out} does not go with --resume")
-        from aiayn_jax.runs.training import train as run_training
-
-        return run_training(
-            request.config,
-            request.preset,
-            out=actions.out,
-            resumed=resumed,
-            resume_path=actions.resume,
-        )
+    return run_command(SPEC, argv)

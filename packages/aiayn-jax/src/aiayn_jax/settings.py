@@ -6,8 +6,11 @@ A section's fields are flags, keys of a TOML file and keys of ``trainer.json`` u
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
+
+from gpt_trainer.schedules import noam_schedule
+from gpt_trainer.settings import sections
 
 from aiayn_jax.config import PRESETS, Sizes, TransformerConfig
 
@@ -64,54 +67,43 @@ class ScheduleSection:
 
 
 @dataclass(frozen=True)
-class RuntimeSection:
+class RuntimeSection(sections.RuntimeSection):
     """Where and how it runs.
 
     Attributes:
-        device: cpu, gpu, or auto: a GPU if JAX can use one.
-        precision: Precision of products (bfloat16 on a GPU and float32 on a CPU if not given).
-        seed: Decides weights, data order and dropout.
         unroll: Compile each layer for itself, not one for a loop over all: faster to run.
         wide_logits: Keep the loss's logits in float32; without it they have the precision of products, and a
             GPU is faster.
         attention: Written out, or by cuDNN on a GPU in bfloat16; auto is cuDNN where it can run and a run
             need not repeat itself.
-        deterministic: Forbid library routines whose results differ from run to run; without it a GPU is
-            faster.
     """
 
-    device: Literal["auto", "cpu", "gpu"] = "auto"
-    precision: Literal["float32", "bfloat16"] | None = None
-    seed: int = 0
     unroll: bool = False
     wide_logits: bool = True
     attention: Literal["auto", "written", "cudnn"] = "auto"
-    deterministic: bool = True
 
 
 @dataclass(frozen=True)
-class ReportSection:
+class ReportSection(sections.ReportSection):
     """When to evaluate, save and report; 0 means never, except that the end is saved and scored.
 
     Attributes:
         eval_every: Steps between evaluations.
-        score_pairs: Validation pairs that each evaluation translates, greedily; 0 for the loss alone.
         save_every: Steps between checkpoints.
+        log_every: Steps between plain lines.
+        score_pairs: Validation pairs that each evaluation translates, greedily; 0 for the loss alone.
         average: Checkpoints whose weights are averaged at the end; as many are kept.
         beam: Translations kept at each position at the end; 1 is greedy.
         length_penalty: Exponent that keeps beam search from preferring short translations.
-        log_every: Steps between plain lines.
-        plain: Plain lines even on a terminal.
     """
 
     eval_every: int = 1000
-    score_pairs: int = 500
     save_every: int = 1000
+    log_every: int = 50
+    score_pairs: int = 500
     average: int = 5
     beam: int = 4
     length_penalty: float = 0.6
-    log_every: int = 50
-    plain: bool = False
 
 
 @dataclass(frozen=True)
@@ -131,38 +123,23 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         self.model_config(vocab_size=1)
-        _check_positive(self)
-        for name in ("eval_every", "save_every", "score_pairs", "length_penalty"):
-            if not 0 <= getattr(self.reports, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self.reports, name)} is not in [0, infinity)")
-        if not 0 <= self.runtime.seed < 2**64:
-            raise ValueError(f"seed={self.runtime.seed} is not in [0, 2^64)")
+        data, reports = self.data, self.reports
+        sizes = {"vocab": data.vocab, "max_pairs": data.max_pairs}
+        counts = {name: getattr(reports, name) for name in ("average", "beam", "log_every")}
+        sections.require_positive({**sizes, **asdict(self.batch), **asdict(self.schedule), **counts})
+        free = ("eval_every", "save_every", "score_pairs", "length_penalty")
+        sections.require_not_negative({name: getattr(reports, name) for name in free})
+        sections.require_seed(self.runtime.seed)
 
     def model_config(self, vocab_size: int) -> TransformerConfig:
         """Sizes of a model with the tokenizer's vocabulary."""
         return TransformerConfig(vocab_size=vocab_size, **asdict(self.model))
 
-
-def _check_positive(config: RunConfig) -> None:
-    values = {
-        "vocab": config.data.vocab,
-        "max_pairs": config.data.max_pairs,
-        "batch_tokens": config.batch.batch_tokens,
-        "buckets": config.batch.buckets,
-        "width_multiple": config.batch.width_multiple,
-        "steps": config.schedule.steps,
-        "warmup": config.schedule.warmup,
-        "lr_scale": config.schedule.lr_scale,
-        "average": config.reports.average,
-        "beam": config.reports.beam,
-        "log_every": config.reports.log_every,
-    }
-    for name, value in values.items():
-        if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"{name}={value} is not positive and finite")
-
-
-SECTIONS = tuple(item.name for item in fields(RunConfig))
+    def learning_rate(self, step: int) -> float:
+        """The paper's rate at a step, from 0; its peak is ``lr_scale / sqrt(d_model warmup)``."""
+        schedule = self.schedule
+        peak = schedule.lr_scale / math.sqrt(self.model.d_model * schedule.warmup)
+        return noam_schedule(step, peak=peak, warmup=schedule.warmup)
 
 
 PRESET_OF = {"numbers": "demo", "pairs": "small", "multi30k": "small", "wmt14": "base"}

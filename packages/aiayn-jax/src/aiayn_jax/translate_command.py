@@ -13,16 +13,17 @@ from gpt_trainer.checkpoint.discovery import is_step
 from gpt_trainer.checkpoint.load import step_or_newest
 from gpt_trainer.errors import InputError
 from gpt_trainer.origin import run_of_step, warn
+from gpt_trainer.run.record import read_record
 
 from aiayn_jax.averaging import average
+from aiayn_jax.checkpoints import Saved, load_model, scheduled_steps
 from aiayn_jax.commands import TRANSLATE
 from aiayn_jax.data.pairs import LineFile, read_lines
 from aiayn_jax.data.preparation import read_tokenizer
 from aiayn_jax.data.sources import Score
 from aiayn_jax.plan import make_plan
-from aiayn_jax.runs.checkpoints import SavedModel, load_model, scheduled_steps
-from aiayn_jax.runs.record import read_record
 from aiayn_jax.scoring import check_available, score
+from aiayn_jax.spec import SPEC
 from aiayn_jax.translate_options import TranslateOptions
 from aiayn_jax.translation import Decoding, Translator
 from aiayn_jax.tree import from_named
@@ -107,7 +108,7 @@ def load(options: TranslateOptions) -> Loaded:
         plan = make_plan(saved.config, precision=options.precision, device=options.device)
     except ValueError as error:
         raise InputError(str(error)) from None
-    record = read_record(saved.trainer, f"trainer.json of step {saved.step}")
+    record = read_record(saved.trainer, SPEC, f"trainer.json of step {saved.step}")
     translator = Translator(saved.config, plan, tokenizer)
     return Loaded(
         translator,
@@ -116,14 +117,14 @@ def load(options: TranslateOptions) -> Loaded:
     )
 
 
-def _saved(options: TranslateOptions) -> SavedModel:
+def _saved(options: TranslateOptions) -> Saved:
     """The named step; of a run the mean of its last ones."""
     path = options.model
     newest = step_or_newest(path, load_model, warn)
     if is_step(path):
         return newest
     run = run_of_step(path)
-    config = read_record(newest.trainer, f"trainer.json of step {newest.step}").config
+    config = read_record(newest.trainer, SPEC, f"trainer.json of step {newest.step}").config
     count = options.average if options.average is not None else config.reports.average
     steps = scheduled_steps(run, config.reports.save_every, config.schedule.steps)
     folders = [folder for step, folder in steps if step <= newest.step][-count:]

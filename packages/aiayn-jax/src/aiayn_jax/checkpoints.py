@@ -35,7 +35,7 @@ from gpt_trainer.checkpoint.manifest import (
     read_manifest,
 )
 from gpt_trainer.checkpoint.save import save_step
-from gpt_trainer.errors import InputError, NonFiniteError
+from gpt_trainer.errors import InputError
 
 from aiayn_jax.config import TransformerConfig, parameter_shapes
 
@@ -45,8 +45,8 @@ MOMENTS = ("first", "second")
 SIZE_LIMIT, LAYER_LIMIT = 1 << 24, 512
 
 
-class SavedModel(NamedTuple):
-    """What translating needs of a step.
+class Saved(NamedTuple):
+    """A step of a run.
 
     Attributes:
         step: Optimizer steps taken.
@@ -54,6 +54,7 @@ class SavedModel(NamedTuple):
         parameters: Weights by name.
         tokenizer_json: The bytes of ``tokenizer.json``.
         trainer: The trainer's own state.
+        moments: Adam's two by name; None where only the model was loaded.
     """
 
     step: int
@@ -61,48 +62,39 @@ class SavedModel(NamedTuple):
     parameters: Named
     tokenizer_json: bytes
     trainer: dict[str, Any]
+    moments: tuple[Named, Named] | None = None
 
 
-class SavedState(NamedTuple):
-    """All that a run needs to go on as if it had not stopped: the model, and Adam's two moments."""
-
-    model: SavedModel
-    first: Named
-    second: Named
-
-
-def save_state(run: Path, state: SavedState) -> Path:
-    """Save a step, whole or not at all.
+def save(run: Path, saved: Saved) -> Path:
+    """Save a step with its moments, whole or not at all.
 
     Returns:
         The step's folder.
 
     Raises:
-        NonFiniteError: If an array holds NaN or infinity; nothing is saved then.
+        ValueError: If an array holds NaN or infinity; nothing is saved then.
         WriteError: If it cannot be written; older steps are as they were.
     """
-    model = state.model
-    trees = {"weights": model.parameters, **dict(zip(MOMENTS, state[1:], strict=True))}
-    for what, arrays in trees.items():
+    assert saved.moments is not None, "a run goes on from its moments too"
+    moments = dict(zip(MOMENTS, saved.moments, strict=True))
+    for what, arrays in {"weights": saved.parameters, **moments}.items():
         bad = [name for name, value in arrays.items() if not np.isfinite(value).all()]
         if bad:
-            raise NonFiniteError(f"step {model.step} is not saved: {what} of {bad[0]} are not finite")
-    trainer = {"step": model.step, "trainer": model.trainer}
+            raise ValueError(f"{what} of {bad[0]} are not finite")
+    trainer = {"step": saved.step, "trainer": saved.trainer}
     files = {
-        CONFIG: config_to_json(model.config),
+        CONFIG: config_to_json(saved.config),
         TRAINER: json.dumps(trainer, indent=2, sort_keys=True, allow_nan=False).encode() + b"\n",
-        TOKENIZER: model.tokenizer_json,
+        TOKENIZER: saved.tokenizer_json,
     }
-    moments = {
-        f"{label}.{name}": value
-        for label, arrays in zip(MOMENTS, state[1:], strict=True)
-        for name, value in arrays.items()
+    optimizer = {
+        f"{label}.{name}": value for label, arrays in moments.items() for name, value in arrays.items()
     }
-    return save_step(run, model.step, files, {MODEL: model.parameters, OPTIMIZER: moments})
+    return save_step(run, saved.step, files, {MODEL: saved.parameters, OPTIMIZER: optimizer})
 
 
 @refusing
-def load_model(folder: Path) -> SavedModel:
+def load_model(folder: Path) -> Saved:
     """Load a step without Adam's moments.
 
     Raises:
@@ -112,7 +104,7 @@ def load_model(folder: Path) -> SavedModel:
 
 
 @refusing
-def load_state(folder: Path) -> SavedState:
+def load(folder: Path) -> Saved:
     """Load a step.
 
     Raises:
@@ -124,19 +116,27 @@ def load_state(folder: Path) -> SavedState:
     want = {f"{label}.{name}": shape for label in MOMENTS for name, shape in shapes.items()}
     values = _finite(load_tensors(folder / OPTIMIZER, manifest, want), folder / OPTIMIZER)
     first, second = ({name: values[f"{label}.{name}"] for name in shapes} for label in MOMENTS)
-    return SavedState(model, first, second)
+    return model._replace(moments=(first, second))
 
 
-def _load_model(folder: Path, manifest: Manifest) -> SavedModel:
+def _load_model(folder: Path, manifest: Manifest) -> Saved:
     path = folder / CONFIG
     raw = read_bytes(path, CONFIG_LIMIT, manifest.files[CONFIG])
     config = config_from_json(parse_object(raw, path), path)
-    trainer = load_trainer(folder, manifest)
+    trainer = _with_state(load_trainer(folder, manifest))
     tokenizer = load_tokenizer(folder, manifest)
     if tokenizer is None:
         raise InputError(f"{folder} has no {TOKENIZER}")
     values = load_tensors(folder / MODEL, manifest, parameter_shapes(config))
-    return SavedModel(manifest.step, config, _finite(values, folder / MODEL), tokenizer, trainer)
+    return Saved(manifest.step, config, _finite(values, folder / MODEL), tokenizer, trainer)
+
+
+def _with_state(trainer: dict[str, Any]) -> dict[str, Any]:
+    """The first runs wrote the step of their last evaluation beside the record, and knew of no best one."""
+    if "state" in trainer or "evaluated" not in trainer:
+        return trainer
+    state = {"evaluated": trainer["evaluated"], "best_loss": None, "best_step": None}
+    return {**trainer, "state": state}
 
 
 def _finite(values: Named, path: Path) -> Named:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import jax
 from gpt_jax import device as devices
 from jaxtyping import Array, Float32
 
+from aiayn_jax.checkpoints import Named
 from aiayn_jax.config import TransformerConfig
 from aiayn_jax.model import init_parameters
 from aiayn_jax.optimizer import AdamState
 from aiayn_jax.parameters import PairBatch, Parameters
 from aiayn_jax.plan import make_plan
-from aiayn_jax.runs.checkpoints import Named
 from aiayn_jax.settings import RuntimeSection
 from aiayn_jax.step import init_state, make_evaluate, make_step
 from aiayn_jax.tree import from_named, to_named
@@ -46,18 +47,18 @@ class Engine:
         """The weights on the device; the next step uses their memory."""
         return self._state.params
 
-    def load(self, parameters: Named, first: Named, second: Named) -> None:
-        """Take over weights and Adam's moments."""
-        moments = AdamState(self._tree(first), self._tree(second))
-        self._state = init_state(self._tree(parameters), self.plan, moments)
+    def load(self, parameters: Named, moments: tuple[Named, Named]) -> None:
+        """Take over weights and Adam's two moments."""
+        state = AdamState(*map(self._tree, moments))
+        self._state = init_state(self._tree(parameters), self.plan, state)
 
-    def export(self) -> tuple[Named, Named, Named]:
+    def export(self) -> tuple[Named, tuple[Named, Named]]:
         """Weights and both moments by name, as copies."""
         moments = self._state.moments
         parameters, first, second = (
             to_named(tree, self.config) for tree in (self.params, moments.first, moments.second)
         )
-        return parameters, first, second
+        return parameters, (first, second)
 
     def train_step(self, batch: PairBatch, lr: float, step: int) -> Float32[Array, " 4"]:
         """Take a step.
@@ -69,6 +70,10 @@ class Engine:
         self._state, metrics = self._step(self._state, batch, lr, self.seed, step)
         metrics.copy_to_host_async()
         return metrics
+
+    def synchronize(self) -> None:
+        """Wait until all launched work is done."""
+        jax.block_until_ready(self._state)
 
     def evaluate(self, batch: PairBatch) -> tuple[float, int]:
         """Sum of negative log-likelihoods in nats, and the number of targets; no dropout."""
@@ -85,8 +90,3 @@ class Engine:
     def peak_memory_bytes(self) -> int:
         """Highest device memory in use since the start; the process's peak on a CPU."""
         return devices.peak_memory_bytes(self.plan.device)
-
-
-def on_gpu(runtime: RuntimeSection) -> bool:
-    """Whether a run will use a GPU; asks the driver and starts nothing."""
-    return runtime.device == "gpu" or (runtime.device == "auto" and devices.has_gpu())

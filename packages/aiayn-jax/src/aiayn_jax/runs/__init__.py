@@ -1,1 +1,0 @@
-"""A training run: settings, loop, checkpoints, and the score at its end."""

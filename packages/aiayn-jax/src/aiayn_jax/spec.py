@@ -1,0 +1,76 @@
+"""What can be asked of ``aiayn-jax-train``, without JAX: settings, presets, and what opens the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from gpt_data.stopping import StopFlag
+from gpt_trainer.run import task
+from gpt_trainer.run.start import Fresh
+
+from aiayn_jax.checkpoints import load
+from aiayn_jax.commands import TRAIN
+from aiayn_jax.config import parameter_count
+from aiayn_jax.settings import PRESET_OF, RUN_PRESETS, DataSection, RunConfig
+
+FIXED_BYTES = 1 << 22
+
+
+@dataclass(frozen=True)
+class Actions(task.Actions):
+    """What to do.
+
+    Attributes:
+        preset: demo, small, base or big (if not given, the one that suits the data).
+        config: TOML file with any of these settings.
+        out: Folder of the new run (runs/aiayn-PRESET-N if not given).
+        resume: Go on with a run, or from one of its steps.
+        profile: Record this many steps with JAX's profiler.
+    """
+
+
+def _fitting(given: Mapping[str, Any], gpu: bool) -> str:
+    """The preset that suits the data, whatever the machine."""
+    del gpu
+    data = str(given.get("data", DataSection().data))
+    return PRESET_OF.get(data.partition(":")[0], "small")
+
+
+def _has_gpu() -> bool:
+    from gpt_jax.device import has_gpu
+
+    return has_gpu()
+
+
+def _room(config: RunConfig) -> int:
+    """Weights and two moments, of the steps that are kept and of the one being written."""
+    step = 12 * parameter_count(config.model_config(config.data.vocab)) + FIXED_BYTES
+    return (config.reports.average + 1) * step
+
+
+def _open(request: task.Request, start: Fresh, stop: StopFlag) -> AbstractContextManager[task.Task]:
+    from aiayn_jax.task import open_task
+
+    return open_task(request, start, stop)
+
+
+SPEC = task.TaskSpec(
+    name=TRAIN.removesuffix("-train"),
+    title="the Transformer of 'Attention Is All You Need'",
+    format="aiayn run",
+    actions=Actions,
+    presets=RUN_PRESETS,
+    fitting=_fitting,
+    has_gpu=_has_gpu,
+    room=_room,
+    open=_open,
+    load=load,
+    rate=RunConfig.learning_rate,
+    harmless=frozenset({"steps", "device", "data", "val", "test"}),
+    last_bits=frozenset({"precision", "unroll", "wide_logits", "attention"}),
+    later=frozenset({"tensorboard", "trackio", "wandb"}),
+    prefix="aiayn-",
+)
