@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import count
 from pathlib import Path
@@ -69,17 +69,19 @@ class TranslationTask:
         overlap: Read a step's numbers only when the next is launched; without use on a CPU.
     """
 
-    show_every = 0
     measurements: Sequence[Measurement] = ()
+    show_every: int = 0
 
     def __init__(
         self, config: RunConfig, engine: Engine, prepared: Prepared, stop: StopFlag, *, overlap: bool
     ) -> None:
         self.config, self.engine, self.prepared, self.stop = config, engine, prepared, stop
         self.overlap = overlap
-        self.validation = Measurement(config.reports.eval_every, self._validate)
-        self.data, self.pin = prepared.identity(), prepared.corpus.pin
-        self.made_by = {"device": engine.device_name(), **{name: package_version(name) for name in PACKAGES}}
+        self.validation: Measurement | None = Measurement(config.reports.eval_every, self._validate)
+        self.data: Mapping[str, Any] = prepared.identity()
+        self.pin: Mapping[str, str] = prepared.corpus.pin
+        versions = {name: package_version(name) for name in PACKAGES}
+        self.made_by: Mapping[str, Any] = {"device": engine.device_name(), **versions}
         self._translator = Translator(engine.config, engine.plan, prepared.tokenizer)
         self._tokenizer_json = prepared.tokenizer.to_json().encode()
 
