@@ -3,8 +3,9 @@
 The way is walked in a real run of a tiny GPT-2, from the command's entry point to the first call of a
 function ``run`` in a file ``loop.py``. Its steps are gpt-trainer's own functions and those of the
 backend's ``commands.py``, each once, at its first call; comprehensions, lambdas and special methods
-count as part of their caller. A return is a change of file, by a call or by its end, to a file that was
-walked before. Two rows: the trunk, down to five calls below the entry point, and all of it.
+count as part of their caller, and what an import runs does not count. A return is a change of file, by a
+call or by its end, to a file that was walked before. Two rows: the trunk, down to five calls below the
+entry point, and all of it.
 """
 
 from __future__ import annotations
@@ -73,7 +74,10 @@ def watch(steps: list[Step]) -> Any:
             return
         depth, above = 0, frame.f_back
         while above is not None:
-            depth += is_ours(above.f_code.co_filename) and above.f_code.co_name[:1] != "<"
+            if is_ours(above.f_code.co_filename):
+                if above.f_code.co_name == "<module>":
+                    return
+                depth += above.f_code.co_name[:1] != "<"
             above = above.f_back
         steps.append(Step(code.co_filename, code.co_qualname, depth, event == "call"))
         if code.co_name == "run" and Path(code.co_filename).name == "loop.py":
