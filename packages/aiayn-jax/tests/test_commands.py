@@ -143,7 +143,7 @@ def test_a_signal_before_the_first_step_leaves_nothing(
         (["--longest=1"], 65, "raise --longest"),
         (["--resume=nowhere"], 65, "--resume nowhere: there is no such folder"),
         (["--resume=nowhere", "--preset=demo"], 65, "--preset demo does not go with --resume"),
-        (["--config=nowhere"], 65, "--config: cannot read nowhere"),
+        (["--config=nowhere"], 65, "--config: nowhere is missing"),
         (["--out=/dev/null/x"], 73, "cannot create /dev/null/x"),
         (["--data=pairs:long,short"], 65, "long has 3 lines and short has 2"),
         (["--data=pairs:long,bytes"], 65, "bytes line 2 is not UTF-8 at byte 1"),

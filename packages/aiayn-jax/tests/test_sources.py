@@ -82,7 +82,7 @@ def test_given_files_are_used_as_they_are_and_notes_of_each_are_kept(tmp_path: P
         (DataSection("multi30k:."), r"holds no train\.en, nor that with \.bz2"),
         (DataSection("pairs:one"), "one is not two files with a comma"),
         (DataSection("pairs:one,"), "one, is not two files"),
-        (DataSection("pairs:one,two"), "cannot read one"),
+        (DataSection("pairs:one,two"), "one is missing"),
         (DataSection("numbers", val="s,t"), "--val goes with --data pairs:SRC,TGT, not with --data numbers"),
         (DataSection("wmt14", test="s,t"), "--test goes with --data pairs"),
         (DataSection("wmt14", direction="en-fr"), "--direction en-fr: wmt14 here is de-en or en-de"),
