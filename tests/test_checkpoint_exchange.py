@@ -13,7 +13,7 @@ import pytest
 BIN = Path(sys.executable).parent
 PARITY = Path(__file__).parent / "parity"
 SIZES = [
-    *("--preset", "cpu-demo", "--tokenizer", "bytes", "--device", "cpu", "--plain", "--workers", "1"),
+    *("--preset", "cpu-demo", "--tokenizer", "bytes", "--device", "cpu", "--plain"),
     *("--n-layer", "2", "--d-model", "48", "--n-head", "3", "--context", "64", "--dropout", "0.1"),
     *("--tokens-per-step", "512", "--micro-batch", "4", "--schedule", "constant", "--warmup", "2"),
     *("--eval-every", "0", "--eval-rows", "8", "--sample-every", "0", "--save-every", "0"),

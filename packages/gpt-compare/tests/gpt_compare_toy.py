@@ -10,7 +10,7 @@ from gpt_compare.figures import Row, measure
 
 TOKENS = 30_000
 SMALL = [
-    *("--preset", "cpu-demo", "--tokenizer", "bytes", "--device", "cpu", "--workers", "1"),
+    *("--preset", "cpu-demo", "--tokenizer", "bytes", "--device", "cpu"),
     *("--n-layer", "2", "--n-head", "3", "--d-model", "24", "--context", "31"),
     *("--tokens-per-step", "248", "--micro-batch", "4", "--warmup", "2", "--lr", "1e-2"),
 ]

@@ -13,8 +13,6 @@ TEXT = "\n".join(f"{i} squared is {i * i}, and cubed it is {i**3}." for i in ran
 FLAGS = [
     "--tokenizer",
     "bytes",
-    "--workers",
-    "1",
     "--device",
     "cpu",
     "--n-layer",

@@ -7,7 +7,7 @@ from typing import Any
 import hypothesis
 import numpy as np
 import pytest
-from gpt_data import encoder, pipeline
+from gpt_data import encoding, pipeline
 from gpt_data.dataset import Dataset
 from gpt_data.prepare import prepare
 from gpt_data.shards import Shard, encode_header, token_dtype
@@ -58,7 +58,7 @@ def corpus(tmp_path: Path) -> Path:
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few documents at a time, each chunk committed, so that a preparation has many moments to end at."""
-    monkeypatch.setattr(encoder, "CHUNK_DOCUMENTS", 5)
+    monkeypatch.setattr(encoding, "CHUNK_DOCUMENTS", 5)
     monkeypatch.setattr(pipeline, "COMMIT_SECONDS", 0.0)
 
 
@@ -67,7 +67,7 @@ def run() -> Callable[..., Dataset]:
     """Prepare a folder of texts in small shards."""
 
     def prepare_small(corpus: Path, out: Path, **options: Any) -> Dataset:
-        return prepare(f"text:{corpus}", "bytes", out, **({"shard_tokens": 700, "workers": 1} | options))
+        return prepare(f"text:{corpus}", "bytes", out, **({"shard_tokens": 700} | options))
 
     return prepare_small
 

@@ -18,7 +18,7 @@ COMMAND = [sys.executable, "-c", "from gpt_data.command import main; main()"]
 
 
 def arguments(source: str, out: Path, *more: str) -> list[str]:
-    return ["--data", source, "--tokenizer", "bytes", "--out", str(out), "--workers", "1", *more]
+    return ["--data", source, "--tokenizer", "bytes", "--out", str(out), *more]
 
 
 def test_it_prepares_and_says_what_to_type_next(
@@ -118,7 +118,6 @@ def test_a_signal_stops_it_with_status_75_and_it_goes_on(tmp_path: Path, number:
         f"text:{tmp_path}",
         "bytes",
         tmp_path / "out",
-        workers=1,
         # that the folder "out" is left out of the text is a notice
         on_progress=lambda p: seen.append(p.documents) if p.stage == "tokens" else None,
     )

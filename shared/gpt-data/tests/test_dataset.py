@@ -28,7 +28,7 @@ from gpt_data.tokenizers import load_tokenizer
 
 @pytest.fixture
 def folder(small_corpus: Path, tmp_path: Path) -> Path:
-    prepare(f"text:{small_corpus}", "bytes", tmp_path / "out", shard_tokens=100, workers=1)
+    prepare(f"text:{small_corpus}", "bytes", tmp_path / "out", shard_tokens=100)
     return tmp_path / "out"
 
 
@@ -189,7 +189,7 @@ def test_the_fingerprint_follows_the_content_and_not_the_place(
     first = Dataset.open(folder).fingerprint
     assert Dataset.open(shutil.copytree(folder, tmp_path / "copy")).fingerprint == first
     (small_corpus / "003.txt").write_text("something else")
-    prepare(f"text:{small_corpus}", "bytes", tmp_path / "other", shard_tokens=100, workers=1)
+    prepare(f"text:{small_corpus}", "bytes", tmp_path / "other", shard_tokens=100)
     assert Dataset.open(tmp_path / "other").fingerprint != first
 
 
@@ -303,7 +303,6 @@ def test_the_cache_prepares_once(small_corpus: Path, tmp_path: Path) -> None:
             f"text:{small_corpus}",
             "bytes",
             cache_dir=tmp_path / "cache",
-            workers=1,
             on_progress=seen.append,
             **options,
         )
@@ -322,7 +321,7 @@ TWO = """
 import sys
 from pathlib import Path
 from gpt_data.cache import cached_dataset
-dataset = cached_dataset(f"text:{sys.argv[1]}", "bytes", cache_dir=Path(sys.argv[2]), workers=1)
+dataset = cached_dataset(f"text:{sys.argv[1]}", "bytes", cache_dir=Path(sys.argv[2]))
 print(dataset.fingerprint)
 """
 

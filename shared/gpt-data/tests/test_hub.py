@@ -175,18 +175,18 @@ def test_what_was_written_before_giving_up_is_gone_on_with(
     monkeypatch: pytest.MonkeyPatch,
     content_of: Callable[[Path], dict[str, bytes]],
 ) -> None:
-    from gpt_data import encoder
+    from gpt_data import encoding
     from gpt_data import prepare as preparing
     from gpt_data.sources import hub
 
     def open_hub(spec: str, limit: int, **options: Any) -> HubDataset:
         return HubDataset(HubName(str(hub_folder)), limit, **(options | {"pin": {}}))
 
-    monkeypatch.setattr(encoder, "CHUNK_DOCUMENTS", 10)
+    monkeypatch.setattr(encoding, "CHUNK_DOCUMENTS", 10)
     monkeypatch.setattr(hub, "HELD_OUT_EVERY", 20)
     monkeypatch.setattr(preparing, "open_source", open_hub)
     real = datasets.load_dataset
-    options: dict[str, Any] = {"shard_tokens": 2000, "workers": 1}
+    options: dict[str, Any] = {"shard_tokens": 2000}
     prepare(f"hf:{hub_folder}", "bytes", tmp_path / "clean", **options)
     monkeypatch.setattr(hub, "POLL_SECONDS", 10.0)
     monkeypatch.setattr(hub, "RETRY", RetryPolicy(0.001, 0.001, 0.01))

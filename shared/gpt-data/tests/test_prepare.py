@@ -1,4 +1,4 @@
-"""What preparation makes of a source, whatever the workers and chunks, and what it refuses."""
+"""What preparation makes of a source, whatever the chunks, and what it refuses."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import bpe_scratch
 import pytest
-from gpt_data import encoder
+from gpt_data import encoding
 from gpt_data.dataset import Dataset
 from gpt_data.errors import InputError, StoppedError
 from gpt_data.prepare import prepare
@@ -42,18 +42,18 @@ def test_every_document_comes_back_once_and_in_order(run: Run, corpus: Path, tmp
     assert len(dataset.manifest.splits["train"]) > 2
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3])
-def test_workers_and_chunks_do_not_change_the_bytes(
+@pytest.mark.parametrize("documents", [1, 2, 3, 1000])
+def test_chunks_do_not_change_the_bytes(
     run: Run,
     corpus: Path,
     tmp_path: Path,
     content_of: ContentOf,
     monkeypatch: pytest.MonkeyPatch,
-    workers: int,
+    documents: int,
 ) -> None:
     run(corpus, tmp_path / "one")
-    monkeypatch.setattr(encoder, "CHUNK_DOCUMENTS", workers)
-    run(corpus, tmp_path / "many", workers=workers)
+    monkeypatch.setattr(encoding, "CHUNK_DOCUMENTS", documents)
+    run(corpus, tmp_path / "many")
     assert content_of(tmp_path / "many") == content_of(tmp_path / "one")
 
 
@@ -63,7 +63,7 @@ def test_max_tokens_ends_after_a_whole_document(tmp_path_factory: pytest.TempPat
     folder = tmp_path_factory.mktemp("max")
     (folder / "a.jsonl").write_text("".join(f'{{"text": "{"x" * (i % 40 + 1)}"}}\n' for i in range(60)))
     sizes = [i % 40 + 2 for i in range(60) if i % 50 != 1]
-    dataset = prepare(f"text:{folder / 'a.jsonl'}", "bytes", folder / "out", max_tokens=limit, workers=1)
+    dataset = prepare(f"text:{folder / 'a.jsonl'}", "bytes", folder / "out", max_tokens=limit)
     count = next((n for n in range(1, len(sizes)) if sum(sizes[:n]) >= limit), len(sizes))
     assert dataset.train.tokens == sum(sizes[:count])
 
@@ -78,7 +78,7 @@ def test_other_settings_are_refused_in_a_begun_and_in_a_finished_folder(
         with pytest.raises(InputError, match="begun with another shard_tokens: 700, now 800"):
             run(corpus, out, shard_tokens=800)
         with pytest.raises(InputError, match="another tokenizer: bytes, now bpe-scratch:300"):
-            prepare(f"text:{corpus}", "bpe-scratch:300", out, shard_tokens=700, workers=1)
+            prepare(f"text:{corpus}", "bpe-scratch:300", out, shard_tokens=700)
         run(corpus, out)
     (corpus / "new.txt").write_text("another document")
     with pytest.raises(InputError, match="another files"):
@@ -98,7 +98,7 @@ def test_shards_that_no_journal_knows_are_not_touched(run: Run, corpus: Path, tm
 def test_an_empty_corpus_is_an_error(tmp_path: Path, text: str | None) -> None:
     (tmp_path / "a.jsonl").write_text("" if text is None else '{"text": ""}\n' * 3)
     with pytest.raises(InputError, match=f"source text:{tmp_path / 'a.jsonl'} holds no training text"):
-        prepare(f"text:{tmp_path / 'a.jsonl'}", "bytes", tmp_path / "out", workers=1)
+        prepare(f"text:{tmp_path / 'a.jsonl'}", "bytes", tmp_path / "out")
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
@@ -109,7 +109,6 @@ def test_an_empty_corpus_is_an_error(tmp_path: Path, text: str | None) -> None:
         ({"shard_tokens": 0}, "shard_tokens=0"),
         ({"shard_tokens": 2**31}, "shard_tokens=2147483648"),
         ({"max_document_bytes": 0}, "max_document_bytes=0"),
-        ({"workers": 0}, "workers=0"),
     ],
 )
 def test_bad_settings_are_named(
@@ -122,5 +121,5 @@ def test_bad_settings_are_named(
 
 def test_special_text_in_a_document_stays_text(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "a<|endoftext|>b"}\n{"text": "c"}\n')
-    dataset = prepare(f"text:{tmp_path / 'a.jsonl'}", "bytes", tmp_path / "out", workers=1)
+    dataset = prepare(f"text:{tmp_path / 'a.jsonl'}", "bytes", tmp_path / "out")
     assert documents_of(dataset, "train") == ["a<|endoftext|>b"]

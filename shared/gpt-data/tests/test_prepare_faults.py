@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import bpe_scratch
 import pytest
 from gpt_data.dataset import Dataset
-from gpt_data.encode_worker import write_frame
 from gpt_data.errors import InputError, StoppedError, WriteError
 from gpt_data.progress import Progress
 
@@ -109,24 +105,23 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(
 
 CHILD = """
 import sys, time
-from gpt_data import encoder, pipeline
+from gpt_data import encoding, pipeline
 from gpt_data.prepare import prepare
-encoder.CHUNK_DOCUMENTS, pipeline.COMMIT_SECONDS = 1, 0.005
+encoding.CHUNK_DOCUMENTS, pipeline.COMMIT_SECONDS = 1, 0.005
 def slow(progress):
     print(progress.documents, flush=True)
     time.sleep(0.003)
-source, out, workers = sys.argv[1:]
-prepare(f"text:{source}", "bytes", out, shard_tokens=700, workers=int(workers), on_progress=slow)
+source, out = sys.argv[1:]
+prepare(f"text:{source}", "bytes", out, shard_tokens=700, on_progress=slow)
 """
 
 
-@pytest.mark.parametrize("workers", [1, 2])
 def test_kill_at_random_moments_then_go_on(
-    run: Run, corpus: Path, tmp_path: Path, content_of: ContentOf, workers: int
+    run: Run, corpus: Path, tmp_path: Path, content_of: ContentOf
 ) -> None:
     run(corpus, tmp_path / "clean")
     out = tmp_path / "out"
-    command = [sys.executable, "-c", CHILD, str(corpus), str(out), str(workers)]
+    command = [sys.executable, "-c", CHILD, str(corpus), str(out)]
     for lines in (3, 20):
         with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
             assert child.stdout is not None
@@ -144,36 +139,6 @@ def test_a_finished_folder_opens_without_a_write(run: Run, corpus: Path, tmp_pat
         seen = break_from(patch, 1, Crash(), 10**9)
         assert run(corpus, tmp_path / "out").train.tokens
     assert seen == [0]
-
-
-def test_a_dead_worker_is_an_error_and_the_work_goes_on_later(
-    run: Run, corpus: Path, tmp_path: Path, content_of: ContentOf
-) -> None:
-    run(corpus, tmp_path / "clean")
-    killed: list[int] = []
-
-    def kill_one(progress: Progress) -> None:
-        for number in workers_of(os.getpid()) if progress.documents > 10 and not killed else ():
-            os.kill(number, 9)
-            killed.append(number)
-
-    with pytest.raises(StoppedError, match="an encoding worker ended with status -9"):
-        run(corpus, tmp_path / "out", workers=2, on_progress=kill_one)
-    assert len(killed) == 2
-    run(corpus, tmp_path / "out", workers=2)
-    assert content_of(tmp_path / "out") == content_of(tmp_path / "clean")
-    assert list(workers_of(os.getpid())) == []
-
-
-def workers_of(parent: int) -> Iterator[int]:
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            status = (entry / "stat").read_text().rpartition(")")[2].split()
-            command = (entry / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if int(status[1]) == parent and b"gpt_data.encode_worker" in command:
-            yield int(entry.name)
 
 
 def test_what_the_callback_raises_ends_it_and_it_can_go_on(
@@ -201,20 +166,3 @@ def test_a_damaged_journal_is_named(run: Run, corpus: Path, tmp_path: Path) -> N
         (out / "progress.json").write_bytes(content)
         with pytest.raises(InputError, match=r"progress\.json"):
             run(corpus, out)
-
-
-def test_a_worker_whose_parent_is_gone_ends_without_a_word(tmp_path: Path) -> None:
-    """The parent was killed while a document was encoded: nobody reads the answer."""
-    bpe_scratch.Tokenizer.from_bytes().save(tmp_path / "tokenizer.json")
-    command = [sys.executable, "-m", "gpt_data.encode_worker", str(tmp_path / "tokenizer.json")]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, **pipes) as worker:
-        assert worker.stdin is not None
-        assert worker.stdout is not None
-        worker.stdout.close()
-        # more than a pipe holds
-        write_frame(worker.stdin, json.dumps(["x" * 2**20]).encode())
-        worker.stdin.close()
-        assert worker.stderr is not None
-        assert worker.stderr.read() == b""
-    assert worker.returncode == -signal.SIGPIPE

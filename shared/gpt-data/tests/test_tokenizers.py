@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gpt_data.dataset import Dataset
-from gpt_data.encode_worker import encode, pack, unpack
+from gpt_data.encoding import encode
 from gpt_data.errors import InputError
 from gpt_data.prepare import prepare
 from gpt_data.tokenizers import build_tokenizer, take_bytes, tokenizer_identity
@@ -39,23 +39,26 @@ def test_no_more_of_the_source_is_read_than_the_sample_needs() -> None:
 @given(st.lists(st.text(max_size=9)))
 def test_documents_are_framed_and_come_back(texts: list[str]) -> None:
     tokenizer = build_tokenizer("bytes", None, ())
-    encoded = unpack(pack(encode(tokenizer, texts)))
+    encoded = encode(tokenizer, texts)
     assert encoded.starts.size == len(texts) + 1
     assert encoded.starts[-1] == encoded.ids.size
     for text, a, b in zip(texts, encoded.starts[:-1], encoded.starts[1:], strict=True):
         assert encoded.ids[a] == tokenizer.end_of_text
         assert tokenizer.decode(encoded.ids[a + 1 : b].tolist()) == text
+    for count in range(len(texts) + 1):
+        assert encoded.first(count).starts.tolist() == encoded.starts[: count + 1].tolist()
+        assert encoded.first(count).ids.size == encoded.starts[count]
 
 
 def test_a_trained_tokenizer_is_kept_beside_the_shards(corpus: Path, tmp_path: Path) -> None:
-    first = prepare(f"text:{corpus}", "bpe-scratch:270", tmp_path / "a", workers=1)
-    again = prepare(f"text:{corpus}", "bpe-scratch:270", tmp_path / "b", workers=2)
+    first = prepare(f"text:{corpus}", "bpe-scratch:270", tmp_path / "a")
+    again = prepare(f"text:{corpus}", "bpe-scratch:270", tmp_path / "b")
     assert 257 < first.vocab_size <= 270
     assert first.end_of_text == first.vocab_size - 1
     assert first.tokenizer_json == again.tokenizer_json
     assert first.fingerprint == again.fingerprint
     # the file is a tokenizer specification of its own, and gives the same tokens
-    third = prepare(f"text:{corpus}", str(tmp_path / "a" / "tokenizer.json"), tmp_path / "c", workers=1)
+    third = prepare(f"text:{corpus}", str(tmp_path / "a" / "tokenizer.json"), tmp_path / "c")
     assert third.fingerprint == first.fingerprint
 
 
@@ -67,7 +70,6 @@ def test_gpt2_from_its_files(tmp_path: Path) -> None:
         "gpt2",
         tmp_path / "out",
         tokenizer_files=DATA / "gpt2-tokenizer",
-        workers=1,
     )
     assert (dataset.vocab_size, dataset.end_of_text) == (50257, 50256)
     assert dataset.train.read(0, 3).tolist() == [50256, 15496, 995]
@@ -84,7 +86,6 @@ def test_a_document_of_the_wikipedia_text_comes_back(tmp_path: Path) -> None:
         tmp_path,
         tokenizer_files=DATA / "gpt2-tokenizer",
         max_tokens=5000,
-        workers=1,
     )
     tokenizer = build_tokenizer("gpt2", DATA / "gpt2-tokenizer", ())
     text = tokenizer.decode(dataset.train.read(1, 60).tolist())

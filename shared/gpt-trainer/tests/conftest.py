@@ -29,7 +29,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(8):
         line = f"def function_{number}(x):\n    return x + {number}\n"
         (texts / f"{number}.txt").write_text(line * 12)
-    prepare(f"text:{texts}", "bytes", folder / "shards", workers=1)
+    prepare(f"text:{texts}", "bytes", folder / "shards")
     return folder / "shards"
 
 

@@ -29,7 +29,6 @@ def test_a_vocabulary_that_does_not_fit_the_checkpoint(
         f"--data=text:{tmp_path}/texts",
         "--tokenizer=bpe-scratch:262",
         f"--data-cache={tmp_path}/cache",
-        "--workers=1",
     ]
     assert train(*flags, *other, "--init-from=small") == 65
     assert "the data has a vocabulary of 262, the model of --init-from one of 257" in capsys.readouterr().err
@@ -86,7 +85,7 @@ def test_a_presets_name_is_not_its_size(
     assert train(*flags, "--steps=1", "--out=own") == 0
     assert "own: 7,680 parameters, vocabulary 257, 1 steps" in capsys.readouterr().out.splitlines()[0]
     (tmp_path / "text.txt").write_text("the cat and the dog and the cow\n" * 100)
-    given = [f"--data=text:{tmp_path / 'text.txt'}", f"--data-cache={tmp_path}", "--workers=1"]
+    given = [f"--data=text:{tmp_path / 'text.txt'}", f"--data-cache={tmp_path}"]
     given += ["--tokenizer=bpe-scratch:50257", "--preset=gpt2-350m", "--steps=1", "--eval-every=0"]
     assert train(*flags, *given, "--out=few") == 0
     first = capsys.readouterr().out.splitlines()[0]

@@ -25,7 +25,7 @@ def shards(tmp_path: Path) -> Path:
     (texts / "train.txt").write_text(train)
     val = "".join(f"def value_{n}(x):\n    return {n} * x\n" for n in range(9))
     (texts / "val.txt").write_text(val)
-    prepare(f"text:{texts}", "bytes", tmp_path / "shards", workers=1)
+    prepare(f"text:{texts}", "bytes", tmp_path / "shards")
     return tmp_path / "shards"
 
 

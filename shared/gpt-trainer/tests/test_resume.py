@@ -203,7 +203,7 @@ def test_other_data_is_refused(
 ) -> None:
     (tmp_path / "other.txt").write_text("something else entirely\n" * 200)
     capsys.readouterr()
-    other = [f"--data=text:{tmp_path / 'other.txt'}", f"--data-cache={tmp_path}", "--workers=1"]
+    other = [f"--data=text:{tmp_path / 'other.txt'}", f"--data-cache={tmp_path}"]
     assert train("--resume=whole", *other) == 65
     assert "is other data than" in capsys.readouterr().err
 

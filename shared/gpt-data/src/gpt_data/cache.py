@@ -28,7 +28,6 @@ def cached_dataset(
     cache_dir: Path | None = None,
     tokenizer_files: Path | None = None,
     max_tokens: int | None = None,
-    workers: int | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> Dataset:
@@ -45,7 +44,6 @@ def cached_dataset(
             if None.
         tokenizer_files: Folder with GPT-2's tokenizer files.
         max_tokens: Each split ends with the document that brings it to this many tokens.
-        workers: Processes that encode; one for each processor if None.
         on_progress: As for ``prepare``.
         should_stop: As for ``prepare``.
 
@@ -65,7 +63,6 @@ def cached_dataset(
         cache_folder(cache_dir or default_cache(), source, tokenizer, max_tokens),
         tokenizer_files=tokenizer_files,
         max_tokens=max_tokens,
-        workers=workers,
         on_progress=on_progress,
         should_stop=should_stop,
         wait_for_lock=True,

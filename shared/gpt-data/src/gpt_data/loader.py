@@ -5,13 +5,13 @@ Shapes: B rows of one optimizer step (on one rank), T context.
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 
 import numpy as np
 
+from gpt_data.ahead import read_ahead
 from gpt_data.batch import IGNORE, Batch
 from gpt_data.errors import InputError
 from gpt_data.packing import PACKINGS, Row, pack_documents, window_count
@@ -19,7 +19,6 @@ from gpt_data.permutation import permute
 from gpt_data.stream import TokenStream
 
 PREFETCH_DEPTH = 2
-POLL_SECONDS = 0.1
 
 
 class BatchLoader:
@@ -117,34 +116,8 @@ class BatchLoader:
         Args:
             first_step: The first batch's step.
         """
-        ready: queue.Queue[Batch | BaseException] = queue.Queue(PREFETCH_DEPTH)
-        closed = threading.Event()
-        thread = threading.Thread(
-            target=self._fill, args=(first_step, ready, closed), name="gpt-data-prefetch", daemon=True
-        )
-        thread.start()
-        try:
-            yield _take(ready)
-        finally:
-            closed.set()
-            thread.join()
-
-    def _fill(self, step: int, ready: queue.Queue[Batch | BaseException], closed: threading.Event) -> None:
-        item: Batch | BaseException
-        while not closed.is_set():
-            try:
-                item = self.batch(step)
-            except BaseException as error:  # noqa: BLE001 - handed to the consumer, who raises it
-                item = error
-            while not closed.is_set():
-                try:
-                    ready.put(item, timeout=POLL_SECONDS)
-                    break
-                except queue.Full:
-                    continue
-            if isinstance(item, BaseException):
-                return
-            step += 1
+        with read_ahead(map(self.batch, count(first_step)), PREFETCH_DEPTH) as batches:
+            yield batches
 
     def _row(self, window: int) -> Row:
         start = window * self.context
@@ -163,14 +136,6 @@ class BatchLoader:
         tokens, targets = np.stack([row.tokens for row in rows]), np.stack([row.targets for row in rows])
         starts = [row.segment_starts for row in rows if row.segment_starts is not None]
         return Batch(tokens, targets, np.stack(starts) if starts else None)
-
-
-def _take(ready: queue.Queue[Batch | BaseException]) -> Iterator[Batch]:
-    while True:
-        item = ready.get()
-        if isinstance(item, BaseException):
-            raise item
-        yield item
 
 
 def _check(rows: int, context: int, packing: str, rank: int, world: int) -> None:

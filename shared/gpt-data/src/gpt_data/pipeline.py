@@ -1,23 +1,19 @@
-"""From documents to finished shards: resumable at every chunk, the same bytes however often it was stopped.
-
-Shapes: n tokens, d documents, k documents chosen.
-"""
+"""From documents to finished shards: resumable at every chunk, the same bytes however often one stops."""
 
 from __future__ import annotations
 
 import platform
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
+import bpe_scratch
 import numpy as np
-from jaxtyping import Int64, UInt32
 
-from gpt_data.encode_worker import Encoded
-from gpt_data.encoder import Chunk, Encoder, chunks
+from gpt_data.ahead import read_ahead
+from gpt_data.encoding import Chunk, Encoded, chunks, encode
 from gpt_data.errors import InputError, StoppedError
 from gpt_data.journal import JOURNAL_NAME, Journal
 from gpt_data.manifest import TOKENIZER_NAME, Manifest, NamedFile
@@ -29,6 +25,7 @@ from gpt_data.tokenizers import load_tokenizer
 from gpt_data.writer import SplitState, SplitWriter
 
 COMMIT_SECONDS = 2.0
+CHUNKS_AHEAD = 2
 
 
 class Preparation:
@@ -39,12 +36,20 @@ class Preparation:
         source: The documents.
         settings: What was asked for.
         journal: Where to go on.
+        tokenizer: That of the journal, if it has just been made; read from ``folder`` if None.
 
     Raises:
         InputError: If ``folder`` is not as the journal left it.
     """
 
-    def __init__(self, folder: Path, source: Source, settings: Settings, journal: Journal) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        source: Source,
+        settings: Settings,
+        journal: Journal,
+        tokenizer: bpe_scratch.Tokenizer | None = None,
+    ) -> None:
         self.folder = folder
         self.source = source
         self.settings = settings
@@ -53,9 +58,7 @@ class Preparation:
         path = folder / TOKENIZER_NAME
         if sha256_of(path) != journal.tokenizer_sha256:
             raise InputError(f"{path} is not the tokenizer that {folder / JOURNAL_NAME} began with")
-        tokenizer = load_tokenizer(path)
-        assert tokenizer.end_of_text is not None, "build_tokenizer refuses these"
-        self.vocab_size, self.end_of_text = tokenizer.vocab_size, tokenizer.end_of_text
+        self.tokenizer = load_tokenizer(path) if tokenizer is None else tokenizer
         self.writers = {split: self._writer(split, state) for split, state in journal.splits.items()}
 
     def __enter__(self) -> Preparation:
@@ -65,21 +68,16 @@ class Preparation:
         for writer in self.writers.values():
             writer.close()
 
-    def run(self, workers: int, tell: OnProgress, should_stop: Callable[[], bool] | None) -> None:
+    def run(self, tell: OnProgress, should_stop: Callable[[], bool] | None) -> None:
         """Encode what is left of the source, finish the shards and write the manifest."""
         start = self.journal.next_document
-        with (
-            Encoder(self.folder / TOKENIZER_NAME, workers) as encoder,
-            closing(encoder.map(chunks(self.source.documents(start), start))) as encoded,
-        ):
-            self._write_all(encoded, tell, should_stop)
+        # reading, unpacking and encoding run without the interpreter's lock for most of their time
+        with read_ahead(chunks(self.source.documents(start), start), CHUNKS_AHEAD) as ahead:
+            self._write_all(ahead, tell, should_stop)
         self._finish()
 
     def _write_all(
-        self,
-        encoded: Iterator[tuple[Chunk, Encoded]],
-        tell: OnProgress,
-        should_stop: Callable[[], bool] | None,
+        self, chunked: Iterator[Chunk], tell: OnProgress, should_stop: Callable[[], bool] | None
     ) -> None:
         committed = time.monotonic()
         while not self._enough("train"):
@@ -87,40 +85,38 @@ class Preparation:
                 tell(self._progress())
                 if should_stop is not None and should_stop():
                     raise StoppedError(f"stopped; the same command goes on with {self.folder}")
-                item = next(encoded, None)
+                chunk = next(chunked, None)
+                encoded = None if chunk is None else self._encode(chunk)
             except BaseException:
                 # between two chunks all splits agree on the next document, so this is worth keeping
                 self._commit()
                 raise
-            if item is None:
+            if chunk is None or encoded is None:
                 return
-            sealed = self._append(*item)
+            sealed = self._append(chunk, encoded)
             if sealed or time.monotonic() - committed > COMMIT_SECONDS:
                 self._commit()
                 committed = time.monotonic()
 
-    def _append(self, chunk: Chunk, encoded: Encoded) -> bool:
+    def _encode(self, chunk: Chunk) -> dict[str, Encoded]:
+        return {split: encode(self.tokenizer, texts) for split, texts in chunk.texts.items()}
+
+    def _append(self, chunk: Chunk, encoded: dict[str, Encoded]) -> bool:
         """Write a chunk; return whether a shard was finished."""
         before = [len(writer.state.shards) for writer in self.writers.values()]
-        splits = np.array(chunk.splits, dtype=np.str_)
-        for split, writer in self.writers.items():
-            chosen = self._limit(split, np.flatnonzero(splits == split), encoded)
-            if chosen.size:
-                writer.append(*_select(encoded, chosen))
-        self.text_bytes += sum(map(len, chunk.texts))
+        for split, documents in encoded.items():
+            wanted = self._limit(split, documents)
+            self.writers[split].append(wanted.ids, wanted.starts[:-1])
+        self.text_bytes += chunk.characters
         self.journal = replace(self.journal, next_document=chunk.next_document)
         return before != [len(writer.state.shards) for writer in self.writers.values()]
 
-    def _limit(
-        self, split: str, chosen: Int64[np.ndarray, " d"], encoded: Encoded
-    ) -> Int64[np.ndarray, " k"]:
+    def _limit(self, split: str, encoded: Encoded) -> Encoded:
         """The documents of a split up to the one that reaches ``max_tokens``."""
         if self.settings.max_tokens is None:
-            return chosen
-        lengths = (encoded.starts[1:] - encoded.starts[:-1])[chosen]
-        before = self.writers[split].state.total + np.cumsum(lengths) - lengths
-        within: np.ndarray = chosen[before < self.settings.max_tokens]
-        return within
+            return encoded
+        before = self.writers[split].state.total + encoded.starts[:-1]
+        return encoded.first(int(np.count_nonzero(before < self.settings.max_tokens)))
 
     def _enough(self, split: str) -> bool:
         limit = self.settings.max_tokens
@@ -133,14 +129,15 @@ class Preparation:
 
     def _finish(self) -> None:
         self._commit()
+        assert self.tokenizer.end_of_text is not None, "build_tokenizer refuses these"
         if not self.writers["train"].state.total:
             raise InputError(f"source {self.journal.plan['source']} holds no training text")
         states = {split: writer.finish() for split, writer in self.writers.items()}
         path = self.folder / TOKENIZER_NAME
         Manifest(
             plan=self.journal.plan | {"pin": self.journal.pin},
-            vocab_size=self.vocab_size,
-            end_of_text=self.end_of_text,
+            vocab_size=self.tokenizer.vocab_size,
+            end_of_text=self.tokenizer.end_of_text,
             tokenizer=NamedFile(path.name, path.stat().st_size, sha256_of(path)),
             splits={split: state.shards for split, state in states.items()},
             versions={name: version(name) for name in ("gpt-data", "bpe-scratch", "numpy")}
@@ -151,7 +148,7 @@ class Preparation:
         return SplitWriter(
             self.folder,
             split,
-            vocab_size=self.vocab_size,
+            vocab_size=self.tokenizer.vocab_size,
             shard_tokens=self.settings.shard_tokens,
             state=state,
         )
@@ -165,14 +162,3 @@ class Preparation:
             text_bytes=self.text_bytes,
             total_bytes=self.source.total_bytes,
         )
-
-
-def _select(
-    encoded: Encoded, chosen: Int64[np.ndarray, " k"]
-) -> tuple[UInt32[np.ndarray, " n"], Int64[np.ndarray, " k"]]:
-    """Tokens and starts of the chosen documents, end to end."""
-    lengths = encoded.starts[1:] - encoded.starts[:-1]
-    wanted = np.zeros(lengths.size, bool)
-    wanted[chosen] = True
-    ends = np.cumsum(lengths[chosen])
-    return encoded.ids[np.repeat(wanted, lengths)], ends - lengths[chosen]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import bpe_scratch
+
 from gpt_data.dataset import Dataset
-from gpt_data.encoder import default_workers
 from gpt_data.errors import InputError
 from gpt_data.journal import JOURNAL_NAME, Journal, load_journal
 from gpt_data.manifest import MANIFEST_NAME, SPLITS, TOKENIZER_NAME, load_manifest
@@ -31,7 +31,6 @@ def prepare(
     *,
     tokenizer_files: Path | None = None,
     max_tokens: int | None = None,
-    workers: int | None = None,
     shard_tokens: int = SHARD_TOKENS,
     max_document_bytes: int = MAX_DOCUMENT_BYTES,
     on_progress: OnProgress | None = None,
@@ -49,7 +48,6 @@ def prepare(
         out: The folder.
         tokenizer_files: Folder with GPT-2's tokenizer files.
         max_tokens: Each split ends with the document that brings it to this many tokens.
-        workers: Processes that encode; one for each processor if None.
         shard_tokens: Tokens of a full shard.
         max_document_bytes: Largest document.
         on_progress: Told after every chunk; what it raises ends the preparation, which can be gone on
@@ -64,8 +62,6 @@ def prepare(
     """
     if source.partition(":")[0] in ("shards", "nanogpt"):
         raise InputError(f"{source} is made of tokens already: nothing to prepare")
-    if workers is not None and workers < 1:
-        raise InputError(f"workers={workers} is not positive")
     folder = Path(out)
     tell = on_progress if on_progress is not None else _tell_nobody
     settings = Settings(max_tokens, shard_tokens, max_document_bytes)
@@ -73,7 +69,7 @@ def prepare(
     if not (folder / MANIFEST_NAME).exists():
         probe_folder(folder)
         with FolderLock(folder, wait=wait_for_lock, should_stop=should_stop, on_wait=task.notice):
-            task.run(workers or default_workers())
+            task.run()
     task.check_finished()
     return Dataset.open(folder)
 
@@ -105,19 +101,19 @@ class _Task:
     def plan(self, source: Source) -> dict[str, Any]:
         return {**source.identity(), **tokenizer_identity(self.tokenizer), **self.settings.as_plan()}
 
-    def run(self, workers: int) -> None:
+    def run(self) -> None:
         """Begin or go on; the folder's lock is held."""
         if (self.folder / MANIFEST_NAME).exists():
             return  # another process has finished it while this one waited
-        journal = load_journal(self.folder)
+        journal, tokenizer = load_journal(self.folder), None
         source = self.open_source(journal)
         if journal is None:
-            journal = self._begin(source)
+            journal, tokenizer = self._begin(source)
         _check_plan(self.folder / JOURNAL_NAME, journal.plan, self.plan(source))
         for note in source.notes:
             self.notice(note)
-        with Preparation(self.folder, source, self.settings, journal) as preparation:
-            preparation.run(workers, self.tell, self.should_stop)
+        with Preparation(self.folder, source, self.settings, journal, tokenizer) as preparation:
+            preparation.run(self.tell, self.should_stop)
 
     def check_finished(self) -> None:
         """Refuse a finished folder that was made of something else."""
@@ -130,7 +126,7 @@ class _Task:
             with suppress(OSError):
                 journal.unlink()
 
-    def _begin(self, source: Source) -> Journal:
+    def _begin(self, source: Source) -> tuple[Journal, bpe_scratch.Tokenizer]:
         """Build the tokenizer and write the first journal."""
         strangers = [path.name for split in SPLITS for path in self.folder.glob(f"{split}-*.bin*")]
         if strangers:
@@ -139,11 +135,11 @@ class _Task:
             )
         plan, states = self.plan(source), dict.fromkeys(SPLITS, SplitState())
         self.tell(Progress("tokenizer", total_bytes=source.total_bytes))
-        built = build_tokenizer(self.tokenizer, self.tokenizer_files, source.sample()).to_json().encode()
-        write_atomic(self.folder / TOKENIZER_NAME, built)
-        journal = Journal(plan, source.pin(), hashlib.sha256(built).hexdigest(), 0, states)
+        tokenizer = build_tokenizer(self.tokenizer, self.tokenizer_files, source.sample())
+        record = write_atomic(self.folder / TOKENIZER_NAME, tokenizer.to_json().encode())
+        journal = Journal(plan, source.pin(), record.sha256, 0, states)
         journal.save(self.folder)
-        return journal
+        return journal, tokenizer
 
 
 def _check_plan(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -29,7 +29,6 @@ class PrepareOptions:
         out: Folder for the shards.
         tokenizer_files: Folder with GPT-2's encoder.json and vocab.bpe; the hub if not given.
         max_tokens: End each split with the document that brings it to this many tokens.
-        workers: Encoding processes; one for each processor if not given.
         shard_tokens: Tokens of a full shard.
         max_document_bytes: Largest document; a longer one is an error.
         plain: Plain lines even on a terminal.
@@ -40,7 +39,6 @@ class PrepareOptions:
     out: Path
     tokenizer_files: Path | None = None
     max_tokens: int | None = None
-    workers: int | None = None
     shard_tokens: int = SHARD_TOKENS
     max_document_bytes: int = MAX_DOCUMENT_BYTES
     plain: bool = False
@@ -68,7 +66,6 @@ def prepare_command(name: str, argv: Sequence[str]) -> int:
             options.out,
             tokenizer_files=options.tokenizer_files,
             max_tokens=options.max_tokens,
-            workers=options.workers,
             shard_tokens=options.shard_tokens,
             max_document_bytes=options.max_document_bytes,
             on_progress=show,

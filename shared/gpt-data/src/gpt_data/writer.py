@@ -82,8 +82,8 @@ class SplitWriter:
             WriteError: If the disk does not take it.
         """
         # before the cast to two bytes, which would turn 65536 into a valid 0
-        wrong = (ids < 0) | (ids >= self.vocab_size)
-        if wrong.any():
+        if ids.size and (ids.min() < 0 or ids.max() >= self.vocab_size):
+            wrong = (ids < 0) | (ids >= self.vocab_size)
             raise InputError(
                 f"split {self.split}: token id {ids[np.argmax(wrong)]} is outside "
                 f"the vocabulary of {self.vocab_size}"
@@ -125,7 +125,7 @@ class SplitWriter:
     def _append_piece(self, ids: Integer[np.ndarray, " n"], starts: Int64[np.ndarray, " d"]) -> None:
         with write_errors(f"cannot write {self.folder}"):
             tokens_file, starts_file = self._open()
-            write_all(tokens_file, ids.astype(self.dtype).tobytes())
+            write_all(tokens_file, np.ascontiguousarray(ids, self.dtype).data.cast("B"))
             write_all(starts_file, (starts + self.state.tokens).astype(INT64).tobytes())
         self.state = SplitState(
             self.state.shards, self.state.tokens + ids.size, self.state.documents + starts.size

@@ -122,7 +122,7 @@ def check_document(text: str, where: str, limit: int) -> str:
         InputError: If it is longer or holds a lone surrogate.
     """
     try:
-        size = len(text.encode())
+        size = len(text) if text.isascii() else len(text.encode())
     except UnicodeEncodeError as error:
         raise InputError(f"{where} holds a lone surrogate at character {error.start}") from error
     if size > limit:

@@ -17,10 +17,12 @@ from gpt_data.errors import InputError
 from gpt_data.sources.base import TOO_LONG_ADVICE, Document, HoldOut, check_document, too_long
 from gpt_data.sources.folder import PARQUET, TEXT_KINDS, find_files, is_compressed, kind_of, split_of
 from gpt_data.sources.parquet import read_texts
-from gpt_data.store.json_lines import BOM, read_json_lines, text_field
+from gpt_data.store.json_lines import BOM, is_blank, parse_record, read_lines, text_field
 from gpt_data.store.unpacking import open_unpacked
 
 HELD_OUT_EVERY = 50
+MOST_BYTES = 4
+"""Of a character in UTF-8."""
 
 
 class TextFiles:
@@ -97,10 +99,14 @@ def read_documents(path: Path, limit: int) -> Iterator[str]:
     if kind in TEXT_KINDS:
         yield _read_whole(path, limit)
     elif kind == PARQUET:
-        yield from (check_document(text, where, limit) for where, text in read_texts(path))
+        for where, text in read_texts(path):
+            yield text if MOST_BYTES * len(text) <= limit else check_document(text, where, limit)
     else:
-        for where, record in read_json_lines(path, limit, advice=TOO_LONG_ADVICE):
-            yield check_document(text_field(record, where), where, limit)
+        for where, line in read_lines(path, limit, advice=TOO_LONG_ADVICE):
+            if not is_blank(line):
+                text = text_field(parse_record(line, where), where)
+                # half a surrogate pair comes in by an escape alone; and no text is longer than its line
+                yield check_document(text, where, limit) if b"\\u" in line else text
 
 
 def _read_whole(path: Path, limit: int) -> str:

@@ -36,7 +36,7 @@ def read_json_lines(
             or not a JSON object; file and line are named.
     """
     for where, line in read_lines(path, longest, most, advice=advice):
-        if line.strip():
+        if not is_blank(line):
             yield where, parse_record(line, where)
 
 
@@ -69,6 +69,11 @@ def read_lines(
             if most is not None and total > most:
                 raise InputError(f"{path} is longer than {most} bytes, unpacked")
             yield where, line.removeprefix(BOM)
+
+
+def is_blank(line: bytes) -> bool:
+    """Whether a line holds nothing, and is passed over."""
+    return not line or line.isspace()
 
 
 def parse_record(content: bytes, where: str) -> dict[str, Any]:

@@ -34,7 +34,6 @@ class DataSection:
         packing: stream joins documents; documents keeps attention within each.
         max_tokens: Take no more of the source than this.
         data_cache: Where prepared tokens are kept (the user's cache folder if not given).
-        workers: Processes that encode text (one per processor if not given).
     """
 
     data: str = "stdlib"
@@ -43,7 +42,6 @@ class DataSection:
     packing: Packing = "stream"
     max_tokens: int | None = None
     data_cache: Path | None = None
-    workers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -173,8 +171,7 @@ def _check_counts(config: TrainConfig) -> None:
     require_positive({name: getattr(batch, name) for name in ("tokens_per_step", "micro_batch")})
     require_positive({"lr": config.optimizer.lr, "steps": schedule.steps})
     require_positive({name: getattr(reports, name) for name in ("eval_rows", "keep_last", "log_every")})
-    require_positive({"max_tokens": data.max_tokens, "workers": data.workers})
-    require_positive({"schedule_steps": schedule.schedule_steps})
+    require_positive({"max_tokens": data.max_tokens, "schedule_steps": schedule.schedule_steps})
     counts = ("eval_every", "save_every", "sample_every", "sample_tokens")
     require_not_negative({"warmup": schedule.warmup, **{name: getattr(reports, name) for name in counts}})
 

@@ -40,7 +40,6 @@ def open_data(section: DataSection, stop: StopFlag, *, plain: bool) -> Dataset:
             cache_dir=section.data_cache,
             tokenizer_files=section.tokenizer_files,
             max_tokens=section.max_tokens,
-            workers=section.workers,
             on_progress=show,
             should_stop=stop,
         )

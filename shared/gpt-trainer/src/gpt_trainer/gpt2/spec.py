@@ -23,7 +23,7 @@ from gpt_trainer.run.task import Actions, TaskSpec
 from gpt_trainer.schedules import ends
 
 HARMLESS = frozenset(
-    ("steps", "schedule_steps", "device", "data", "tokenizer", "tokenizer_files", "data_cache", "workers")
+    ("steps", "schedule_steps", "device", "data", "tokenizer", "tokenizer_files", "data_cache")
 )
 """May change on resume, like all that only reports; data and tokenizer if the tokens stay the same."""
 READY_TOKENS = frozenset(("shards", "nanogpt"))
@@ -73,6 +73,7 @@ def gpt2_spec(backend: BackendSpec) -> TaskSpec:
         harmless=HARMLESS,
         last_bits=LAST_BITS,
         later=frozenset(("schedule_steps",)),
+        gone=frozenset(("workers",)),
         check_state=_spike_faults,
     )
 

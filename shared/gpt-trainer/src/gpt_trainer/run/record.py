@@ -125,6 +125,8 @@ def read_record(values: Mapping[str, Any], spec: TaskSpec, where: str) -> Record
             f"{where} has format {found}, expected {spec.format!r}: was it trained by another command?"
         )
     config = values.get("config")
+    if isinstance(config, dict):
+        config = {name: value for name, value in config.items() if name not in spec.gone}
     names = flat(spec.example).keys()
     if not isinstance(config, dict) or config.keys() | spec.later != names | spec.later:
         raise InputError(f"{where} holds another set of settings than this version knows")

@@ -221,6 +221,7 @@ class TaskSpec:
         harmless: Settings that may change on resume, besides those that only report.
         last_bits: Settings that may change on resume, but not without other roundings.
         later: Settings that its first records do not have, and that mean there what they do when not given.
+        gone: Settings that its earlier records have, and that decided nothing.
         prefix: Stands before the preset in the names of unnamed runs.
         check_state: Faults of what ``Task.state`` gave, as it was read again.
     """
@@ -243,6 +244,7 @@ class TaskSpec:
     harmless: frozenset[str] = frozenset()
     last_bits: frozenset[str] = frozenset()
     later: frozenset[str] = frozenset()
+    gone: frozenset[str] = frozenset()
     prefix: str = ""
     check_state: Callable[[Mapping[str, Any], int], list[str]] = lambda *_: []
 
