@@ -86,7 +86,7 @@ def parse_flags(argv: Sequence[str], sections: Mapping[str, Any], *, prog: str, 
         rest = () if isinstance(given, type) else (field(default=kind(**vars(given))),)
         known.append((name, kind, *rest))
     with wide_enough(), writing():
-        found = tyro.cli(
+        found: Any = tyro.cli(
             make_dataclass("Flags", known, frozen=True),
             # nobody types None: a flag that may be missing shows what it takes, and its help what happens
             # without
