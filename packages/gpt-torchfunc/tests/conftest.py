@@ -33,7 +33,7 @@ def deterministic() -> Iterator[None]:
 @pytest.fixture
 def unchecked() -> None:
     """Skip where every function is wrapped in shape and type checks."""
-    if hasattr(step.train_step, "__wrapped__"):
+    if hasattr(step.accumulate, "__wrapped__"):
         pytest.skip("shape checks are on")
 
 

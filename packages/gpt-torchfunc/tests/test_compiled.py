@@ -43,21 +43,15 @@ def graphs(monkeypatch):
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_a_step_is_one_graph_traced_once(dropout, graphs, build, batch, assert_close):
+def test_the_first_step_traces_everything_once(dropout, graphs, build, batch, assert_close):
+    """Eleven functions of a micro-batch and the update: blocks share theirs, and micro-batches too."""
     traced, plain = build(dropout=dropout, options=Options(compile="on")), build(dropout=dropout)
     for index in range(4):
         lr, limit = 1e-2 / (index + 1), 100.0 + index
-        got, want = (b.train_step([batch], lr, index, skip_above=limit).fetch() for b in (traced, plain))
+        halves = [batch.rows(0, 2), batch.rows(2, 4)]
+        got, want = (b.train_step(halves, lr, index, skip_above=limit).fetch() for b in (traced, plain))
         assert_close("loss", got.loss, want.loss, rel=1e-6)
-        assert len(graphs) == 1, f"step {index} was traced again"
-
-
-def test_micro_batches_add_two_graphs_however_many(graphs, build, batch):
-    backend = build(options=Options(compile="on"))
-    for count in (2, 4):
-        size = 1
-        backend.train_step([batch.rows(i, i + size) for i in range(count)], 1e-2, 0).fetch()
-        assert len(graphs) == 2
+        assert len(graphs) == 12, f"step {index} was traced again"
 
 
 @pytest.mark.slow

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from gpt_data.batch import IGNORE
 from gpt_torchfunc.dropout import dropout_keys
-from gpt_torchfunc.loss import head_loss_and_gradients, loss_and_gradients, target_log_probs, token_nll
+from gpt_torchfunc.gradients import loss_and_gradients
+from gpt_torchfunc.loss import head_loss_and_gradients, target_log_probs, token_nll
 from gpt_torchfunc.model import Plan, logits
 from gpt_torchfunc.tree import LEAF_NAMES, from_leaves, leaves, map_leaves
 

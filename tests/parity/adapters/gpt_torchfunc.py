@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from gpt_data.batch import IGNORE
-from gpt_torchfunc import loss, model, scoring
+from gpt_torchfunc import gradients, loss, model, scoring
 from gpt_torchfunc.dropout import dropout, dropout_mask
 from gpt_torchfunc.model import Block, Inputs, Parameters, Plan
 from torch import Tensor
@@ -76,12 +76,13 @@ class Ops:
         plan = Plan(int(inputs["n_head"][0]), 1, self.dtype, self.attention_kind, rate)
         packed = Inputs(starts, starts, starts if starts.any() else None)
         # the model writes attention out when there is dropout, and then it needs the mask
-        mask = model.attention_mask(packed, replace(plan, attention="written") if rate else plan)
+        plan = model.written(plan) if rate else plan
+        mask = model.attention_mask(packed, plan)
         key = self._ids(inputs, "key") if rate else None
 
         def function(qkv: Tensor) -> Tensor:
             heads = model.split_heads(qkv, plan.n_head)
-            return model.mix(*heads, mask, plan, key).transpose(1, 2).flatten(2)
+            return model.mix(*heads, mask, None, plan, key).view(*qkv.shape[:2], -1)
 
         return _answers("out", function, self._floats(inputs, "qkv"), self._upstream(inputs, "d_out"))
 
@@ -106,7 +107,7 @@ class Ops:
         none = Block(*[masters["wte"].new_zeros(1)] * len(Block._fields))
         params = Parameters(**masters, blocks=none, ln_f_gain=none.ln1_gain, ln_f_bias=none.ln1_bias)
         x, d_x = model.embed(params, packed, plan), self._upstream(inputs, "d_x")
-        d_wte, d_wpe = loss.embed_gradients(params, packed, d_x.to(x.dtype).flatten(0, 1))
+        d_wte, d_wpe = gradients.embed_gradients(params, packed, d_x.to(x.dtype).flatten(0, 1))
         return _arrays({"x": x.view_as(d_x), "d_wte": d_wte, "d_wpe": d_wpe})
 
     def dropout(self, inputs: Arrays) -> Arrays:

@@ -26,6 +26,7 @@ from gpt_torchfunc import device as devices
 from gpt_torchfunc import scoring
 from gpt_torchfunc.decoding import Decoder
 from gpt_torchfunc.dropout import dropout_keys
+from gpt_torchfunc.gradients import PLAIN, Functions
 from gpt_torchfunc.loss import target_log_probs
 from gpt_torchfunc.model import Inputs, Parameters, logits
 from gpt_torchfunc.optimizer import AdamWState, StepScalars, step_scalars
@@ -33,7 +34,8 @@ from gpt_torchfunc.options import SPEC as SPEC
 from gpt_torchfunc.options import Options
 from gpt_torchfunc.plan import make_plan, scores_trees, wants_compile
 from gpt_torchfunc.profiling import record
-from gpt_torchfunc.step import Sums, TrainingState, accumulate, finish, train_step
+from gpt_torchfunc.replay import Replay
+from gpt_torchfunc.step import Sums, TrainingState, accumulate, finish
 from gpt_torchfunc.tree import from_canonical, leaves, map_leaves, to_canonical, zeros
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -75,8 +77,9 @@ class TorchFuncBackend:
         self._state = TrainingState(params, AdamWState(first, second))
         self._sums: Sums | None = None
         self._evaluated: tuple[tuple[int, ...], bool] | None = None
-        self._train_step = self._compile(train_step)
-        self._accumulate = self._compile(accumulate)
+        self._run = Functions(*map(self._compile, PLAIN))
+        graphs = self._compiled and self._device.type == "cuda"
+        self._add_share = Replay(self._share) if graphs else self._share
         self._finish = self._compile(finish)
         self._log_probs = self._compile(target_log_probs) if self._device.type == "cuda" else target_log_probs
 
@@ -113,13 +116,7 @@ class TorchFuncBackend:
         """
         weight = self._weight(micro_batches)
         scalars = StepScalars(*self._send(step_scalars(self._optimizer, lr, step, skip_above)).unbind())
-        if len(micro_batches) == 1:
-            inputs, keys = self._inputs(micro_batches[0], training=True), self._keys(step, 0)
-            values = self._train_step(self._state, inputs, weight, keys, scalars, self._plan, self._optimizer)
-        else:
-            values = self._finish(
-                self._state, self._sum(micro_batches, weight, step), scalars, self._optimizer
-            )
+        values = self._finish(self._state, self._sum(micro_batches, weight, step), scalars, self._optimizer)
         return PendingMetrics(values)
 
     def gradients(self, micro_batches: Sequence[Batch], step: int) -> tuple[float, Canonical]:
@@ -204,9 +201,14 @@ class TorchFuncBackend:
         for buffer in (self._sums.loss, *leaves(self._sums.gradients)):
             buffer.zero_()
         for index, batch in enumerate(micro_batches):
-            inputs, keys = self._inputs(batch, training=True), self._keys(step, index)
-            self._accumulate(self._state.params, self._sums, inputs, weight, keys, self._plan)
+            self._add_share(*self._inputs(batch, training=True), weight, self._keys(step, index))
         return self._sums
+
+    def _share(self, *tensors: Tensor | None) -> None:
+        """``accumulate``, by nothing but tensors: the fields of the inputs, the weight, the keys."""
+        *fields, weight, keys = tensors
+        assert self._sums is not None
+        accumulate(self._state.params, self._sums, Inputs(*fields), weight, keys, self._plan, self._run)  # type: ignore[arg-type]
 
     def _scorer(self, batch: Batch) -> Callable[..., Tensor]:
         """``target_log_probs``, compiled for validation's one shape: a benchmark's many are not worth it."""

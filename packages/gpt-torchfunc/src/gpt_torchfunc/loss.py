@@ -1,12 +1,11 @@
 """Mean negative log-likelihood over chunks of tokens, and its gradient.
 
     nll_m = log sum_v exp(z_mv) - z_m,target(m),    z = h W^T
+    d_z   = weight (softmax(z) - onehot(target)),   d_h = d_z W,   d_W = d_z^T h
 
 The logits of a whole micro-batch, [M, V], would be the largest tensor of a step. The loss is the last
-thing that is computed, so each chunk's gradient can be taken as soon as its value is: the chunk's
-logits are dropped before the next one begins, in forward and in backward. The trunk's own
-``torch.func.vjp`` then continues from the gradient of the hidden states. Both are plain functions in
-one graph, which ``torch.compile`` sees whole.
+thing that is computed, so a chunk's gradient can be taken as soon as its value is: the chunk's logits are
+dropped before the next one begins, in forward and in backward.
 
 Shapes: M tokens, N of them that are scored, m tokens of a chunk, D width, V vocabulary (padded), B rows,
 T positions.
@@ -14,69 +13,14 @@ T positions.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-import torch.nn.functional as F
 from gpt_data.batch import IGNORE
-from jaxtyping import Float, Int, Int64
+from jaxtyping import Float, Int
 from torch import Tensor
-from torch.func import vjp
 
-from gpt_torchfunc.gathering import sum_by_index
-from gpt_torchfunc.model import (
-    Inputs,
-    Parameters,
-    Plan,
-    embed,
-    hidden_states,
-    positions,
-    statistics_dtype,
-    trunk,
-)
-
-
-def loss_and_gradients(
-    params: Parameters,
-    inputs: Inputs,
-    plan: Plan,
-    weight: Float[Tensor, ""],
-    keys: Int64[Tensor, "L 4 2"] | None = None,
-) -> tuple[Float[Tensor, ""], Parameters]:
-    """A micro-batch's share of the loss, and of its gradient.
-
-    Args:
-        params: Float32 parameters.
-        inputs: The micro-batch.
-        plan: Precision, attention and sizes.
-        weight: One over the number of targets in the whole step, so that shares add up to the mean.
-        keys: Dropout keys; ``None`` means no dropout.
-    """
-    x = embed(params, inputs, plan)
-    hidden, pull_back = vjp(lambda p, x: trunk(p, x, inputs, plan, keys), params, x)  # type: ignore[misc]
-    loss, d_hidden, d_wte = head_loss_and_gradients(
-        hidden, params.wte, inputs.targets.flatten(), plan, weight
-    )
-    gradients, d_x = pull_back(d_hidden)
-    d_embedding, d_wpe = embed_gradients(params, inputs, d_x)
-    # the embedding is used at both ends of the model
-    return loss, gradients._replace(wte=d_embedding + d_wte, wpe=d_wpe)
-
-
-def embed_gradients(
-    params: Parameters, inputs: Inputs, d_x: Float[Tensor, "M D"]
-) -> tuple[Float[Tensor, "V D"], Float[Tensor, "C D"]]:
-    """Gradients of both tables by that of ``embed``'s result.
-
-    Args:
-        params: For the tables' sizes and type.
-        inputs: Token ids and where their documents start.
-        d_x: Gradient of the sum of the embeddings.
-    """
-    wide, context = d_x.to(params.wpe.dtype), inputs.tokens.shape[1]
-    d_wte = sum_by_index(wide, inputs.tokens.flatten(), len(params.wte))
-    if inputs.segment_starts is not None:
-        return d_wte, sum_by_index(wide, positions(inputs).flatten(), len(params.wpe))
-    d_rows = wide.unflatten(0, inputs.tokens.shape).sum(0)
-    return d_wte, F.pad(d_rows, (0, 0, 0, len(params.wpe) - context))
+from gpt_torchfunc.model import Inputs, Parameters, Plan, hidden_states, statistics_dtype
 
 
 def head_loss_and_gradients(
@@ -85,6 +29,7 @@ def head_loss_and_gradients(
     targets: Int[Tensor, " M"],
     plan: Plan,
     weight: Float[Tensor, ""],
+    of_chunk: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "M D"], Float[Tensor, "V D"]]:
     """Weighted sum of negative log-likelihoods, its gradient by ``hidden`` and by ``wte``.
 
@@ -94,20 +39,40 @@ def head_loss_and_gradients(
         targets: Token ids, or ``IGNORE``.
         plan: Precision, size of the chunks, and the vocabulary before padding.
         weight: Factor of the sum.
+        of_chunk: ``chunk_loss_and_gradients``, or what it was compiled to.
 
     Returns:
         The loss, ``d_hidden`` in the type of ``hidden``, and ``d_wte`` summed over chunks in float32.
     """
-    head = wte.to(plan.dtype)
-    loss, d_wte = torch.zeros_like(weight), torch.zeros_like(wte)
-    d_hidden = []
-    for h, t in zip(*_chunks(hidden, targets, len(head), plan), strict=True):
-        z = chunk_logits(h, head, plan.vocab_size)
-        nll, log_sum = negative_log_likelihood(z, t)
-        d_z = _d_logits(z, log_sum, t, weight).to(h.dtype)
-        loss, d_wte = loss + nll.sum() * weight, d_wte + d_z.T @ h
-        d_hidden.append(d_z @ head)
+    head, of_chunk = wte.to(plan.dtype), of_chunk or chunk_loss_and_gradients
+    loss, d_wte, d_hidden = torch.zeros_like(weight), torch.zeros_like(wte), []
+    for h, t in zip(*_chunks(hidden, targets, head, plan), strict=True):
+        share, d_h, d_head = of_chunk(h, head, t, weight, plan.vocab_size)
+        loss, d_wte = loss + share, d_wte.add_(d_head)
+        d_hidden.append(d_h)
     return loss, torch.cat(d_hidden), d_wte
+
+
+def chunk_loss_and_gradients(
+    hidden: Float[Tensor, "m D"],
+    head: Float[Tensor, "V D"],
+    targets: Int[Tensor, " m"],
+    weight: Float[Tensor, ""],
+    vocab_size: int,
+) -> tuple[Float[Tensor, ""], Float[Tensor, "m D"], Float[Tensor, "V D"]]:
+    """A chunk's share of the loss and of both gradients, by the formulas above.
+
+    Args:
+        hidden: What the head sees.
+        head: The head's weight, in the precision of ``hidden``.
+        targets: Token ids, or ``IGNORE``.
+        weight: Factor of the sum.
+        vocab_size: Columns from here on are padding and get no probability.
+    """
+    z = chunk_logits(hidden, head, vocab_size)
+    nll, log_sum = negative_log_likelihood(z, targets)
+    d_z = _d_logits(z, log_sum, targets, weight).to(hidden.dtype)
+    return nll.sum() * weight, d_z @ head, d_z.T @ hidden
 
 
 def token_nll(
@@ -178,13 +143,13 @@ def target_log_probs(
     if index is not None:
         hidden, targets = hidden[index], targets[index]
     head = params.wte.to(plan.dtype)
-    chunks = zip(*_chunks(hidden, targets, len(head), plan), strict=True)
+    chunks = zip(*_chunks(hidden, targets, head, plan), strict=True)
     return -torch.cat([token_nll(h, head, t, plan.vocab_size) for h, t in chunks])
 
 
 def _chunks(
-    hidden: Tensor, targets: Tensor, width: int, plan: Plan
+    hidden: Tensor, targets: Tensor, head: Tensor, plan: Plan
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Hidden states and targets, cut so that a chunk's logits number at most ``plan.chunk``."""
-    rows = max(1, plan.chunk // width)
+    rows = max(1, plan.chunk // len(head))
     return hidden.split(rows), targets.split(rows)

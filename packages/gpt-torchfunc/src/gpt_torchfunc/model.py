@@ -92,6 +92,8 @@ class Inputs(NamedTuple):
     targets: Int[Tensor, "B T"]
     segment_starts: Int[Tensor, "B T"] | None = None
     prefix_lengths: Int[Tensor, " B"] | None = None
+    boundaries: Int[Tensor, " S"] | None = None
+    """Where documents begin and end, counted through all rows; then attention needs no mask."""
 
 
 def hidden_states(
@@ -105,33 +107,19 @@ def hidden_states(
         plan: Precision, attention and sizes.
         keys: Dropout keys by layer and ``Site``; ``None`` means no dropout.
     """
-    return trunk(params, embed(params, inputs, plan), inputs, plan, keys)
-
-
-def trunk(
-    params: Parameters,
-    x: Float[Tensor, "M D"],
-    inputs: Inputs,
-    plan: Plan,
-    keys: Int64[Tensor, "L 4 2"] | None = None,
-) -> Float[Tensor, "M D"]:
-    """``hidden_states`` of embedded tokens ``x``.
-
-    Args:
-        params: Float32 parameters.
-        x: Sum of token and position embeddings.
-        inputs: Where documents start.
-        plan: Precision, attention and sizes.
-        keys: Dropout keys by layer and ``Site``; ``None`` means no dropout.
-    """
     if keys is not None:
-        # torch's fused kernel would draw its own random numbers
-        plan = replace(plan, attention="written")
+        plan = written(plan)
+    x = embed(params, inputs, plan)
     x = dropout(x, None if keys is None else keys[0, Site.EMBEDDING], plan.dropout)
     mask = attention_mask(inputs, plan)
     for layer, block in enumerate(unstack(params.blocks)):
         x = apply_block(block, x, inputs, mask, plan, None if keys is None else keys[layer])
     return layer_norm(x, params.ln_f_gain, params.ln_f_bias)
+
+
+def written(plan: Plan) -> Plan:
+    """The plan of a pass with dropout: torch's fused kernel would draw its own random numbers."""
+    return replace(plan, attention="written")
 
 
 def logits(params: Parameters, inputs: Inputs, plan: Plan) -> Float[Tensor, "B T V"]:
@@ -141,7 +129,7 @@ def logits(params: Parameters, inputs: Inputs, plan: Plan) -> Float[Tensor, "B T
 
 
 def unstack(blocks: Block) -> list[Block]:
-    """The blocks one by one; ``unbind``'s derivative is a single ``stack``."""
+    """The blocks one by one, as views."""
     return [Block(*leaves) for leaves in zip(*(leaf.unbind(0) for leaf in blocks), strict=True)]
 
 
@@ -177,14 +165,77 @@ def apply_block(
     plan: Plan,
     keys: Int64[Tensor, "4 2"] | None,
 ) -> Float[Tensor, "M D"]:
-    """One block: attention, then the two-layer network, each normalised before and added after."""
-    embedding_site, attention_key, out_key, down_key = [None] * 4 if keys is None else keys.unbind(0)
-    del embedding_site
-    h = linear(self_attention(block, x, inputs, mask, plan, attention_key), block.out_weight, block.out_bias)
-    x = x + dropout(h, out_key, plan.dropout)
-    (h,) = norm_linear(x, block.ln2_gain, block.ln2_bias, [(block.up_weight, block.up_bias)])
-    h = linear(gelu(h), block.down_weight, block.down_bias)
-    return x + dropout(h, down_key, plan.dropout)
+    """One block: attention, then the two-layer network, each normalised before and added after.
+
+    Its five pieces are functions of what a backward pass keeps, each with the parameters it needs.
+    """
+    at = dict.fromkeys(Site) if keys is None else dict(zip(Site, keys.unbind(0), strict=True))
+    heads = project(x, *block[:4], shape=(*inputs.tokens.shape, plan.n_head))
+    mixed = mix(*heads, mask, inputs.boundaries, plan, at[Site.ATTENTION])
+    y = x + merge(mixed, *block[4:6], at[Site.ATTENTION_RESIDUAL], plan.dropout)
+    hidden = expand(y, *block[6:10])
+    return y + contract(hidden, *block[10:], at[Site.MLP_RESIDUAL], plan.dropout)
+
+
+def project(
+    x: Float[Tensor, "M D"],
+    gain: Float[Tensor, " D"],
+    norm_bias: Float[Tensor, " D"],
+    weight: Float[Tensor, "D 3*D"],
+    bias: Float[Tensor, " 3*D"],
+    *,
+    shape: tuple[int, int, int],
+) -> tuple[Float[Tensor, "B H T K"], Float[Tensor, "B H T K"], Float[Tensor, "B H T K"]]:
+    """Queries, keys and values of every head, from the LayerNorm of ``x``.
+
+    They come of three products, since the gradients of one matrix of all three would have to be put
+    together in memory.
+
+    Args:
+        x: The residual stream.
+        gain: LayerNorm's.
+        norm_bias: LayerNorm's.
+        weight: Columns: queries, keys, values.
+        bias: The same.
+        shape: Rows, positions and heads.
+    """
+    maps = list(zip(weight.chunk(3, -1), bias.chunk(3, -1), strict=True))
+    q, k, v = (part.view(*shape, -1).transpose(1, 2) for part in norm_linear(x, gain, norm_bias, maps))
+    return q, k, v
+
+
+def merge(
+    mixed: Float[Tensor, "M D"],
+    weight: Float[Tensor, "D D"],
+    bias: Float[Tensor, " D"],
+    key: Int64[Tensor, " 2"] | None,
+    rate: float,
+) -> Float[Tensor, "M D"]:
+    """What attention adds to the residual stream."""
+    return dropout(linear(mixed, weight, bias), key, rate)
+
+
+def expand(
+    y: Float[Tensor, "M D"],
+    gain: Float[Tensor, " D"],
+    norm_bias: Float[Tensor, " D"],
+    weight: Float[Tensor, "D E"],
+    bias: Float[Tensor, " E"],
+) -> Float[Tensor, "M E"]:
+    """The network's hidden layer before GELU, from the LayerNorm of ``y``; E = 4 D."""
+    (hidden,) = norm_linear(y, gain, norm_bias, [(weight, bias)])
+    return hidden
+
+
+def contract(
+    hidden: Float[Tensor, "M E"],
+    weight: Float[Tensor, "E D"],
+    bias: Float[Tensor, " D"],
+    key: Int64[Tensor, " 2"] | None,
+    rate: float,
+) -> Float[Tensor, "M D"]:
+    """What the network adds to the residual stream."""
+    return dropout(linear(gelu(hidden), weight, bias), key, rate)
 
 
 def norm_linear(
@@ -231,12 +282,13 @@ def gelu(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 def attention_mask(inputs: Inputs, plan: Plan) -> Shaped[Tensor, "#B T T"] | None:
     """Which positions (rows) may see which others (columns); one mask for all blocks and heads.
 
-    Written-out attention gets truth values. The fused kernel gets ``None`` where rows are whole, since it
-    then skips the upper triangle by itself, and else what it adds to the scores: 0 or minus infinity.
+    Written-out attention gets truth values. The fused kernel gets ``None`` where rows are whole, or where it
+    is told the boundaries of documents, since it then skips what nobody sees by itself; and else what it adds
+    to the scores: 0 or minus infinity.
     """
     fused = plan.attention == "sdpa"
     context = inputs.tokens.shape[1]
-    if inputs.segment_starts is None and fused:
+    if fused and (inputs.segment_starts is None or inputs.boundaries is not None):
         return None
     index = torch.arange(context, device=inputs.tokens.device)
     mask = (index[None, :] <= index[:, None])[None]  # [1, T, T]
@@ -248,48 +300,41 @@ def attention_mask(inputs: Inputs, plan: Plan) -> Shaped[Tensor, "#B T T"] | Non
     return torch.where(mask, 0.0, -torch.inf).to(plan.dtype) if fused else mask
 
 
-def self_attention(
-    block: Block,
-    x: Float[Tensor, "M D"],
-    inputs: Inputs,
-    mask: Shaped[Tensor, "#B T T"] | None,
-    plan: Plan,
-    key: Int64[Tensor, " 2"] | None,
-) -> Float[Tensor, "M D"]:
-    """Every head looks back over the row with its own queries, keys and values.
-
-    They come from three products, since one matrix of all three would have to be put together again, in
-    memory, of its gradients.
-    """
-    weights, biases = block.qkv_weight.chunk(3, -1), block.qkv_bias.chunk(3, -1)
-    parts = norm_linear(x, block.ln1_gain, block.ln1_bias, list(zip(weights, biases, strict=True)))
-    q, k, v = (part.view(*inputs.tokens.shape, plan.n_head, -1).transpose(1, 2) for part in parts)
-    return mix(q, k, v, mask, plan, key).transpose(1, 2).reshape(x.shape)
-
-
 def mix(
     q: Float[Tensor, "B H T K"],
     k: Float[Tensor, "B H T K"],
     v: Float[Tensor, "B H T K"],
     mask: Shaped[Tensor, "#B T T"] | None,
+    boundaries: Int[Tensor, " S"] | None,
     plan: Plan,
     key: Int64[Tensor, " 2"] | None,
-) -> Float[Tensor, "B H T K"]:
-    """Attention by the form that the plan names; with dropout it is always written out.
+) -> Float[Tensor, "M D"]:
+    """Attention by the form that the plan names.
 
     Args:
         q: Queries.
         k: Keys.
         v: Values.
         mask: As ``attention_mask`` makes it.
+        boundaries: Where documents begin and end, for the fused kernel.
         plan: For the form and the dropout rate.
         key: Dropout key of the attention weights.
     """
-    if plan.attention == "sdpa" and key is None:
+    rows, _, context, _ = q.shape
+    if plan.attention == "written":
+        assert mask is not None
+        out = attend(q, k, v, mask, key, plan.dropout).transpose(1, 2)
+    elif boundaries is not None:
+        tokens = [heads.transpose(1, 2).flatten(0, 1) for heads in (q, k, v)]  # each [M, H, K]
+        # rows of different lengths behind each other; torch has no public name for it that vjp sees through
+        out, *_ = torch.ops.aten._flash_attention_forward(
+            *tokens, boundaries, boundaries, context, context, 0.0, True, False
+        )
+    else:
         wide_mask = None if mask is None else mask[:, None]  # [#B, 1, T, T]
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=wide_mask, is_causal=mask is None)
-    assert mask is not None
-    return attend(q, k, v, mask, key, plan.dropout)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=wide_mask, is_causal=mask is None)
+        out = out.transpose(1, 2)
+    return out.reshape(rows * context, -1)
 
 
 def split_heads(

@@ -13,7 +13,7 @@ from gpt_torchfunc.model import Plan
 from gpt_torchfunc.options import Options
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-LOGITS_IN_FLIGHT = {"cuda": 8192 * 50304, "cpu": 2**24}
+LOGITS_IN_FLIGHT = {"cuda": 16384 * 50304, "cpu": 2**24}
 """Logits that exist at a time in the loss: large products keep a GPU busy, small ones stay in a cache."""
 
 

@@ -1,8 +1,7 @@
-"""One optimizer step as functions of the training state, ready to be compiled whole.
+"""One optimizer step on a training state: a sum of gradients over micro-batches, and one update.
 
-``train_step`` holds everything: forward, backward, clipping, AdamW. A step of several micro-batches
-runs ``accumulate`` for each and ``finish`` once. The arithmetic is pure; only the last line of each
-writes the new values into the old buffers, so that a compiled step needs no second copy of the state.
+The arithmetic is pure; only the last line of each function writes the new values into the old buffers, so
+that no step needs a second copy of the state.
 
 Shapes: B rows, T positions, L blocks.
 """
@@ -16,7 +15,7 @@ from gpt_trainer.backend import OptimizerConfig
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from gpt_torchfunc.loss import loss_and_gradients
+from gpt_torchfunc.gradients import PLAIN, Functions, add_gradients
 from gpt_torchfunc.model import Inputs, Parameters, Plan
 from gpt_torchfunc.optimizer import AdamWState, StepScalars, adamw_update
 from gpt_torchfunc.tree import leaves
@@ -36,33 +35,6 @@ class Sums(NamedTuple):
     gradients: Parameters
 
 
-def train_step(
-    state: TrainingState,
-    inputs: Inputs,
-    weight: Float[Tensor, ""],
-    keys: Int64[Tensor, "L 4 2"] | None,
-    scalars: StepScalars,
-    plan: Plan,
-    config: OptimizerConfig,
-) -> Float[Tensor, " 3"]:
-    """A whole step on one micro-batch.
-
-    Args:
-        state: Parameters and moments, changed in place.
-        inputs: The micro-batch.
-        weight: One over the number of targets.
-        keys: Dropout keys, or ``None``.
-        scalars: Learning rate, bias corrections and the largest norm.
-        plan: Precision, attention and sizes.
-        config: The optimizer's settings.
-
-    Returns:
-        Loss, gradient norm, and 1 if the weights were updated.
-    """
-    loss, gradients = loss_and_gradients(state.params, inputs, plan, weight, keys)
-    return finish(state, Sums(loss, gradients), scalars, config)
-
-
 def accumulate(
     params: Parameters,
     sums: Sums,
@@ -70,6 +42,7 @@ def accumulate(
     weight: Float[Tensor, ""],
     keys: Int64[Tensor, "L 4 2"] | None,
     plan: Plan,
+    run: Functions = PLAIN,
 ) -> None:
     """Add one micro-batch's share to ``sums``.
 
@@ -80,10 +53,9 @@ def accumulate(
         weight: One over the number of targets in the whole step.
         keys: Dropout keys, or ``None``.
         plan: Precision, attention and sizes.
+        run: The functions that gradients are made of, perhaps compiled.
     """
-    loss, gradients = loss_and_gradients(params, inputs, plan, weight, keys)
-    for total, share in zip((sums.loss, *leaves(sums.gradients)), (loss, *leaves(gradients)), strict=True):
-        total.add_(share)
+    sums.loss.add_(add_gradients(params, sums.gradients, inputs, plan, weight, keys, run))
 
 
 def finish(

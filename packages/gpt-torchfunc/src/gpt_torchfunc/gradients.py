@@ -1,0 +1,304 @@
+"""Loss and gradient of a micro-batch: the chain rule over the pieces of a block, each by ``torch.func``.
+
+A block is the five pieces of ``apply_block``. Forward keeps what the pieces start from: x, the heads, what
+attention gives, y, and the network's hidden layer; that is ten widths for each token. Backward takes
+``vjp`` of each piece at what was kept. What the piece computes on the way and its derivative needs, such as
+LayerNorm and GELU, is thereby computed again; its product is not, since nobody reads it. Only the fused
+attention keeps its own pull-back, whose kernel wants the forward kernel's statistics.
+
+Forward and backward of a block are one compiled function before attention and one behind it, the same for
+all blocks, however many there are.
+
+Shapes: M tokens of all rows (B T), B rows, T positions, D width, E hidden width, H heads, K head width,
+V vocabulary (padded), C longest context, L blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from gpt_trainer.philox import Site
+from jaxtyping import Float, Int64, Shaped
+from torch import Tensor
+from torch.func import vjp
+
+from gpt_torchfunc.dropout import dropout
+from gpt_torchfunc.gathering import sum_by_index
+from gpt_torchfunc.loss import chunk_loss_and_gradients, head_loss_and_gradients
+from gpt_torchfunc.model import (
+    Block,
+    Inputs,
+    Parameters,
+    Plan,
+    attention_mask,
+    contract,
+    embed,
+    expand,
+    layer_norm,
+    merge,
+    mix,
+    positions,
+    project,
+    unstack,
+    written,
+)
+from gpt_torchfunc.tree import map_leaves
+
+Heads = tuple[Float[Tensor, "B H T K"], Float[Tensor, "B H T K"], Float[Tensor, "B H T K"]]
+Keys = Int64[Tensor, "4 2"] | None
+
+
+class Kept(NamedTuple):
+    """What a block's backward pass starts from."""
+
+    x: Float[Tensor, "M D"]
+    heads: Heads
+    pull_mix: Callable[[Tensor], Heads] | None
+    mixed: Float[Tensor, "M D"]
+    y: Float[Tensor, "M D"]
+    hidden: Float[Tensor, "M E"]
+
+
+def begin(params: Parameters, inputs: Inputs, plan: Plan, key: Int64[Tensor, " 2"] | None) -> Tensor:
+    """The residual stream before the first block."""
+    return dropout(embed(params, inputs, plan), key, plan.dropout)
+
+
+def enter(block: Block, x: Tensor, inputs: Inputs, plan: Plan) -> Heads:
+    """A block up to its attention."""
+    return project(x, *block[:4], shape=(*inputs.tokens.shape, plan.n_head))
+
+
+def leave(
+    block: Block, x: Tensor, mixed: Tensor, plan: Plan, keys: Keys
+) -> tuple[Float[Tensor, "M D"], Float[Tensor, "M E"], Float[Tensor, "M D"]]:
+    """The rest of a block: y, the hidden layer, and the residual stream behind it."""
+    out_key, down_key = _branch_keys(keys)
+    y = x + merge(mixed, *block[4:6], out_key, plan.dropout)
+    hidden = expand(y, *block[6:10])
+    return y, hidden, y + contract(hidden, *block[10:], down_key, plan.dropout)
+
+
+def leave_gradients(
+    block: Block, sums: Block, kept: tuple[Tensor, Tensor, Tensor], d_out: Tensor, plan: Plan, keys: Keys
+) -> tuple[Float[Tensor, "M D"], Float[Tensor, "M D"]]:
+    """Derivative of ``leave`` by what attention gave and by x; those by parameters are added to ``sums``.
+
+    Args:
+        block: Parameters.
+        sums: Their gradients so far, changed in place.
+        kept: What attention gave, y, and the hidden layer.
+        d_out: Gradient of the residual stream behind the block.
+        plan: Precision and dropout rate.
+        keys: The block's dropout keys.
+    """
+    (mixed, y, hidden), (out_key, down_key) = kept, _branch_keys(keys)
+    pull = _pull_back(lambda u, w, b: contract(u, w, b, down_key, plan.dropout), hidden, *block[10:])
+    d_hidden, *shares = pull(d_out)
+    _add(sums[10:], shares)
+    pull = _pull_back(expand, y, *block[6:10])
+    d_branch, *shares = pull(d_hidden)
+    _add(sums[6:10], shares)
+    d_y = d_out + d_branch
+    pull = _pull_back(lambda a, w, b: merge(a, w, b, out_key, plan.dropout), mixed, *block[4:6])
+    d_mixed, *shares = pull(d_y)
+    _add(sums[4:6], shares)
+    return d_mixed, d_y
+
+
+def mix_gradients(
+    heads: Heads,
+    mask: Shaped[Tensor, "#B T T"] | None,
+    d_mixed: Float[Tensor, "M D"],
+    plan: Plan,
+    key: Int64[Tensor, " 2"] | None,
+) -> Heads:
+    """Derivative of written attention, whose weights are formed again."""
+    d_q, d_k, d_v = _pull_back(lambda q, k, v: mix(q, k, v, mask, None, plan, key), *heads)(d_mixed)
+    return d_q, d_k, d_v
+
+
+def enter_gradients(
+    block: Block, sums: Block, x: Tensor, d_heads: Heads, d_y: Tensor, inputs: Inputs, plan: Plan
+) -> Float[Tensor, "M D"]:
+    """Derivative of ``enter`` by x, and what comes past attention; those by parameters go into ``sums``.
+
+    Args:
+        block: Parameters.
+        sums: Their gradients so far, changed in place.
+        x: The residual stream before the block.
+        d_heads: Gradients of queries, keys and values.
+        d_y: Gradient of the residual stream behind attention.
+        inputs: For the number of rows and positions.
+        plan: For the number of heads.
+    """
+    shape = (*inputs.tokens.shape, plan.n_head)
+    pull = _pull_back(lambda *given: project(*given, shape=shape), x, *block[:4])
+    d_branch, *shares = pull(d_heads)
+    _add(sums[:4], shares)
+    return d_y + d_branch
+
+
+def norm_gradients(params: Parameters, sums: Parameters, x: Tensor, d_hidden: Tensor) -> Float[Tensor, "M D"]:
+    """Derivative of the last LayerNorm by x; those by its parameters are added to ``sums``."""
+    pull = _pull_back(layer_norm, x, params.ln_f_gain, params.ln_f_bias)
+    d_x, *shares = pull(d_hidden)
+    _add(sums[3:], shares)
+    return d_x
+
+
+def begin_gradients(
+    params: Parameters, inputs: Inputs, d_x: Tensor, plan: Plan, key: Int64[Tensor, " 2"] | None
+) -> tuple[Float[Tensor, "V D"], Float[Tensor, "C D"]]:
+    """Derivative of ``begin`` by both tables."""
+    (d_sum,) = _pull_back(lambda x: dropout(x, key, plan.dropout), d_x)(d_x)
+    return embed_gradients(params, inputs, d_sum)
+
+
+def embed_gradients(
+    params: Parameters, inputs: Inputs, d_x: Float[Tensor, "M D"]
+) -> tuple[Float[Tensor, "V D"], Float[Tensor, "C D"]]:
+    """Gradients of both tables by that of ``embed``'s result.
+
+    Args:
+        params: For the tables' sizes and type.
+        inputs: Token ids and where their documents start.
+        d_x: Gradient of the sum of the embeddings.
+    """
+    wide, context = d_x.to(params.wpe.dtype), inputs.tokens.shape[1]
+    d_wte = sum_by_index(wide, inputs.tokens.flatten(), len(params.wte))
+    if inputs.segment_starts is not None:
+        return d_wte, sum_by_index(wide, positions(inputs).flatten(), len(params.wpe))
+    d_rows = wide.unflatten(0, inputs.tokens.shape).sum(0)
+    return d_wte, F.pad(d_rows, (0, 0, 0, len(params.wpe) - context))
+
+
+class Functions(NamedTuple):
+    """The functions above as they are, or compiled."""
+
+    begin: Callable[..., Any] = begin
+    enter: Callable[..., Any] = enter
+    mix: Callable[..., Any] = mix
+    leave: Callable[..., Any] = leave
+    norm: Callable[..., Any] = layer_norm
+    of_chunk: Callable[..., Any] = chunk_loss_and_gradients
+    norm_gradients: Callable[..., Any] = norm_gradients
+    leave_gradients: Callable[..., Any] = leave_gradients
+    mix_gradients: Callable[..., Any] = mix_gradients
+    enter_gradients: Callable[..., Any] = enter_gradients
+    begin_gradients: Callable[..., Any] = begin_gradients
+
+
+PLAIN = Functions()
+
+
+def add_gradients(
+    params: Parameters,
+    sums: Parameters,
+    inputs: Inputs,
+    plan: Plan,
+    weight: Float[Tensor, ""],
+    keys: Int64[Tensor, "L 4 2"] | None = None,
+    run: Functions = PLAIN,
+) -> Float[Tensor, ""]:
+    """A micro-batch's share of the loss; its share of the gradient is added to ``sums``.
+
+    Args:
+        params: Float32 parameters.
+        sums: Gradients so far, changed in place.
+        inputs: The micro-batch.
+        plan: Precision, attention and sizes.
+        weight: One over the number of targets in the whole step, so that shares add up to the mean.
+        keys: Dropout keys; ``None`` means no dropout.
+        run: The functions of this module, perhaps compiled.
+    """
+    plan = plan if keys is None else written(plan)
+    blocks, block_sums = unstack(params.blocks), unstack(sums.blocks)
+    block_keys = [None] * len(blocks) if keys is None else keys.unbind(0)
+    first_key = None if keys is None else keys[0, Site.EMBEDDING]
+    mask = attention_mask(inputs, plan)
+
+    x, kept = run.begin(params, inputs, plan, first_key), []
+    for block, its_keys in zip(blocks, block_keys, strict=True):
+        kept.append(_forward(block, x, inputs, mask, plan, its_keys, run))
+        x = kept[-1][1]
+    hidden = run.norm(x, params.ln_f_gain, params.ln_f_bias)
+    loss, d_hidden, d_wte = head_loss_and_gradients(
+        hidden, params.wte, inputs.targets.flatten(), plan, weight, run.of_chunk
+    )
+    d_x = run.norm_gradients(params, sums, x, d_hidden)
+    for block, block_sum, its_keys in reversed(list(zip(blocks, block_sums, block_keys, strict=True))):
+        d_x = _backward(block, block_sum, kept.pop()[0], d_x, inputs, mask, plan, its_keys, run)
+    # the embedding is used at both ends of the model
+    _add((sums.wte, sums.wte, sums.wpe), (d_wte, *run.begin_gradients(params, inputs, d_x, plan, first_key)))
+    return loss
+
+
+def loss_and_gradients(
+    params: Parameters,
+    inputs: Inputs,
+    plan: Plan,
+    weight: Float[Tensor, ""],
+    keys: Int64[Tensor, "L 4 2"] | None = None,
+) -> tuple[Float[Tensor, ""], Parameters]:
+    """``add_gradients`` to nothing: a function of its arguments."""
+    sums = map_leaves(torch.zeros_like, params)
+    return add_gradients(params, sums, inputs, plan, weight, keys), sums
+
+
+def _forward(
+    block: Block, x: Tensor, inputs: Inputs, mask: Tensor | None, plan: Plan, keys: Keys, run: Functions
+) -> tuple[Kept, Tensor]:
+    """One block; beside its result what its backward pass needs."""
+    heads = run.enter(block, x, inputs, plan)
+    if plan.attention == "written":
+        mixed, pull = run.mix(*heads, mask, None, plan, _mix_key(keys)), None
+    else:
+        mixed, pull = vjp(  # type: ignore[misc]
+            lambda q, k, v: mix(q, k, v, mask, inputs.boundaries, plan, None), *heads
+        )
+        heads = ()
+    y, hidden, out = run.leave(block, x, mixed, plan, keys)
+    return Kept(x, heads, pull, mixed, y, hidden), out
+
+
+def _backward(
+    block: Block,
+    sums: Block,
+    kept: Kept,
+    d_out: Tensor,
+    inputs: Inputs,
+    mask: Tensor | None,
+    plan: Plan,
+    keys: Keys,
+    run: Functions,
+) -> Float[Tensor, "M D"]:
+    """The gradient before one block; those of its parameters are added to ``sums``."""
+    d_mixed, d_y = run.leave_gradients(block, sums, kept[3:], d_out, plan, keys)
+    if kept.pull_mix is None:
+        d_heads = run.mix_gradients(kept.heads, mask, d_mixed, plan, _mix_key(keys))
+    else:
+        d_heads = kept.pull_mix(d_mixed)
+    return run.enter_gradients(block, sums, kept.x, d_heads, d_y, inputs, plan)
+
+
+def _pull_back(function: Callable[..., Any], *primals: Tensor) -> Callable[..., tuple[Tensor, ...]]:
+    """The derivative of ``function`` at ``primals``; its own result is nobody's."""
+    _, pull = vjp(function, *primals)  # type: ignore[misc]
+    return pull
+
+
+def _branch_keys(keys: Keys) -> tuple[Tensor | None, Tensor | None]:
+    return (None, None) if keys is None else (keys[Site.ATTENTION_RESIDUAL], keys[Site.MLP_RESIDUAL])
+
+
+def _mix_key(keys: Keys) -> Tensor | None:
+    return None if keys is None else keys[Site.ATTENTION]
+
+
+def _add(totals: Iterable[Tensor], shares: Iterable[Tensor]) -> None:
+    for total, share in zip(totals, shares, strict=True):
+        total.add_(share)

@@ -1,0 +1,57 @@
+"""Launches recorded once and repeated by the device: CUDA graphs.
+
+A micro-batch of a small model is some thousand launches, which take the host longer than the device. A
+graph of them is one launch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Shapes = tuple[torch.Size | None, ...]
+
+
+class Replay:
+    """A function of tensors that returns nothing, recorded at its second call with the same shapes.
+
+    The first call runs as it is: functions are compiled then, and libraries set themselves up, which a
+    recording must not see. What the function reads beside its arguments must stay where it is.
+    """
+
+    def __init__(self, function: Callable[..., None]) -> None:
+        self._function = function
+        self._recorded: dict[Shapes, tuple[list[Tensor | None], torch.cuda.CUDAGraph] | None] = {}
+        self._pool: Any = None
+
+    def __call__(self, *tensors: Tensor | None) -> None:
+        """Run, record or repeat.
+
+        Args:
+            tensors: Arguments on the device, or ``None``.
+        """
+        shapes = tuple(None if tensor is None else tensor.shape for tensor in tensors)
+        if shapes not in self._recorded:
+            self._recorded[shapes] = None
+            self._function(*tensors)
+            return
+        held, graph = self._recorded[shapes] or self._record(shapes, tensors)
+        for buffer, tensor in zip(held, tensors, strict=True):
+            if buffer is not None and tensor is not None:
+                buffer.copy_(tensor)
+        graph.replay()
+
+    def _record(
+        self, shapes: Shapes, tensors: tuple[Tensor | None, ...]
+    ) -> tuple[list[Tensor | None], torch.cuda.CUDAGraph]:
+        held = [None if tensor is None else tensor.clone() for tensor in tensors]
+        graph = torch.cuda.CUDAGraph()
+        # one pool for all: no two of them run at the same time
+        with torch.cuda.graph(graph, pool=self._pool):
+            self._function(*held)
+        self._pool = graph.pool()
+        self._recorded[shapes] = held, graph
+        return held, graph
