@@ -55,15 +55,31 @@ def attend(
 
 
 def attend_fused(
-    q: Float[Array, "B T H K"], k: Float[Array, "B T H K"], v: Float[Array, "B T H K"], layer: int = 0
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B T H K"],
+    v: Float[Array, "B T H K"],
+    documents: Int[Array, "B S"] | None = None,
+    layer: int = 0,
 ) -> Float[Array, "B T H K"]:
-    """Causal attention by cuDNN's kernel; T is even.
+    """Causal attention by cuDNN's kernel, each position within its own document; T is even.
 
     Args:
+        documents: As ``first_positions`` makes them; ``None`` means one in each row.
         layer: Which of several calls in one program this is, from 0.
     """
     scale = fused_scale(q.shape[-1], layer)
-    return jax.nn.dot_product_attention(q, k, v, scale=scale, is_causal=True, implementation="cudnn")
+    if documents is None:
+        return jax.nn.dot_product_attention(q, k, v, scale=scale, is_causal=True, implementation="cudnn")
+    # jax.nn takes a length for each row, and has no name for documents within one, up to version 0.11
+    from jax._src.cudnn.fused_attention_stablehlo import MaskType, dot_product_attention
+
+    there = documents[:, :-1] >= 0
+    ends = jnp.where(documents[:, 1:] >= 0, documents[:, 1:], q.shape[1])
+    lengths = jnp.where(there, ends - documents[:, :-1], -1)
+    kind = MaskType.PADDING_CAUSAL
+    return dot_product_attention(
+        q, k, v, None, None, lengths, lengths, documents, documents, scale=scale, mask_type=kind
+    )
 
 
 def fused_scale(width: int, layer: int) -> float:

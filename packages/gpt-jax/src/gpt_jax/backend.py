@@ -19,10 +19,11 @@ from gpt_trainer.backend import Moments, OptimizerConfig, Profile, Runtime, Step
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import Parameters as Canonical
 from gpt_trainer.parameters import check_parameters
-from jaxtyping import Array, Float32
+from jaxtyping import Array, Float32, Int32
 
 from gpt_jax import device as devices
 from gpt_jax.decoding import Decoder
+from gpt_jax.documents import first_positions
 from gpt_jax.loss import target_log_probs
 from gpt_jax.model import Inputs, logits
 from gpt_jax.optimizer import AdamWState, step_scalars
@@ -163,7 +164,7 @@ class JaxBackend:
         attention: str = self._plan.attention
         if attention == "cudnn":
             attention += ", written in training (dropout)" if self.config.dropout else ""
-            attention += ", written for packed documents"
+            attention += ", written for prefixes"
         return {
             "attention": attention,
             "layers": "scan" if self._stacked else "unroll",
@@ -181,11 +182,19 @@ class JaxBackend:
         """The batches of a step on the device, stacked, once they are seen to fit the model."""
         for batch in batches:
             self._check(batch, training=True)
-        starts = None
+        starts, documents = None, None
         if any(batch.segment_starts is not None for batch in batches):
-            starts = self._stack([_starts(batch) for batch in batches])
+            host = np.stack([_starts(batch) for batch in batches])
+            starts, documents = self._send(host), self._documents(host)
         tokens = self._stack([batch.tokens for batch in batches])
-        return Inputs(tokens, self._stack([batch.targets for batch in batches]), starts)
+        return Inputs(tokens, self._stack([batch.targets for batch in batches]), starts, None, documents)
+
+    def _documents(self, starts: Int32[np.ndarray, "N B T"]) -> Array | None:
+        """Documents in cuDNN's words, if it is to see them."""
+        if self._plan.attention == "written" or self._plan.dropout:
+            return None
+        firsts = first_positions(starts.reshape(-1, starts.shape[-1]))
+        return self._send(firsts.reshape(*starts.shape[:2], -1))
 
     def _scored(self, batch: Batch) -> Inputs:
         """A checked batch on the device; the caller waits for what comes of it, so nothing is copied."""

@@ -43,10 +43,18 @@ def choose_device(name: str, *, preallocate: bool) -> jax.Device:
         jax.config.update("jax_platforms", "cpu")
         return jax.devices("cpu")[0]
     os.environ[PREALLOCATE] = "true" if preallocate else "false"
+    if jax.config.jax_compilation_cache_dir is None:
+        # a step unrolled over a dozen blocks takes half a minute to compile, and a second to read
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
     try:
         return jax.devices("cuda")[0]
     except RuntimeError as error:
         raise ValueError(f"device={name!r}: JAX cannot start CUDA ({error}); use device='cpu'") from error
+
+
+def cache_folder() -> Path:
+    """Where JAX keeps what it compiled for a GPU, unless the user named another place."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpt-jax"
 
 
 def compiler_options(device: jax.Device, *, deterministic: bool) -> dict[str, bool | str]:

@@ -101,6 +101,8 @@ class Inputs:
     targets: Int[Array, "*N B T"]
     segment_starts: Int[Array, "*N B T"] | None = None
     prefix_lengths: Int[Array, "*N B"] | None = None
+    documents: Int[Array, "*N B S"] | None = None
+    """The same as ``segment_starts`` in cuDNN's words: see ``first_positions``."""
 
 
 def hidden_states(
@@ -190,15 +192,16 @@ def self_attention(
     They come from three products, since one matrix of all three would have to be taken apart, and its
     gradient put together again, in memory.
 
-    The fused kernel draws its own random numbers, is told of no documents, and has no derivative for
-    rows of odd length: with dropout, packed documents or an odd T the written form is used.
+    The fused kernel draws its own random numbers, knows no prefixes, and has no derivative for rows of odd
+    length: with dropout, prefixes or an odd T the written form is used.
     """
     weights, biases = jnp.split(block.qkv_weight, 3, -1), jnp.split(block.qkv_bias, 3, -1)
     parts = norm_linear(x, block.ln1_gain, block.ln1_bias, list(zip(weights, biases, strict=True)))
     q, k, v = (part.reshape(*inputs.tokens.shape, plan.n_head, -1) for part in parts)
     starts = inputs.segment_starts
-    if plan.attention == "cudnn" and key is None and starts is None and q.shape[1] % 2 == 0:
-        out = attend_fused(q, k, v, layer)
+    told = starts is None or inputs.documents is not None
+    if plan.attention == "cudnn" and key is None and told and q.shape[1] % 2 == 0:
+        out = attend_fused(q, k, v, inputs.documents, layer)
     else:
         out = attend(q, k, v, starts, key, plan.dropout, inputs.prefix_lengths)
     return out.reshape(x.shape)

@@ -25,6 +25,7 @@ from torch import Tensor
 from gpt_torchfunc import device as devices
 from gpt_torchfunc import scoring
 from gpt_torchfunc.decoding import Decoder
+from gpt_torchfunc.documents import boundaries
 from gpt_torchfunc.dropout import dropout_keys
 from gpt_torchfunc.gradients import PLAIN, Functions
 from gpt_torchfunc.loss import target_log_probs
@@ -32,7 +33,7 @@ from gpt_torchfunc.model import Inputs, Parameters, logits
 from gpt_torchfunc.optimizer import AdamWState, StepScalars, step_scalars
 from gpt_torchfunc.options import SPEC as SPEC
 from gpt_torchfunc.options import Options
-from gpt_torchfunc.plan import make_plan, scores_trees, wants_compile
+from gpt_torchfunc.plan import make_plan, scores_trees, tells_documents, wants_compile
 from gpt_torchfunc.profiling import record
 from gpt_torchfunc.replay import Replay
 from gpt_torchfunc.step import Sums, TrainingState, accumulate, finish
@@ -72,6 +73,7 @@ class TorchFuncBackend:
         self._optimizer, self._runtime = optimizer, runtime
         self._plan = make_plan(config, runtime, options, self._device)
         self._compiled = wants_compile(options, self._device)
+        self._tells = tells_documents(self._plan, self._device)
         self._by_trees = scores_trees(options, self._device)
         params, first, second = (zeros(config, self._device) for _ in range(3))
         self._state = TrainingState(params, AdamWState(first, second))
@@ -239,8 +241,12 @@ class TorchFuncBackend:
     def _inputs(self, batch: Batch, *, training: bool = False) -> Inputs:
         """The batch on the device, once it is seen to fit the model."""
         self._check(batch, training=training)
-        arrays = [None if a is None else self._send(torch.from_numpy(np.ascontiguousarray(a))) for a in batch]
-        return Inputs(*arrays)  # type: ignore[arg-type]
+        ends = None
+        if batch.segment_starts is not None and batch.prefix_lengths is None and self._tells:
+            ends = boundaries(batch.segment_starts)
+        arrays = (*batch, ends)
+        sent = [None if a is None else self._send(torch.from_numpy(np.ascontiguousarray(a))) for a in arrays]
+        return Inputs(*sent)  # type: ignore[arg-type]
 
     def _check(self, batch: Batch, *, training: bool = False) -> None:
         config = self.config

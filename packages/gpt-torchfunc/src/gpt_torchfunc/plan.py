@@ -63,3 +63,14 @@ def scores_trees(options: Options, device: torch.device) -> bool:
     if options.scoring == "trees" and device.type != "cpu":
         raise ValueError("scoring='trees' needs device='cpu'; use scoring='rows'")
     return options.scoring != "rows" and device.type == "cpu"
+
+
+def tells_documents(plan: Plan, device: torch.device) -> bool:
+    """Whether the fused kernel is told where documents begin: FlashAttention's, which has no float32.
+
+    Args:
+        plan: For the attention and the precision.
+        device: Where the model runs.
+    """
+    half = plan.dtype in (torch.bfloat16, torch.float16)
+    return device.type == "cuda" and plan.attention == "sdpa" and half
