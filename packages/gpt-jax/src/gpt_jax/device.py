@@ -43,7 +43,7 @@ def choose_device(name: str, *, preallocate: bool) -> jax.Device:
         jax.config.update("jax_platforms", "cpu")
         return jax.devices("cpu")[0]
     os.environ[PREALLOCATE] = "true" if preallocate else "false"
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         # a step unrolled over a dozen blocks takes half a minute to compile, and a second to read
         jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
     try:
