@@ -48,9 +48,12 @@ class AttentionResiduals(NamedTuple):
         lse: Log-sum-exp of each row of scaled scores, float32: recovers the weights without a second
             pass over the row.
         segment_starts: First position that each position may see; ``None`` means 0 throughout.
+        mask: Of the dropped weights, as ``kernels.attention_mask`` packs it; ``None`` without dropout, and
+            where the backward draws it again.
     """
 
     qkv: Float[Tensor, "B T W"]
     out: Float[Tensor, "B T W//3"]
     lse: Float[Tensor, "B H T"]
     segment_starts: Int[Tensor, "B T"] | None
+    mask: Int[Tensor, "2 N C 32"] | None = None

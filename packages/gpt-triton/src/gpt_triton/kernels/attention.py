@@ -23,9 +23,9 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gpt_triton.kernels.dropout import dropout_arguments
-from gpt_triton.kernels.primitives import LN_2, LOG2_E, drop, narrow, operand, rounded_operand
-from gpt_triton.kernels.tiles import attention_tiles
+from gpt_triton.kernels.attention_mask import attention_mask, kept, mask_words
+from gpt_triton.kernels.primitives import LN_2, LOG2_E, narrow, operand, rounded_operand
+from gpt_triton.kernels.tiles import attention_tiles, hopper_attention
 from gpt_triton.residuals import AttentionResiduals, Dropout
 
 
@@ -33,7 +33,7 @@ from gpt_triton.residuals import AttentionResiduals, Dropout
 @no_type_check
 def load_head_tile(
     base_ptr,  # first element of the head in row 0
-    position,  # int64
+    position,  # [rows]
     stride,  # elements from one position to the next
     T,
     K: tl.constexpr,
@@ -42,7 +42,8 @@ def load_head_tile(
     """Rows ``position`` of one head, [rows, W]; zeros past the end and past the head width."""
     column = tl.arange(0, W)
     keep = (position[:, None] < T) & (column[None, :] < K)
-    return tl.load(base_ptr + position[:, None] * stride + column[None, :], mask=keep, other=0.0)
+    at = position.to(tl.int64)[:, None] * stride + column[None, :]
+    return tl.load(base_ptr + at, mask=keep, other=0.0)
 
 
 @triton.jit
@@ -51,43 +52,45 @@ def store_head_tile(base_ptr, position, stride, T, value, K: tl.constexpr, W: tl
     """Write rows ``position`` of one head."""
     column = tl.arange(0, W)
     keep = (position[:, None] < T) & (column[None, :] < K)
-    at = base_ptr + position[:, None] * stride + column[None, :]
+    at = base_ptr + position.to(tl.int64)[:, None] * stride + column[None, :]
     tl.store(at, narrow(value, base_ptr.dtype.element_ty), mask=keep)
 
 
 @triton.jit
 @no_type_check
-def visible(q_position, k_position, start, T, prefix=None):
-    """[q, k]: the key is not after the query, not before its document unless in the prefix, and exists."""
-    seen = (k_position[None, :] <= q_position[:, None]) & (k_position[None, :] < T)
-    own = k_position[None, :] >= start[:, None]
-    if prefix is not None:
-        own = own | (k_position[None, :] < prefix)
-    return seen & own
+def visible(q_position, k_position, start, prefix):
+    """[q, k]: the key is not after the query and not before its document unless in the prefix.
+
+    A query that exists sees no key past the end; one that does not is never written, or has zeros for d_out.
+    """
+    seen = k_position[None, :] <= q_position[:, None]
+    if start is not None:
+        own = k_position[None, :] >= start[:, None]
+        if prefix is not None:
+            own = own | (k_position[None, :] < prefix)
+        seen = seen & own
+    return seen
 
 
 @triton.jit
 @no_type_check
 def _attend(
     acc,  # [q, W] float32
-    top,  # [q] running maximum, in units of log 2
+    top,  # [q] running maximum of the unscaled scores
     total,  # [q] running sum
     q,  # [q, W]
     k_ptr,  # first key of the head
     v_ptr,
+    mask_ptr,  # first word of the head's mask, or None
     q_position,
-    start,
+    start,  # [q], or None
     prefix,  # int32, or None
     key_first,
     key_last,
-    index_base,  # int64: position of the head's weights among all
     stride,
     T,
     scale_log2,
-    key_ptr,
-    keep_scale,
     MASKED: tl.constexpr,
-    THRESHOLD: tl.constexpr,
     DTYPE: tl.constexpr,
     STREAM: tl.constexpr,
     K: tl.constexpr,
@@ -95,20 +98,21 @@ def _attend(
 ):
     """Stream the keys of ``[key_first, key_last)`` past the tile of queries."""
     for first in range(key_first, key_last, STREAM):
-        k_position = tl.arange(0, STREAM).to(tl.int64) + first
+        k_position = tl.arange(0, STREAM) + first
         k = operand(load_head_tile(k_ptr, k_position, stride, T, K, W))
-        s = tl.dot(q, k.T, input_precision="ieee") * scale_log2
+        s = tl.dot(q, k.T, input_precision="ieee")
         if MASKED:
-            s = tl.where(visible(q_position, k_position, start, T, prefix), s, float("-inf"))
+            s = tl.where(visible(q_position, k_position, start, prefix), s, float("-inf"))
         new_top = tl.maximum(top, tl.max(s, 1))
-        # a query may have seen nothing yet: then 0 stands for its maximum of -inf
-        shift = tl.where(new_top == float("-inf"), 0.0, new_top) if MASKED else new_top
-        p = tl.exp2(s - shift[:, None])
-        shrink = tl.exp2(top - shift)
+        shift = new_top * scale_log2
+        if MASKED and start is not None:
+            # a query may have seen nothing yet: then 0 stands for its maximum of -inf
+            shift = tl.where(new_top == float("-inf"), 0.0, shift)
+        p = tl.exp2(s * scale_log2 - shift[:, None])
+        shrink = tl.exp2(top * scale_log2 - shift)
         total = total * shrink + tl.sum(p, 1)
-        if key_ptr is not None:
-            at = index_base + q_position[:, None] * T + k_position[None, :]
-            p = drop(p, at, key_ptr, keep_scale, THRESHOLD)
+        if mask_ptr is not None:
+            p = tl.where(kept(mask_ptr, q_position, first, T, False, STREAM), p, 0.0)
         v = operand(load_head_tile(v_ptr, k_position, stride, T, K, W))
         acc = tl.dot(rounded_operand(p, DTYPE), v, acc * shrink[:, None], input_precision="ieee")
         top = new_top
@@ -121,13 +125,12 @@ def _attention_fwd_kernel(
     qkv_ptr,  # [B, T, 3, H, K]
     starts_ptr,  # [B, T] or None
     prefix_ptr,  # [B] or None
+    mask_ptr,  # [2, B*H, blocks, 32] or None
     out_ptr,  # [B, T, H, K] written
     lse_ptr,  # [B, H, T] written
-    key_ptr,  # [2] or None
     T,
     scale_log2,
     keep_scale,
-    THRESHOLD: tl.constexpr,
     H: tl.constexpr,
     K: tl.constexpr,
     STAY: tl.constexpr,
@@ -139,9 +142,9 @@ def _attention_fwd_kernel(
     head = tl.program_id(0).to(tl.int64)
     width: tl.constexpr = H * K
     q_ptr = qkv_ptr + (head // H) * T * 3 * width + (head % H) * K
-    q_position = q_first.to(tl.int64) + tl.arange(0, STAY)
+    q_position = q_first + tl.arange(0, STAY)
     q = operand(load_head_tile(q_ptr, q_position, 3 * width, T, K, W))
-    start = tl.zeros([STAY], tl.int32)
+    start = None
     prefix = None
     whole_first = 0
     if starts_ptr is not None:
@@ -156,7 +159,8 @@ def _attention_fwd_kernel(
     acc = tl.zeros([STAY, W], tl.float32)
     top = tl.full([STAY], float("-inf"), tl.float32)
     total = tl.zeros([STAY], tl.float32)
-    index_base = head * T * T
+    if mask_ptr is not None:
+        mask_ptr += head * mask_words(T)
     k_ptr, v_ptr = q_ptr + width, q_ptr + 2 * width
     DTYPE: tl.constexpr = qkv_ptr.dtype.element_ty
     if prefix_ptr is not None:
@@ -165,29 +169,30 @@ def _attention_fwd_kernel(
         prefix_whole = tl.minimum(prefix // STREAM * STREAM, seen_first)
         prefix_last = tl.minimum(tl.cdiv(prefix, STREAM) * STREAM, seen_first)
         acc, top, total = _attend(
-            acc, top, total, q, k_ptr, v_ptr, q_position, start, prefix, 0, prefix_whole, index_base,
-            3 * width, T, scale_log2, key_ptr, keep_scale, False, THRESHOLD, DTYPE, STREAM, K, W,
+            acc, top, total, q, k_ptr, v_ptr, mask_ptr, q_position, start, prefix, 0, prefix_whole,
+            3 * width, T, scale_log2, False, DTYPE, STREAM, K, W,
         )  # fmt: skip
         acc, top, total = _attend(
-            acc, top, total, q, k_ptr, v_ptr, q_position, start, prefix, prefix_whole, prefix_last,
-            index_base, 3 * width, T, scale_log2, key_ptr, keep_scale, True, THRESHOLD, DTYPE, STREAM, K, W,
+            acc, top, total, q, k_ptr, v_ptr, mask_ptr, q_position, start, prefix, prefix_whole, prefix_last,
+            3 * width, T, scale_log2, True, DTYPE, STREAM, K, W,
         )  # fmt: skip
     if starts_ptr is not None:
         acc, top, total = _attend(
-            acc, top, total, q, k_ptr, v_ptr, q_position, start, prefix, seen_first, whole_first,
-            index_base, 3 * width, T, scale_log2, key_ptr, keep_scale, True, THRESHOLD, DTYPE, STREAM, K, W,
+            acc, top, total, q, k_ptr, v_ptr, mask_ptr, q_position, start, prefix, seen_first, whole_first,
+            3 * width, T, scale_log2, True, DTYPE, STREAM, K, W,
         )  # fmt: skip
     acc, top, total = _attend(
-        acc, top, total, q, k_ptr, v_ptr, q_position, start, prefix, whole_first, whole_last, index_base,
-        3 * width, T, scale_log2, key_ptr, keep_scale, False, THRESHOLD, DTYPE, STREAM, K, W,
+        acc, top, total, q, k_ptr, v_ptr, mask_ptr, q_position, start, prefix, whole_first, whole_last,
+        3 * width, T, scale_log2, False, DTYPE, STREAM, K, W,
     )  # fmt: skip
     acc, top, total = _attend(
-        acc, top, total, q, k_ptr, v_ptr, q_position, start, prefix, whole_last, key_last, index_base,
-        3 * width, T, scale_log2, key_ptr, keep_scale, True, THRESHOLD, DTYPE, STREAM, K, W,
+        acc, top, total, q, k_ptr, v_ptr, mask_ptr, q_position, start, prefix, whole_last, key_last,
+        3 * width, T, scale_log2, True, DTYPE, STREAM, K, W,
     )  # fmt: skip
     out_base = out_ptr + (head // H) * T * width + (head % H) * K
-    store_head_tile(out_base, q_position, width, T, acc / total[:, None], K, W)
-    tl.store(lse_ptr + head * T + q_position, (top + tl.log2(total)) * LN_2, mask=q_position < T)
+    store_head_tile(out_base, q_position, width, T, acc * (keep_scale / total)[:, None], K, W)
+    lse = (top * scale_log2 + tl.log2(total)) * LN_2
+    tl.store(lse_ptr + head * T + q_position, lse, mask=q_position < T)
 
 
 def attention_fwd(
@@ -205,23 +210,32 @@ def attention_fwd(
         segment_starts: First position that each position may see; ``None`` means 0.
         dropout: Mask of the attention weights.
         prefix_lengths: Positions of each row that all later ones see besides; only with
-            ``segment_starts``, and never before a backward.
+            ``segment_starts``, without dropout, and never before a backward.
     """
     qkv = qkv.contiguous()
     if segment_starts is not None:
         segment_starts = segment_starts.contiguous()
-    assert prefix_lengths is None or segment_starts is not None
+    assert prefix_lengths is None or (segment_starts is not None and dropout is None)
     rows, context, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
     head_width = width // n_head
     padded = max(16, triton.next_power_of_2(head_width))
     out = qkv.new_empty(rows, context, width)
     lse = torch.empty(rows, n_head, context, dtype=torch.float32, device=qkv.device)
+    mask, keep_scale = None, 1.0
+    if dropout is not None:
+        mask = attention_mask(dropout, rows, context, n_head, segment_starts)
+        keep_scale = 1.0 / (1.0 - dropout.rate)
+    if hopper_attention(qkv, head_width, segment_starts is not None):
+        # imported where it runs: Gluon has no interpreter
+        from gpt_triton.kernels.attention_hopper import launch_fwd
+
+        launch_fwd(qkv, mask, out, lse, keep_scale)
+        return out, AttentionResiduals(qkv, out, lse, None, mask)
     tiles = attention_tiles("forward", padded, qkv.dtype, dropout is not None)
-    key, keep_scale, threshold = dropout_arguments(dropout)
     _attention_fwd_kernel[(rows * n_head, triton.cdiv(context, tiles.stay))](
-        qkv, segment_starts, prefix_lengths, out, lse, key, context,
+        qkv, segment_starts, prefix_lengths, mask, out, lse, context,
         LOG2_E.value / math.sqrt(head_width), keep_scale,
-        THRESHOLD=threshold, H=n_head, K=head_width, STAY=tiles.stay, STREAM=tiles.stream, W=padded,
+        H=n_head, K=head_width, STAY=tiles.stay, STREAM=tiles.stream, W=padded,
         num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
-    return out, AttentionResiduals(qkv, out, lse, segment_starts)
+    return out, AttentionResiduals(qkv, out, lse, segment_starts, mask)

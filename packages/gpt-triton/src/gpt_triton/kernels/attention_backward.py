@@ -25,9 +25,8 @@ from torch import Tensor
 
 from gpt_triton.kernels.attention_d_kv import d_kv_kernel
 from gpt_triton.kernels.attention_d_q import d_q_kernel
-from gpt_triton.kernels.dropout import dropout_arguments
 from gpt_triton.kernels.primitives import LOG2_E
-from gpt_triton.kernels.tiles import attention_tiles
+from gpt_triton.kernels.tiles import attention_tiles, hopper_attention
 from gpt_triton.residuals import AttentionResiduals, Dropout
 
 
@@ -50,8 +49,16 @@ def attention_bwd(
     head_width = width // n_head
     padded = max(16, triton.next_power_of_2(head_width))
     d_qkv, delta = torch.empty_like(res.qkv), torch.empty_like(res.lse)
-    key, keep_scale, threshold = dropout_arguments(dropout)
+    keep_scale = 1.0 if dropout is None else 1.0 / (1.0 - dropout.rate)
     scale = 1.0 / math.sqrt(head_width)
+    if hopper_attention(res.qkv, head_width, res.segment_starts is not None):
+        # imported where they run: Gluon has no interpreter
+        from gpt_triton.kernels.attention_hopper_d_kv import launch_d_kv
+        from gpt_triton.kernels.attention_hopper_d_q import launch_d_q
+
+        launch_d_q(res, d_out, delta, d_qkv, keep_scale)
+        launch_d_kv(res, d_out, delta, d_qkv, keep_scale)
+        return d_qkv
     passes = (
         (d_q_kernel, "d_q", (res.qkv, res.out, d_out)),
         (d_kv_kernel, "d_kv", (res.qkv, d_out)),
@@ -59,9 +66,9 @@ def attention_bwd(
     for kernel, kind, given in passes:
         tiles = attention_tiles(kind, padded, d_out.dtype, dropout is not None)
         kernel[(rows * n_head, triton.cdiv(context, tiles.stay))](
-            *given, res.lse, delta, res.segment_starts, d_qkv, key, context,
+            *given, res.lse, delta, res.segment_starts, res.mask, d_qkv, context,
             scale, scale * LOG2_E.value, keep_scale,
-            THRESHOLD=threshold, H=n_head, K=head_width, STAY=tiles.stay, STREAM=tiles.stream, W=padded,
+            H=n_head, K=head_width, STAY=tiles.stay, STREAM=tiles.stream, W=padded,
             num_warps=tiles.warps, num_stages=tiles.stages,
         )  # fmt: skip
     return d_qkv

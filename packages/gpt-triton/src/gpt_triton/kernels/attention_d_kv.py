@@ -15,7 +15,8 @@ import triton
 import triton.language as tl
 
 from gpt_triton.kernels.attention import load_head_tile, store_head_tile
-from gpt_triton.kernels.primitives import LOG2_E, keep_mask, operand, rounded_operand
+from gpt_triton.kernels.attention_mask import kept, mask_words
+from gpt_triton.kernels.primitives import LOG2_E, operand, rounded_operand
 
 
 @triton.jit
@@ -30,16 +31,14 @@ def _d_kv_tiles(
     lse_ptr,
     delta_ptr,
     starts_ptr,
+    mask_ptr,  # first word of the head's mask by key, or None
     k_position,
     query_first,
     query_last,
-    index_base,  # int64: position of the head's weights among all
     T,
     scale_log2,
-    key_ptr,
     keep_scale,
     MASKED: tl.constexpr,
-    THRESHOLD: tl.constexpr,
     DTYPE: tl.constexpr,
     STREAM: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -48,12 +47,13 @@ def _d_kv_tiles(
 ):
     """Stream the queries of ``[query_first, query_last)`` past the tile of keys; tiles are [k, q]."""
     for first in range(query_first, query_last, STREAM):
-        q_position = tl.arange(0, STREAM).to(tl.int64) + first
+        q_position = tl.arange(0, STREAM) + first
         q = operand(load_head_tile(q_ptr, q_position, 3 * WIDTH, T, K, W))
         lse = tl.load(lse_ptr + q_position, mask=q_position < T, other=0.0)
         p = tl.exp2(tl.dot(k, q.T, input_precision="ieee") * scale_log2 - (lse * LOG2_E)[None, :])
         if MASKED:
-            seen = (k_position[:, None] <= q_position[None, :]) & (q_position[None, :] < T)
+            # queries past the end need no mask: their d_out and delta are zero
+            seen = k_position[:, None] <= q_position[None, :]
             if starts_ptr is not None:
                 start = tl.load(starts_ptr + q_position, mask=q_position < T, other=0)
                 seen = seen & (k_position[:, None] >= start[None, :])
@@ -61,11 +61,10 @@ def _d_kv_tiles(
         d_out = operand(load_head_tile(d_out_ptr, q_position, WIDTH, T, K, W))
         d_p = tl.dot(v, d_out.T, input_precision="ieee")
         p_kept = p
-        if key_ptr is not None:
-            at = index_base + q_position[None, :] * T + k_position[:, None]
-            kept = keep_mask(at, key_ptr, THRESHOLD)
-            p_kept = tl.where(kept, p * keep_scale, 0.0)
-            d_p = tl.where(kept, d_p * keep_scale, 0.0)
+        if mask_ptr is not None:
+            keep = kept(mask_ptr, k_position, first, T, True, STREAM)
+            p_kept = tl.where(keep, p, 0.0)
+            d_p = tl.where(keep, d_p, 0.0) * keep_scale
         d_v = tl.dot(rounded_operand(p_kept, DTYPE), d_out, d_v, input_precision="ieee")
         delta = tl.load(delta_ptr + q_position, mask=q_position < T, other=0.0)
         d_s = p * (d_p - delta[None, :])
@@ -81,13 +80,12 @@ def d_kv_kernel(
     lse_ptr,  # [B, H, T]
     delta_ptr,  # [B, H, T]
     starts_ptr,  # [B, T] or None
+    mask_ptr,  # [2, B*H, blocks, 32] or None
     d_qkv_ptr,  # [B, T, 3, H, K]: keys and values written
-    key_ptr,  # [2] or None
     T,
     scale,
     scale_log2,
     keep_scale,
-    THRESHOLD: tl.constexpr,
     H: tl.constexpr,
     K: tl.constexpr,
     STAY: tl.constexpr,
@@ -102,7 +100,7 @@ def d_kv_kernel(
     DTYPE: tl.constexpr = qkv_ptr.dtype.element_ty
     row = head // H
     base = row * T * 3 * WIDTH + (head % H) * K
-    k_position = tl.arange(0, STAY).to(tl.int64) + key_first
+    k_position = tl.arange(0, STAY) + key_first
     k = operand(load_head_tile(qkv_ptr + base + WIDTH, k_position, 3 * WIDTH, T, K, W))
     v = operand(load_head_tile(qkv_ptr + base + 2 * WIDTH, k_position, 3 * WIDTH, T, K, W))
     query_first = key_first // STREAM * STREAM
@@ -113,26 +111,27 @@ def d_kv_kernel(
         # past the last query whose document begins at or before the last key, nobody sees these keys
         query_last = query_first
         for first in range(query_first, T, 512):
-            position = tl.arange(0, 512).to(tl.int64) + first
+            position = tl.arange(0, 512) + first
             start = tl.load(starts_ptr + position, mask=position < T, other=2147483647)
             sees = tl.where(start < key_first + STAY, position + 1, 0)
-            query_last = tl.maximum(query_last, tl.max(sees, 0).to(tl.int32))
+            query_last = tl.maximum(query_last, tl.max(sees, 0))
         # a document may begin anywhere: every tile is masked
         whole_first = query_last
     d_out_ptr += row * T * WIDTH + (head % H) * K
-    index_base = head * T * T
+    if mask_ptr is not None:
+        mask_ptr += (tl.num_programs(0) + head) * mask_words(T)
     d_k = tl.zeros([STAY, W], tl.float32)
     d_v = tl.zeros([STAY, W], tl.float32)
     d_k, d_v = _d_kv_tiles(
         d_k, d_v, k, v, qkv_ptr + base, d_out_ptr, lse_ptr + head * T, delta_ptr + head * T, starts_ptr,
-        k_position, query_first, whole_first, index_base, T, scale_log2, key_ptr, keep_scale,
-        True, THRESHOLD, DTYPE, STREAM, WIDTH, K, W,
+        mask_ptr, k_position, query_first, whole_first, T, scale_log2, keep_scale,
+        True, DTYPE, STREAM, WIDTH, K, W,
     )  # fmt: skip
     if starts_ptr is None:
         d_k, d_v = _d_kv_tiles(
             d_k, d_v, k, v, qkv_ptr + base, d_out_ptr, lse_ptr + head * T, delta_ptr + head * T, starts_ptr,
-            k_position, whole_first, query_last, index_base, T, scale_log2, key_ptr, keep_scale,
-            False, THRESHOLD, DTYPE, STREAM, WIDTH, K, W,
+            mask_ptr, k_position, whole_first, query_last, T, scale_log2, keep_scale,
+            False, DTYPE, STREAM, WIDTH, K, W,
         )  # fmt: skip
     store_head_tile(d_qkv_ptr + base + WIDTH, k_position, 3 * WIDTH, T, d_k * scale, K, W)
-    store_head_tile(d_qkv_ptr + base + 2 * WIDTH, k_position, 3 * WIDTH, T, d_v, K, W)
+    store_head_tile(d_qkv_ptr + base + 2 * WIDTH, k_position, 3 * WIDTH, T, d_v * keep_scale, K, W)

@@ -16,7 +16,8 @@ import triton
 import triton.language as tl
 
 from gpt_triton.kernels.attention import load_head_tile, store_head_tile, visible
-from gpt_triton.kernels.primitives import LOG2_E, keep_mask, operand, rounded_operand, widen
+from gpt_triton.kernels.attention_mask import kept, mask_words
+from gpt_triton.kernels.primitives import LOG2_E, operand, rounded_operand, widen
 
 
 @triton.jit
@@ -29,16 +30,14 @@ def _d_q_tiles(
     delta,  # [q]
     k_ptr,  # first key of the head
     q_position,
-    start,
+    start,  # [q], or None
+    mask_ptr,  # first word of the head's mask, or None
     key_first,
     key_last,
-    index_base,  # int64: position of the head's weights among all
     T,
     scale_log2,
-    key_ptr,
     keep_scale,
     MASKED: tl.constexpr,
-    THRESHOLD: tl.constexpr,
     DTYPE: tl.constexpr,
     STREAM: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -47,16 +46,15 @@ def _d_q_tiles(
 ):
     """Stream the keys of ``[key_first, key_last)`` past the tile of queries."""
     for first in range(key_first, key_last, STREAM):
-        k_position = tl.arange(0, STREAM).to(tl.int64) + first
+        k_position = tl.arange(0, STREAM) + first
         k = operand(load_head_tile(k_ptr, k_position, 3 * WIDTH, T, K, W))
         p = tl.exp2(tl.dot(q, k.T, input_precision="ieee") * scale_log2 - lse_log2[:, None])
         if MASKED:
-            p = tl.where(visible(q_position, k_position, start, T), p, 0.0)
+            p = tl.where(visible(q_position, k_position, start, None), p, 0.0)
         v = operand(load_head_tile(k_ptr + WIDTH, k_position, 3 * WIDTH, T, K, W))
         d_p = tl.dot(d_out, v.T, input_precision="ieee")
-        if key_ptr is not None:
-            at = index_base + q_position[:, None] * T + k_position[None, :]
-            d_p = tl.where(keep_mask(at, key_ptr, THRESHOLD), d_p * keep_scale, 0.0)
+        if mask_ptr is not None:
+            d_p = tl.where(kept(mask_ptr, q_position, first, T, False, STREAM), d_p, 0.0) * keep_scale
         d_s = p * (d_p - delta[:, None])
         d_q = tl.dot(rounded_operand(d_s, DTYPE), k, d_q, input_precision="ieee")
     return d_q
@@ -71,13 +69,12 @@ def d_q_kernel(
     lse_ptr,  # [B, H, T]
     delta_ptr,  # [B, H, T] written
     starts_ptr,  # [B, T] or None
+    mask_ptr,  # [2, B*H, blocks, 32] or None
     d_qkv_ptr,  # [B, T, 3, H, K]: queries written
-    key_ptr,  # [2] or None
     T,
     scale,
     scale_log2,
     keep_scale,
-    THRESHOLD: tl.constexpr,
     H: tl.constexpr,
     K: tl.constexpr,
     STAY: tl.constexpr,
@@ -91,7 +88,7 @@ def d_q_kernel(
     DTYPE: tl.constexpr = qkv_ptr.dtype.element_ty
     row = head // H
     base = row * T * 3 * WIDTH + (head % H) * K
-    q_position = tl.arange(0, STAY).to(tl.int64) + q_first
+    q_position = tl.arange(0, STAY) + q_first
     q = operand(load_head_tile(qkv_ptr + base, q_position, 3 * WIDTH, T, K, W))
     head_first = row * T * WIDTH + (head % H) * K
     d_out = load_head_tile(d_out_ptr + head_first, q_position, WIDTH, T, K, W)
@@ -100,7 +97,7 @@ def d_q_kernel(
     tl.store(delta_ptr + head * T + q_position, delta, mask=q_position < T)
     d_out = operand(d_out)
     lse = tl.load(lse_ptr + head * T + q_position, mask=q_position < T, other=0.0)
-    start = tl.zeros([STAY], tl.int32)
+    start = None
     whole_last = q_first // STREAM * STREAM
     key_first = 0
     if starts_ptr is not None:
@@ -109,16 +106,16 @@ def d_q_kernel(
         # a document may begin anywhere: every tile is masked
         whole_last = key_first
     key_last = tl.minimum(q_first + STAY, T)
-    index_base = head * T * T
+    if mask_ptr is not None:
+        mask_ptr += head * mask_words(T)
     d_q = tl.zeros([STAY, W], tl.float32)
     if starts_ptr is None:
         d_q = _d_q_tiles(
-            d_q, q, d_out, lse * LOG2_E, delta, qkv_ptr + base + WIDTH, q_position, start, key_first,
-            whole_last, index_base, T, scale_log2, key_ptr, keep_scale, False, THRESHOLD, DTYPE, STREAM,
-            WIDTH, K, W,
+            d_q, q, d_out, lse * LOG2_E, delta, qkv_ptr + base + WIDTH, q_position, start, mask_ptr,
+            key_first, whole_last, T, scale_log2, keep_scale, False, DTYPE, STREAM, WIDTH, K, W,
         )  # fmt: skip
     d_q = _d_q_tiles(
-        d_q, q, d_out, lse * LOG2_E, delta, qkv_ptr + base + WIDTH, q_position, start, whole_last, key_last,
-        index_base, T, scale_log2, key_ptr, keep_scale, True, THRESHOLD, DTYPE, STREAM, WIDTH, K, W,
+        d_q, q, d_out, lse * LOG2_E, delta, qkv_ptr + base + WIDTH, q_position, start, mask_ptr,
+        whole_last, key_last, T, scale_log2, keep_scale, True, DTYPE, STREAM, WIDTH, K, W,
     )  # fmt: skip
     store_head_tile(d_qkv_ptr + base, q_position, 3 * WIDTH, T, d_q * scale, K, W)

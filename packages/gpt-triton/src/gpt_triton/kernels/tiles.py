@@ -96,6 +96,14 @@ def on_tensor_cores_of_hopper(tiles: MatmulTiles, k: int, device: torch.device) 
 
 
 @functools.cache
+def is_hopper(device: torch.device) -> bool:
+    """True where the tensor cores take the products of a warpgroup (compute capability 9 alone)."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device)[0] == 9 and not INTERPRET.value
+    return device.type == "meta"
+
+
+@functools.cache
 def matmul_tiles(
     m: int, n: int, k: int, dtype: torch.dtype, device: torch.device, split: bool, epilogue: Work
 ) -> MatmulTiles:
@@ -188,6 +196,43 @@ def attention_tiles(kind: str, head_width: int, dtype: torch.dtype, dropout: boo
         "d_kv": AttentionTiles(128, 64, 8, 4),
         "d_q": AttentionTiles(128, 32, 8, 4),
     }[kind]
+
+
+class HopperTiles(NamedTuple):
+    """How a Hopper kernel of attention is cut: a consumer owns 64 rows.
+
+    Attributes:
+        groups: Consumers of a program.
+        stream: Rows of a tile that is streamed past them.
+        stages: Tiles in flight.
+        registers: Of a thread of a consumer.
+    """
+
+    groups: int
+    stream: int
+    stages: int
+    registers: int
+
+
+# four consumers beside a producer have 112 registers a thread each, two 232; the sums and scores of d_k and d_v
+# take more than 112, those of d_q only with 32 columns fewer
+HOPPER_ATTENTION = {
+    "forward": HopperTiles(4, 64, 4, 112),
+    "d_q": HopperTiles(4, 32, 6, 112),
+    "d_kv": HopperTiles(2, 64, 4, 232),
+}
+
+
+def hopper_attention(qkv: torch.Tensor, head_width: int, documents: bool) -> bool:
+    """True where attention runs by the kernels written for Hopper's tensor cores.
+
+    Args:
+        qkv: Queries, keys and values [B, T, 3D]: bfloat16, whole programs of positions, from where a tile may start.
+        head_width: K: 64.
+        documents: True if positions see only their document: tiles to skip are the portable kernels' work.
+    """
+    fits = qkv.dtype == torch.bfloat16 and head_width == 64 and qkv.shape[1] % 256 == 0 and not documents
+    return fits and is_hopper(qkv.device) and qkv.data_ptr() % 16 == 0
 
 
 def row_tile(width: int) -> tuple[int, int]:
