@@ -1,9 +1,10 @@
 """Causal self-attention of whole rows on Hopper, heads of 64 in bfloat16: the forward.
 
-What ``attention`` computes, by partitions of warps (``hopper``): a program owns 256 queries, a consumer 64 of
-them. With the scores of tile t a consumer starts the product of the weights and values of tile t - 1, and takes
-maximum, exponentials and sum of tile t while that runs; four consumers fill each other's waits. Keys are
-streamed upwards; only a consumer's first and last tile are masked, and the tiles after its last are others'.
+What ``attention`` computes, by partitions of warps (``hopper``): a program owns 256 queries, a consumer 64
+of them. With the scores of tile t a consumer starts the product of the weights and values of tile t - 1,
+and takes maximum, exponentials and sum of tile t while that runs; four consumers fill each other's waits.
+Keys are streamed upwards; only a consumer's first and last tile are masked, and the tiles after its last
+are others'.
 
 Bound: of 128 queries and 64 keys the products take 512 cycles, the exponentials 512 (16 a cycle), the other
 instructions some 560 on four schedulers.
@@ -91,10 +92,9 @@ def _produce(
 
 @gluon.jit
 @no_type_check
-def _softmax(s, top, total, words, q_position, first, scale_log2, MASKED: gl.constexpr):
+def _softmax(s, top, total, words, q_position, first, scale_log2, MASKED: gl.constexpr, S: gl.constexpr):
     """Weights of a tile of scores, the new maximum and sum, and what the sums so far shrink by."""
     N: gl.constexpr = s.shape[1]
-    S: gl.constexpr = s.type.layout
     if MASKED:
         k_position = first + gl.arange(0, N, layout=gl.SliceLayout(0, S))
         s = gl.where(k_position[None, :] <= q_position[:, None], s, float("-inf"))
@@ -135,7 +135,7 @@ def _attend(
     s = scores(q_tile, stream[0].index(n % STAGES), S)
     acc = warpgroup_mma(p, stream[1].index((n - 1) % STAGES), acc, is_async=True)
     s = warpgroup_mma_wait(1, deps=(s,))
-    weights, top, total, shrink = _softmax(s, top, total, words, q_position, first, scale_log2, MASKED)
+    weights, top, total, shrink = _softmax(s, top, total, words, q_position, first, scale_log2, MASKED, S)
     wait_full(stream, n + 1, more)
     acc, p = warpgroup_mma_wait(0, deps=(acc, p))
     release(stream, n - 1)
@@ -174,7 +174,7 @@ def _consume(
         mbarrier.wait(q_full.index(group), turn & 1)
         wait_full(stream, n, True)
         s = warpgroup_mma_wait(0, deps=(scores(q_tile, stream[0].index(n % STAGES), S),))
-        weights, top, total, _ = _softmax(s, top, total, words, q_position, 0, scale_log2, True)
+        weights, top, total, _ = _softmax(s, top, total, words, q_position, 0, scale_log2, True, S)
         p = as_operand(weights)
         wait_full(stream, n + 1, last > 0)
         for t in range(1, last):
@@ -214,7 +214,7 @@ def _consume(
         mbarrier.arrive(q_empty.index(group), count=1)
         acc = warpgroup_mma(p, stream[1].index((n + last) % STAGES), acc, is_async=True)
         lse = (top * scale_log2 + gl.log2(total)) * LN_2
-        gl.store(lse_ptr + head.to(gl.int64) * T + q_position, lse)
+        gl.store(lse_ptr + gl.cast(head, gl.int64) * T + q_position, lse)
         inverse = gl.convert_layout(keep_scale / total, gl.SliceLayout(1, GRADIENT))
         acc, p = warpgroup_mma_wait(0, deps=(acc, p))
         release(stream, n + last)
@@ -244,6 +244,7 @@ def attention_fwd_hopper_kernel(
     STAGES: gl.constexpr,
     REGISTERS: gl.constexpr,  # of a thread of a consumer
 ):
+    """Attention of all queries."""
     GROUPS: gl.constexpr = 4
     q_tiles, out_tiles = new_tiles(GROUPS, GROUP), new_tiles(GROUPS, GROUP)
     q_full, q_empty = new_barriers(GROUPS, 1), new_barriers(GROUPS, 1)

@@ -1,9 +1,9 @@
 """The gradients of attention's keys and values on Hopper, heads of 64 in bfloat16; whole rows only.
 
-What ``attention_d_kv`` computes, by partitions of warps (``hopper``): a program owns 128 keys, a consumer 64 of
-them, and queries are streamed. With the scores and d_P of tile t a consumer starts the products that add tile
-t - 1 to d_V and d_K, and takes exponentials and d_S of tile t while they run. Four tiles of float32 leave
-registers for two consumers.
+What ``attention_d_kv`` computes, by partitions of warps (``hopper``): a program owns 128 keys, a consumer
+64 of them, and queries are streamed. With the scores and d_P of tile t a consumer starts the products that
+add tile t - 1 to d_V and d_K, and takes exponentials and d_S of tile t while they run. Four tiles of
+float32 leave registers for two consumers.
 
 Bound: of 128 keys and 64 queries the products take 1,024 cycles, the exponentials 512.
 
@@ -230,8 +230,11 @@ def d_kv_hopper_kernel(
     GROUPS: gl.constexpr = 2
     # keys, values, and what is written
     own_tiles = (
-        new_tiles(GROUPS, GROUP), new_tiles(GROUPS, GROUP), new_tiles(GROUPS, GROUP), new_tiles(GROUPS, GROUP),
-    )  # fmt: skip
+        new_tiles(GROUPS, GROUP),
+        new_tiles(GROUPS, GROUP),
+        new_tiles(GROUPS, GROUP),
+        new_tiles(GROUPS, GROUP),
+    )
     own_full, own_empty = new_barriers(GROUPS, 1), new_barriers(GROUPS, 1)
     stream = (
         new_tiles(STAGES, N),
@@ -270,8 +273,9 @@ def launch_d_kv(
     tiles = HOPPER_ATTENTION["d_kv"]
     work = rows * n_head * (context // (tiles.groups * GROUP.value))
     d_kv_hopper_kernel[(min(multiprocessors(d_out.device), work),)](
-        described(res.qkv, GROUP.value), described(res.qkv, tiles.stream), described(d_out, tiles.stream),
-        described(d_qkv, GROUP.value), res.mask, described_numbers(res.lse, tiles.stream),
-        described_numbers(delta, tiles.stream), rows * n_head, context, scale, scale * LOG2_E.value, keep_scale,
+        described(res.qkv, GROUP.value), described(res.qkv, tiles.stream),
+        described(d_out, tiles.stream), described(d_qkv, GROUP.value), res.mask,
+        described_numbers(res.lse, tiles.stream), described_numbers(delta, tiles.stream),
+        rows * n_head, context, scale, scale * LOG2_E.value, keep_scale,
         H=n_head, N=tiles.stream, STAGES=tiles.stages, REGISTERS=tiles.registers, num_warps=4,
     )  # fmt: skip

@@ -1,8 +1,9 @@
 """The gradient of attention's queries on Hopper, heads of 64 in bfloat16; whole rows only.
 
-What ``attention_d_q`` computes, by partitions of warps (``hopper``): a program owns 256 queries, a consumer 64
-of them. With the scores and d_P of tile t a consumer starts the product that adds tile t - 1 to d_Q, and takes
-exponentials and d_S of tile t while they run. Tiles of 32 keys, so that four consumers have registers enough.
+What ``attention_d_q`` computes, by partitions of warps (``hopper``): a program owns 256 queries, a consumer
+64 of them. With the scores and d_P of tile t a consumer starts the product that adds tile t - 1 to d_Q, and
+takes exponentials and d_S of tile t while they run. Tiles of 32 keys: so four consumers have registers
+enough.
 
 Bound: of 128 queries and 64 keys the products take 1,024 cycles (d_Q's 256; the left operands of 32 columns
 come from shared memory more slowly than the tensor cores could take them), the exponentials 512.
@@ -156,7 +157,7 @@ def _consume(
         if mask_ptr is not None:
             mask_head = mask_of_head(mask_ptr, head, T)
         q_position = q_first + gl.arange(0, GROUP, layout=gl.SliceLayout(1, S))
-        at = head.to(gl.int64) * T + q_position
+        at = gl.cast(head, gl.int64) * T + q_position
         lse_log2 = gl.load(lse_ptr + at) * LOG2_E
         d_q = gl.zeros([GROUP, HEAD], gl.float32, layout=GRADIENT)
         mbarrier.wait(own_full.index(group), turn & 1)
@@ -217,8 +218,11 @@ def d_q_hopper_kernel(
     GROUPS: gl.constexpr = 4
     # queries, d_out, out, and what is written
     own_tiles = (
-        new_tiles(GROUPS, GROUP), new_tiles(GROUPS, GROUP), new_tiles(GROUPS, GROUP), new_tiles(GROUPS, GROUP),
-    )  # fmt: skip
+        new_tiles(GROUPS, GROUP),
+        new_tiles(GROUPS, GROUP),
+        new_tiles(GROUPS, GROUP),
+        new_tiles(GROUPS, GROUP),
+    )
     own_full, own_empty = new_barriers(GROUPS, 1), new_barriers(GROUPS, 1)
     stream = (
         new_tiles(STAGES, N),

@@ -2,9 +2,9 @@
 
 A weight's bit costs ten rounds of Philox, some forty instructions, and three kernels need it. Here each is
 drawn once, for the blocks of 32 queries and 32 keys that are not after the diagonal. Block (i, j) is the
-``i (i + 1) / 2 + j``-th and has 32 words, twice: a word for each query with the keys as bits, for kernels that
-stream keys, and a word for each key with the queries as bits, for those that stream queries.
-Shapes: B rows, T positions, H heads, N = B*H, C blocks.
+``i (i + 1) / 2 + j``-th and has 32 words, twice: a word for each query with the keys as bits, for kernels
+that stream keys, and a word for each key with the queries as bits, for those that stream queries. Shapes: B
+rows, T positions, H heads, N = B*H, C blocks.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from gpt_triton.kernels.dropout import dropout_arguments
-from gpt_triton.kernels.primitives import keep_mask
+from gpt_triton.kernels.primitives import INTERPRET, keep_mask
 from gpt_triton.residuals import Dropout
 
 
@@ -86,8 +86,13 @@ def _mask_kernel(
         if SMALL:
             index = index.to(tl.uint32)
         by_key = tl.zeros([32], tl.uint32)
-        for i in tl.static_range(32):
-            by_key |= keep_mask(index + i * T, key_ptr, THRESHOLD).to(tl.uint32) << i
+        if INTERPRET:
+            # an operation costs some 20 microseconds whatever its size
+            keep = keep_mask(index[None, :] + lane[:, None] * T, key_ptr, THRESHOLD)
+            by_key = tl.sum(keep.to(tl.uint32) << lane[:, None], 0).to(tl.uint32)
+        else:
+            for i in tl.static_range(32):
+                by_key |= keep_mask(index + i * T, key_ptr, THRESHOLD).to(tl.uint32) << i
         at = column * 32 + lane
         tl.store(written + at, _transposed_bits(by_key).to(tl.int32, bitcast=True))
         tl.store(by_key_ptr + at, by_key.to(tl.int32, bitcast=True))

@@ -1,15 +1,15 @@
 """What attention's Hopper kernels share: partitions of warps, streamed tiles, products, bits of a mask.
 
 These kernels are written in Gluon, Triton's lower-level dialect: layouts, shared memory, barriers and
-asynchronous products are in our hands. Gluon has no interpreter, so that each kernel stands beside a portable
-one and is held to the same tests on a GPU.
+asynchronous products are in our hands. Gluon has no interpreter, so that each kernel stands beside a
+portable one and is held to the same tests on a GPU.
 
-A program fills a multiprocessor and takes one piece of work after the other, the longest first. One warp, the
-producer, loads tiles by the tensor memory accelerator; warpgroups of four warps, the consumers, own 64 rows
-each. A consumer never waits for another: what a tile needs are two barriers, one that its bytes have arrived
-(full) and one that every consumer is done with its slot (empty). A stream is (tiles a [stages, N, 64], tiles b,
-full, empty); the n-th tile since the start lies in slot ``n % stages``, and its barriers are in their
-``n // stages``-th turn.
+A program fills a multiprocessor and takes one piece of work after the other, the longest first. One warp,
+the producer, loads tiles by the tensor memory accelerator; warpgroups of four warps, the consumers, own 64
+rows each. A consumer never waits for another: what a tile needs are two barriers, one that its bytes have
+arrived (full) and one that every consumer is done with its slot (empty). A stream is (tiles a [stages, N,
+64], tiles b, full, empty); the n-th tile since the start lies in slot ``n % stages``, and its barriers are
+in their ``n // stages``-th turn.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def new_barriers(COUNT: gl.constexpr, ARRIVALS: gl.constexpr):
 @gluon.jit
 @no_type_check
 def wait_full(stream, n, wanted):
-    """Wait for the n-th tile. As a branch, it is also what the assembler moves no wait for a product over."""
+    """Wait for the n-th tile: a branch, over which the assembler moves no wait for a product."""
     STAGES: gl.constexpr = stream[0].shape[0]
     mbarrier.wait(stream[2].index(n % STAGES), (n // STAGES) & 1, pred=wanted)
 
@@ -76,7 +76,7 @@ def wait_full(stream, n, wanted):
 @gluon.jit
 @no_type_check
 def expect_slot(stream, n, BYTES: gl.constexpr):
-    """The slot of the n-th tile, once it is empty, and the barrier that the bytes of its next tiles complete."""
+    """The slot of the n-th tile, once it is empty, and the barrier that ``BYTES`` now complete."""
     STAGES: gl.constexpr = stream[0].shape[0]
     slot = n % STAGES
     mbarrier.wait(stream[3].index(slot), ((n // STAGES) & 1) ^ 1)
@@ -136,13 +136,13 @@ def store_tile(desc, row, column, tile, value):
 def mask_of_head(mask_ptr, head, T):
     """First word of a head's mask, which has whole blocks of 32 positions."""
     blocks = T // 32
-    return mask_ptr + head.to(gl.int64) * (blocks * (blocks + 1) // 2 * 32)
+    return mask_ptr + gl.cast(head, gl.int64) * (blocks * (blocks + 1) // 2 * 32)
 
 
 @gluon.jit
 @no_type_check
 def load_words(mask_ptr, stay, first, BY_KEY: gl.constexpr, N: gl.constexpr):
-    """The words of ``attention_mask`` for the first 32 of the N positions streamed, and for the last: [stay]."""
+    """Words of ``attention_mask``, [stay]: for the first 32 of the N positions streamed, and the last."""
     block, own = first // 32, stay // 32
     if BY_KEY:
         at, step = block * (block + 1) // 2 * 32 + stay, (block + 1) * 32
@@ -170,7 +170,7 @@ def mask_bits(words, N: gl.constexpr, layout: gl.constexpr):
 @gluon.jit
 @no_type_check
 def keep(x, word, bit):
-    """``x`` where the bit is set, else 0: a test and a selection, which the compiler moves behind the rounding."""
+    """``x`` where the bit is set, else 0: two instructions; left to the compiler, more, after rounding."""
     return gl.inline_asm_elementwise(
         """{.reg .pred kept; .reg .b32 found;
         and.b32 found, $2, $3;

@@ -214,8 +214,8 @@ class HopperTiles(NamedTuple):
     registers: int
 
 
-# four consumers beside a producer have 112 registers a thread each, two 232; the sums and scores of d_k and d_v
-# take more than 112, those of d_q only with 32 columns fewer
+# four consumers beside a producer have 112 registers a thread each, two 232: 112 are too few for the sums and
+# scores of d_k and d_v, and for those of d_q but with tiles of 32 columns
 HOPPER_ATTENTION = {
     "forward": HopperTiles(4, 64, 4, 112),
     "d_q": HopperTiles(4, 32, 6, 112),
@@ -227,7 +227,7 @@ def hopper_attention(qkv: torch.Tensor, head_width: int, documents: bool) -> boo
     """True where attention runs by the kernels written for Hopper's tensor cores.
 
     Args:
-        qkv: Queries, keys and values [B, T, 3D]: bfloat16, whole programs of positions, from where a tile may start.
+        qkv: Queries, keys and values [B, T, 3D]: bfloat16, T of whole programs, on a border of 16 bytes.
         head_width: K: 64.
         documents: True if positions see only their document: tiles to skip are the portable kernels' work.
     """
