@@ -1,4 +1,4 @@
-"""What attention's Hopper kernels share: partitions of warps, streamed tiles, products, bits of a mask.
+"""What the Hopper kernels share, most of it attention's: partitions of warps, streamed tiles, bits of a mask.
 
 These kernels are written in Gluon, Triton's lower-level dialect: layouts, shared memory, barriers and
 asynchronous products are in our hands. Gluon has no interpreter, so that each kernel stands beside a

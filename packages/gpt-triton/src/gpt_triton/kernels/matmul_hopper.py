@@ -31,31 +31,17 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from gpt_triton.kernels.hopper import TILE, block_barrier, new_barriers, tma_load, tma_store
 from gpt_triton.kernels.matmul_kernels import Epilogue, tile_of
 from gpt_triton.kernels.tiles import MatmulTiles, group_rows, multiprocessors
-
-# names changed between Triton 3.6 and 3.7
-block_barrier = getattr(gl, "thread_barrier", None) or gl.barrier
-tma_load = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
-tma_store = tma.async_store if hasattr(tma, "async_store") else tma.async_copy_shared_to_global
 
 ROWS, COLUMNS, DEPTH = gl.constexpr(128), gl.constexpr(256), gl.constexpr(64)
 HALF = gl.constexpr(64)  # rows of one warpgroup
 PART = gl.constexpr(64)  # columns stored at once: 128 bytes, the widest swizzle
 # the step at which a warpgroup gives its buffer back, and that at which the loading warp fills it
 RETURN, FILL = gl.constexpr(2), gl.constexpr(6)
-TILE = gl.constexpr(gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2))
 ACC = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 256, 16]))
 ACC_PART = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16]))
-
-
-@gluon.jit
-@no_type_check
-def _barriers(N: gl.constexpr, count: gl.constexpr):
-    barriers = gl.allocate_shared_memory(gl.int64, [N, 1], mbarrier.MBarrierLayout())
-    for i in gl.static_range(N):
-        mbarrier.init(barriers.index(i), count=count)
-    return barriers
 
 
 @gluon.jit
@@ -245,8 +231,8 @@ def hopper_kernel(
     b_tiles = gl.allocate_shared_memory(gl.bfloat16, [STAGES, B0, B1], TILE)
     upper = gl.allocate_shared_memory(gl.bfloat16, [4, HALF, PART], TILE)
     lower = gl.allocate_shared_memory(gl.bfloat16, [4, HALF, PART], TILE)
-    ready, free = _barriers(STAGES, 1), _barriers(STAGES, 2)
-    filled, returned = _barriers(2, 1), _barriers(2, 1)
+    ready, free = new_barriers(STAGES, 1), new_barriers(STAGES, 2)
+    filled, returned = new_barriers(2, 1), new_barriers(2, 1)
     fence_async_shared()
     block_barrier()
     m_tiles, n_tiles = gl.cdiv(M, ROWS), gl.cdiv(N, COLUMNS)

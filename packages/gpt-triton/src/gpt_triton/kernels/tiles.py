@@ -96,14 +96,6 @@ def on_tensor_cores_of_hopper(tiles: MatmulTiles, k: int, device: torch.device) 
 
 
 @functools.cache
-def is_hopper(device: torch.device) -> bool:
-    """True where the tensor cores take the products of a warpgroup (compute capability 9 alone)."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device)[0] == 9 and not INTERPRET.value
-    return device.type == "meta"
-
-
-@functools.cache
 def matmul_tiles(
     m: int, n: int, k: int, dtype: torch.dtype, device: torch.device, split: bool, epilogue: Work
 ) -> MatmulTiles:
