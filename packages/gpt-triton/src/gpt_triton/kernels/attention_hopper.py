@@ -73,8 +73,9 @@ def _produce(
     WIDTH: gl.constexpr = H * HEAD
     N: gl.constexpr = stream[0].shape[1]
     BYTES: gl.constexpr = 2 * kv_desc.block_type.nbytes
-    n, turn = 0, 0
+    n = 0
     for work in range(gl.program_id(0), heads * (T // (GROUPS * GROUP)), gl.num_programs(0)):
+        turn = work // gl.num_programs(0)
         q_first, head = queries_of(work, heads, T, GROUPS)
         row, column = head // H * T, head % H * HEAD
         for group in gl.static_range(GROUPS):
@@ -87,7 +88,6 @@ def _produce(
             tma_load(kv_desc, [row + first, column + WIDTH], full, stream[0].index(slot))
             tma_load(kv_desc, [row + first, column + 2 * WIDTH], full, stream[1].index(slot))
             n += 1
-        turn += 1
 
 
 @gluon.jit
@@ -157,8 +157,9 @@ def _consume(
     N: gl.constexpr = stream[0].shape[1]
     S: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, N, 16])
     q_tile = q_tiles.index(group)
-    n, turn = 0, 0
+    n = 0
     for work in range(gl.program_id(0), heads * (T // (GROUPS * GROUP)), gl.num_programs(0)):
+        turn = work // gl.num_programs(0)
         block_first, head = queries_of(work, heads, T, GROUPS)
         q_first = block_first + group * GROUP
         last = q_first // N  # the tile on the diagonal
@@ -223,7 +224,6 @@ def _consume(
         tiles = (block_first + GROUPS * GROUP) // N
         skip(stream, n + last + 1, n + tiles)
         n += tiles
-        turn += 1
     tma.store_wait(0)
 
 

@@ -72,8 +72,9 @@ def _produce(
     WIDTH: gl.constexpr = H * HEAD
     N: gl.constexpr = stream[0].shape[1]
     BYTES: gl.constexpr = 2 * q_desc.block_type.nbytes + 2 * lse_desc.block_type.nbytes
-    n, turn = 0, 0
+    n = 0
     for work in range(gl.program_id(0), heads * (T // (GROUPS * GROUP)), gl.num_programs(0)):
+        turn = work // gl.num_programs(0)
         k_first, head = _keys_of(work, heads, GROUPS)
         row, column = head // H * T, head % H * HEAD
         for group in gl.static_range(GROUPS):
@@ -90,7 +91,6 @@ def _produce(
             tma_load(lse_desc, [head * T + first], full, stream[4].index(slot))
             tma_load(delta_desc, [head * T + first], full, stream[5].index(slot))
             n += 1
-        turn += 1
 
 
 @gluon.jit
@@ -164,8 +164,9 @@ def _consume(
     OWN: gl.constexpr = group * GROUP // N
     WHOLE: gl.constexpr = (group + 1) * GROUP // N
     stay = (own_tiles[0].index(group), own_tiles[1].index(group))
-    n, turn = 0, 0
+    n = 0
     for work in range(gl.program_id(0), heads * (T // (GROUPS * GROUP)), gl.num_programs(0)):
+        turn = work // gl.num_programs(0)
         block_first, head = _keys_of(work, heads, GROUPS)
         tiles = (T - block_first) // N
         k_first = block_first + group * GROUP
@@ -179,7 +180,7 @@ def _consume(
         mbarrier.wait(own_full.index(group), turn & 1)
         wait_full(stream, n + OWN, True)
         d_k, d_v, p_kept, d_s = _add_tile(
-            d_k, d_v, None, None, stay, stream, n + OWN, k_first, OWN + 1 < tiles, k_position, mask_head,
+            d_k, d_v, None, None, stay, stream, n + OWN, k_first, tiles > OWN + 1, k_position, mask_head,
             scale_log2, keep_scale, True, True, S,
         )  # fmt: skip
         for t in range(OWN + 1, WHOLE):
@@ -202,7 +203,6 @@ def _consume(
         store_tile(d_qkv_desc, row, column + WIDTH, own_tiles[2].index(group), d_k * scale)
         store_tile(d_qkv_desc, row, column + 2 * WIDTH, own_tiles[3].index(group), d_v * keep_scale)
         n += tiles
-        turn += 1
     tma.store_wait(0)
 
 
