@@ -18,7 +18,7 @@ from gpt_data.loader import BatchLoader
 from gpt_trainer.backend import find_backend
 from gpt_trainer.checkpoint import find_steps
 from gpt_trainer.gpt2.spec import gpt2_spec
-from gpt_trainer.run.folder import read_plan
+from gpt_trainer.run.folder import stored_record
 from gpt_trainer.run.record import read_record
 from transformers import GPT2LMHeadModel
 
@@ -30,9 +30,9 @@ def main() -> None:
     """Print the loss."""
     run = Path(sys.argv[1])
     step, folder = find_steps(run)[-1]
-    plan = read_plan(run)
-    assert plan is not None, f"{run} holds no run"
-    config = read_record(plan, gpt2_spec(find_backend("gpt-torchfunc")), str(run)).config
+    record = stored_record(run)
+    assert record is not None, f"{run} holds no run"
+    config = read_record(record, gpt2_spec(find_backend("gpt-torchfunc")), str(run)).config
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = GPT2LMHeadModel.from_pretrained(folder).to(device).eval()
     data = config.data

@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-
-from gpt_data.terminal import guarded
+from gpt_data.terminal import enter
 
 
 def main() -> None:
     """Compare the backends; the process ends with the command's exit status."""
-    sys.exit(guarded("gpt-compare", _run))
-
-
-def _run() -> int:
-    from gpt_compare.commands import run
-
-    return run(sys.argv[1:])
+    enter("gpt-compare", "gpt_compare.commands:run")

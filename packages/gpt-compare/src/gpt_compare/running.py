@@ -15,7 +15,7 @@ from typing import NamedTuple
 from gpt_data.stopping import StopFlag
 from gpt_trainer.checkpoint.discovery import CHECKPOINTS
 from gpt_trainer.report.metrics import METRICS_NAME, read_metrics
-from gpt_trainer.run.folder import read_plan
+from gpt_trainer.run.folder import stored_record
 
 from gpt_compare.competitor import Competitor
 from gpt_compare.figures import Row, failed, measure
@@ -143,7 +143,7 @@ def _read(competitor: Competitor, run: Path, status: int, stop: StopFlag) -> Row
     if status:
         how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
         return failed(competitor, f"{how}: {complaint(run / LOG_NAME)}")
-    record = read_plan(run)
+    record = stored_record(run)
     assert record is not None, "a run that ends well has a record"
     return Row(competitor.label, figures=measure(lines), made_by=record["made_by"])
 

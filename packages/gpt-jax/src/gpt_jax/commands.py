@@ -2,32 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-
-from gpt_data.terminal import guarded
+from gpt_data.terminal import enter
 
 
 def train() -> None:
     """``gpt-jax-train``: train a GPT-2."""
-    sys.exit(guarded("gpt-jax-train", _train))
+    enter("gpt-jax-train", "gpt_trainer.commands:train_main", "gpt_jax.options:SPEC")
 
 
 def sample() -> None:
     """``gpt-jax-sample``: continue a text with a trained GPT-2."""
-    sys.exit(guarded("gpt-jax-sample", _sample))
-
-
-def _train() -> int:
-    from gpt_trainer.commands import train_main
-
-    from gpt_jax.options import SPEC
-
-    return train_main(SPEC)
-
-
-def _sample() -> int:
-    from gpt_trainer.commands import sample_main
-
-    from gpt_jax.options import SPEC
-
-    return sample_main(SPEC)
+    enter("gpt-jax-sample", "gpt_trainer.commands:sample_main", "gpt_jax.options:SPEC")

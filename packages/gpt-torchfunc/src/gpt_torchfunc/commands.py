@@ -2,32 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-
-from gpt_data.terminal import guarded
+from gpt_data.terminal import enter
 
 
 def train() -> None:
     """``gpt-torchfunc-train``: train a GPT-2."""
-    sys.exit(guarded("gpt-torchfunc-train", _train))
+    enter("gpt-torchfunc-train", "gpt_trainer.commands:train_main", "gpt_torchfunc.options:SPEC")
 
 
 def sample() -> None:
     """``gpt-torchfunc-sample``: continue a text with a trained GPT-2."""
-    sys.exit(guarded("gpt-torchfunc-sample", _sample))
-
-
-def _train() -> int:
-    from gpt_trainer.commands import train_main
-
-    from gpt_torchfunc.options import SPEC
-
-    return train_main(SPEC)
-
-
-def _sample() -> int:
-    from gpt_trainer.commands import sample_main
-
-    from gpt_torchfunc.options import SPEC
-
-    return sample_main(SPEC)
+    enter("gpt-torchfunc-sample", "gpt_trainer.commands:sample_main", "gpt_torchfunc.options:SPEC")

@@ -2,32 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-
-from gpt_data.terminal import guarded
+from gpt_data.terminal import enter
 
 
 def train() -> None:
     """``gpt-triton-train``: train a GPT-2."""
-    sys.exit(guarded("gpt-triton-train", _train))
+    enter("gpt-triton-train", "gpt_trainer.commands:train_main", "gpt_triton.options:SPEC")
 
 
 def sample() -> None:
     """``gpt-triton-sample``: continue a text with a trained GPT-2."""
-    sys.exit(guarded("gpt-triton-sample", _sample))
-
-
-def _train() -> int:
-    from gpt_trainer.commands import train_main
-
-    from gpt_triton.options import SPEC
-
-    return train_main(SPEC)
-
-
-def _sample() -> int:
-    from gpt_trainer.commands import sample_main
-
-    from gpt_triton.options import SPEC
-
-    return sample_main(SPEC)
+    enter("gpt-triton-sample", "gpt_trainer.commands:sample_main", "gpt_triton.options:SPEC")

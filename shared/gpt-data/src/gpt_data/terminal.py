@@ -13,8 +13,9 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 CANNOT_WRITE, OUT_OF_MEMORY, INTERRUPTED = 73, 71, 130
 MEMORY_ERRORS = ("OutOfMemoryError", "MemoryError")
@@ -25,6 +26,27 @@ class OutputError(Exception):
     """The standard output does not take what the command was run for."""
 
     exit_status = CANNOT_WRITE
+
+
+def named(place: str) -> Any:
+    """Import what has this name.
+
+    Args:
+        place: Module and name, as in ``gpt_triton.backend:TritonBackend``.
+    """
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)
+
+
+def enter(name: str, command: str, *given: str) -> NoReturn:
+    """Import a command inside ``guarded``, run it, and end the process with the exit status that it returns.
+
+    Args:
+        name: The command's name.
+        command: Where the function is, for ``named``.
+        given: Where its arguments are.
+    """
+    sys.exit(guarded(name, lambda: named(command)(*map(named, given))))
 
 
 def guarded(name: str, command: Callable[[], int]) -> int:

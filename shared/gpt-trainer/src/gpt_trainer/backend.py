@@ -12,13 +12,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from gpt_data.batch import Batch
+from gpt_data.terminal import named
 from jaxtyping import Float32, Int
 
 from gpt_trainer.model_config import ModelConfig
@@ -254,8 +254,7 @@ def imported(place: str) -> Callable[..., Any]:
     Args:
         place: Module and name, as in ``gpt_triton.backend:TritonBackend``.
     """
-    module, _, name = place.partition(":")
-    return lambda *given: getattr(import_module(module), name)(*given)
+    return lambda *given: named(place)(*given)
 
 
 def driver_sees_gpu() -> bool:

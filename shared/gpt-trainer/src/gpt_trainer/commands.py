@@ -20,7 +20,8 @@ def train_main(spec: BackendSpec, argv: Sequence[str] | None = None) -> int:
         spec: The backend's registration.
         argv: Arguments; those of the process if None.
     """
-    return guarded(f"{spec.name}-train", lambda: run_command(gpt2_spec(spec), _arguments(argv)))
+    words = list(sys.argv[1:] if argv is None else argv)
+    return guarded(f"{spec.name}-train", lambda: run_command(gpt2_spec(spec), words))
 
 
 def sample_main(spec: BackendSpec, argv: Sequence[str] | None = None) -> int:
@@ -30,8 +31,5 @@ def sample_main(spec: BackendSpec, argv: Sequence[str] | None = None) -> int:
         spec: The backend's registration.
         argv: Arguments; those of the process if None.
     """
-    return guarded(f"{spec.name}-sample", lambda: sample(spec, _arguments(argv)))
-
-
-def _arguments(argv: Sequence[str] | None) -> list[str]:
-    return list(sys.argv[1:] if argv is None else argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    return guarded(f"{spec.name}-sample", lambda: sample(spec, words))

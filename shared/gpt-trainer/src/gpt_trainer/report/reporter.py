@@ -7,10 +7,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from gpt_trainer.origin import warn
 from gpt_trainer.report.display import Report, choose_display
 from gpt_trainer.report.metrics import MetricsFile
 from gpt_trainer.report.sinks import open_sinks
-from gpt_trainer.run.task import Measured
+from gpt_trainer.run.start import Fresh
+from gpt_trainer.run.task import Measured, Task
+from gpt_trainer.settings.values import flat
 
 
 class Reporter:
@@ -18,29 +21,31 @@ class Reporter:
 
     Args:
         run: The run's folder.
-        reports: The section of the configuration: ``plain``, ``log_every`` and the trackers.
-        steps: Optimizer steps of the run in all.
-        settings: The configuration, for the trackers' pages.
+        config: The configuration: its reports, its number of steps, and all of it for the trackers' pages.
 
     Raises:
         InputError: If a tracker does not start.
     """
 
-    def __init__(self, run: Path, reports: Any, steps: int, settings: Mapping[str, Any]) -> None:
-        self._run, self._steps = run, steps
-        self._sinks = open_sinks(reports, run, settings)
-        self._display = choose_display(plain=reports.plain, every=reports.log_every)
+    def __init__(self, run: Path, config: Any) -> None:
+        self._run, self._steps = run, config.schedule.steps
+        self._sinks = open_sinks(config.reports, run, flat(config))
+        self._display = choose_display(plain=config.reports.plain, every=config.reports.log_every)
         self._metrics: MetricsFile | None = None
         self._val_loss: float | None = None
         self._open = ExitStack()
 
-    def begin(self, *positions: int) -> None:
-        """Open the metrics file, cut back to the last step, evaluation and measurement that are kept.
+    def begin(self, task: Task, start: Fresh) -> None:
+        """Say what is trained, and open the metrics file, cut back to what the run goes on from.
 
         Raises:
             WriteError: If it cannot be written.
         """
-        self._metrics = MetricsFile(self._run, *positions)
+        for line in task.notes():
+            warn(line)
+        self.say(f"{self._run}: {task.heading()}")
+        state = start.state
+        self._metrics = MetricsFile(self._run, start.saved_step, state.evaluated, state.measured)
         self._open.callback(self._metrics.close)
 
     def __enter__(self) -> Reporter:

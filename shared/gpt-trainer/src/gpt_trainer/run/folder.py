@@ -1,4 +1,4 @@
-"""A run's folder: its name, what says that it is taken, and the plan that lets it start again.
+"""A run's folder: its name, what says that it is taken, and the record that lets it start again.
 
 ``run.json`` is written before the first step. It holds the configuration, so that a run that was killed
 before its first checkpoint still resumes, from the start.
@@ -20,9 +20,9 @@ from gpt_trainer.checkpoint import find_steps
 from gpt_trainer.errors import InputError, WriteError
 from gpt_trainer.report.metrics import METRICS_NAME
 
-PLAN_NAME = "run.json"
+RECORD_NAME = "run.json"
 RUNS = Path("runs")
-PLAN_LIMIT = 1 << 20
+RECORD_LIMIT = 1 << 20
 
 
 def create_folder(out: Path | None, preset: str, parent: Path = RUNS) -> Path:
@@ -55,7 +55,7 @@ def refuse_existing(run: Path) -> None:
     Raises:
         InputError: If the folder holds a run.
     """
-    if (run / PLAN_NAME).exists() or (run / METRICS_NAME).exists() or find_steps(run):
+    if (run / RECORD_NAME).exists() or (run / METRICS_NAME).exists() or find_steps(run):
         raise InputError(f"{run} holds a run already: go on with --resume {run}, or choose another --out")
 
 
@@ -72,31 +72,31 @@ def _first_free(preset: str, parent: Path) -> Path:
             return folder
 
 
-def write_plan(run: Path, plan: dict[str, Any]) -> None:
+def store_record(run: Path, record: dict[str, Any]) -> None:
     """Write ``run.json``, whole or not at all.
 
     Args:
         run: The run's folder.
-        plan: JSON values.
+        record: JSON values.
 
     Raises:
         WriteError: If it cannot be written.
     """
-    content = json.dumps(plan, indent=2, sort_keys=True, allow_nan=False)
-    write_atomic(run / PLAN_NAME, content.encode() + b"\n")
+    content = json.dumps(record, indent=2, sort_keys=True, allow_nan=False)
+    write_atomic(run / RECORD_NAME, content.encode() + b"\n")
 
 
-def read_plan(run: Path) -> dict[str, Any] | None:
+def stored_record(run: Path) -> dict[str, Any] | None:
     """The content of ``run.json``; None if there is no such file.
 
     Raises:
         InputError: If it cannot be read or is damaged.
     """
-    path = run / PLAN_NAME
+    path = run / RECORD_NAME
     if not os.path.lexists(path):
         return None
     try:
-        return parse_object(read_bytes(path, PLAN_LIMIT), path)
+        return parse_object(read_bytes(path, RECORD_LIMIT), path)
     except InputError as error:
         raise InputError(f"{error}; start a new run") from None
 

@@ -20,9 +20,15 @@ from gpt_trainer.checkpoint.discovery import is_step
 from gpt_trainer.checkpoint.load import step_or_newest
 from gpt_trainer.errors import InputError
 from gpt_trainer.origin import run_of_step, warn
-from gpt_trainer.run.folder import create_folder, read_plan, refuse_existing, set_aside_later
-from gpt_trainer.run.record import Record, RunState, differences, read_record, read_state
-from gpt_trainer.run.task import Request, TaskSpec
+from gpt_trainer.run.folder import (
+    create_folder,
+    refuse_existing,
+    set_aside_later,
+    store_record,
+    stored_record,
+)
+from gpt_trainer.run.record import Record, RunState, differences, make_record, read_record, read_state
+from gpt_trainer.run.task import Request, Task, TaskSpec
 from gpt_trainer.settings.values import changed, field_names, flag, flat, overlay_section
 
 RATE_JUMP = 1.01
@@ -121,8 +127,19 @@ class Fresh:
             InputError: If it is other data.
         """
 
-    def settle(self, record: Record) -> Record:
-        """The run's record, once it was compared with an earlier one."""
+    def settle(self, run: Path, request: Request, task: Task) -> dict[str, Any]:
+        """Write the run's record into its folder, once it is compared with an earlier one; its JSON values.
+
+        Raises:
+            InputError: If the data is not what the run was trained on.
+            WriteError: If it cannot be written.
+        """
+        values = self.compared(make_record(self.spec, request, task, self.init_from)).as_json()
+        store_record(run, values)
+        return values
+
+    def compared(self, record: Record) -> Record:
+        """The record of this process and of those before."""
         return record
 
 
@@ -142,9 +159,9 @@ class Continued(Fresh):
         super().__init__(spec)
         self._path, self.run = path, _existing(path)
         self.where = str(self.run)
-        plan = None if is_step(path) or find_steps(self.run) else read_plan(self.run)
-        if plan is not None:
-            self.record = read_record(plan, spec, str(self.run / "run.json"))
+        begun = None if is_step(path) or find_steps(self.run) else stored_record(self.run)
+        if begun is not None:
+            self.record = read_record(begun, spec, str(self.run / "run.json"))
         else:
             self._load()
         self.pin, self.init_from = self.record.pin, self.record.init_from
@@ -191,7 +208,7 @@ class Continued(Fresh):
         del request
         yield self.run
 
-    def settle(self, record: Record) -> Record:
+    def compared(self, record: Record) -> Record:
         """Refuse other data, say what changes, set later steps aside; the record of both processes."""
         before = self.record
         self.check_data(record)

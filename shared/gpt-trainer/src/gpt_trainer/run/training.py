@@ -10,16 +10,12 @@ from pathlib import Path
 from gpt_data.stopping import StopFlag
 
 from gpt_trainer.errors import STOPPED
-from gpt_trainer.origin import warn
 from gpt_trainer.report.plot import plot_losses
 from gpt_trainer.report.reporter import Reporter
-from gpt_trainer.run.folder import write_plan
 from gpt_trainer.run.loop import Loop, Pace
-from gpt_trainer.run.record import make_record
-from gpt_trainer.run.start import Fresh, choose_start
+from gpt_trainer.run.start import Fresh
 from gpt_trainer.run.task import Request, TaskSpec
-from gpt_trainer.settings.command_line import read_early, read_request
-from gpt_trainer.settings.values import flat
+from gpt_trainer.settings.command_line import read_command
 
 PROMISE = "the step under way is finished and saved; a second signal ends at once"
 
@@ -32,15 +28,12 @@ def run_command(spec: TaskSpec, argv: Sequence[str]) -> int:
         argv: Its arguments.
 
     Raises:
-        TrainerError: With one line for the user, as its subclasses say.
-        InputError: If the data is unusable.
+        CommandError: With one line for the user, as its subclasses say.
     """
-    early = read_early(argv)
     with ExitStack() as locks:
-        start = choose_start(spec, early, locks)
-        request = read_request(spec, argv, early, start)
-        if early.eval_only:
-            # only GPT-2's command knows this flag, and has read it
+        start, request = read_command(spec, argv, locks)
+        if getattr(request.actions, "eval_only", False):
+            # only GPT-2's command knows this flag
             from gpt_trainer.evaluate.command import evaluate_only
 
             return evaluate_only(spec, request, start)
@@ -56,22 +49,21 @@ def train(spec: TaskSpec, request: Request, start: Fresh) -> int:
         start: How the run begins.
 
     Raises:
-        TrainerError: As ``run_command``.
+        CommandError: As ``run_command``.
     """
     config, stop = request.config, StopFlag()
     with start.folder(request) as run, spec.open(request, start, stop) as task:
-        record = start.settle(make_record(spec, request, task, start.init_from))
-        for line in task.notes():
-            warn(line)
-        steps = config.schedule.steps
-        reporter = Reporter(run, config.reports, steps, flat(config))
-        write_plan(run, record.as_json())
-        state = start.state
-        reporter.begin(start.saved_step, state.evaluated, state.measured)
-        pace = Pace(steps, config.reports.save_every, partial(spec.rate, config), request.actions.profile)
-        loop = Loop(task, run, pace, record.as_json(), state, start.saved_step, reporter, stop)
+        reporter = Reporter(run, config)
+        record = start.settle(run, request, task)
+        pace = Pace(
+            config.schedule.steps,
+            config.reports.save_every,
+            partial(spec.rate, config),
+            request.actions.profile,
+        )
+        loop = Loop(task, run, pace, record, start.state, start.saved_step, reporter, stop)
+        reporter.begin(task, start)
         with stop.installed(PROMISE), reporter:
-            reporter.say(f"{run}: {task.heading()}")
             finished = loop.run()
             shows = task.conclude(run, reporter.say) if finished else None
         return _end(spec, request, run, loop, shows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from gpt_data.flags import parse_flags
 from gpt_trainer.backend import driver_sees_gpu
 from gpt_trainer.errors import InputError
 from gpt_trainer.evaluate.extra import refuse_missing
-from gpt_trainer.run.start import Fresh
+from gpt_trainer.run.start import Fresh, choose_start
 from gpt_trainer.run.task import Request, TaskSpec
 from gpt_trainer.settings.values import compose, field_names, overlay_section, read_toml, sections
 
@@ -29,6 +30,23 @@ class Early(NamedTuple):
     device: str | None
     data: str | None
     eval_only: bool
+
+
+def read_command(spec: TaskSpec, argv: Sequence[str], locks: ExitStack) -> tuple[Fresh, Request]:
+    """How the run begins, and the complete request.
+
+    Args:
+        spec: The command.
+        argv: Its arguments.
+        locks: Holds the lock of a run that goes on.
+
+    Raises:
+        InputError: If a name is unknown, values do not fit, or there is nothing to begin from.
+        WriteError: If another process holds the run.
+    """
+    early = read_early(argv)
+    start = choose_start(spec, early, locks)
+    return start, read_request(spec, argv, early, start)
 
 
 def read_early(argv: Sequence[str]) -> Early:
@@ -74,15 +92,10 @@ def read_request(spec: TaskSpec, argv: Sequence[str], early: Early, start: Fresh
     gpu = device == "gpu" or (device == "auto" and spec.has_gpu())
     if device == "auto" and gpu != seen:
         request = _read(spec, argv, early, start, gpu=gpu)
-    return replace(request, gpu=gpu, config=with_precision(request.config, gpu=gpu))
-
-
-def with_precision(config: Any, *, gpu: bool) -> Any:
-    """The configuration with the precision chosen: bfloat16 on a GPU, float32 on a CPU."""
-    if config.runtime.precision is not None:
-        return config
-    precision = "bfloat16" if gpu else "float32"
-    return replace(config, runtime=replace(config.runtime, precision=precision))
+    runtime = request.config.runtime
+    if runtime.precision is None:
+        runtime = replace(runtime, precision="bfloat16" if gpu else "float32")
+    return replace(request, gpu=gpu, config=replace(request.config, runtime=runtime))
 
 
 def _read(spec: TaskSpec, argv: Sequence[str], early: Early, start: Fresh, *, gpu: bool) -> Request:
