@@ -95,9 +95,9 @@ def test_before_there_is_anything_to_save_a_signal_ends_the_process(tmp_path: Pa
     code = (
         "import os, signal, sys\n"
         "from gpt_trainer import commands\n"
-        "from gpt_trainer.run import training\n"
+        "from gpt_trainer.settings import command_line\n"
         "from gpt_trainer_toy import SPEC\n"
-        "training.choose_start = lambda *given: os.kill(os.getpid(), getattr(signal, sys.argv[1]))\n"
+        "command_line.choose_start = lambda *given: os.kill(os.getpid(), getattr(signal, sys.argv[1]))\n"
         "sys.exit(commands.train_main(SPEC, ['--resume=none']))\n"
     )
     for name, status in (("SIGTERM", -signal.SIGTERM), ("SIGINT", 130)):
