@@ -21,7 +21,7 @@ from typing import Any
 from aiayn_jax.commands import train_main
 from aiayn_jax.finish import SCORE_NAME
 from gpt_trainer.report.metrics import METRICS_NAME, read_metrics
-from gpt_trainer.run.folder import read_plan
+from gpt_trainer.run.folder import stored_record
 
 RUNS: dict[str, list[str]] = {
     "small": ["--steps=6000"],
@@ -71,7 +71,7 @@ def describe(name: str, run: Path, seconds: float) -> dict[str, Any]:
     ]
     return {
         "name": name,
-        "record": read_plan(run),
+        "record": stored_record(run),
         "score": json.loads((run / SCORE_NAME).read_text()),
         "seconds": seconds,
         "step_seconds": sum(line["seconds"] for line in steps),

@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.exit(guarded("gpt-compare", lambda: run(words)))
 
 
-def run(argv: list[str]) -> int:
+def run(argv: list[str] | None = None) -> int:
     """Run the command; 0 if every competitor finished, 1 if one failed, 130 after a signal.
 
     Raises:
@@ -111,6 +111,7 @@ def run(argv: list[str]) -> int:
         WriteError: If the report cannot be written.
         InputError: If the data cannot be had.
     """
+    argv = sys.argv[1:] if argv is None else argv
     if argv[:1] in (["report"], ["diff"]):
         return _show_again(argv[1:]) if argv[0] == "report" else _diff(argv[1:])
     places, stop = points_of(argv), StopFlag()

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from gpt_trainer.errors import InputError, WriteError
 
-from gpt_compare.plots import DPI, WIDTH, entries_of
 from gpt_compare.report import Comparison
 
 AXES = ("preset", "context", "batch_size")
@@ -100,7 +99,7 @@ def write_sweep(folder: Path, places: Sequence[tuple[Point, Comparison]]) -> Pat
     try:
         listed = [{"values": point.values, "report": point.name} for point, _ in places]
         (folder / "sweep.json").write_text(json.dumps(listed, indent=1) + "\n", "utf-8")
-        _draw(places).savefig(folder / "sweep.png", dpi=DPI)
+        _draw(places).savefig(folder / "sweep.png")
         path = folder / "sweep.md"
         path.write_text(_markdown(places), "utf-8")
     except OSError as error:
@@ -139,7 +138,9 @@ def _draw(places: Sequence[tuple[Point, Comparison]]) -> Any:
     # matplotlib takes two seconds, which --help would spend too
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(WIDTH, 5.6), layout="constrained")
+    from gpt_compare.plots import DPI, WIDTH, entries_of
+
+    figure = Figure(figsize=(WIDTH, 5.6), dpi=DPI, layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True)
     entries = [{entry.label: entry for entry in entries_of(comparison.rows)} for _, comparison in places]
     for label in dict.fromkeys(label for found in entries for label in found):
