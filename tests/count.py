@@ -4,8 +4,8 @@ The way is walked in a real run of a tiny GPT-2, from the command's entry point 
 function ``run`` in a file ``loop.py``. Its steps are gpt-trainer's own functions and those of the
 backend's ``commands.py``, each once, at its first call; comprehensions, lambdas and special methods
 count as part of their caller, and what an import runs does not count. A return is a change of file, by a
-call or by its end, to a file that was walked before. Two rows: the trunk, down to five calls below the
-entry point, and all of it.
+call or by its end, to a file that was walked before. Two rows: the trunk, no deeper below the entry
+point than the loop itself, and all of it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
 LONG = 40
-TRUNK = 5
 TEXT = "def function(x):\n    return x + 1\n" * 12
 TINY = "--n-layer=1 --n-head=1 --d-model=16 --context=16 --device=cpu --steps=1 --micro-batch=2 --plain"
 
@@ -143,7 +142,7 @@ def main() -> None:
     command = sys.argv[1] if len(sys.argv) > 1 else "gpt-jax-train"
     steps = walk(command)
     print(f"| {command} | calls | files | returns |\n|---|--:|--:|--:|")
-    for name, depth in (("trunk", TRUNK), ("all", float("inf"))):
+    for name, depth in (("trunk", steps[-1].depth), ("all", float("inf"))):
         print(f"| {name} | " + " | ".join(map(str, measure(steps, depth))) + " |")
 
 
