@@ -8,49 +8,16 @@ from itertools import pairwise
 
 from bpe_scratch.vocabulary import Pair
 
-# below this a quadratic scan is faster than the heap
-_SHORT = 64
-_NONE = (1 << 62, -1)
-
 
 def encode_piece(piece: bytes, byte_ids: Sequence[int], pairs: Mapping[Pair, tuple[int, int]]) -> list[int]:
-    """The ids of one piece; the same as the reference, fast for long pieces too.
-
-    Args:
-        piece: Bytes of one piece.
-        byte_ids: Id of each byte.
-        pairs: ``(rank, merged id)`` of each pair that merges.
-    """
-    if len(piece) < _SHORT:
-        return _merge_few([byte_ids[byte] for byte in piece], pairs)
+    """The ids of one piece; the same as the reference, whose arguments these are, fast for long ones too."""
     return merge_ids([byte_ids[byte] for byte in piece], pairs)
-
-
-def _merge_few(ids: list[int], pairs: Mapping[Pair, tuple[int, int]]) -> list[int]:
-    """A few ids in place: the list's own ``min`` and ``index`` are faster than any bookkeeping."""
-    get = pairs.get
-    found = [get(pair, _NONE) for pair in pairwise(ids)]
-    while found:
-        best = min(found)
-        if best is _NONE:
-            break
-        # the first of equal ranks is the leftmost, and equal ranks that make different tokens do not exist
-        i = found.index(best)
-        ids[i] = best[1]
-        del ids[i + 1], found[i]
-        if i:
-            found[i - 1] = get((ids[i - 1], ids[i]), _NONE)
-        if i < len(found):
-            found[i] = get((ids[i], ids[i + 1]), _NONE)
-    return ids
 
 
 def merge_ids(ids: list[int], pairs: Mapping[Pair, tuple[int, int]]) -> list[int]:
     """Apply every merge to a list of ids, the lowest rank first, then the leftmost.
 
-    Args:
-        ids: Symbols; changed in place, a swallowed one becomes -1.
-        pairs: ``(rank, merged id)`` of each pair that merges.
+    The list is changed in place; a symbol that is swallowed becomes -1 there.
     """
     n = len(ids)
     following = list(range(1, n + 1))

@@ -6,11 +6,9 @@ import heapq
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
 
+from bpe_scratch.reference import merge_pair
 from bpe_scratch.vocabulary import Pair
-
-Key = TypeVar("Key")
 
 
 class _Corpus:
@@ -36,19 +34,8 @@ class _Corpus:
 
     def _merge_word(self, index: int, pair: Pair, new: int, grown: set[Pair]) -> None:
         word, weight = self.words[index], self.weights[index]
-        left, right = pair
-        merged: list[int] = []
-        i, end = 0, len(word) - 1
-        changed = False
-        while i <= end:
-            if i < end and word[i] == left and word[i + 1] == right:
-                merged.append(new)
-                i += 2
-                changed = True
-            else:
-                merged.append(word[i])
-                i += 1
-        if not changed:
+        merged = list(merge_pair(word, pair, new))
+        if len(merged) == len(word):
             return
         for old in itertools.pairwise(word):
             self.counts[old] -= weight
@@ -60,19 +47,11 @@ class _Corpus:
         self.words[index] = merged
 
 
-def pop_most_frequent(heap: list[tuple[int, Key]], counts: Mapping[Key, int], least: int) -> Key | None:
+def pop_most_frequent(heap: list[tuple[int, Pair]], counts: Mapping[Pair, int], least: int) -> Pair | None:
     """Take the pair with the highest count off the heap, the lowest of those with as many.
 
-    Counts fall without notice to the heap: an entry that is out of date is put back where it belongs now. A
-    count that grows has to be pushed.
-
-    Args:
-        heap: Negative counts and pairs.
-        counts: The counts as they are.
-        least: Pairs with a lower count are dropped.
-
-    Returns:
-        ``None`` if no pair counts as much as ``least``.
+    Counts fall without notice to the heap, which holds them negative: an entry that is out of date is put
+    back where it belongs now. A count that grows has to be pushed. ``None`` if none counts ``least``.
     """
     while heap:
         negative, pair = heapq.heappop(heap)
@@ -92,17 +71,9 @@ def train_merges(
     min_frequency: int,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[Pair]:
-    """Learn merges; the same ones as the reference.
+    """Learn merges; the same ones as the reference, whose arguments these are.
 
-    Args:
-        words: Distinct words and their counts.
-        byte_ids: Id of each byte.
-        merges: New tokens to make.
-        min_frequency: Least count of a pair worth merging.
-        on_progress: Called with the number of merges learned so far.
-
-    Returns:
-        The pairs in the order learned.
+    ``on_progress`` is called with the number of merges learned so far.
     """
     corpus = _Corpus(words, byte_ids)
     tokens = {index: bytes([byte]) for byte, index in enumerate(byte_ids)}

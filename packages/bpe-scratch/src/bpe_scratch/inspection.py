@@ -16,14 +16,7 @@ _COLOURS = ("black on cyan", "black on yellow", "black on green", "black on mage
 
 
 def inspect(tokenizer: Tokenizer, text: str | None, files: Sequence[Path], rows: int) -> None:
-    """Print what a tokenizer knows.
-
-    Args:
-        tokenizer: The tokenizer.
-        text: A text to show in colours, if given.
-        files: Files to count bytes per token on.
-        rows: Merges and tokens to list.
-    """
+    """Print what a tokenizer knows; a text in colours; bytes per token of files."""
     console = Console()
     known = tokenizer.vocabulary
     console.print(
@@ -40,18 +33,17 @@ def inspect(tokenizer: Tokenizer, text: str | None, files: Sequence[Path], rows:
         longest.add_row(str(index), str(len(token)), Text(_shown(token)))
     console.print(longest)
     if files:
-        _print_ratio(tokenizer, files, console)
+        size = tokens = 0
+        for part in read_parts(files, pattern=tokenizer.pattern):
+            size += len(part.text.encode())
+            tokens += len(tokenizer.encode_to_numpy([part.text])[0])
+        console.print(f"{size} bytes, {tokens} tokens, {size / max(tokens, 1):.3f} bytes per token")
     if text is not None:
         console.print(coloured(tokenizer, text))
 
 
 def coloured(tokenizer: Tokenizer, text: str) -> Text:
-    """A text with a colour for each token and a bar where a piece begins.
-
-    Args:
-        tokenizer: The tokenizer.
-        text: Any text.
-    """
+    """A text with a colour for each token and a bar where a piece begins."""
     shown, number = Text(), 0
     for piece in tokenizer.pieces(text):
         shown.append("|", style="dim")
@@ -59,14 +51,6 @@ def coloured(tokenizer: Tokenizer, text: str) -> Text:
             shown.append(_shown(tokenizer.decode_bytes([index])), style=_COLOURS[number % len(_COLOURS)])
             number += 1
     return shown
-
-
-def _print_ratio(tokenizer: Tokenizer, files: Sequence[Path], console: Console) -> None:
-    size = tokens = 0
-    for part in read_parts(files, pattern=tokenizer.pattern):
-        size += len(part.text.encode())
-        tokens += len(tokenizer.encode_to_numpy([part.text])[0])
-    console.print(f"{size} bytes, {tokens} tokens, {size / max(tokens, 1):.3f} bytes per token")
 
 
 def _shown(token: bytes | None) -> str:

@@ -17,12 +17,7 @@ Layer = Literal["auto", "compiled", "reference"]
 def resolve_layer(layer: str, pattern: str) -> str:
     """The layer that will work: ``compiled`` or ``reference``.
 
-    Args:
-        layer: ``auto`` takes ``compiled`` where it can.
-        pattern: Own expressions need the ``regex`` library, so the compiled layer has only names.
-
-    Raises:
-        TokenizerError: If ``compiled`` is asked for and cannot work.
+    Own expressions need the ``regex`` library, so the compiled layer has only patterns with names.
     """
     if layer not in ("auto", "compiled", "reference"):
         raise TokenizerError(f"layer={layer!r} is not one of auto, compiled, reference")

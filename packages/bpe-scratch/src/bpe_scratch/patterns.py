@@ -34,12 +34,9 @@ ALIASES = {"gpt4": "cl100k", "gpt4o": "o200k"}
 def resolve_pattern(pattern: str) -> tuple[str | None, str | None]:
     """Name and expression of a pattern.
 
-    Args:
-        pattern: A key of ``PATTERNS`` or ``ALIASES``, or a regular expression.
-
     Returns:
-        ``(name, expression)``; the name is ``None`` for an expression of the caller's, the expression is
-        ``None`` where text is not cut at all.
+        ``(name, expression)``; the name is ``None`` for an own expression, the expression is ``None`` where
+        text is not cut at all.
 
     Raises:
         TokenizerError: If it is neither a name nor an expression that can be used.
@@ -47,9 +44,9 @@ def resolve_pattern(pattern: str) -> tuple[str | None, str | None]:
     name = ALIASES.get(pattern, pattern)
     if name in PATTERNS:
         return name, PATTERNS[name]
-    for known, expression in PATTERNS.items():
-        if expression == pattern:
-            return known, expression
+    known = next((known for known, expression in PATTERNS.items() if expression == pattern), None)
+    if known is not None:
+        return known, pattern
     if pattern.replace("-", "_").isidentifier():
         raise TokenizerError(f"pattern {pattern!r} is none of {', '.join([*PATTERNS, *ALIASES])}")
     compile_expression(pattern)
@@ -57,11 +54,7 @@ def resolve_pattern(pattern: str) -> tuple[str | None, str | None]:
 
 
 def splitter(pattern: str) -> Callable[[str], list[str]]:
-    """A function that cuts a text into pieces whose concatenation is the text.
-
-    Args:
-        pattern: As in :func:`resolve_pattern`.
-    """
+    """A function that cuts a text into pieces whose concatenation is the text."""
     name, expression = resolve_pattern(pattern)
     if expression is None:
         return lambda text: [text] if text else []
@@ -84,9 +77,6 @@ def _matches_and_gaps(compiled: regex.Pattern[str], text: str) -> Iterator[str]:
 def to_utf8(text: str) -> bytes:
     """The UTF-8 form of a text; lone surrogates have none and are refused, in training as in encoding.
 
-    Args:
-        text: Any text.
-
     Raises:
         TextError: Naming the position of the first surrogate.
     """
@@ -99,9 +89,6 @@ def to_utf8(text: str) -> bytes:
 
 def refuse_lone_text(texts: object) -> None:
     """Check that texts are many: a lone one would be taken apart into characters.
-
-    Args:
-        texts: What is to be an iterable of texts.
 
     Raises:
         TypeError: If it is one text.

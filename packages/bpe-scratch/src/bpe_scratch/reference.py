@@ -48,9 +48,6 @@ def train_merges(
         byte_ids: Id of each byte; the first new token gets the id after the largest.
         merges: New tokens to make.
         min_frequency: Least count of a pair worth merging.
-
-    Returns:
-        The pairs in the order learned.
     """
     table: Counter[tuple[int, ...]] = Counter()
     for word, count in words.items():

@@ -7,13 +7,14 @@ named.  So a field that is not known here is refused too.
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
 from bpe_scratch.byte_alphabet import to_printable
 from bpe_scratch.errors import FileFormatError, TokenizerError
 from bpe_scratch.files import Parts, build_vocabulary, check_ids, load_json
-from bpe_scratch.patterns import PATTERNS, resolve_pattern
+from bpe_scratch.patterns import resolve_pattern
 from bpe_scratch.special import check_special
 
 _ANYTHING: tuple[object, ...] = ()
@@ -33,6 +34,7 @@ _ADDED = {
     "id": _ANYTHING, "content": _ANYTHING, "single_word": (False,), "lstrip": (False,), "rstrip": (False,),
     "normalized": (False, True), "special": (True,),
 }  # fmt: skip
+_FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
 _BYTE_LEVEL = {
     "type": ("ByteLevel",),
     "add_prefix_space": _ANYTHING,
@@ -54,7 +56,7 @@ def format_tokenizer_json(parts: Parts) -> str:
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [_added_token(index, content) for index, content in special],
+        "added_tokens": [{"id": index, "content": content, **_FLAGS} for index, content in special],
         "normalizer": None,
         "pre_tokenizer": _pre_tokenizer(parts.pattern),
         "post_processor": None,
@@ -73,11 +75,6 @@ def format_tokenizer_json(parts: Parts) -> str:
         },
     }
     return json.dumps(document, ensure_ascii=False, indent=1) + "\n"
-
-
-def _added_token(index: int, content: str) -> dict[str, Any]:
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    return {"id": index, "content": content, **flags}
 
 
 def _byte_level(use_regex: bool) -> dict[str, Any]:
@@ -103,7 +100,10 @@ def parse_tokenizer_json(text: str, name: str) -> Parts:
     try:
         _check(document, _TOP, "")
         model = _check(document.get("model"), _MODEL, "model")
-        vocab = _entries(model.get("vocab"), name)
+        vocab = model.get("vocab")
+        if not isinstance(vocab, dict):
+            raise FileFormatError("model.vocab must be an object")
+        check_ids(vocab, name)
         special = _parse_added(document.get("added_tokens"), vocab)
         pattern = _parse_pattern(document)
         for step in _steps(document, "post_processor", "processors"):
@@ -139,15 +139,7 @@ def _check(value: Any, fields: Mapping[str, tuple[object, ...]], place: str) -> 
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _entries(vocab: Any, name: str) -> dict[str, int]:
-    if not isinstance(vocab, dict):
-        raise FileFormatError("model.vocab must be an object")
-    check_ids(vocab, name)
-    return vocab
+    return reprlib.repr(value)
 
 
 def _parse_merges(merges: Any) -> list[tuple[int, str, str]]:
@@ -229,7 +221,4 @@ def _parse_pattern(document: Mapping[str, Any]) -> str:
     expression = pattern.get("Regex") if isinstance(pattern, dict) and len(pattern) == 1 else None
     if uses_regex or not isinstance(expression, str):
         raise FileFormatError("pre_tokenizer Split must cut by a Regex, before a plain ByteLevel")
-    known = {value: key for key, value in PATTERNS.items() if value is not None}
-    if expression not in known:
-        resolve_pattern(expression)
-    return known.get(expression, expression)
+    return resolve_pattern(expression)[0] or expression

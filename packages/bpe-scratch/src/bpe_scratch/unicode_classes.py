@@ -13,21 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import regex
 
 OTHER, UPPER, LOWER, LETTER, MARK, NUMBER, SPACE = range(7)
 """Lu and Lt are UPPER, Ll is LOWER, Lm and Lo (either case) are LETTER."""
 
 CODE_POINTS = 0x110000
 _BLOCK = 128
-_EXPRESSIONS = {
-    UPPER: r"[\p{Lu}\p{Lt}]",
-    LOWER: r"\p{Ll}",
-    LETTER: r"[\p{Lm}\p{Lo}]",
-    MARK: r"\p{M}",
-    NUMBER: r"\p{N}",
-    SPACE: r"\s",
-}
 
 
 class ClassTable(NamedTuple):
@@ -35,25 +26,6 @@ class ClassTable(NamedTuple):
 
     blocks: npt.NDArray[np.int32]  # [8704] offset of the block of 128 code points
     classes: npt.NDArray[np.uint8]  # [blocks * 128]; the first block is ASCII, at offset 0
-
-
-def classes_of_regex() -> npt.NDArray[np.uint8]:
-    """The class of every code point, as the installed ``regex`` library sees it; surrogates are OTHER."""
-    classes = np.zeros(CODE_POINTS, dtype=np.uint8)
-    text = "".join(map(chr, range(0xD800))) + "".join(map(chr, range(0xE000, CODE_POINTS)))
-    for value, expression in _EXPRESSIONS.items():
-        classes[[ord(char) for char in regex.findall(expression, text)]] = value
-    return classes
-
-
-def format_runs(classes: npt.NDArray[np.uint8]) -> str:
-    """The text of ``unicode_classes.txt``.
-
-    Args:
-        classes: Class of every code point.
-    """
-    starts = np.flatnonzero(np.diff(classes, prepend=255))
-    return "".join(f"{start:04X} {classes[start]}\n" for start in starts.tolist())
 
 
 @cache

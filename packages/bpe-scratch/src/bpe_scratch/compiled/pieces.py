@@ -32,6 +32,12 @@ def class_at(s, i):
 
 
 @inner
+def is_line_break(s, i):
+    """Whether a line feed or a carriage return stands at ``i``."""
+    return load8(s.text, i) == _LF or load8(s.text, i) == _CR
+
+
+@inner
 def letters_end(s, i, end):
     """End of the letters from ``i`` on; eight ASCII letters at a time."""
     while i < end:
@@ -80,7 +86,7 @@ def spaces_end(s, i, end):
             break
         last = i
         i += width
-        if load8(s.text, last) == _LF or load8(s.text, last) == _CR:
+        if is_line_break(s, last):
             line = i
     return i, last, line
 
@@ -135,27 +141,37 @@ def cl100k_end(s, i, end):
     j = contraction_end(s, i, end, True)
     if j > i:
         return j
-    c = load8(s.text, i)
     kind, width = class_at(s, i)
     if UPPER <= kind <= LETTER:
         return letters_end(s, i, end)
     if kind == NUMBER:
         return numbers_end(s, i, end, 3)
     j = i + width
-    following = SPACE
-    if j < end:
+    if j < end and not is_line_break(s, i):
         following, _ = class_at(s, j)
-        if UPPER <= following <= LETTER and c != _CR and c != _LF:
+        if UPPER <= following <= LETTER:
             return letters_end(s, j, end)
-    if kind != SPACE or (c == _BLANK and (following in (OTHER, MARK))):
-        j = others_end(s, j, end)
-        while j < end and (load8(s.text, j) == _CR or load8(s.text, j) == _LF):
+    return rest_end(s, i, end, kind, width, False)
+
+
+@inner
+def rest_end(s, i, end, kind, width, wide):
+    r"""`` ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+``; if ``wide``, ``/`` stands beside line breaks.
+
+    The first character has this class and width.  If not ``wide``, ``\s++$`` comes before line breaks.
+    """
+    following = SPACE
+    if load8(s.text, i) == _BLANK and i + 1 < end:
+        following, _ = class_at(s, i + 1)
+    if kind != SPACE or following in (OTHER, MARK):
+        j = others_end(s, i + width, end)
+        while j < end and (is_line_break(s, j) or (wide and load8(s.text, j) == _SLASH)):
             j += 1
         return j
     stop, last, line = spaces_end(s, i, end)
-    if stop == end:
-        return end
-    return line if line > 0 else leave_one(i, stop, last, end)
+    if line > 0 and (wide or stop < end):
+        return line
+    return leave_one(i, stop, last, end)
 
 
 @inner
@@ -191,13 +207,7 @@ def o200k_word_end(s, i, end):
     """
     kind, width = class_at(s, i)
     lower, upper = cased_word_end(s, i, end)
-    is_prefix = (
-        (kind < UPPER or kind > LETTER)
-        and kind != NUMBER
-        and load8(s.text, i) != _CR
-        and load8(s.text, i) != _LF
-    )
-    if is_prefix:
+    if (kind < UPPER or kind > LETTER) and kind != NUMBER and not is_line_break(s, i):
         j = i + width
         lower_after, upper_after = cased_word_end(s, j, end)
         if lower_after > j:
@@ -216,16 +226,7 @@ def o200k_end(s, i, end):
     kind, width = class_at(s, i)
     if kind == NUMBER:
         return numbers_end(s, i, end, 3)
-    following = SPACE
-    if load8(s.text, i) == _BLANK and i + 1 < end:
-        following, _ = class_at(s, i + 1)
-    if kind != SPACE or (following != SPACE and following != NUMBER):
-        j = others_end(s, i + width, end)
-        while j < end and (load8(s.text, j) == _CR or load8(s.text, j) == _LF or load8(s.text, j) == _SLASH):
-            j += 1
-        return j
-    stop, last, line = spaces_end(s, i, end)
-    return line if line > 0 else leave_one(i, stop, last, end)
+    return rest_end(s, i, end, kind, width, True)
 
 
 @inner
