@@ -208,3 +208,54 @@ def test_a_stream_emits_whole_characters_only(gpt2: Tokenizer) -> None:
     assert stream.flush() == ""
     assert stream.feed(gpt2.vocabulary.byte_ids[0xE4]) == ""
     assert stream.flush() == "�"
+
+
+class Liar(str):
+    """A text that is longer and wider than it says."""
+
+    __slots__ = ()
+
+    def __len__(self) -> int:
+        return 0
+
+    def isascii(self) -> bool:
+        return True
+
+    def encode(self, *_: Any) -> bytes:
+        return b""
+
+
+@pytest.mark.parametrize("text", [np.str_("naïve 中" * 30), Liar("naïve 中" * 30)], ids=["NumPy", "liar"])
+def test_subclasses_count_as_the_text_they_hold(text: str) -> None:
+    tokenizer, plain = Tokenizer.from_bytes(), str.__str__(text)
+    assert tokenizer.encode(text) == tokenizer.encode(plain)
+    assert tokenizer.encode_batch([text, "x"]) == tokenizer.encode_batch([plain, "x"])
+
+
+@pytest.mark.parametrize("other", [b"bytes", 5, None], ids=["bytes", "int", "None"])
+def test_what_is_no_text_is_refused(other: Any) -> None:
+    with pytest.raises(TypeError, match="str"):
+        Tokenizer.from_bytes().encode(other)
+
+
+# 1 << 18 bytes are encoded at once: documents that fill them exactly, end one short, or need more than all
+@pytest.mark.parametrize(
+    "size", [(1 << 16) - 1, 1 << 16, (1 << 16) + 1, (1 << 18) - 1, 1 << 18, (1 << 18) + 1]
+)
+@pytest.mark.parametrize("char", ["a", "é", "中", "😀"])
+def test_documents_as_long_as_what_is_encoded_at_once(size: int, char: str) -> None:
+    documents = ["x", char * size, "y", char * size, ""]
+    ids, offsets = Tokenizer.from_bytes().encode_to_numpy(documents)
+    assert np.diff(offsets).tolist() == [len(document.encode()) for document in documents]
+    assert Tokenizer.from_bytes().decode(ids) == "".join(documents)
+
+
+def test_a_refused_document_leaves_the_tokenizer_as_it_was() -> None:
+    tokenizer = Tokenizer.from_bytes()
+    documents = ["a" * 300_000, "é" * 70, "x\ud800", "b"]
+    with pytest.raises(TextError, match=r"U\+D800 at character 1 has"):
+        tokenizer.encode_to_numpy(documents)
+    del documents[2]
+    ids, offsets = tokenizer.encode_to_numpy(documents)
+    assert np.diff(offsets).tolist() == [300_000, 140, 1]
+    assert tokenizer.decode(ids) == "".join(documents)

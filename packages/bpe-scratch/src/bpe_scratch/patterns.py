@@ -81,7 +81,8 @@ def to_utf8(text: str) -> bytes:
         TextError: Naming the position of the first surrogate.
     """
     try:
-        return text.encode("utf-8")
+        # a subclass may encode otherwise than it is
+        return str.encode(text, "utf-8")
     except UnicodeEncodeError as error:
         code = ord(text[error.start])
         raise TextError(f"lone surrogate U+{code:04X} at character {error.start} has no UTF-8 form") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -33,8 +34,9 @@ def padded(parts: Sequence[bytes]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[n
     Returns:
         ``(text, bounds)``: document ``i`` is ``text[bounds[i]:bounds[i + 1]]``.
     """
-    bounds = np.cumsum([len(_PADDING), *map(len, parts)], dtype=np.int64)
-    return np.frombuffer(b"".join([_PADDING, *parts, _PADDING]), dtype=np.uint8), bounds
+    bounds = [*accumulate(map(len, parts), initial=len(_PADDING))]
+    text = np.frombuffer(b"".join([_PADDING, *parts, _PADDING]), dtype=np.uint8)
+    return text, np.array(bounds, dtype=np.int64)
 
 
 def point_to_scratch(state: State) -> None:
@@ -45,30 +47,6 @@ def point_to_scratch(state: State) -> None:
         ids=np.zeros(encoding.LONGEST_SHORT + 1, dtype=np.int32),
         found=np.zeros(encoding.LONGEST_SHORT + 1, dtype=np.uint64),
     )
-
-
-class _Output:
-    """Ids of many chunks in one array that grows."""
-
-    def __init__(self, size: int, dtype: type) -> None:
-        self.ids: npt.NDArray[Any] = np.empty(size, dtype=dtype)
-        self.used = 0
-
-    def make_room(self, more: int) -> None:
-        if self.used + more > self.ids.size:
-            longer = np.empty(2 * self.ids.size + more, dtype=self.ids.dtype)
-            longer[: self.used] = self.ids[: self.used]
-            self.ids = longer
-
-    def append(self, ids: npt.NDArray[np.int32]) -> None:
-        self.make_room(ids.size)
-        self.ids[self.used : self.used + ids.size] = ids
-        self.used += ids.size
-
-    def finish(self) -> npt.NDArray[Any]:
-        """The ids; the array gives back the memory that it did not need, in place."""
-        self.ids.resize(self.used, refcheck=False)
-        return self.ids
 
 
 class CompiledEncoder:
@@ -101,48 +79,51 @@ class CompiledEncoder:
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text without special tokens."""
-        raw, out = to_utf8(text), _Output(len(text) // 3 + encoding.LARGEST_BATCH, np.uint32)
-        self._encode_chunk([raw], np.zeros(1, dtype=np.int64), out)
-        ids: list[int] = out.ids[: out.used].tolist()
+        ids: list[int] = next(self.encode_arrays([text], np.zeros(1, dtype=np.int64), np.uint32)).tolist()
         return ids
 
     def encode_arrays(
         self, texts: Sequence[str], lengths: npt.NDArray[np.int64], dtype: type
     ) -> Iterator[npt.NDArray[Any]]:
         """The ids of many texts, in one part; ``lengths``, zeros, receives the number of ids of each text."""
-        out = _Output(sum(map(len, texts)) // 3 + encoding.LARGEST_BATCH, dtype)
+        # no more ids than bytes; memory that is never written is never taken
+        size = sum(len(text) if text.isascii() else 4 * len(text) for text in map(str.__str__, texts))
+        out: npt.NDArray[Any] = np.empty(size + encoding.SPARE, dtype=dtype)
         chunk: list[bytes] = []
-        first = size = 0
+        first = bytes_held = written = 0
         for number, text in enumerate(texts, start=1):
             chunk.append(to_utf8(text))
-            size += len(chunk[-1])
-            if size >= _CHUNK or number == len(texts):
-                self._encode_chunk(chunk, lengths[first:number], out)
-                chunk, first, size = [], number, 0
-        yield out.finish()
+            bytes_held += len(chunk[-1])
+            if bytes_held >= _CHUNK or number == len(texts):
+                written = self._encode_chunk(chunk, lengths[first:number], out, written)
+                chunk, first, bytes_held = [], number, 0
+        # gives back what was not needed, in place
+        out.resize(written, refcheck=False)
+        yield out
 
-    def _encode_chunk(self, chunk: list[bytes], lengths: npt.NDArray[np.int64], out: _Output) -> None:
+    def _encode_chunk(
+        self, chunk: list[bytes], lengths: npt.NDArray[np.int64], out: npt.NDArray[Any], written: int
+    ) -> int:
         text, bounds = padded(chunk)
         with self._lock:
-            state = self._state
-            state["position"] = state["document"] = 0
-            state["narrow"], reason = out.ids.itemsize == 2, -1
+            state, reason = self._state, -1
+            state["narrow"], state["written"], state["position"], state["document"] = (
+                out.itemsize == 2,
+                written,
+                0,
+                0,
+            )
             while reason != encoding.DONE:
-                state["written"] = out.used
-                reason = encoding.encode_documents(
-                    state.record, text, bounds, lengths, out.ids.view(np.uint8)
-                )
-                out.used = state["written"]
-                if reason == encoding.OUT_FULL:
-                    out.make_room(encoding.LARGEST_BATCH)
-                elif reason == encoding.TABLE_FULL and not self._grow():
+                reason = encoding.encode_documents(state.record, text, bounds, lengths, out.view(np.uint8))
+                if reason == encoding.TABLE_FULL and not self._grow():
                     # the cache has a limit: back to the vocabulary alone
                     self._words = self._seed()
                 elif reason == encoding.LONG_PIECE:
-                    ids = self._long()
-                    out.append(ids)
+                    ids, written = self._long(), state["written"]
+                    out[written : written + ids.size] = ids
                     lengths[state["document"]] += ids.size
-                    state["position"] = state["stop"]
+                    state["written"], state["position"] = written + ids.size, state["stop"]
+            return state["written"]
 
     def _grow(self) -> bool:
         """Make room where it is short; false if a limit is reached."""

@@ -35,7 +35,7 @@ from bpe_scratch.compiled.word_table import (
     short_key,
 )
 
-DONE, OUT_FULL, TABLE_FULL, LONG_PIECE = 0, 1, 2, 3
+DONE, TABLE_FULL, LONG_PIECE = 0, 1, 2
 LONGEST_SHORT = 255
 SPARE = 4
 """Ids that may be written behind the last one."""
@@ -145,10 +145,11 @@ def encode_documents(states, text, bounds, lengths, out):
     """Encode documents that stand one after another in ``text`` until done or until something is full.
 
     ``bounds`` [documents + 1] are where they begin and end, ``lengths`` [documents] receives the ids of each.
-    ``out`` is an array of bytes whatever the ids are, or all of this would be compiled twice.
+    ``out`` has room for an id of each byte and ``SPARE`` more; it is an array of bytes whatever the ids are,
+    or all of this would be compiled twice.
     """
     s = states[0]
-    s.text, s.out, s.out_size = address(text), address(out), out.size >> (1 if s.narrow else 2)
+    s.text, s.out = address(text), address(out)
     i, document, written = s.position, s.document, s.written
     reason = DONE
     while document < lengths.size:
@@ -161,9 +162,6 @@ def encode_documents(states, text, bounds, lengths, out):
             if number < m:
                 reason, s.stop = LONG_PIECE, load_int(s.cuts, number + 1)
             size = load_int(s.cuts, number) - i
-            if not s.counting and written + size + SPARE > s.out_size:
-                reason = OUT_FULL
-                break
             if not s.counting and s.pool_used + size > s.pool_size:
                 reason = TABLE_FULL
                 break

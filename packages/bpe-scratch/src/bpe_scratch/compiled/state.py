@@ -22,7 +22,7 @@ _ENCODING = """
     pool pool_size                         ids that do not fit their slot
     byte_ids pairs pair_shift              [256] id of each byte; the merges
     ids found                              [256] scratch of the merging of one piece
-    out out_size narrow                    the ids that are written, in uint16 if narrow, or else uint32
+    out narrow                             the ids that are written, in uint16 if narrow, or else uint32
     longest counting                       pieces of more bytes are left; pieces are counted, not encoded
     position document written              how far encoding is
     slots_used arena_used pool_used        how full the tables are
@@ -54,20 +54,21 @@ class State:
 
     def __init__(self, kind: np.dtype[np.void]) -> None:
         self.record = np.zeros(1, dtype=kind)
-        self._fields = self.record[0]
+        self._numbers = self.record.view(np.int64)
+        self._places = {name: place for place, name in enumerate(kind.names or ())}
         self._arrays: dict[str, np.ndarray] = {}
 
     def __getitem__(self, field: str) -> int:
-        return int(self._fields[field])
+        return int(self._numbers[self._places[field]])
 
     def __setitem__(self, field: str, value: int) -> None:
-        self._fields[field] = value
+        self._numbers[self._places[field]] = value
 
     def point(self, **arrays: npt.NDArray[Any]) -> None:
         """Let fields hold the addresses of arrays."""
         for field, array in arrays.items():
             self._arrays[field] = array
-            self._fields[field] = array.__array_interface__["data"][0]
+            self[field] = array.__array_interface__["data"][0]
 
     def lengthen(self, field: str, shape: tuple[int, ...], dtype: type) -> None:
         """Let a field point to a longer array that begins as the one it pointed to, if any."""
