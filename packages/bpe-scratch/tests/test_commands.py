@@ -163,6 +163,12 @@ def test_files_that_cannot_be_written_are_73(tmp_path: Path) -> None:
         )
 
 
+def test_files_may_be_pipes(tmp_path: Path) -> None:
+    Tokenizer.from_bytes().save(tmp_path / "tokenizer.json")
+    ended = run("encode", "/dev/stdin", cwd=tmp_path, input=b"a")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"64\n", b"")
+
+
 def test_a_reader_that_leaves_is_no_error_to_tell(tmp_path: Path) -> None:
     Tokenizer.from_bytes().save(tmp_path / "tokenizer.json")
     read, write = os.pipe()

@@ -94,9 +94,7 @@ class Inspect:
 def main(argv: Sequence[str] | None = None, *, on_ready: Any = None) -> None:
     """Run the command; exits with 65 for bad input, 73 if something cannot be written, 130 for Ctrl-C.
 
-    Args:
-        argv: Arguments; the process's own if not given.
-        on_ready: Handler of Ctrl-C from now on; left as it is if not given.
+    ``on_ready``, if given, handles Ctrl-C from now on.
     """
     try:
         if on_ready is not None:
@@ -152,19 +150,15 @@ def _run(arguments: Train | Encode | Decode | Inspect) -> None:
     elif isinstance(arguments, Encode):
         _encode(arguments)
     elif isinstance(arguments, Decode):
-        ids = arguments.ids or tuple(_integer(word) for word in sys.stdin.read().split())
+        try:
+            ids = arguments.ids or tuple(map(int, sys.stdin.read().split()))
+        except ValueError as error:
+            raise TokenizerError(f"standard input holds what is no id: {error}") from None
         sys.stdout.write(Tokenizer.load(arguments.tokenizer).decode(ids))
     else:
         from bpe_scratch.inspection import inspect
 
         inspect(Tokenizer.load(arguments.tokenizer), arguments.text, arguments.files, arguments.rows)
-
-
-def _integer(word: str) -> int:
-    try:
-        return int(word)
-    except ValueError:
-        raise TokenizerError(f"{word[:40]!r} is not an id") from None
 
 
 def _train(arguments: Train) -> None:

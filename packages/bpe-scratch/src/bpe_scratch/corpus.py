@@ -43,13 +43,10 @@ def read_parts(
 ) -> Iterator[Part]:
     """The documents of files and folders, read as they are needed.
 
-    Args:
-        paths: A file whose name has ``.jsonl`` has a document in a field of each line, any other is one
-            document; ``.gz``, ``.xz``, ``.bz2`` and ``.zst`` are unpacked. Of a folder all files of these
-            kinds and ``.txt``, ``.text``, ``.md``, links followed, in the order of their names.
-        field: Field of JSON lines.
-        pattern: What cuts the documents into pieces; long texts come in parts if it is a name, but ``none``.
-        tell: Is told in one line how many files of a folder are left out.
+    A file whose name has ``.jsonl`` has a document in a field of each line, any other is one document;
+    ``.gz``, ``.xz``, ``.bz2`` and ``.zst`` are unpacked. Of a folder all files of these kinds and ``.txt``,
+    ``.text``, ``.md``, links followed, in the order of their names; ``tell`` is told in one line how many are
+    left out. Long texts come in parts if ``pattern``, which cuts them into pieces, is a name, but ``none``.
 
     Raises:
         FileFormatError: Naming file and line.
@@ -101,35 +98,37 @@ def _find_files(folder: Path, tell: Callable[[str], None]) -> list[Path]:
 
 def _chunks(path: Path) -> Iterator[bytes]:
     """The bytes of a file, unpacked; a stream that is cut short or followed by garbage is refused."""
-    kind = path.suffix.lower()
-    errors: list[type[Exception]] = [EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile]
     try:
         with path.open("rb") as file:
-            if kind not in COMPRESSIONS:
-                yield from iter(partial(file.read, _CHUNK), b"")
-                return
-            if not file.read(1):
+            if path.suffix.lower() in COMPRESSIONS and not file.peek(1):
                 raise EOFError("it has no bytes")
-            file.seek(0)
-            if kind == ".gz":
-                yield from iter(partial(gzip.GzipFile(fileobj=file).read, _CHUNK), b"")
-                return
-            if kind == ".zst":
-                zstd = _zstd(path)
-                errors.append(zstd.ZstdError)
-                if not hasattr(zstd, "ZstdFile"):
-                    yield from _zstandard_chunks(file, zstd)
-                    return
-                yield from _unpacked(file, zstd.ZstdDecompressor)
-                return
-            yield from _unpacked(file, lzma.LZMADecompressor if kind == ".xz" else bz2.BZ2Decompressor)
+            yield from _unpack(file, path)
     except OSError as error:
-        if type(error) is OSError or isinstance(error, gzip.BadGzipFile):
-            # bz2 has no error of its own
-            raise FileFormatError(f"{path} cannot be unpacked: {error}") from None
-        raise
-    except tuple(errors) as error:
+        if error.filename is not None:
+            raise
+        # bz2 has no error of its own
         raise FileFormatError(f"{path} cannot be unpacked: {error}") from None
+    except (EOFError, zlib.error, lzma.LZMAError) as error:
+        raise FileFormatError(f"{path} cannot be unpacked: {error}") from None
+
+
+def _unpack(file: Any, path: Path) -> Iterator[bytes]:
+    kind = path.suffix.lower()
+    if kind == ".zst":
+        zstd = _zstd(path)
+        try:
+            yield from (
+                _unpacked(file, zstd.ZstdDecompressor)
+                if hasattr(zstd, "ZstdFile")
+                else _zstandard(file, zstd)
+            )
+        except zstd.ZstdError as error:
+            raise EOFError(error) from None
+    elif kind in (".xz", ".bz2"):
+        yield from _unpacked(file, lzma.LZMADecompressor if kind == ".xz" else bz2.BZ2Decompressor)
+    else:
+        source = gzip.GzipFile(fileobj=file) if kind == ".gz" else file
+        yield from iter(partial(source.read, _CHUNK), b"")
 
 
 def _unpacked(file: Any, make: Callable[[], Any]) -> Iterator[bytes]:
@@ -150,7 +149,7 @@ def _unpacked(file: Any, make: Callable[[], Any]) -> Iterator[bytes]:
         raw = b""
 
 
-def _zstandard_chunks(file: Any, zstd: Any) -> Iterator[bytes]:
+def _zstandard(file: Any, zstd: Any) -> Iterator[bytes]:
     """The same by the package ``zstandard``, whose decompressor has no bound: a little at a time."""
     decoder = zstd.ZstdDecompressor().decompressobj()
     while raw := file.read(512):
@@ -206,16 +205,11 @@ def _json_lines(path: Path, field: str) -> Iterator[Part]:
             )
             there = f"is {type(text).__name__}" if isinstance(record, dict) and field in record else there
             raise FileFormatError(f"{place}: no text in field {field!r}: it {there}")
-        if b"\\u" in line:  # the only way for half a surrogate pair to come in
-            _check_characters(text, place)
+        try:
+            to_utf8(text if b"\\u" in line else "")  # the only way for half a surrogate pair to come in
+        except TextError as error:
+            raise FileFormatError(f"{place}: {error}") from None
         yield Part(text, True)
-
-
-def _check_characters(text: str, place: str) -> None:
-    try:
-        to_utf8(text)
-    except TextError as error:
-        raise FileFormatError(f"{place}: {error}") from None
 
 
 def _text_parts(path: Path, size: int) -> Iterator[Part]:

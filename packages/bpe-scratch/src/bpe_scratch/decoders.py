@@ -55,11 +55,7 @@ class TokenStream:
         self._text = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def feed(self, index: int) -> str:
-        """Take one id; returns the text completed by it.
-
-        Args:
-            index: An id of the vocabulary.
-        """
+        """Take one id; returns the text completed by it."""
         return self._text.decode(self._tokens.decode_bytes([index]))
 
     def flush(self) -> str:

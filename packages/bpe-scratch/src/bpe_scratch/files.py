@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,11 +70,8 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        seen: set[str] = set()
-        for key, _ in pairs:
-            if key in seen:
-                raise FileFormatError(f"key {key!r} is given twice")
-            seen.add(key)
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise FileFormatError(f"key {twice!r} is given twice")
     return found
 
 
@@ -132,15 +130,9 @@ def build_vocabulary(
     whole_pieces: bool = False,
     entry: str = "line",
 ) -> Vocabulary:
-    """Check a vocabulary and its merges against each other.
+    """Check a vocabulary and its merges ``(line, left, right)`` against each other.
 
-    Args:
-        vocab: Id of each token's text, as :func:`check_ids` wants them.
-        merges: ``(line, left, right)`` of each merge.
-        vocab_name: File of the vocabulary, for messages.
-        merges_name: File of the merges, for messages.
-        whole_pieces: As in :class:`Vocabulary`.
-        entry: What ``line`` counts: a line or an entry.
+    The names are those of the files, and ``entry`` is what ``line`` counts, for messages.
     """
     made = {char for char in CHAR_TO_BYTE if char in vocab}
     seen: set[tuple[str, str]] = set()

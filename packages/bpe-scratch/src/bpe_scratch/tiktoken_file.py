@@ -39,11 +39,10 @@ def read_tiktoken(path: Path) -> Vocabulary:
     tokens: list[bytes | None] = [None] * (max(owner) + 1 if owner else 0)
     for token, rank in ranks.items():
         tokens[rank] = token
-    merges = [
-        merge
-        for token, rank in sorted(ranks.items(), key=lambda item: item[1])
-        for merge in _splits(token, rank, ranks)
-    ]
+    merges = []
+    for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
+        halves = ((ranks.get(token[:cut]), ranks.get(token[cut:])) for cut in range(1, len(token)))
+        merges += [(left, right, rank) for left, right in halves if left is not None and right is not None]
     try:
         return Vocabulary(tokens, merges, ranks=[merged for _, _, merged in merges], whole_pieces=True)
     except TokenizerError as error:
@@ -59,12 +58,3 @@ def _parse_line(line: str, place: str) -> tuple[bytes, int]:
     if not (token and space and rank.isascii() and rank.isdigit() and len(rank) <= 9):
         raise FileFormatError(f"{place}: expected a token and a rank, found {line[:60]!r}")
     return token, int(rank)
-
-
-def _splits(token: bytes, rank: int, ranks: dict[bytes, int]) -> list[tuple[int, int, int]]:
-    found = []
-    for cut in range(1, len(token)):
-        left, right = ranks.get(token[:cut]), ranks.get(token[cut:])
-        if left is not None and right is not None:
-            found.append((left, right, rank))
-    return found

@@ -53,24 +53,19 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
-        """Read a ``tokenizer.json``.
-
-        Args:
-            path: The file.
+        """Read the ``tokenizer.json`` at a path.
 
         Raises:
             FileFormatError: If it is not a byte-level BPE that this package can reproduce.
         """
-        return cls._from_parts(parse_tokenizer_json(read_text(Path(path)), str(path)))
+        parts = parse_tokenizer_json(read_text(Path(path)), str(path))
+        return cls(parts.vocabulary, pattern=parts.pattern, special_tokens=parts.special_tokens)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Read the text of a ``tokenizer.json``, as :meth:`load` does.
-
-        Args:
-            text: The JSON text.
-        """
-        return cls._from_parts(parse_tokenizer_json(text, "tokenizer.json"))
+        """Read the text of a ``tokenizer.json``, as :meth:`load` does."""
+        parts = parse_tokenizer_json(text, "tokenizer.json")
+        return cls(parts.vocabulary, pattern=parts.pattern, special_tokens=parts.special_tokens)
 
     @classmethod
     def from_gpt2(cls, vocab_path: Path | str, merges_path: Path | str, *, pattern: str = "gpt2") -> Self:
@@ -102,19 +97,12 @@ class Tokenizer:
         """256 bytes and the end of text: 257 ids, no merges."""
         return cls(Vocabulary.from_merges([]), pattern="none", special_tokens={END_OF_TEXT: 256})
 
-    @classmethod
-    def _from_parts(cls, parts: Parts) -> Self:
-        return cls(parts.vocabulary, pattern=parts.pattern, special_tokens=parts.special_tokens)
-
     def to_json(self) -> str:
         """The text of a ``tokenizer.json`` that Hugging Face ``tokenizers`` loads too."""
         return format_tokenizer_json(Parts(self.vocabulary, self.pattern, self.special_tokens))
 
     def save(self, path: Path | str) -> None:
-        """Write ``tokenizer.json``.
-
-        Args:
-            path: The file; replaced if it exists.
+        """Write ``tokenizer.json``, in place of a file that is there.
 
         Raises:
             WriteError: If it cannot be written.
@@ -234,18 +222,11 @@ class Tokenizer:
             return list(chain.from_iterable(pool.map(work, range(threads))))
 
     def pieces(self, text: str) -> list[str]:
-        """The pieces that a text is cut into before BPE.
-
-        Args:
-            text: Any text.
-        """
+        """The pieces that a text is cut into before BPE."""
         return splitter(self.pattern)(text)
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The bytes that ids stand for.
-
-        Args:
-            ids: Ids, special ones included.
+        """The bytes that ids stand for, special ones included.
 
         Raises:
             TokenIdError: Naming the first id outside the vocabulary and its position.
@@ -253,11 +234,7 @@ class Tokenizer:
         return self._decoder.decode_bytes(ids)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text that ids stand for; bytes that are not UTF-8 become U+FFFD.
-
-        Args:
-            ids: As in :meth:`decode_bytes`.
-        """
+        """The text that ids stand for, as in :meth:`decode_bytes`; bytes that are not UTF-8 become U+FFFD."""
         return str(self._decoder.decode_bytes(ids), "utf-8", "replace")
 
     def stream(self) -> TokenStream:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain, pairwise
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +25,7 @@ _BATCH = 1_000_000  # characters counted between two looks at the limit, by the 
 
 
 class Words(NamedTuple):
-    """Distinct words one after another: word ``w`` is ``text[starts[w]:starts[w + 1]]``."""
+    """Words one after another: word ``w`` is ``text[starts[w]:starts[w + 1]]``; empty ones count nothing."""
 
     text: npt.NDArray[np.uint8]
     starts: npt.NDArray[np.int64]
@@ -41,7 +41,7 @@ class Words(NamedTuple):
     def as_dict(self) -> dict[bytes, int]:
         """The count of each word."""
         raw, bounds = self.text.tobytes(), pairwise(self.starts.tolist())
-        return {raw[a:b]: count for (a, b), count in zip(bounds, self.counts.tolist(), strict=True)}
+        return {raw[a:b]: n for (a, b), n in zip(bounds, self.counts.tolist(), strict=True) if a < b}
 
 
 def train(
@@ -189,13 +189,15 @@ class _PlainCounter:
 
     def add(self, documents: Iterable[str]) -> Iterator[int]:
         """Count the pieces of documents; yields now and then the number of documents read."""
-        done = 0
-        for batch in _batches(documents):
-            for document in batch:
-                to_utf8(document)
-            self._counts.update(map(str.encode, chain.from_iterable(map(self._split, batch))))
-            done += len(batch)
-            yield done
+        done = held = 0
+        for done, document in enumerate(documents, start=1):
+            to_utf8(document)
+            self._counts.update(map(str.encode, self._split(document)))
+            held += len(document)
+            if held >= _BATCH:
+                yield done
+                held = 0
+        yield done
 
     def forget(self, count: int) -> None:
         """Drop every word that was seen at most ``count`` times."""
@@ -204,15 +206,3 @@ class _PlainCounter:
     def words(self) -> dict[bytes, int]:
         """The count of each word."""
         return dict(self._counts)
-
-
-def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    size = 0
-    for document in documents:
-        batch.append(document)
-        size += len(document)
-        if size >= _BATCH:
-            yield batch
-            batch, size = [], 0
-    yield batch

@@ -69,18 +69,14 @@ class Vocabulary:
 
     @classmethod
     def from_merges(cls, pairs: Iterable[Pair]) -> Vocabulary:
-        """A vocabulary in training order: 256 bytes, then one id for each merge that makes a new token.
-
-        Args:
-            pairs: Pairs of ids, each id known when it is used.
-        """
+        """A vocabulary in training order: 256 bytes, then one id for each merge that makes a new token."""
         tokens = [bytes([byte]) for byte in BYTES_IN_ID_ORDER]
         ids = {token: index for index, token in enumerate(tokens)}
         merges = []
         for left, right in pairs:
             joined = tokens[left] + tokens[right]
-            if joined not in ids:
-                ids[joined] = len(tokens)
+            new = ids.setdefault(joined, len(tokens))
+            if new == len(tokens):
                 tokens.append(joined)
-            merges.append((left, right, ids[joined]))
+            merges.append((left, right, new))
         return cls(tokens, merges)

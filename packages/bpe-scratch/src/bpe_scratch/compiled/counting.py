@@ -61,18 +61,22 @@ class WordCounter:
 
     def words(self) -> Words:
         """The words in no particular order, and the counter is empty again."""
-        rows = self._table.slots.reshape(-1, SLOT)
-        rows = rows[rows[:, 1] != 0]
+        slots = self._table.slots
+        rows = slots.reshape(-1, SLOT).take(np.flatnonzero(slots[1::SLOT]), axis=0)
         keys = np.ascontiguousarray(rows[:, :2]).view(np.uint8)  # [words, 16]
-        short = keys[:, _LENGTH] <= INLINE
-        arena, lengths = self._table.arena.tobytes(), keys[short, _LENGTH].astype(np.int64)
-        begins = (rows[~short, 1] & OFFSET).tolist()
-        long = [arena[at + 8 : at + 8 + int.from_bytes(arena[at : at + 8], "little")] for at in begins]
-        text = keys[short, :INLINE][np.arange(INLINE) < lengths[:, None]]
-        counts = np.concatenate([rows[short, _COUNT], rows[~short, _COUNT]]).astype(np.int64)
-        starts = np.cumsum(np.concatenate([[0], lengths, [len(piece) for piece in long]]), dtype=np.int64)
+        long = np.flatnonzero(keys[:, _LENGTH] > INLINE)
+        arena, pieces = self._table.arena.tobytes(), list[bytes]()
+        for at in (rows[long, 1] & OFFSET).tolist():
+            pieces.append(arena[at + 8 : at + 8 + int.from_bytes(arena[at : at + 8], "little")])
+        keys[long, _LENGTH] = 0
+        # bytes beside bytes: to compare numbers of eight bytes would take longer than the rest
+        short = keys[:, :INLINE][np.arange(INLINE, dtype=np.uint8) < keys[:, _LENGTH:]]
+        # those that are long stand as empty words, and come at the end
+        lengths = np.concatenate([keys[:, _LENGTH], np.array([len(piece) for piece in pieces], np.int64)])
+        counts = np.concatenate([rows[:, _COUNT], rows[long, _COUNT]]).astype(np.int64)
+        text = np.concatenate([short, np.frombuffer(b"".join(pieces), dtype=np.uint8)])
         self._table = WordTable(self._state, _FIRST_LOG)
-        return Words(np.concatenate([text, np.frombuffer(b"".join(long), dtype=np.uint8)]), starts, counts)
+        return Words(text, np.concatenate([[0], np.cumsum(lengths)]), counts)
 
     def forget(self, count: int) -> None:
         """Drop every word that was seen at most ``count`` times."""
