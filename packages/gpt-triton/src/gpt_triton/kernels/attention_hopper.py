@@ -113,7 +113,7 @@ def _softmax(s, top, total, words, q_position, first, scale_log2, MASKED: gl.con
 @no_type_check
 def _attend(
     acc,  # [64, 64] float32
-    p,  # [64, N] weights of the tile before, bfloat16
+    weights,  # [64, N] float32, of the tile before
     top,  # [64]
     total,  # [64]
     q_tile,
@@ -132,6 +132,7 @@ def _attend(
     words = None
     if mask_ptr is not None:
         words = load_words(mask_ptr, q_position, first, False, N)
+    p = as_operand(weights)
     s = scores(q_tile, stream[0].index(n % STAGES), S)
     acc = warpgroup_mma(p, stream[1].index((n - 1) % STAGES), acc, is_async=True)
     s = warpgroup_mma_wait(1, deps=(s,))
@@ -140,7 +141,7 @@ def _attend(
     acc, p = warpgroup_mma_wait(0, deps=(acc, p))
     release(stream, n - 1)
     acc = acc * gl.convert_layout(shrink, gl.SliceLayout(1, GRADIENT))[:, None]
-    return acc, as_operand(weights), top, total
+    return acc, weights, top, total
 
 
 @gluon.jit
@@ -176,43 +177,19 @@ def _consume(
         wait_full(stream, n, True)
         s = warpgroup_mma_wait(0, deps=(scores(q_tile, stream[0].index(n % STAGES), S),))
         weights, top, total, _ = _softmax(s, top, total, words, q_position, 0, scale_log2, True, S)
-        p = as_operand(weights)
         wait_full(stream, n + 1, last > 0)
         for t in range(1, last):
-            acc, p, top, total = _attend(
-                acc,
-                p,
-                top,
-                total,
-                q_tile,
-                stream,
-                n + t,
-                t * N,
-                True,
-                q_position,
-                mask_head,
-                scale_log2,
-                False,
-                S,
-            )
+            acc, weights, top, total = _attend(
+                acc, weights, top, total, q_tile, stream, n + t, t * N, True, q_position, mask_head,
+                scale_log2, False, S,
+            )  # fmt: skip
         for t in range(gl.maximum(last, 1), last + 1):
-            acc, p, top, total = _attend(
-                acc,
-                p,
-                top,
-                total,
-                q_tile,
-                stream,
-                n + t,
-                t * N,
-                False,
-                q_position,
-                mask_head,
-                scale_log2,
-                True,
-                S,
-            )
+            acc, weights, top, total = _attend(
+                acc, weights, top, total, q_tile, stream, n + t, t * N, False, q_position, mask_head,
+                scale_log2, True, S,
+            )  # fmt: skip
         mbarrier.arrive(q_empty.index(group), count=1)
+        p = as_operand(weights)
         acc = warpgroup_mma(p, stream[1].index((n + last) % STAGES), acc, is_async=True)
         lse = (top * scale_log2 + gl.log2(total)) * LN_2
         gl.store(lse_ptr + gl.cast(head, gl.int64) * T + q_position, lse)
