@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import logging
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -293,6 +296,13 @@ def test_a_hub_that_is_not_there_is_asked_once(
     with pytest.raises(InputError, match=f"tokenizer gpt2: {message}; give --tokenizer-files"):
         build_tokenizer("gpt2", None, ())
     assert api.asked == ["some/set", "openai-community/gpt2"]
+
+
+def test_the_hubs_client_is_quiet_in_a_fresh_process() -> None:
+    code = "import logging; from gpt_data.hub import client; client(); "
+    code += "print(logging.getLogger('huggingface_hub').level)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == (f"{logging.ERROR}\n", "")
 
 
 def test_gpt2s_files_in_the_hubs_cache_are_taken_without_a_question(

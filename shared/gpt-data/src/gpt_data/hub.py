@@ -27,7 +27,7 @@ def client() -> Any:
         hub = import_module("huggingface_hub")
     except ImportError as error:
         raise InputError("the hub is read with the extra gpt-data[hf], which is not installed") from error
-    hub.utils.logging.set_verbosity_error()
+    import_module("huggingface_hub.utils.logging").set_verbosity_error()
     return hub
 
 

@@ -131,7 +131,8 @@ class HubDataset:
                     start += 1
                     waits.renew()
                 return
-            except (CommandError, GeneratorExit):
+            except (CommandError, GeneratorExit, AttributeError, ImportError):
+                # an answer, or a library that is not what we take it for: waiting mends neither
                 raise
             except Exception as error:  # noqa: BLE001 - each transport under the library has errors of its own
                 self._wait(waits, start, error)
