@@ -107,3 +107,27 @@ def test_a_tokenizer_beside_the_weights_is_read_within_bounds_and_through_links(
         file.truncate(2**40)
     with pytest.raises(InputError, match=r"tokenizer\.json has 1099511627776 bytes, at most 67108864"):
         open_model(folder)
+
+
+def test_evaluation_of_a_model_encodes_the_held_out_split_alone(
+    train: Train, flags: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    assert train(*flags, "--out=done", "--steps=3") == 0
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for number in range(60):
+        (texts / f"{number}.txt").write_text(f"def function_{number}(x):\n    return x + {number}\n" * 20)
+    given = [f"--data=text:{texts}", "--tokenizer=bytes", f"--data-cache={tmp_path / 'cache'}"]
+    losses = []
+    # the second time both splits are there, and the same loss is found
+    for again in (False, True):
+        if again:
+            assert train(*flags, *given, "--steps=1", "--out=other") == 0
+        capsys.readouterr()
+        assert train(*flags, *given, "--init-from=done", "--eval-only", "--json") == 0
+        losses.append(json.loads(capsys.readouterr().out)["val_loss"])
+    assert losses[0] == losses[1]
+    folders = {path.name[-4:]: path for path in (tmp_path / "cache").iterdir()}
+    alone = folders.pop("-val")
+    assert not list(alone.glob("train-*.bin"))
+    assert list(alone.glob("val-*.bin"))

@@ -28,6 +28,7 @@ def cached_dataset(
     cache_dir: Path | None = None,
     tokenizer_files: Path | None = None,
     max_tokens: int | None = None,
+    only: str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> Dataset:
@@ -44,6 +45,8 @@ def cached_dataset(
             if None.
         tokenizer_files: Folder with GPT-2's tokenizer files.
         max_tokens: Each split ends with the document that brings it to this many tokens.
+        only: The split that is wanted; both are prepared if None, or if they are there already, or if
+            ``max_tokens`` needs them.
         on_progress: As for ``prepare``.
         should_stop: As for ``prepare``.
 
@@ -57,12 +60,17 @@ def cached_dataset(
         return Dataset.open_nanogpt(rest, _vocabulary(Path(rest), tokenizer or "gpt2", tokenizer_files))
     if tokenizer is None:
         raise InputError(f"source {source} is text: give --tokenizer, one of {', '.join(TOKENIZERS)}")
+    cache = cache_dir or default_cache()
+    folder = cache_folder(cache, source, tokenizer, max_tokens)
+    if only is not None and (max_tokens is not None or (folder / MANIFEST_NAME).exists()):
+        only = None
     return prepare(
         source,
         tokenizer,
-        cache_folder(cache_dir or default_cache(), source, tokenizer, max_tokens),
+        folder if only is None else folder.with_name(f"{folder.name}-{only}"),
         tokenizer_files=tokenizer_files,
         max_tokens=max_tokens,
+        only=only,
         on_progress=on_progress,
         should_stop=should_stop,
         wait_for_lock=True,

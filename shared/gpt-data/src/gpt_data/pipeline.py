@@ -99,7 +99,9 @@ class Preparation:
                 committed = time.monotonic()
 
     def _encode(self, chunk: Chunk) -> dict[str, Encoded]:
-        return {split: encode(self.tokenizer, texts) for split, texts in chunk.texts.items()}
+        wanted = self.settings.only
+        parts = {split: texts for split, texts in chunk.texts.items() if wanted in (None, split)}
+        return {split: encode(self.tokenizer, texts) for split, texts in parts.items()}
 
     def _append(self, chunk: Chunk, encoded: dict[str, Encoded]) -> bool:
         """Write a chunk; return whether a shard was finished."""
@@ -130,8 +132,10 @@ class Preparation:
     def _finish(self) -> None:
         self._commit()
         assert self.tokenizer.end_of_text is not None, "build_tokenizer refuses these"
-        if not self.writers["train"].state.total:
-            raise InputError(f"source {self.journal.plan['source']} holds no training text")
+        needed = self.settings.only or "train"
+        if not self.writers[needed].state.total:
+            what = {"train": "training", "val": "held-out"}[needed]
+            raise InputError(f"source {self.journal.plan['source']} holds no {what} text")
         states = {split: writer.finish() for split, writer in self.writers.items()}
         path = self.folder / TOKENIZER_NAME
         Manifest(

@@ -33,6 +33,7 @@ def prepare(
     max_tokens: int | None = None,
     shard_tokens: int = SHARD_TOKENS,
     max_document_bytes: int = MAX_DOCUMENT_BYTES,
+    only: str | None = None,
     on_progress: OnProgress | None = None,
     should_stop: Callable[[], bool] | None = None,
     wait_for_lock: bool = False,
@@ -50,6 +51,7 @@ def prepare(
         max_tokens: Each split ends with the document that brings it to this many tokens.
         shard_tokens: Tokens of a full shard.
         max_document_bytes: Largest document.
+        only: The split that is wanted, ``train`` or ``val``; both if None.
         on_progress: Told after every chunk; what it raises ends the preparation, which can be gone on
             with.
         should_stop: Asked after every chunk; True ends the preparation likewise.
@@ -64,7 +66,7 @@ def prepare(
         raise InputError(f"{source} is made of tokens already: nothing to prepare")
     folder = Path(out)
     tell = on_progress if on_progress is not None else _tell_nobody
-    settings = Settings(max_tokens, shard_tokens, max_document_bytes)
+    settings = Settings(max_tokens, shard_tokens, max_document_bytes, only)
     task = _Task(folder, source, tokenizer, tokenizer_files, settings, tell, should_stop)
     if not (folder / MANIFEST_NAME).exists():
         probe_folder(folder)

@@ -19,6 +19,7 @@ class Settings:
         max_tokens: Each split ends with the document that brings it to this many tokens.
         shard_tokens: Tokens of a full shard.
         max_document_bytes: Largest document.
+        only: The split that is wanted; both if None. The other is read and not encoded.
 
     Raises:
         InputError: If a value is out of range.
@@ -27,6 +28,7 @@ class Settings:
     max_tokens: int | None = None
     shard_tokens: int = SHARD_TOKENS
     max_document_bytes: int = MAX_DOCUMENT_BYTES
+    only: str | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None and self.max_tokens < 1:
@@ -35,10 +37,13 @@ class Settings:
             raise InputError(f"shard_tokens={self.shard_tokens} is not in [1, {MAX_SHARD_TOKENS}]")
         if self.max_document_bytes < 1:
             raise InputError(f"max_document_bytes={self.max_document_bytes} is not positive")
+        if self.only is not None and self.max_tokens is not None:
+            raise InputError("max_tokens counts training tokens, which only=... does not encode")
 
-    def as_plan(self) -> dict[str, int | None]:
-        """The settings as JSON."""
-        return {
+    def as_plan(self) -> dict[str, int | str | None]:
+        """The settings as JSON; folders of both splits say nothing of ``only``."""
+        alone = {} if self.only is None else {"only": self.only}
+        return alone | {
             "max_tokens": self.max_tokens,
             "shard_tokens": self.shard_tokens,
             "max_document_bytes": self.max_document_bytes,

@@ -22,13 +22,14 @@ GPT2_VOCAB = 50257
 PROMPT_TOKENS, PROMPT_WORDS, PROMPT_CHARACTERS = 64, 2, 24
 
 
-def open_data(section: DataSection, stop: StopFlag, *, plain: bool) -> Dataset:
+def open_data(section: DataSection, stop: StopFlag, *, plain: bool, only: str | None = None) -> Dataset:
     """Prepare the data if that was not done before, and open it.
 
     Args:
         section: What data.
         stop: Ends the preparation, which can be gone on with.
         plain: No progress bar.
+        only: The split that is wanted; both if None.
 
     Raises:
         InputError: If it cannot be had.
@@ -40,6 +41,7 @@ def open_data(section: DataSection, stop: StopFlag, *, plain: bool) -> Dataset:
             cache_dir=section.data_cache,
             tokenizer_files=section.tokenizer_files,
             max_tokens=section.max_tokens,
+            only=only,
             on_progress=show,
             should_stop=stop,
         )

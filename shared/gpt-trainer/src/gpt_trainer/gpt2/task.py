@@ -53,7 +53,9 @@ def open_task(spec: BackendSpec, request: Request, start: Fresh, stop: StopFlag)
     config: TrainConfig = request.config
     _refuse_missing_gpu(spec, request)
     plain = config.reports.plain or not sys.stderr.isatty()
-    dataset = data.open_data(config.data, stop, plain=plain)
+    # a run's data is told by both of its splits
+    only = "val" if request.actions.eval_only and request.actions.init_from is not None else None
+    dataset = data.open_data(config.data, stop, plain=plain, only=only)
     try:
         backend = _create(spec, request, _model(config, dataset, start))
         task = GPT2Task(spec.name, request, backend, dataset, start, stop)
