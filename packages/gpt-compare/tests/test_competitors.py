@@ -11,8 +11,8 @@ from gpt_compare.commands import read_request
 from gpt_compare.competitor import Competitor, default_competitors, find_spec, read_competitors
 from gpt_trainer.backend import BackendSpec
 from gpt_trainer.errors import InputError, WriteError
-from gpt_trainer.gpt2.config import TrainConfig
 from gpt_trainer.gpt2.presets import PRESETS
+from gpt_trainer.gpt2.settings import TrainConfig
 from gpt_trainer.settings.values import overlay, read_toml
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from gpt_trainer.run import training
+from gpt_trainer.settings import command_line
 
 Train = Callable[..., int]
 Capture = pytest.CaptureFixture[str]
@@ -44,5 +44,5 @@ def the_line(capsys: Capture) -> str:
 
 def pretend_gpu(monkeypatch: pytest.MonkeyPatch, *, gpu: bool) -> None:
     """Let runs read a step's numbers as late as on a GPU, or at once."""
-    read = training.read_request
-    monkeypatch.setattr(training, "read_request", lambda *given: replace(read(*given), gpu=gpu))
+    read = command_line.read_request
+    monkeypatch.setattr(command_line, "read_request", lambda *given: replace(read(*given), gpu=gpu))

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 from gpt_trainer.errors import InputError
-from gpt_trainer.gpt2.config import TrainConfig
 from gpt_trainer.gpt2.presets import PRESETS
+from gpt_trainer.gpt2.settings import TrainConfig
 from gpt_trainer.gpt2.spec import gpt2_spec
 from gpt_trainer.model_config import MODEL_PRESETS
 from gpt_trainer.run.start import Fresh

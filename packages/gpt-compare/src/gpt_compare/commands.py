@@ -22,8 +22,8 @@ from gpt_data.stopping import StopFlag
 from gpt_data.terminal import guarded
 from gpt_trainer.backend import driver_sees_gpu
 from gpt_trainer.errors import InputError
-from gpt_trainer.gpt2.config import SECTIONS, TrainConfig
 from gpt_trainer.gpt2.data import open_data
+from gpt_trainer.gpt2.settings import SECTIONS, TrainConfig
 from gpt_trainer.run.folder import create_folder
 from gpt_trainer.settings.command_line import read_early
 from gpt_trainer.settings.values import flat

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from gpt_trainer.errors import InputError, WriteError
-from gpt_trainer.gpt2.config import GPTReportSection, TrainConfig
 from gpt_trainer.gpt2.presets import CPU_PRESET, GPU_PRESET, PRESETS
+from gpt_trainer.gpt2.settings import GPTReportSection, TrainConfig
 from gpt_trainer.settings.command_line import Early
 from gpt_trainer.settings.values import flat, overlay
 

@@ -13,7 +13,7 @@ from gpt_data.packing import window_count
 from gpt_data.stopping import StopFlag
 
 from gpt_trainer.errors import InputError
-from gpt_trainer.gpt2.config import DataSection, TrainConfig
+from gpt_trainer.gpt2.settings import DataSection, TrainConfig
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.origin import parse_tokenizer
 

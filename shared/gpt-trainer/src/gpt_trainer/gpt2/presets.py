@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gpt_trainer.gpt2.config import (
+from gpt_trainer.gpt2.settings import (
     BatchSection,
     DataSection,
     GPTReportSection,

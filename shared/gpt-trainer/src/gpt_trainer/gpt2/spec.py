@@ -13,9 +13,9 @@ from gpt_data.errors import shown
 from gpt_trainer.backend import BackendSpec
 from gpt_trainer.checkpoint import load_checkpoint, step_bytes
 from gpt_trainer.evaluate.extra import installed_evaluations
-from gpt_trainer.gpt2.config import TrainConfig, rate_at
 from gpt_trainer.gpt2.data import likely_vocab
 from gpt_trainer.gpt2.presets import CPU_PRESET, GPU_PRESET, PRESETS
+from gpt_trainer.gpt2.settings import TrainConfig, rate_at
 from gpt_trainer.gpt2.start import FromModel
 from gpt_trainer.gpt2.task import open_task
 from gpt_trainer.run.record import is_count, is_size

@@ -24,7 +24,7 @@ from gpt_trainer.evaluate.extra import prepare_evaluations
 from gpt_trainer.evaluate.validation import Evaluation, evaluate
 from gpt_trainer.flops import flops_per_token, peak_flops
 from gpt_trainer.gpt2 import data
-from gpt_trainer.gpt2.config import TrainConfig
+from gpt_trainer.gpt2.settings import TrainConfig
 from gpt_trainer.model_config import MODEL_PRESETS, ModelConfig
 from gpt_trainer.parameters import Parameters, init_parameters, parameter_count
 from gpt_trainer.run.start import Fresh
