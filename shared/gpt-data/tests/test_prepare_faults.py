@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import random
 import subprocess
 import sys
 import time
@@ -15,6 +17,7 @@ from typing import Any
 import pytest
 from gpt_data.dataset import Dataset
 from gpt_data.errors import InputError, StoppedError, WriteError
+from gpt_data.journal import load_journal
 from gpt_data.progress import Progress
 
 ContentOf = Callable[[Path], dict[str, bytes]]
@@ -162,7 +165,28 @@ def test_a_damaged_journal_is_named(run: Run, corpus: Path, tmp_path: Path) -> N
     out = tmp_path / "out"
     with pytest.raises(StoppedError):
         run(corpus, out, should_stop=lambda: True)
-    for content in (b"", b"[]", b"{}", b'{"version": 1}', b'{"version": 2}', b"\xff"):
+    for content in (b"", b"[]", b"{}", b'{"version": 1}', b'{"version": 2}', b'{"version": 3}', b"\xff"):
         (out / "progress.json").write_bytes(content)
         with pytest.raises(InputError, match=r"progress\.json"):
             run(corpus, out)
+
+
+def test_any_bit_of_the_journal_counts(run: Run, corpus: Path, tmp_path: Path, content_of: ContentOf) -> None:
+    out, draw = tmp_path / "out", random.Random(0)
+    answers = iter([False] * 6)
+    with pytest.raises(StoppedError):
+        run(corpus, out, should_stop=lambda: next(answers, True))
+    path = out / "progress.json"
+    whole = path.read_bytes()
+    for bit in draw.sample(range(8 * len(whole)), 300):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"progress\.json"):
+            load_journal(out)
+    # one of the first version has no seal
+    first = {name: value for name, value in json.loads(whole).items() if name != "sha256"} | {"version": 1}
+    path.write_text(json.dumps(first))
+    run(corpus, out)
+    run(corpus, tmp_path / "clean")
+    assert content_of(out) == content_of(tmp_path / "clean")

@@ -7,13 +7,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt_data.errors import InputError
-from gpt_data.manifest import SPLITS, load_json, parse_shard
+from gpt_data.errors import InputError, shown
+from gpt_data.manifest import SPLITS, parse_shard
+from gpt_data.store.reading import read_bytes
+from gpt_data.store.strict_json import check_seal, parse_object, seal
 from gpt_data.store.writing import write_atomic
 from gpt_data.writer import SplitState
 
 JOURNAL_NAME = "progress.json"
-JOURNAL_VERSION = 1
+MAX_JOURNAL_BYTES = 2**24
+JOURNAL_VERSION = 2
+"""Journals of version 1 do not vouch for themselves."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class Journal:
     def save(self, folder: Path) -> None:
         """Write the journal into ``folder``, as a whole or not at all."""
         content = {"version": JOURNAL_VERSION, **asdict(self)}
-        write_atomic(folder / JOURNAL_NAME, json.dumps(content).encode())
+        write_atomic(folder / JOURNAL_NAME, json.dumps(seal(content)).encode())
 
 
 def load_journal(folder: Path) -> Journal | None:
@@ -49,11 +53,12 @@ def load_journal(folder: Path) -> Journal | None:
     path = folder / JOURNAL_NAME
     if not path.exists():
         return None
-    content = load_json(path)
-    if content.get("version") != JOURNAL_VERSION:
-        raise InputError(
-            f"{path} has version {content.get('version')!r}; this program reads {JOURNAL_VERSION}"
-        )
+    content = parse_object(read_bytes(path, MAX_JOURNAL_BYTES), path)
+    version = content.get("version")
+    if type(version) is not int or not 1 <= version <= JOURNAL_VERSION:
+        raise InputError(f"{path} has version {shown(version)}; this program reads up to {JOURNAL_VERSION}")
+    if version > 1:
+        check_seal(content, path)
     try:
         return Journal(
             plan=dict(content["plan"]),

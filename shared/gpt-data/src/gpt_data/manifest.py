@@ -14,7 +14,7 @@ from typing import Any
 
 from gpt_data.errors import InputError, shown
 from gpt_data.store.reading import FileRecord, read_bytes
-from gpt_data.store.strict_json import parse_object
+from gpt_data.store.strict_json import parse_object, seal
 from gpt_data.store.writing import write_atomic
 
 MANIFEST_NAME = "manifest.json"
@@ -113,9 +113,7 @@ class Manifest:
         """The content of ``manifest.json``, the same bytes for the same manifest."""
         counts = {s: {"tokens": self.tokens(s), "documents": self.documents(s)} for s in self.splits}
         content = {"format": "gpt-data", "version": version, "totals": counts, **asdict(self)}
-        if version > 1:
-            content["sha256"] = hashlib.sha256(json.dumps(content).encode()).hexdigest()
-        return (json.dumps(content, indent=1) + "\n").encode()
+        return (json.dumps(seal(content) if version > 1 else content, indent=1) + "\n").encode()
 
     def save(self, folder: Path) -> None:
         """Write ``manifest.json`` into ``folder``, as a whole or not at all."""
@@ -143,15 +141,6 @@ def load_manifest(folder: Path) -> Manifest:
     if manifest.to_json(version) != raw:
         raise InputError(f"{path} is damaged: its values are not those that it was written with")
     return manifest
-
-
-def load_json(path: Path) -> dict[str, Any]:
-    """Read one JSON object.
-
-    Raises:
-        InputError: If the file is missing or holds something else.
-    """
-    return parse_object(read_bytes(path, MAX_MANIFEST_BYTES, follow_link=True), path)
 
 
 def parse_shard(content: dict[str, Any]) -> ShardRecord:
