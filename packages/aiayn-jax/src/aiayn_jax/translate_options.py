@@ -46,9 +46,6 @@ class TranslateOptions:
 def read_options(argv: Sequence[str]) -> TranslateOptions:
     """The options, checked.
 
-    Args:
-        argv: The command's arguments.
-
     Raises:
         InputError: If a value is unusable.
     """

@@ -58,13 +58,7 @@ def cache_folder() -> Path:
 
 
 def compiler_options(device: jax.Device, *, deterministic: bool) -> dict[str, bool | str]:
-    """Options for every ``jax.jit``.
-
-    Args:
-        device: Where the compiled code is to run.
-        deterministic: On a GPU, use no routine whose order of summation differs from run to run, and
-            choose tiles by rule, not by timing them: the rules are cuBLAS's, as XLA times its own kernels.
-    """
+    """Options for every ``jax.jit``."""
     if device.platform != "gpu" or not deterministic:
         return {}
     return {"xla_gpu_deterministic_ops": True, "xla_gpu_enable_triton_gemm": False}

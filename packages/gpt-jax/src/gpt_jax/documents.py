@@ -16,9 +16,6 @@ def first_positions(segment_starts: Int32[np.ndarray, "B T"]) -> Int32[np.ndarra
     """First position of each document of a row, then -1: at least once, as cuDNN reads one place more.
 
     ``[[0, 0, 2, 2]]`` becomes ``[[0, 2, -1, -1, -1, -1, -1, -1, -1]]``.
-
-    Args:
-        segment_starts: First position of each position's document.
     """
     opens = segment_starts == np.arange(segment_starts.shape[1])
     row, position = np.nonzero(opens)

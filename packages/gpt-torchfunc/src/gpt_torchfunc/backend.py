@@ -111,10 +111,7 @@ class TorchFuncBackend:
         """One optimizer step; see ``gpt_trainer.backend.Backend.train_step``.
 
         Args:
-            micro_batches: At least one, all of the same shape.
-            lr: Learning rate of this step.
             step: Optimizer steps already taken, from 0.
-            skip_above: Largest global norm that still updates the weights.
         """
         weight = self._weight(micro_batches)
         scalars = StepScalars(*self._send(step_scalars(self._optimizer, lr, step, skip_above)).unbind())
@@ -122,12 +119,7 @@ class TorchFuncBackend:
         return PendingMetrics(values)
 
     def gradients(self, micro_batches: Sequence[Batch], step: int) -> tuple[float, Canonical]:
-        """Mean loss and its gradient by canonical name, unclipped, dropout as in ``train_step``.
-
-        Args:
-            micro_batches: At least one, all of the same shape.
-            step: Optimizer steps already taken: selects the dropout masks.
-        """
+        """Mean loss and its gradient by canonical name, unclipped, dropout as in ``train_step``."""
         sums = self._sum(micro_batches, self._weight(micro_batches), step)
         return float(sums.loss), to_canonical(sums.gradients, self.config)
 

@@ -16,9 +16,6 @@ def boundaries(segment_starts: Int32[np.ndarray, "B T"]) -> Int32[np.ndarray, " 
     """Positions, counted through all rows, at which documents begin; then the end, at least once.
 
     ``[[0, 0, 2], [0, 1, 1]]`` becomes ``[0, 2, 3, 4, 6, 6, 6, ...]``.
-
-    Args:
-        segment_starts: First position of each position's document.
     """
     opens = np.flatnonzero(segment_starts == np.arange(segment_starts.shape[1]))
     found = np.full(-(-(len(opens) + 1) // MULTIPLE) * MULTIPLE, segment_starts.size, np.int32)

@@ -88,12 +88,7 @@ def leave_gradients(
     """Derivative of ``leave`` by what attention gave and by x; those by parameters are added to ``sums``.
 
     Args:
-        block: Parameters.
         sums: Their gradients so far, changed in place.
-        kept: What attention gave, y, and the hidden layer.
-        d_out: Gradient of the residual stream behind the block.
-        plan: Precision and dropout rate.
-        keys: The block's dropout keys.
     """
     (mixed, y, hidden), (out_key, down_key) = kept, _branch_keys(keys)
     pull = _pull_back(lambda u, w, b: contract(u, w, b, down_key, plan.dropout), hidden, *block[10:])
@@ -127,13 +122,7 @@ def enter_gradients(
     """Derivative of ``enter`` by x, and what comes past attention; those by parameters go into ``sums``.
 
     Args:
-        block: Parameters.
         sums: Their gradients so far, changed in place.
-        x: The residual stream before the block.
-        d_heads: Gradients of queries, keys and values.
-        d_y: Gradient of the residual stream behind attention.
-        inputs: For the number of rows and positions.
-        plan: For the number of heads.
     """
     shape = (*inputs.tokens.shape, plan.n_head)
     pull = _pull_back(lambda *given: project(*given, shape=shape), x, *block[:4])
@@ -161,13 +150,7 @@ def begin_gradients(
 def embed_gradients(
     params: Parameters, inputs: Inputs, d_x: Float[Tensor, "M D"]
 ) -> tuple[Float[Tensor, "V D"], Float[Tensor, "C D"]]:
-    """Gradients of both tables by that of ``embed``'s result.
-
-    Args:
-        params: For the tables' sizes and type.
-        inputs: Token ids and where their documents start.
-        d_x: Gradient of the sum of the embeddings.
-    """
+    """Gradients of both tables by that of ``embed``'s result."""
     wide, context = d_x.to(params.wpe.dtype), inputs.tokens.shape[1]
     d_wte = sum_by_index(wide, inputs.tokens.flatten(), len(params.wte))
     if inputs.segment_starts is not None:
@@ -209,11 +192,8 @@ def add_gradients(
     Args:
         params: Float32 parameters.
         sums: Gradients so far, changed in place.
-        inputs: The micro-batch.
-        plan: Precision, attention and sizes.
         weight: One over the number of targets in the whole step, so that shares add up to the mean.
         keys: Dropout keys; ``None`` means no dropout.
-        run: The functions of this module, perhaps compiled.
     """
     plan = plan if keys is None else written(plan)
     blocks, block_sums = unstack(params.blocks), unstack(sums.blocks)

@@ -34,12 +34,7 @@ def head_loss_and_gradients(
     """Weighted sum of negative log-likelihoods, its gradient by ``hidden`` and by ``wte``.
 
     Args:
-        hidden: What the head sees.
         wte: The head's float32 weight.
-        targets: Token ids, or ``IGNORE``.
-        plan: Precision, size of the chunks, and the vocabulary before padding.
-        weight: Factor of the sum.
-        of_chunk: ``chunk_loss_and_gradients``, or what it was compiled to.
 
     Returns:
         The loss, ``d_hidden`` in the type of ``hidden``, and ``d_wte`` summed over chunks in float32.
@@ -60,15 +55,7 @@ def chunk_loss_and_gradients(
     weight: Float[Tensor, ""],
     vocab_size: int,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "m D"], Float[Tensor, "V D"]]:
-    """A chunk's share of the loss and of both gradients, by the formulas above.
-
-    Args:
-        hidden: What the head sees.
-        head: The head's weight, in the precision of ``hidden``.
-        targets: Token ids, or ``IGNORE``.
-        weight: Factor of the sum.
-        vocab_size: Columns from here on are padding and get no probability.
-    """
+    """A chunk's share of the loss and of both gradients, by the formulas above."""
     z = chunk_logits(hidden, head, vocab_size)
     nll, log_sum = negative_log_likelihood(z, targets)
     d_z = _d_logits(z, log_sum, targets, weight).to(hidden.dtype)
@@ -78,14 +65,7 @@ def chunk_loss_and_gradients(
 def token_nll(
     hidden: Float[Tensor, "m D"], head: Float[Tensor, "V D"], targets: Int[Tensor, " m"], vocab_size: int
 ) -> Float[Tensor, " m"]:
-    """Negative log-likelihood of each target, 0 where there is none; float32 from the logits on.
-
-    Args:
-        hidden: What the head sees.
-        head: The head's weight, in the precision of ``hidden``.
-        targets: Token ids, or ``IGNORE``.
-        vocab_size: Columns from here on are padding and get no probability.
-    """
+    """Negative log-likelihood of each target, 0 where there is none; float32 from the logits on."""
     return negative_log_likelihood(chunk_logits(hidden, head, vocab_size), targets)[0]
 
 
@@ -135,8 +115,6 @@ def target_log_probs(
 
     Args:
         params: Float32 parameters.
-        inputs: Tokens and targets.
-        plan: Precision, attention and sizes.
         index: Positions to score, counted through all rows; ``None`` means all of them.
     """
     hidden, targets = hidden_states(params, inputs, plan), inputs.targets.flatten()

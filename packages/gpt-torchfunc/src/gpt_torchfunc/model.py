@@ -103,8 +103,6 @@ def hidden_states(
 
     Args:
         params: Float32 parameters; matrices are cast to ``plan.dtype`` where they are used.
-        inputs: Token ids and where their documents start.
-        plan: Precision, attention and sizes.
         keys: Dropout keys by layer and ``Site``; ``None`` means no dropout.
     """
     if keys is not None:
@@ -190,14 +188,6 @@ def project(
 
     They come of three products, since the gradients of one matrix of all three would have to be put
     together in memory.
-
-    Args:
-        x: The residual stream.
-        gain: LayerNorm's.
-        norm_bias: LayerNorm's.
-        weight: Columns: queries, keys, values.
-        bias: The same.
-        shape: Rows, positions and heads.
     """
     maps = list(zip(weight.chunk(3, -1), bias.chunk(3, -1), strict=True))
     q, k, v = (part.view(*shape, -1).transpose(1, 2) for part in norm_linear(x, gain, norm_bias, maps))
@@ -309,17 +299,7 @@ def mix(
     plan: Plan,
     key: Int64[Tensor, " 2"] | None,
 ) -> Float[Tensor, "M D"]:
-    """Attention by the form that the plan names.
-
-    Args:
-        q: Queries.
-        k: Keys.
-        v: Values.
-        mask: As ``attention_mask`` makes it.
-        boundaries: Where documents begin and end, for the fused kernel.
-        plan: For the form and the dropout rate.
-        key: Dropout key of the attention weights.
-    """
+    """Attention by the form that the plan names."""
     rows, _, context, _ = q.shape
     if plan.attention == "written":
         assert mask is not None
@@ -356,12 +336,7 @@ def attend(
     """Attention written out for one head of one row, then mapped over heads and rows.
 
     Args:
-        q: Queries.
-        k: Keys.
-        v: Values.
         mask: True where a query may see a key.
-        key: Dropout key of the attention weights.
-        rate: Dropout rate.
     """
     over_heads = vmap(attention_weights, in_dims=(0, 0, None))
     over_rows = vmap(over_heads, in_dims=(0, 0, 0 if mask.shape[0] > 1 else None))

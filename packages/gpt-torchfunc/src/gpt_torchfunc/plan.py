@@ -66,11 +66,6 @@ def scores_trees(options: Options, device: torch.device) -> bool:
 
 
 def tells_documents(plan: Plan, device: torch.device) -> bool:
-    """Whether the fused kernel is told where documents begin: FlashAttention's, which has no float32.
-
-    Args:
-        plan: For the attention and the precision.
-        device: Where the model runs.
-    """
+    """Whether the fused kernel is told where documents begin: FlashAttention's, which has no float32."""
     half = plan.dtype in (torch.bfloat16, torch.float16)
     return device.type == "cuda" and plan.attention == "sdpa" and half

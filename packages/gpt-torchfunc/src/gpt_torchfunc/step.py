@@ -47,13 +47,9 @@ def accumulate(
     """Add one micro-batch's share to ``sums``.
 
     Args:
-        params: Parameters, left alone.
         sums: Loss and gradient so far, changed in place.
-        inputs: The micro-batch.
         weight: One over the number of targets in the whole step.
         keys: Dropout keys, or ``None``.
-        plan: Precision, attention and sizes.
-        run: The functions that gradients are made of, perhaps compiled.
     """
     sums.loss.add_(add_gradients(params, sums.gradients, inputs, plan, weight, keys, run))
 
@@ -66,8 +62,6 @@ def finish(
     Args:
         state: Parameters and moments, changed in place.
         sums: Loss and gradient of the whole step.
-        scalars: Learning rate, bias corrections and the largest norm.
-        config: The optimizer's settings.
 
     Returns:
         Loss, gradient norm, and 1 if the weights were updated.

@@ -23,10 +23,6 @@ MOST_THREADS = 16
 def launch_compiled(launch: Callable[[], Any]) -> None:
     """Call ``launch``, and once more if kernels had to be compiled for it.
 
-    Args:
-        launch: May be called twice: what it does with results of kernels that were left out is undone by the
-            second call.
-
     Raises:
         Exception: What the compiler raised first.
     """

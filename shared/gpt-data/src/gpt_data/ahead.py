@@ -58,7 +58,6 @@ def read_ahead(items: Iterator[Item], depth: int) -> Iterator[Iterator[Item]]:
     An error in the thread is raised where the item would have come. Leaving the context ends the thread.
 
     Args:
-        items: What the thread goes through.
         depth: How many items wait at most.
     """
     ahead = _Ahead(items, depth)

@@ -17,10 +17,7 @@ def check_ids(name: str, ids: Integer[np.ndarray, "..."], lowest: int, vocab_siz
     """Refuse ids outside the vocabulary.
 
     Args:
-        name: The argument, for the message.
         ids: Token ids or targets, not empty.
-        lowest: Smallest that is allowed.
-        vocab_size: First that is not allowed.
 
     Raises:
         ValueError: Naming the argument, the ids' span and the vocabulary.
@@ -31,12 +28,6 @@ def check_ids(name: str, ids: Integer[np.ndarray, "..."], lowest: int, vocab_siz
 
 def check_batch(batch: Batch, *, context: int, vocab_size: int, training: bool = False) -> None:
     """Refuse a batch that does not fit a model.
-
-    Args:
-        batch: From the host.
-        context: The model's longest context.
-        vocab_size: Its number of token ids.
-        training: Whether gradients are to be taken, which a shared prefix has none of.
 
     Raises:
         ValueError: Naming the argument and the first value that does not fit.

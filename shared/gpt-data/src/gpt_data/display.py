@@ -23,10 +23,6 @@ PROMISE = "the preparation stops soon, and the same command goes on with it; a s
 def watched(stop: StopFlag, *, plain: bool) -> Iterator[OnProgress]:
     """A function that shows progress, while signals end the preparation.
 
-    Args:
-        stop: Set by the first signal.
-        plain: No progress bar.
-
     Raises:
         StoppedError: If a signal came while the tokenizer was built, which asks nobody.
     """
@@ -49,11 +45,7 @@ def watched(stop: StopFlag, *, plain: bool) -> Iterator[OnProgress]:
 
 @contextmanager
 def display(*, plain: bool) -> Iterator[OnProgress]:
-    """A function that shows progress: a bar, or a plain line every ten seconds.
-
-    Args:
-        plain: No bar.
-    """
+    """A function that shows progress: a bar, or a plain line every ten seconds."""
     if plain:
         yield PlainLines()
         return

@@ -51,12 +51,7 @@ class Encoded(NamedTuple):
 
 
 def chunks(documents: Iterable[Document], start: int) -> Iterator[Chunk]:
-    """Cut a source into chunks of about a million characters; empty documents are left out.
-
-    Args:
-        documents: The source from document ``start`` on.
-        start: Number of the first document.
-    """
+    """Cut a source into chunks of about a million characters; empty documents are left out."""
     texts: dict[str, list[str]] = {}
     characters = held = 0
     number = start
@@ -73,10 +68,6 @@ def chunks(documents: Iterable[Document], start: int) -> Iterator[Chunk]:
 
 def encode(tokenizer: bpe_scratch.Tokenizer, texts: list[str]) -> Encoded:
     """Encode documents, opening each by the end-of-text token; special text in them stays text.
-
-    Args:
-        tokenizer: One that has an end-of-text token.
-        texts: The documents.
 
     Raises:
         InputError: If a document is no valid Unicode.

@@ -68,11 +68,8 @@ def parse_flags(argv: Sequence[str], sections: Mapping[str, Any], *, prog: str, 
     """An object with a dataclass for each section, as the flags change it; ``--help`` ends the process.
 
     Args:
-        argv: The command's arguments.
         sections: By name a dataclass whose values are the defaults; or, first among them, a class, some of
             whose fields have none.
-        prog: The command's name.
-        description: What it does.
 
     Raises:
         FlagError: If a flag is unknown; the message proposes others. Also if a section refuses its values.
@@ -116,10 +113,6 @@ def _checked(flags: Any) -> Any:
 
 def refuse_unknown(argv: Sequence[str], names: Sequence[str]) -> None:
     """Refuse a flag that is none of a command's, and propose what may be meant.
-
-    Args:
-        argv: The command's arguments.
-        names: Its flags, as fields are named.
 
     Raises:
         FlagError: For the first that is unknown.

@@ -42,8 +42,6 @@ def pack_documents(window: Int32[np.ndarray, " n"], starts: Int64[np.ndarray, " 
 
     Args:
         window: T + 1 tokens.
-        starts: Indices within the window, ascending, at which a document begins.
-        end_of_text: The id that opens a document.
     """
     context = window.size - 1
     first = np.zeros(context, np.int32)

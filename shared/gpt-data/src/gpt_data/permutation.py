@@ -46,7 +46,6 @@ def permute(index: Int64[np.ndarray, " n"], size: int, seed: int, epoch: int) ->
     Args:
         index: Places in the shuffled order, each in ``[0, size)``.
         size: Number of things shuffled, at least 1.
-        seed: Key of the run's data order.
         epoch: Passes over the data already made, from 0.
 
     Raises:

@@ -47,10 +47,6 @@ class PrepareOptions:
 def prepare_command(name: str, argv: Sequence[str]) -> int:
     """Prepare what the flags say.
 
-    Args:
-        name: The command's name.
-        argv: Its arguments.
-
     Raises:
         InputError: If it cannot be prepared.
     """

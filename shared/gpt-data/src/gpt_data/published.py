@@ -54,10 +54,6 @@ class Published(NamedTuple):
 def open_published(folder: Path, vocabulary: Vocabulary) -> Published:
     """Open a folder of shards with ``train`` or ``val`` as a word of their names.
 
-    Args:
-        folder: Where they are.
-        vocabulary: What the ids mean.
-
     Raises:
         InputError: If there is none to train on, a file's name says both, or one is no shard.
     """
@@ -74,7 +70,6 @@ def open_nanogpt(file: Path, vocabulary: Vocabulary) -> Published:
 
     Args:
         file: Tokens as little-endian uint16 and nothing else; of another name, it has no held-out split.
-        vocabulary: What the ids mean.
 
     Raises:
         InputError: If it is no such file, or empty.

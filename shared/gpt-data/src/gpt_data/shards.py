@@ -61,7 +61,6 @@ def parse_header(path: Path, content: bytes, size: int) -> ShardInfo:
     """Check a header against the size of its file.
 
     Args:
-        path: Named in errors.
         content: The file's first 1024 bytes, or fewer if it is shorter.
         size: The file's size in bytes.
 
@@ -92,7 +91,6 @@ def parse_bare(path: Path, content: bytes, size: int) -> ShardInfo:
     """What nanoGPT's shard holds, by its size alone.
 
     Args:
-        path: Named in errors.
         content: The file's first bytes.
         size: The file's size in bytes.
 
@@ -111,10 +109,6 @@ class Shard:
 
     It is read by position and never mapped: a file that another process cuts short gives a
     ``InputError``, where a mapping would end the process by a signal.
-
-    Args:
-        path: The ``.bin`` file.
-        bare: Whether it is nanoGPT's, without a header.
 
     Raises:
         InputError: If the file is not a whole shard.

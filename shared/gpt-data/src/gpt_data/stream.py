@@ -21,10 +21,7 @@ class TokenStream:
     """The shards of one split, end to end.
 
     Args:
-        name: The split, for messages.
-        shards: Open shards in order.
         vocab_size: Every id is below this.
-        end_of_text: The id that opens each document.
         documents: For each shard its ``.docs`` file; None if there are none, and documents are then
             found at the end-of-text tokens.
     """

@@ -23,9 +23,6 @@ WORTHWHILE = 0.75
 def target_index(targets: Int32[np.ndarray, "B T"]) -> Int32[np.ndarray, " N"] | None:
     """Positions with a target, in order, counted through all rows; ``None`` if most positions have one.
 
-    Args:
-        targets: Token ids, or ``IGNORE``.
-
     Returns:
         The positions, filled up to one of a few lengths with position 0, since a compiled backend needs
         one program for each length.
@@ -47,7 +44,6 @@ def spread(
 
     Args:
         scores: One for each element of ``target_index(targets)``; for every position, if that is ``None``.
-        targets: As they were given to ``target_index``.
     """
     scored: Bool[np.ndarray, "B T"] = targets != IGNORE
     values = np.zeros(targets.shape, np.float32)

@@ -29,23 +29,13 @@ class OutputError(Exception):
 
 
 def named(place: str) -> Any:
-    """Import what has this name.
-
-    Args:
-        place: Module and name, as in ``gpt_triton.backend:TritonBackend``.
-    """
+    """Import what has this name."""
     module, _, name = place.partition(":")
     return getattr(import_module(module), name)
 
 
 def enter(name: str, command: str, *given: str) -> NoReturn:
-    """Import a command inside ``guarded``, run it, and end the process with the exit status that it returns.
-
-    Args:
-        name: The command's name.
-        command: Where the function is, for ``named``.
-        given: Where its arguments are.
-    """
+    """Import a command inside ``guarded``, run it, and end the process with the exit status that it gives."""
     sys.exit(guarded(name, lambda: named(command)(*map(named, given))))
 
 
@@ -54,10 +44,6 @@ def guarded(name: str, command: Callable[[], int]) -> int:
 
     An error's ``exit_status``, if it has one, is the command's. A reader that closes the pipe has what it
     wanted: status 0. Ctrl-C: status 130 and not a word.
-
-    Args:
-        name: The command's name.
-        command: Returns the exit status.
     """
     tolerate_encodings()
     with _interruptions() as heard:
@@ -116,10 +102,6 @@ def _explain(error: Exception) -> tuple[int | None, str]:
 
 def emit(text: str, end: str = "\n") -> None:
     """Print what the command was run for.
-
-    Args:
-        text: What to print.
-        end: What follows it.
 
     Raises:
         OutputError: If the standard output does not take it.

@@ -42,7 +42,6 @@ def build_tokenizer(spec: str, files: Path | None, sample: Iterable[str]) -> bpe
     """Load or train the tokenizer that ``spec`` names.
 
     Args:
-        spec: One of ``KINDS``.
         files: Folder with GPT-2's files, for ``gpt2``; from the hub if None.
         sample: Documents to train on, for ``bpe-scratch``; no more than needed is read.
 
@@ -63,10 +62,6 @@ def build_tokenizer(spec: str, files: Path | None, sample: Iterable[str]) -> bpe
 
 def size_said(spec: str | None, size: int) -> str:
     """A vocabulary's size for people, beside the one that was asked for if a text gave fewer ids.
-
-    Args:
-        spec: One of ``KINDS``, if it is known.
-        size: Ids that there are.
 
     >>> size_said("bpe-scratch:50257", 18824), size_said("gpt2", 50257)
     ('18,824 of 50,257 asked for', '50,257')

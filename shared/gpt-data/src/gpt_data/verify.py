@@ -26,7 +26,6 @@ def verify(folder: Path, manifest: Manifest) -> None:
     same, the vocabulary compared once for a tokenizer.
 
     Args:
-        folder: Where the files are.
         manifest: What they must be.
 
     Raises:

@@ -51,10 +51,7 @@ class SplitWriter:
 
     Args:
         folder: Where the shards go; this process holds its lock.
-        split: Name of the split, which begins each file's name.
         vocab_size: Every id must be below this.
-        shard_tokens: Tokens of a full shard.
-        state: Where an earlier writer's journal ends.
     """
 
     def __init__(
@@ -72,10 +69,6 @@ class SplitWriter:
 
     def append(self, ids: Integer[np.ndarray, " n"], starts: Int[np.ndarray, " d"]) -> None:
         """Append tokens, cutting shards where they are full.
-
-        Args:
-            ids: Token ids of whole documents.
-            starts: Indices in ``ids`` at which a document begins, ascending.
 
         Raises:
             InputError: If an id is outside the vocabulary; nothing is written then.

@@ -17,7 +17,6 @@ def train_main(spec: BackendSpec, argv: Sequence[str] | None = None) -> int:
     """Run ``gpt-*-train`` and return its exit status.
 
     Args:
-        spec: The backend's registration.
         argv: Arguments; those of the process if None.
     """
     words = list(sys.argv[1:] if argv is None else argv)
@@ -28,7 +27,6 @@ def sample_main(spec: BackendSpec, argv: Sequence[str] | None = None) -> int:
     """Run ``gpt-*-sample`` and return its exit status.
 
     Args:
-        spec: The backend's registration.
         argv: Arguments; those of the process if None.
     """
     words = list(sys.argv[1:] if argv is None else argv)

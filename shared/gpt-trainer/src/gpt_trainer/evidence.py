@@ -14,15 +14,7 @@ from gpt_trainer.run.task import Batch, Numbers
 def refuse_non_finite(
     run: Path, step: int, batch: Batch, metrics: Numbers, parameters: Mapping[str, np.ndarray]
 ) -> NonFiniteError:
-    """Write the batch and the norm of each weight into the run's folder; the error that ends the run.
-
-    Args:
-        run: The run's folder.
-        step: Optimizer steps taken before.
-        batch: What the step was to learn from.
-        metrics: Its loss and gradient norm.
-        parameters: The weights.
-    """
+    """Write the batch and the norm of each weight into the run's folder; the error that ends the run."""
     path = run / f"non-finite-step-{step + 1:08d}.npz"
     weights = {name: np.linalg.norm(value) for name, value in parameters.items()}
     arrays = {name: value for name, value in batch._asdict().items() if value is not None}

@@ -32,10 +32,6 @@ def flops_per_token(config: ModelConfig, context: int) -> float:
     The second term is attention without regard to the causal mask, as is usual. Recomputation does not
     count.
 
-    Args:
-        config: The model's sizes.
-        context: Tokens of a row, T.
-
     References:
         Chowdhery et al. 2022 (PaLM), appendix B.
     """
@@ -44,12 +40,7 @@ def flops_per_token(config: ModelConfig, context: int) -> float:
 
 
 def peak_flops(device_name: str, precision: Precision) -> float | None:
-    """The device's dense peak in FLOP/s; None for a device that is not in the table.
-
-    Args:
-        device_name: As its vendor names it.
-        precision: Precision of the products.
-    """
+    """The device's dense peak in FLOP/s; None for a device that is not in the table."""
     for name, (bfloat16, float32) in PEAKS.items():
         if name in device_name:
             return (bfloat16 if precision == "bfloat16" else float32) * 1e12

@@ -56,12 +56,8 @@ def load_model(
     """The model of a folder, ready to generate and to train; its moments are zero.
 
     Args:
-        spec: The backend.
         folder: A run, one of its steps, or a Hugging Face GPT-2 folder.
-        device: ``"auto"`` takes a GPU that the backend can use.
         precision: Of products; weights, moments and sums stay float32.
-        seed: Decides the dropout masks.
-        optimizer: AdamW's settings.
         **options: Flags that only this backend has, as ``attention="written"``.
 
     Raises:
@@ -97,13 +93,9 @@ def generate(
     The prompt stands at the start of a document: behind the end-of-text token, as in training.
 
     Args:
-        model: From ``load``.
-        prompt: Any text.
-        tokens: Longest continuation.
         temperature: Divides the logits; 0 always takes the most likely token.
         top_k: Draw from so many most likely tokens; ``None`` for all.
         top_p: Draw from the fewest most likely tokens that together have this probability.
-        seed: Decides the draws.
 
     Raises:
         ValueError: If the model came without a tokenizer, or a value is out of range.
@@ -127,8 +119,6 @@ def train_step(
     Args:
         model: From ``load``; its weights change.
         ids: Token ids, T at most the model's context.
-        lr: Learning rate.
-        skip_above: Largest global norm of the gradient that still updates the weights.
 
     Raises:
         ValueError: If the ids do not fit the model.

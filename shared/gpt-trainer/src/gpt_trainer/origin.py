@@ -48,9 +48,6 @@ def warn(line: str) -> None:
 def run_of_step(path: Path) -> Path:
     """The run's folder that a run's, its checkpoints' or a step's path belongs to.
 
-    Args:
-        path: What the user named.
-
     Raises:
         InputError: If it is a step outside of a run.
     """
@@ -68,9 +65,6 @@ def run_of_step(path: Path) -> Path:
 
 def open_model(path: Path) -> Origin:
     """Load a model: a run, one of its steps, or a Hugging Face GPT-2 folder.
-
-    Args:
-        path: The folder.
 
     Raises:
         InputError: If it is none of these, or damaged.
@@ -100,10 +94,6 @@ def _open_huggingface(path: Path) -> Origin:
 def parse_tokenizer(content: bytes, where: str) -> bpe_scratch.Tokenizer:
     """A tokenizer from the bytes of its file.
 
-    Args:
-        content: A ``tokenizer.json``.
-        where: Where it is from, for the message.
-
     Raises:
         InputError: If it is not one that is supported.
     """
@@ -119,11 +109,6 @@ def _guarded(make: Callable[[], bpe_scratch.Tokenizer], where: Path | str) -> bp
 
 def tokenizer_of(origin: Origin, where: Path, files: Path | None = None) -> bpe_scratch.Tokenizer:
     """The tokenizer that a model came with.
-
-    Args:
-        origin: The model.
-        where: Its folder, for messages.
-        files: Folder with ``vocab.json`` and ``merges.txt``, or ``encoder.json`` and ``vocab.bpe``.
 
     Raises:
         InputError: If there is none, or it does not fit the model.

@@ -65,7 +65,6 @@ def init_parameters(config: ModelConfig, seed: int) -> Parameters:
     from one Philox stream in canonical order.
 
     Args:
-        config: The model's sizes.
         seed: Key of the stream, from 0.
 
     References:
@@ -98,7 +97,6 @@ def check_arrays(values: Mapping[str, np.ndarray], want: Mapping[str, tuple[int,
     """Check names, shapes, dtype and finiteness of a model's arrays.
 
     Args:
-        values: Arrays by name.
         want: Shape of each array that must be there, and no other.
 
     Raises:

@@ -61,9 +61,7 @@ def dropout_key(seed: int, step: int, micro_batch: int, layer: int, site: Site) 
     Args:
         seed: The run's seed, below 2^64.
         step: Optimizer steps already taken, from 0.
-        micro_batch: Index of the micro-batch within the step.
         layer: Index of the block, from 0; 0 for the embedding.
-        site: Where in the block the mask applies.
     """
     counter = np.array([[step], [micro_batch], [layer], [int(site)]], np.uint32)
     words = philox(counter, (seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF))

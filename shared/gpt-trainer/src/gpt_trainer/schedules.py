@@ -33,10 +33,7 @@ def cosine_schedule(step: int, *, peak: float, warmup: int, total: int, floor: f
 
     Args:
         step: Optimizer steps already taken, from 0.
-        peak: Highest learning rate, reached at ``step == warmup``.
         warmup: Warm-up length in steps (not tokens); 0 means none.
-        total: Step at which the floor is reached.
-        floor: Last learning rate as a fraction of ``peak``.
 
     Raises:
         ValueError: If ``warmup > total``.
@@ -55,10 +52,7 @@ def linear_schedule(step: int, *, peak: float, warmup: int, total: int, floor: f
 
     Args:
         step: Optimizer steps already taken, from 0.
-        peak: Highest learning rate, reached at ``step == warmup``.
         warmup: Warm-up length in steps; 0 means none.
-        total: Step at which the floor is reached.
-        floor: Last learning rate as a fraction of ``peak``.
 
     Raises:
         ValueError: If ``warmup > total``.
@@ -74,7 +68,6 @@ def constant_schedule(step: int, *, peak: float, warmup: int) -> float:
 
     Args:
         step: Optimizer steps already taken, from 0.
-        peak: Learning rate after the warm-up.
         warmup: Warm-up length in steps; 0 means none.
     """
     return _warmup(step, peak, warmup) if step < warmup else peak
@@ -87,10 +80,7 @@ def wsd_schedule(
 
     Args:
         step: Optimizer steps already taken, from 0.
-        peak: Learning rate of the stable stretch.
         warmup: Warm-up length in steps; 0 means none.
-        total: Step at which the floor is reached.
-        floor: Last learning rate as a fraction of ``peak``.
         decay: Share of ``total`` in which the rate decays; cut short if the warm-up reaches into it.
 
     Raises:
@@ -117,7 +107,6 @@ def noam_schedule(step: int, *, peak: float, warmup: int) -> float:
 
     Args:
         step: Optimizer steps already taken, from 0; ``s`` is ``step + 1``.
-        peak: Highest learning rate, reached at ``s == warmup``.
         warmup: Warm-up length in steps; 0 counts as 1.
 
     References:
@@ -133,13 +122,7 @@ def learning_rate(
     """The learning rate of a named schedule at ``step``.
 
     Args:
-        schedule: One of ``Schedule``.
         step: Optimizer steps already taken, from 0.
-        peak: Highest learning rate.
-        warmup: Warm-up length in steps.
-        total: Steps of the run.
-        floor: Last learning rate as a fraction of ``peak``, where the schedule has one.
-        decay: Share of the run in which ``wsd`` decays.
 
     Raises:
         ValueError: If there is no such schedule, or ``warmup > total``.

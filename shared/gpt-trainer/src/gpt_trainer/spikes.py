@@ -19,7 +19,6 @@ class SpikeGuard:
 
     Args:
         factor: How many times the mean is too much; None to let everything pass.
-        state: What ``state`` gave, to go on from there.
     """
 
     def __init__(self, factor: float | None, state: dict[str, Any] | None = None) -> None:

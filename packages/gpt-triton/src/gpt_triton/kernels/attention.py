@@ -205,10 +205,7 @@ def attention_fwd(
     """Attention of every head; softmax and sums in float32.
 
     Args:
-        qkv: Queries, keys and values, side by side.
-        n_head: Number of heads, a divisor of the width.
         segment_starts: First position that each position may see; ``None`` means 0.
-        dropout: Mask of the attention weights.
         prefix_lengths: Positions of each row that all later ones see besides; only with
             ``segment_starts``, without dropout, and never before a backward.
     """

@@ -36,14 +36,7 @@ def attention_bwd(
     n_head: int,
     dropout: Dropout | None = None,
 ) -> Float[Tensor, "B T 3*D"]:
-    """Gradient of queries, keys and values.
-
-    Args:
-        res: From the forward.
-        d_out: Gradient of the output.
-        n_head: As in the forward.
-        dropout: As in the forward.
-    """
+    """Gradient of queries, keys and values."""
     d_out = d_out.contiguous()
     rows, context, width = d_out.shape
     head_width = width // n_head

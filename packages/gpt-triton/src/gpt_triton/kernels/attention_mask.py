@@ -139,10 +139,6 @@ def attention_mask(
     """Draw the mask of all heads' weights.
 
     Args:
-        dropout: Rate and key.
-        rows: B.
-        context: T.
-        n_head: H.
         segment_starts: First position that each position may see: blocks that nobody sees are not drawn.
     """
     count = triton.cdiv(context, 32)

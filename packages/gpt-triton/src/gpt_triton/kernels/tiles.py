@@ -90,7 +90,6 @@ def on_tensor_cores_of_hopper(tiles: MatmulTiles, k: int, device: torch.device) 
     Args:
         tiles: As chosen: 128 x 256, which that kernel has built in.
         k: Depth: at least eight steps, during which its epilogue's buffer is filled.
-        device: Where it runs.
     """
     return is_hopper(device) and (tiles.block_m, tiles.block_n) == (128, 256) and k >= 512 * tiles.splits
 
@@ -102,14 +101,7 @@ def matmul_tiles(
     """Tiles of one product.
 
     Args:
-        m: Output rows.
-        n: Output columns.
-        k: Depth.
-        dtype: Of the operands.
-        device: Where it runs.
         split: True if K may be split (weight gradients: few output tiles, long K).
-        epilogue: ``"gelu"``, through descriptors, takes about as long as the product: two programs on a
-            multiprocessor take turns. ``"dropout"``: ten rounds of Philox need the registers of half a tile.
     """
     if INTERPRET.value:
         # an operation costs some 20 microseconds whatever its size: few, large tiles
@@ -162,14 +154,7 @@ def group_rows(n_tiles: int) -> int:
 
 
 def attention_tiles(kind: str, head_width: int, dtype: torch.dtype, dropout: bool) -> AttentionTiles:
-    """Tiles of one attention kernel.
-
-    Args:
-        kind: ``"forward"``, ``"d_kv"`` or ``"d_q"``.
-        head_width: Padded head width.
-        dtype: Of queries, keys and values.
-        dropout: True if a mask is drawn, which takes registers.
-    """
+    """Tiles of one attention kernel."""
     if INTERPRET.value:
         # smaller than the contexts of the tests, so that skipped, whole and partial tiles all occur
         return AttentionTiles(32, 16, 1, 1)

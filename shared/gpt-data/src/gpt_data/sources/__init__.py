@@ -29,10 +29,6 @@ def open_source(
     """The source that ``spec`` names.
 
     Args:
-        spec: One of ``KINDS``.
-        max_document_bytes: Largest document.
-        pin: What the source's ``pin`` gave an earlier process that this one goes on from.
-        on_notice: Told about every retry, in one line.
         should_stop: Asked while waiting for a retry; True gives up.
 
     Raises:

@@ -55,7 +55,6 @@ class HoldOut:
 
     Args:
         open_at: Gives the documents from a number on; the same ones every time.
-        every: Length of the cycle.
     """
 
     def __init__(self, open_at: Callable[[int], Iterator[str]], every: int) -> None:
@@ -68,11 +67,7 @@ class HoldOut:
         return f"1 document in {self.every}, or the last {TAIL_FRACTION:.0%} of the text of fewer"
 
     def documents(self, start: int = 0) -> Iterator[Document]:
-        """The documents from number ``start`` on; one that is cut counts twice.
-
-        Args:
-            start: Number of the first document to give.
-        """
+        """The documents from number ``start`` on; one that is cut counts twice."""
         # a number past the cycle is known from a process that has read so far
         if start > self.every or self._few is None:
             return self._by_number(start)
@@ -97,7 +92,6 @@ def cut_tail(texts: Iterable[str], total: int) -> Iterator[Document]:
 
     Args:
         texts: The documents; there is something to train on, however short they are.
-        total: Characters of all of them.
     """
     left = max(1, int(total * (1 - TAIL_FRACTION)))
     for text in texts:
@@ -114,8 +108,6 @@ def check_document(text: str, where: str, limit: int) -> str:
     """Return ``text`` if it is valid Unicode of at most ``limit`` bytes.
 
     Args:
-        text: The document.
-        where: Its place, for the message.
         limit: Largest size in UTF-8.
 
     Raises:

@@ -64,14 +64,9 @@ class HubDataset:
     says so, and what was written until then stays valid and can be gone on from.
 
     Args:
-        name: Which records.
         max_document_bytes: Largest document; a longer one is an error.
-        pin: What ``pin`` gave an earlier process.
-        on_notice: Told about every retry, in one line.
         should_stop: Asked while waiting for a retry; True gives up.
         retry: When to give up; after ten minutes without progress if None.
-        open_stream: In place of the hub, for tests.
-        sleep: In place of waiting, for tests.
     """
 
     def __init__(
@@ -179,11 +174,7 @@ class HubDataset:
 
 
 class Waits:
-    """Doubling waits with jitter, within a budget that progress renews.
-
-    Args:
-        policy: When to give up.
-    """
+    """Doubling waits with jitter, within a budget that progress renews."""
 
     def __init__(self, policy: RetryPolicy) -> None:
         self.policy = policy

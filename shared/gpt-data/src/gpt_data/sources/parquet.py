@@ -21,10 +21,6 @@ BUFFER_BYTES = 2**20
 def read_texts(path: Path, field: str = "text") -> Iterator[tuple[str, str]]:
     """The strings of one column, each with its place.
 
-    Args:
-        path: The file.
-        field: Name of the column.
-
     Yields:
         Where it stands (``PATH row N``, from 1), and the string.
 

@@ -31,7 +31,6 @@ class StandardLibrary:
     on its side whatever else is installed.
 
     Args:
-        max_document_bytes: Longer files are left out.
         root: The library's folder; the running Python's if None.
 
     Raises:

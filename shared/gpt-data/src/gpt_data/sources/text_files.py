@@ -29,10 +29,8 @@ class TextFiles:
     """The documents of a file or of a folder, in the order of relative paths.
 
     Args:
-        path: A file, or a folder that is searched with its subfolders.
         max_document_bytes: Largest document; a longer one is an error.
         split: Train on the files of this split alone, by their names; on all but the held-out ones if None.
-        every: Length of the cycle in which a document is held out.
 
     Raises:
         InputError: If there is nothing to read.
@@ -89,7 +87,6 @@ def read_documents(path: Path, limit: int) -> Iterator[str]:
     """The documents of one file.
 
     Args:
-        path: The file.
         limit: Largest document in bytes; no more than that is ever held.
 
     Raises:

@@ -23,10 +23,8 @@ def read_json_lines(
     """The objects of a file of JSON lines, compressed or not, each with its place.
 
     Args:
-        path: The file.
         longest: Bytes of a line, unpacked; no more than this is ever held.
         most: Bytes of the file, unpacked; without bound if None.
-        advice: What to do about a line that is too long, put behind that message.
 
     Yields:
         Where it stands (``PATH line N``), for messages, and the object.
@@ -46,10 +44,8 @@ def read_lines(
     """The lines of a file, compressed or not, each with its place; a byte-order mark is taken off.
 
     Args:
-        path: The file.
         longest: Bytes of a line, unpacked; no more than this is ever held.
         most: Bytes of the file, unpacked; without bound if None.
-        advice: What to do about a line that is too long, put behind that message.
 
     Yields:
         Where it stands (``PATH line N``), and the line with what ends it.
@@ -81,7 +77,6 @@ def parse_record(content: bytes, where: str) -> dict[str, Any]:
 
     Args:
         content: UTF-8; the caller has bounded its length.
-        where: Where it stands, for messages.
 
     Raises:
         InputError: If it is anything else.
@@ -100,11 +95,6 @@ def parse_record(content: bytes, where: str) -> dict[str, Any]:
 
 def text_field(record: Mapping[str, Any], where: str, field: str = "text") -> str:
     """A field that must be a string.
-
-    Args:
-        record: An object of a file.
-        where: Where it stands, for messages.
-        field: Its name.
 
     Raises:
         InputError: If there is no such field, or it holds something else.

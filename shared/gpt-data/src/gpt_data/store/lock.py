@@ -31,10 +31,7 @@ class FolderLock:
     """A context manager that holds a folder for one process; the folder is created if missing.
 
     Args:
-        folder: The folder to hold.
-        wait: Whether to wait for another holder to end rather than refuse.
         should_stop: Asked while waiting; True gives up.
-        on_wait: Told once, in one line, that there is something to wait for.
     """
 
     def __init__(

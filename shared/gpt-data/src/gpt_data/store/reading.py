@@ -35,7 +35,6 @@ def open_regular(path: Path, *, follow_link: bool = False) -> int:
     """Open a regular file for reading and return its descriptor.
 
     Args:
-        path: Which file.
         follow_link: Whether a symbolic link is followed; refused otherwise.
 
     Raises:
@@ -65,8 +64,6 @@ def read_bytes(
     """The content of a file of at most ``limit`` bytes, as it is.
 
     Args:
-        path: Which file.
-        limit: Longest length that is accepted.
         record: Size and digest that it must have, if known.
         follow_link: Whether a symbolic link is followed; refused otherwise.
 
@@ -97,7 +94,6 @@ class RegularFile:
     Nothing that was read may be used before ``finish`` has returned.
 
     Args:
-        path: Which file.
         record: Size and digest that it must have.
         follow_link: Whether a symbolic link is followed; refused otherwise.
 

@@ -19,7 +19,6 @@ def parse_object(raw: bytes, path: Path) -> dict[str, Any]:
 
     Args:
         raw: UTF-8 text without a byte-order mark; the caller has bounded its length.
-        path: The file it came from, for the message.
 
     Raises:
         InputError: If it is not exactly one JSON object with distinct keys and finite numbers.

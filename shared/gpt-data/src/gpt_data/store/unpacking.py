@@ -85,8 +85,6 @@ class _Streams(io.RawIOBase):
     """Compressed streams, one after the other to the end of the file.
 
     Args:
-        file: The compressed file.
-        make: Makes a decompressor, one for each stream.
         padding: The byte that may fill up the place between streams.
     """
 

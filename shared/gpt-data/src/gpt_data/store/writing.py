@@ -25,9 +25,6 @@ NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 def write_errors(what: str) -> Iterator[None]:
     """Turn an ``OSError`` inside the block into a ``WriteError`` that says what to do next.
 
-    Args:
-        what: What cannot be done if the block fails, with the file's or folder's name.
-
     Raises:
         WriteError: In place of the ``OSError``.
     """
@@ -120,7 +117,6 @@ def write_atomic(path: Path, payload: bytes) -> FileRecord:
 
     Args:
         path: The file; its folder exists.
-        payload: The new content.
 
     Raises:
         WriteError: If the disk does not take it; the old file is untouched.

@@ -44,9 +44,6 @@ def _has_entries(folder: Path) -> bool:
 def resolve(path: Path) -> Path:
     """The step folder that ``path`` stands for: itself, or the newest of a run. It is not verified.
 
-    Args:
-        path: A step's folder, a run's folder, or a run's ``checkpoints``.
-
     Raises:
         InputError: If there is no such folder, or no step in it.
     """

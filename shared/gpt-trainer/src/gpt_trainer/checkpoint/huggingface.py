@@ -41,10 +41,6 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 def load_huggingface(folder: Path) -> tuple[ModelConfig, Parameters]:
     """Load a GPT-2 of any size; weights of other types than float32 are rounded or widened to it.
 
-    Args:
-        folder: Holds ``config.json`` and ``model.safetensors``, or the shards that
-            ``model.safetensors.index.json`` names.
-
     Raises:
         InputError: If it is another architecture or function, or a file is missing, damaged or does not
             fit.

@@ -42,11 +42,6 @@ def layout_differences(
 ) -> list[str]:
     """How the tensors of a file differ from those wanted, judged by the header alone.
 
-    Args:
-        entries: The file's tensors.
-        want: Name -> shape.
-        dtypes: Element types that are accepted.
-
     Returns:
         One phrase for each missing, extra, misshapen or mistyped tensor.
     """
@@ -65,11 +60,6 @@ def layout_differences(
 
 def load_tensors(path: Path, manifest: Manifest, want: Mapping[str, tuple[int, ...]]) -> Parameters:
     """The float32 tensors of one of a step's files, which must hold exactly those wanted.
-
-    Args:
-        path: The file.
-        manifest: The step's manifest.
-        want: Name -> shape.
 
     Raises:
         InputError: If it is not the recorded file, or holds other tensors.
@@ -112,10 +102,6 @@ def _load_moments(folder: Path, manifest: Manifest, model: ModelConfig) -> Momen
 def load_trainer(folder: Path, manifest: Manifest) -> dict[str, Any]:
     """The trainer's own state.
 
-    Args:
-        folder: The step's folder.
-        manifest: Its manifest.
-
     Raises:
         InputError: If it is not the recorded file, or of another step.
     """
@@ -130,10 +116,6 @@ def load_trainer(folder: Path, manifest: Manifest) -> dict[str, Any]:
 
 def load_tokenizer(folder: Path, manifest: Manifest) -> bytes | None:
     """The bytes of ``tokenizer.json``; None if the step has none. What others read beside it is verified.
-
-    Args:
-        folder: The step's folder.
-        manifest: Its manifest.
 
     Raises:
         InputError: If one of them is not the recorded file.
@@ -167,9 +149,6 @@ def refusing(load: Callable[[Path], T]) -> Callable[[Path], T]:
 def load_checkpoint(step_folder: Path) -> CheckpointState:
     """Load one step, verified against its manifest.
 
-    Args:
-        step_folder: The step's folder.
-
     Raises:
         NewerFormatError: If a later version of the program wrote it.
         InputError: If anything in it is missing, damaged or does not fit; nothing is loaded then.
@@ -187,9 +166,6 @@ def load_checkpoint(step_folder: Path) -> CheckpointState:
 def load_model(step_folder: Path) -> SavedModel:
     """Load what sampling and evaluation need of one step; the optimizer's file is not read.
 
-    Args:
-        step_folder: The step's folder.
-
     Raises:
         NewerFormatError: If a later version of the program wrote it.
         InputError: If anything that is read is missing, damaged or does not fit.
@@ -203,10 +179,6 @@ def load_model(step_folder: Path) -> SavedModel:
 def load_latest(run: Path, on_refused: Callable[[str], None]) -> CheckpointState:
     """Load the newest whole step of a run, by step number.
 
-    Args:
-        run: The run's folder.
-        on_refused: Called with one line for each newer step that is damaged and was passed over.
-
     Raises:
         NewerFormatError: If the newest readable step was written by a later version of the program; an
             older step is not taken in its place.
@@ -216,13 +188,7 @@ def load_latest(run: Path, on_refused: Callable[[str], None]) -> CheckpointState
 
 
 def newest_whole(run: Path, load: Callable[[Path], T], on_refused: Callable[[str], None]) -> T:
-    """What ``load`` makes of the newest step that it does not refuse; else as ``load_latest``.
-
-    Args:
-        run: The run's folder.
-        load: Loads one step's folder, verified.
-        on_refused: As for ``load_latest``.
-    """
+    """What ``load`` makes of the newest step that it does not refuse; else as ``load_latest``."""
     steps = find_steps(run_of(run))
     for _, folder in reversed(steps):
         try:
@@ -240,7 +206,6 @@ def load_path(path: Path, on_refused: Callable[[str], None]) -> CheckpointState:
 
     Args:
         path: A step's folder, or a run's; an explicitly named step is never replaced by another.
-        on_refused: As for ``load_latest``.
 
     Raises:
         InputError: If nothing can be loaded.
@@ -249,13 +214,7 @@ def load_path(path: Path, on_refused: Callable[[str], None]) -> CheckpointState:
 
 
 def step_or_newest(path: Path, load: Callable[[Path], T], on_refused: Callable[[str], None]) -> T:
-    """As ``load_path``, for steps that ``load`` reads.
-
-    Args:
-        path: A step's folder, or a run's.
-        load: Loads one step's folder, verified.
-        on_refused: As for ``load_latest``.
-    """
+    """As ``load_path``, for steps that ``load`` reads."""
     if not path.is_dir():
         raise InputError(f"{path} is not a folder; {ADVICE}")
     return load(path) if is_step(path) else newest_whole(path, load, on_refused)
@@ -263,9 +222,6 @@ def step_or_newest(path: Path, load: Callable[[Path], T], on_refused: Callable[[
 
 def verify(step_folder: Path) -> None:
     """Hold every file of a step to its manifest; files that have not changed since are not read again.
-
-    Args:
-        step_folder: The step's folder.
 
     Raises:
         InputError: If the step is not whole.

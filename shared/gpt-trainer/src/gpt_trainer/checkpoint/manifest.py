@@ -104,9 +104,6 @@ def _version(values: Mapping[str, Any], path: Path) -> int:
 def read_manifest(folder: Path) -> Manifest:
     """Read a step's manifest; nothing else of the step is looked at.
 
-    Args:
-        folder: The step's folder.
-
     Raises:
         NewerFormatError: If a later version of the program wrote it.
         InputError: If it is missing or not exactly what this program writes.

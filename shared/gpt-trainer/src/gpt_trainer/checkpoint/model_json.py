@@ -48,12 +48,7 @@ ARCHITECTURES = {"GPT2LMHeadModel", "GPT2Model"}
 
 
 def model_to_json(config: ModelConfig, end_of_text: int | None) -> bytes:
-    """The content of ``config.json``.
-
-    Args:
-        config: The model's sizes.
-        end_of_text: Id that ends a document, for generation in ``transformers``.
-    """
+    """The content of ``config.json``."""
     values: dict[str, Any] = {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -75,10 +70,6 @@ def model_to_json(config: ModelConfig, end_of_text: int | None) -> bytes:
 
 def model_from_json(values: Mapping[str, Any], path: Path) -> ModelConfig:
     """The sizes in a ``config.json``; a rate of dropout only if all three are the same.
-
-    Args:
-        values: The parsed file.
-        path: The file, for messages.
 
     Raises:
         InputError: If the file describes another architecture, or a GPT-2 that this one is not; every

@@ -23,7 +23,6 @@ def check_writable(run: Path, bytes_needed: int) -> None:
     """Create the run's folder, write and remove a probe, and compare the free space.
 
     Args:
-        run: The run's folder.
         bytes_needed: Space that must be free; two steps are a sound minimum, as the old one is deleted
             only after the new one is whole.
 

@@ -20,7 +20,6 @@ def prune(run: Path, keep_last: int, best_step: int | None) -> list[int]:
     nothing is deleted.
 
     Args:
-        run: The run's folder.
         keep_last: Number of newest steps to keep, at least 1.
         best_step: Step to keep whatever its age, or ``None``.
 

@@ -48,10 +48,6 @@ def save_checkpoint(run: Path, state: CheckpointState) -> Path:
     Saving a step again with the same content changes nothing. A damaged folder of that name is
     moved aside, to ``damaged-step-...``, and replaced.
 
-    Args:
-        run: The run's folder, created if missing.
-        state: What to save.
-
     Returns:
         The step's folder, ``<run>/checkpoints/step-00000100``.
 
@@ -70,8 +66,6 @@ def save_step(
     """Save the files of any model's step, whole or not at all, as ``save_checkpoint`` does GPT-2's.
 
     Args:
-        run: The run's folder, created if missing.
-        step: Optimizer steps taken.
         files: Content of each file that the manifest demands and that holds no tensors; the caller has
             seen that it can be read again. What ``transformers`` must know of a tokenizer is added.
         tensors: Float32 arrays by name, for each file that holds them.
@@ -106,11 +100,7 @@ def hidden_name(checkpoints: Path, kind: str, name: str) -> Path:
 
 
 def remove_leftovers(checkpoints: Path) -> None:
-    """Remove what a process that died in the middle of a save or a deletion has left.
-
-    Args:
-        checkpoints: The folder, whose lock the caller holds: no living process owns what is removed.
-    """
+    """Remove what a process that died in the middle of a save or a deletion has left."""
     with os.scandir(checkpoints) as entries:
         names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
     for name in names:

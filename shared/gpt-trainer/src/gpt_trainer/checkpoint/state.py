@@ -52,7 +52,6 @@ def check_moments(moments: Moments, model: ModelConfig) -> None:
     """Check names, shapes, dtypes and finiteness of both moments.
 
     Args:
-        moments: The moments to check.
         model: The sizes they must fit.
 
     Raises:
@@ -67,9 +66,6 @@ def check_moments(moments: Moments, model: ModelConfig) -> None:
 
 def check_state(state: CheckpointState) -> None:
     """Refuse a state that could not be loaded again.
-
-    Args:
-        state: What is about to be saved.
 
     Raises:
         ValueError: If the step is negative, a tensor does not fit the model or is not finite, or the

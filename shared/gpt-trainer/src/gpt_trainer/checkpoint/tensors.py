@@ -117,9 +117,7 @@ def parse_header(raw: bytes, payload: int, path: Path) -> dict[str, TensorEntry]
     """The tensors of a file in the order of their bytes, which must fill it without gap or overlap.
 
     Args:
-        raw: The JSON header.
         payload: Number of bytes that follow it.
-        path: The file, for messages.
 
     Raises:
         InputError: If anything about the header is not as the format demands.
@@ -160,7 +158,6 @@ class TensorFile:
         """Open the file and parse its header.
 
         Args:
-            path: Which file.
             record: Size and digest that it must have, if known.
             follow_link: Whether a symbolic link is followed; refused otherwise.
 

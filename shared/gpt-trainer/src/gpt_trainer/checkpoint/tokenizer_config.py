@@ -14,9 +14,6 @@ END_OF_TEXT = "<|endoftext|>"
 def end_of_text_id(tokenizer_json: bytes) -> int | None:
     """The id of the end-of-text token in a ``tokenizer.json``; None if it has none.
 
-    Args:
-        tokenizer_json: The file's content.
-
     Raises:
         ValueError: If it is not a tokenizer's.
     """
@@ -30,9 +27,6 @@ def end_of_text_id(tokenizer_json: bytes) -> int | None:
 
 def tokenizer_config_to_json(tokenizer_json: bytes) -> bytes:
     """The content of ``tokenizer_config.json``: the class that follows the file, and what the end of text is.
-
-    Args:
-        tokenizer_json: The content of the ``tokenizer.json`` beside it.
 
     Raises:
         ValueError: If that is not a tokenizer's.

@@ -17,11 +17,6 @@ from gpt_trainer.run.task import Request, TaskSpec
 def evaluate_only(spec: TaskSpec, request: Request, start: Fresh) -> int:
     """Print the validation loss; the exit status is 0, or 75 if asked to stop meanwhile.
 
-    Args:
-        spec: The command.
-        request: What was asked for.
-        start: The run or the model.
-
     Raises:
         InputError: If there is no model, or no text to evaluate on.
         InputError: If the data cannot be had.

@@ -58,10 +58,6 @@ def installed_evaluations() -> dict[str, EvaluationSpec]:
 def refuse_missing(argv: Sequence[str], installed: Sequence[str]) -> None:
     """Refuse the flags of an evaluation that is not there, before the parser calls them unknown.
 
-    Args:
-        argv: The command's arguments.
-        installed: Names of the evaluations that are there.
-
     Raises:
         InputError: Naming the flag and what there is.
     """
@@ -78,12 +74,6 @@ def prepare_evaluations(
     options: Mapping[str, Any], backend: Backend, tokenizer: bpe_scratch.Tokenizer | None, stop: StopFlag
 ) -> list[Measurement]:
     """The evaluations that were asked for, ready.
-
-    Args:
-        options: The flags of each, by name.
-        backend: The model.
-        tokenizer: The data's tokenizer, if it is known.
-        stop: Asked while they are made.
 
     Raises:
         InputError: If a number is negative, or something is missing or does not fit.

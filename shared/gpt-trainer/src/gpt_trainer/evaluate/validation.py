@@ -34,10 +34,7 @@ def evaluate(backend: Backend, loader: BatchLoader, rows: int, stop: StopFlag) -
     """Mean loss over the split's first rows, the same ones every time; None if asked to stop meanwhile.
 
     Args:
-        backend: The model.
-        loader: The validation split, in batches that fit the device.
         rows: How many rows; all if there are fewer.
-        stop: Asked before every batch.
     """
     total, targets = 0.0, 0
     for batch in loader.sequential(rows):

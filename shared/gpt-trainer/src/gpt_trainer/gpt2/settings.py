@@ -147,7 +147,6 @@ def rate_at(config: TrainConfig, step: int) -> float:
     """The learning rate of a run's step.
 
     Args:
-        config: The settings.
         step: Optimizer steps already taken, from 0.
     """
     schedule = config.schedule

@@ -48,11 +48,7 @@ class GPT2Actions(Actions):
 
 
 def gpt2_spec(backend: BackendSpec) -> TaskSpec:
-    """The command of a backend.
-
-    Args:
-        backend: Its registration.
-    """
+    """The command of a backend."""
     evaluations = {name: known.options() for name, known in installed_evaluations().items()}
     return TaskSpec(
         name=backend.name,

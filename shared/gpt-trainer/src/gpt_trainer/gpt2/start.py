@@ -19,10 +19,6 @@ SIZES = ("n_layer", "n_head", "d_model")
 class FromModel(Fresh):
     """A new run from the weights of a run, a step or a Hugging Face folder.
 
-    Args:
-        spec: The command.
-        path: The folder.
-
     Raises:
         InputError: If it is none of these, or damaged.
     """

@@ -89,11 +89,7 @@ def duration(seconds: float) -> str:
 
 
 class PlainDisplay:
-    """Lines on the standard output, one every ``every`` steps.
-
-    Args:
-        every: Steps between lines.
-    """
+    """Lines on the standard output, one every ``every`` steps."""
 
     def __init__(self, every: int) -> None:
         self.every = every
@@ -190,10 +186,5 @@ class LiveDisplay:
 
 
 def choose_display(*, plain: bool, every: int) -> Display:
-    """The live display on a terminal, lines otherwise.
-
-    Args:
-        plain: Lines in any case.
-        every: Steps between lines.
-    """
+    """The live display on a terminal, lines otherwise."""
     return PlainDisplay(every) if plain or not sys.stdout.isatty() else LiveDisplay()

@@ -19,8 +19,6 @@ class MetricsFile:
     """Appends lines; every one is handed to the system before the next step is settled.
 
     Args:
-        folder: The run's folder.
-        last_step: Lines of later steps, and half a line, are cut off: those steps will be taken again.
         last_evaluated: The same for evaluations, which may lag behind.
         last_measured: The same for extra evaluations, told by their lines having no loss; as ``last_step`` if
             None.

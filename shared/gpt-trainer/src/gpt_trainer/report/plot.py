@@ -16,11 +16,7 @@ INK, PALE, ACCENT = "#1f4e79", "#a9c4de", "#d1495b"
 
 
 def plot_losses(run: Path) -> Path | None:
-    """Draw the run's losses; None if matplotlib is not installed or there is nothing to draw.
-
-    Args:
-        run: The run's folder.
-    """
+    """Draw the run's losses; None if matplotlib is not installed or there is nothing to draw."""
     lines = read_metrics(run / METRICS_NAME)
     train = [(line["step"], line["loss"]) for line in lines if "loss" in line]
     val = [(line["step"], line["val_loss"]) for line in lines if "val_loss" in line]

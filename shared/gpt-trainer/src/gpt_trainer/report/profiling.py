@@ -18,10 +18,8 @@ class ProfileWindow:
     """Records the steps after the first few of this process.
 
     Args:
-        task: Has the profiler.
         run: The run's folder; the trace goes into ``profile`` in it.
         count: Steps to record; 0 for none.
-        start: Step at which this process begins.
     """
 
     def __init__(self, task: Task, run: Path, count: int, start: int) -> None:
@@ -37,12 +35,7 @@ class ProfileWindow:
             self._profile = self._recording.enter_context(self._task.profile(self._folder))
 
     def after(self, step: int, say: Callable[[str], None]) -> bool:
-        """End the recording if ``step`` steps are taken; True if it was ended.
-
-        Args:
-            step: Steps taken.
-            say: Shows the table.
-        """
+        """End the recording if ``step`` steps are taken; True if it was ended."""
         if self._profile is None or step < self._last:
             return False
         self._task.synchronize()

@@ -19,10 +19,6 @@ from gpt_trainer.settings.values import flat
 class Reporter:
     """Writes each line of figures everywhere, and shows it.
 
-    Args:
-        run: The run's folder.
-        config: The configuration: its reports, its number of steps, and all of it for the trackers' pages.
-
     Raises:
         InputError: If a tracker does not start.
     """

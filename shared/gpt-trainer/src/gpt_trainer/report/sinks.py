@@ -15,13 +15,7 @@ Log = Callable[[Mapping[str, float], int], None]
 
 
 class Sink:
-    """One place that metrics are sent to; when it fails, it is left out and training goes on.
-
-    Args:
-        name: For messages.
-        log: Sends one step's numbers.
-        close: Ends the connection.
-    """
+    """One place that metrics are sent to; when it fails, it is left out and training goes on."""
 
     def __init__(self, name: str, log: Log, close: Callable[[], Any]) -> None:
         self.name = name
@@ -90,11 +84,6 @@ MAKERS = {"tensorboard": _tensorboard, "trackio": _tracker("trackio"), "wandb": 
 
 def open_sinks(reports: ReportSection, run: Path, config: Mapping[str, Any]) -> list[Sink]:
     """The sinks that were asked for.
-
-    Args:
-        reports: Says which.
-        run: The run's folder.
-        config: The configuration, for their pages.
 
     Raises:
         InputError: If the extra of one is not installed, or it does not start.

@@ -30,8 +30,6 @@ def create_folder(out: Path | None, preset: str, parent: Path = RUNS) -> Path:
 
     Args:
         out: The folder that the user named; ``<parent>/<preset>-<n>`` with the first free n if None.
-        preset: The preset's name.
-        parent: Where unnamed runs go.
 
     Raises:
         InputError: If the folder holds a run already.
@@ -75,10 +73,6 @@ def _first_free(preset: str, parent: Path) -> Path:
 def store_record(run: Path, record: dict[str, Any]) -> None:
     """Write ``run.json``, whole or not at all.
 
-    Args:
-        run: The run's folder.
-        record: JSON values.
-
     Raises:
         WriteError: If it cannot be written.
     """
@@ -105,10 +99,6 @@ def set_aside_later(run: Path, step: int) -> list[int]:
     """Rename the steps after ``step``: the run goes on from there and will take them again.
 
     Nothing is deleted; ``superseded-step-...`` is passed over by whatever looks for steps.
-
-    Args:
-        run: The run's folder.
-        step: The step that the user chose to go on from.
 
     Returns:
         The steps that were renamed.

@@ -52,14 +52,8 @@ class Loop:
     """Takes a run from where it stands to its end.
 
     Args:
-        task: What is trained.
-        run: The run's folder.
-        pace: How long and how it is saved.
-        record: The run's lasting description, as JSON values.
         state: Where it stands; changed as it goes on.
         saved_step: Step of the checkpoint that it began from; -1 if none.
-        reporter: Takes what there is to say.
-        stop: Asked before every step, and by whatever takes long.
     """
 
     def __init__(

@@ -85,14 +85,7 @@ class Record:
 
 
 def make_record(spec: TaskSpec, request: Request, task: Task, init_from: str | None) -> Record:
-    """What a run writes down about itself.
-
-    Args:
-        spec: The command.
-        request: What was asked for.
-        task: Knows its data and its device.
-        init_from: Where the first weights came from.
-    """
+    """What a run writes down about itself."""
     given = {name: as_json(options) for name, options in request.options.items()}
     options = {spec.name: given.pop("backend")} if "backend" in given else {}
     return Record(
@@ -110,11 +103,6 @@ def make_record(spec: TaskSpec, request: Request, task: Task, init_from: str | N
 
 def read_record(values: Mapping[str, Any], spec: TaskSpec, where: str) -> Record:
     """A record from the JSON values of a file.
-
-    Args:
-        values: What ``Record.as_json`` gave.
-        spec: The command that is to go on with the run.
-        where: The file, for messages.
 
     Raises:
         InputError: If it is another task's, or anything is missing or does not fit.
@@ -152,12 +140,6 @@ def read_state(
     trainer: Mapping[str, Any], step: int, check: Callable[[Mapping[str, Any], int], list[str]], where: str
 ) -> RunState:
     """A run's state from the JSON values of a checkpoint.
-
-    Args:
-        trainer: What the loop saved.
-        step: The checkpoint's step.
-        check: The faults of the task's part of the state.
-        where: The file, for messages.
 
     Raises:
         InputError: If anything is missing or does not fit.

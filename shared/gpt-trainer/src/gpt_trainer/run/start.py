@@ -37,11 +37,6 @@ RATE_JUMP = 1.01
 def choose_start(spec: TaskSpec, early: Any, locks: ExitStack) -> Fresh:
     """The way that the deciding flags name.
 
-    Args:
-        spec: The command.
-        early: The deciding flags.
-        locks: Holds the lock of a run that goes on.
-
     Raises:
         InputError: If there is nothing to begin from, or it is damaged.
         WriteError: If another process holds the run.
@@ -151,7 +146,6 @@ class Continued(Fresh):
         record: What it wrote down about itself.
 
     Args:
-        spec: The command.
         path: The run's folder, to go on from its newest whole step, or one of its steps.
     """
 

@@ -23,10 +23,6 @@ PROMISE = "the step under way is finished and saved; a second signal ends at onc
 def run_command(spec: TaskSpec, argv: Sequence[str]) -> int:
     """Train as the arguments say; the exit status is 0, or 75 for a run that was asked to stop.
 
-    Args:
-        spec: The command.
-        argv: Its arguments.
-
     Raises:
         CommandError: With one line for the user, as its subclasses say.
     """
@@ -42,11 +38,6 @@ def run_command(spec: TaskSpec, argv: Sequence[str]) -> int:
 
 def train(spec: TaskSpec, request: Request, start: Fresh) -> int:
     """Train; the exit status.
-
-    Args:
-        spec: The command.
-        request: What was asked for.
-        start: How the run begins.
 
     Raises:
         CommandError: As ``run_command``.

@@ -54,10 +54,6 @@ class SampleOptions:
 def sample(spec: BackendSpec, argv: Sequence[str]) -> int:
     """Print continuations; the exit status is 0, or 130 if interrupted.
 
-    Args:
-        spec: The backend.
-        argv: The command's arguments.
-
     Raises:
         InputError: If the model or a value is unusable.
     """

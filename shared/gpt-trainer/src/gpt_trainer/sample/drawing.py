@@ -44,10 +44,6 @@ def token_probabilities(logits: Float[np.ndarray, "B V"], config: SamplingConfig
     First the temperature, then exactly ``top_k`` tokens are kept, then of these the fewest whose
     probabilities, renormalized, reach ``top_p``; at least one. Of equal logits the lower id comes first.
 
-    Args:
-        logits: Any real numbers.
-        config: What to keep.
-
     References:
         Holtzman et al. 2020, section 3.1 (top-p).
     """
@@ -71,12 +67,7 @@ def token_probabilities(logits: Float[np.ndarray, "B V"], config: SamplingConfig
 
 
 class Sampler:
-    """Draws one token per row and step; row r's draws depend on the seed and r alone.
-
-    Args:
-        config: How to draw.
-        rows: Sequences that are drawn for.
-    """
+    """Draws one token per row and step; row r's draws depend on the seed and r alone."""
 
     def __init__(self, config: SamplingConfig, rows: int) -> None:
         self.config = config

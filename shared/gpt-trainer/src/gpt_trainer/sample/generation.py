@@ -21,12 +21,6 @@ def generate(
     longer than the context is cut to its last half likewise. Between two restarts every token therefore
     sees at least half a context.
 
-    Args:
-        backend: The model.
-        prompt: At least one token.
-        rows: Number of continuations.
-        config: How to draw.
-
     Raises:
         ValueError: If the prompt is empty.
     """
@@ -60,12 +54,8 @@ def sample_text(
     """One continuation as text, the prompt included; shorter if ``stop`` says so meanwhile.
 
     Args:
-        backend: The model.
-        tokenizer: Its tokenizer.
         prompt: Text to continue; the end-of-text token if empty.
         tokens: Length of the continuation; it ends early at an end-of-text token.
-        config: How to draw.
-        stop: Asked before every token.
     """
     ids: list[int] = []
     for _, drawn in zip(
@@ -78,11 +68,6 @@ def sample_text(
 
 
 def encode_prompt(tokenizer: bpe_scratch.Tokenizer, prompt: str) -> Int[np.ndarray, " n"]:
-    """The prompt as it stands at the start of a document: behind the end-of-text token.
-
-    Args:
-        tokenizer: The model's tokenizer.
-        prompt: Any text.
-    """
+    """The prompt as it stands at the start of a document: behind the end-of-text token."""
     start = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
     return np.array(start + tokenizer.encode(prompt), np.int32)

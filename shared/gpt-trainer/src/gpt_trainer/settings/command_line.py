@@ -35,11 +35,6 @@ class Early(NamedTuple):
 def read_command(spec: TaskSpec, argv: Sequence[str], locks: ExitStack) -> tuple[Fresh, Request]:
     """How the run begins, and the complete request.
 
-    Args:
-        spec: The command.
-        argv: Its arguments.
-        locks: Holds the lock of a run that goes on.
-
     Raises:
         InputError: If a name is unknown, values do not fit, or there is nothing to begin from.
         WriteError: If another process holds the run.
@@ -75,12 +70,6 @@ def read_early(argv: Sequence[str]) -> Early:
 
 def read_request(spec: TaskSpec, argv: Sequence[str], early: Early, start: Fresh) -> Request:
     """The complete request.
-
-    Args:
-        spec: The command.
-        argv: Its arguments.
-        early: What ``read_early`` found in them.
-        start: How the run begins.
 
     Raises:
         InputError: If a name is unknown or values do not fit.

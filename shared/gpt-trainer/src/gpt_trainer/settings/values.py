@@ -66,8 +66,6 @@ def overlay(config: S, values: Mapping[str, Any], where: str) -> S:
 
     Args:
         config: The values otherwise.
-        values: Flat keys.
-        where: Their origin, for messages.
 
     Raises:
         InputError: If a value has the wrong type or does not fit.
@@ -98,9 +96,7 @@ def overlay_section(section: S, values: Mapping[str, Any], where: str) -> S:
     """One dataclass with those of its fields replaced that ``values`` names.
 
     Args:
-        section: The dataclass.
         values: Flat keys; others than its fields are passed over.
-        where: Their origin, for messages.
 
     Raises:
         InputError: If a value has the wrong type.
@@ -118,10 +114,7 @@ def convert(name: str, value: Any, kind: Any, where: str) -> Any:
     """A TOML or JSON value as what a field of type ``kind`` holds.
 
     Args:
-        name: The key.
-        value: Its value.
         kind: bool, int, float, str, Path, a Literal, or one of these or None.
-        where: The origin, for the message.
 
     Raises:
         InputError: If it does not fit.
