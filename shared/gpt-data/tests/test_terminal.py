@@ -132,27 +132,37 @@ def test_flags_may_be_written_in_every_usual_way() -> None:
 
 
 DEAF = """
-import hashlib
+import hashlib, sys
 from gpt_data.stopping import StopFlag
 stop = StopFlag()
-with stop.installed("it is saved first"):
+with stop.installed("it is saved first", after=float(sys.argv[1])):
     print("ready", flush=True)
     # one long call of C, as a compilation is: Python calls no handler meanwhile
     hashlib.pbkdf2_hmac("sha256", b"", b"", 40_000_000)
 """
 
 
-def deaf() -> subprocess.Popen[str]:
+def deaf(after: float) -> subprocess.Popen[str]:
     process = subprocess.Popen(
-        [sys.executable, "-c", DEAF], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", DEAF, str(after)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     return process
 
 
+def test_a_second_signal_needs_no_word_of_the_first() -> None:
+    with deaf(60.0) as process:
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 128 + signal.SIGTERM
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+
+
 def test_a_signal_is_heard_at_once_and_the_second_one_ends_the_process() -> None:
-    with deaf() as process:
+    with deaf(0.0) as process:
         assert process.stderr is not None
         began = time.monotonic()
         process.send_signal(signal.SIGTERM)

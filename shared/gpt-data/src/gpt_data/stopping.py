@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+SOON = "it ends when what is under way is done; a second signal ends it at once"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -40,14 +42,15 @@ class StopFlag:
         return self.received is not None
 
     @contextmanager
-    def installed(self, promise: str | None = None) -> Iterator[None]:
+    def installed(self, promise: str | None = None, *, after: float = 0.0) -> Iterator[None]:
         """Listen to SIGINT, SIGTERM and SIGHUP inside the context; only in a process's main thread.
 
         Args:
             promise: Said on the standard error behind the name of the first signal; nothing if None.
+            after: Seconds in which the process may end without a word.
         """
         before = {number: signal.getsignal(number) for number in SIGNALS}
-        with self._watching(promise):
+        with self._watching(promise, after):
             for number, handler in before.items():
                 # nohup ignores SIGHUP on purpose
                 if handler is not signal.SIG_IGN:
@@ -68,12 +71,14 @@ class StopFlag:
             raise KeyboardInterrupt
 
     @contextmanager
-    def _watching(self, promise: str | None) -> Iterator[None]:
+    def _watching(self, promise: str | None, after: float) -> Iterator[None]:
         """A thread that reads the signals' numbers, which the interpreter writes at once."""
         source, sink = os.pipe()
         os.set_blocking(sink, False)
         before = signal.set_wakeup_fd(sink, warn_on_full_buffer=False)
-        watch = threading.Thread(target=self._watch, args=(source, promise), name="signals", daemon=True)
+        watch = threading.Thread(
+            target=self._watch, args=(source, promise, after), name="signals", daemon=True
+        )
         watch.start()
         try:
             yield
@@ -83,7 +88,7 @@ class StopFlag:
             watch.join()
             os.close(source)
 
-    def _watch(self, source: int, promise: str | None) -> None:
+    def _watch(self, source: int, promise: str | None, after: float) -> None:
         heard = False
         while number := os.read(source, 1):
             if number[0] not in SIGNALS:
@@ -92,5 +97,6 @@ class StopFlag:
                 # the handler would have given the signal its default action, had it been called by now
                 os._exit(128 + number[0])
             heard = True
-            if promise is not None:
+            # what comes meanwhile is the second signal, or the end
+            if promise is not None and not (after and select.select([source], [], [], after)[0]):
                 os.write(2, f"{signal.Signals(number[0]).name} heard: {promise}\n".encode())

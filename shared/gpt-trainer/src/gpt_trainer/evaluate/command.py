@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from gpt_data.stopping import StopFlag
+from gpt_data.stopping import SOON, StopFlag
 from gpt_data.terminal import emit
 
 from gpt_trainer.errors import STOPPED, InputError
@@ -30,7 +30,7 @@ def evaluate_only(spec: TaskSpec, request: Request, start: Fresh) -> int:
         start.check_data(make_record(spec, request, task, start.init_from))
         if task.validation is None:
             raise InputError(f"--data {section.data} has no validation text to evaluate on")
-        with stop.installed():
+        with stop.installed(SOON, after=1.0):
             found = task.evaluate()  # type: ignore[attr-defined]
     if found is None:
         return STOPPED

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import bpe_scratch
 import numpy as np
 from gpt_data.flags import parse_flags
-from gpt_data.stopping import StopFlag
+from gpt_data.stopping import SOON, StopFlag
 from gpt_data.terminal import INTERRUPTED, emit
 
 from gpt_trainer.backend import Backend, BackendSpec, OptimizerConfig, Precision, Runtime
@@ -69,7 +69,7 @@ def sample(spec: BackendSpec, argv: Sequence[str]) -> int:
         raise InputError(str(error)) from None
     backend.load(origin.saved.parameters)
     stop = StopFlag()
-    with stop.installed():
+    with stop.installed(SOON, after=1.0):
         _print_samples(backend, tokenizer, prompt, options, drawing, stop)
     return INTERRUPTED if stop() else 0
 
