@@ -65,7 +65,7 @@ def test_what_is_no_file_is_refused_without_waiting(tmp_path: Path) -> None:
     pipe = tmp_path / "train.bin"
     os.mkfifo(pipe)
     for path in (pipe, tmp_path, tmp_path / "missing.bin"):
-        with pytest.raises(InputError, match=f"cannot read {path}"):
+        with pytest.raises(InputError, match=f"{path} is (missing|not a regular file)"):
             Shard(path)
 
 

@@ -17,7 +17,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
 
 from gpt_data.errors import StoppedError, WriteError
 from gpt_data.store.writing import make_folder, write_errors
@@ -48,7 +47,7 @@ class FolderLock:
         self.on_wait = on_wait
         self._descriptor: int | None = None
 
-    def acquire(self) -> Self:
+    def acquire(self) -> FolderLock:
         """Take the lock.
 
         Raises:
@@ -75,7 +74,7 @@ class FolderLock:
             os.close(self._descriptor)
             self._descriptor = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> FolderLock:
         return self.acquire()
 
     def __exit__(
@@ -102,7 +101,7 @@ class FolderLock:
 class RunLock(FolderLock):
     """Holds a run's folder for the life of the run: ``with RunLock(run): train()``."""
 
-    def acquire(self) -> Self:
+    def acquire(self) -> RunLock:
         """Take the lock; a forked child does not inherit it.
 
         Raises:
