@@ -141,7 +141,7 @@ def test_the_cache_is_bounded_and_forgetting_changes_nothing(
     first, _ = compiled.encode_to_numpy(texts)
     words = compiled._encoder._words
     assert words.log == 17
-    assert words.arena.size <= 1 << 17
+    assert compiled._encoder._state["arena_size"] <= 1 << 17
     monkeypatch.undo()
     again, _ = with_layer(small, "compiled").encode_to_numpy(texts)
     assert np.array_equal(first, again)

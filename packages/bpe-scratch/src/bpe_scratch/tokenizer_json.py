@@ -201,11 +201,10 @@ def _check_post_processor(step: Any) -> None:
         _check(step, _BYTE_LEVEL, "post_processor")
         return
     _check(step, _TEMPLATE, "post_processor")
-    single = step.get("single")
-    if not (isinstance(single, list) and len(single) == 1 and isinstance(single[0], dict)):
-        raise FileFormatError("post_processor.single adds tokens to the text")
-    if single[0].keys() != {"Sequence"} or single[0]["Sequence"].get("id") != "A":
-        raise FileFormatError("post_processor.single adds tokens to the text")
+    match step.get("single"):
+        case [{"Sequence": {"id": "A"}, **others}] if not others:
+            return
+    raise FileFormatError("post_processor.single adds tokens to the text")
 
 
 def _parse_pattern(document: Mapping[str, Any]) -> str:
@@ -217,8 +216,7 @@ def _parse_pattern(document: Mapping[str, Any]) -> str:
     uses_regex = uses_regex is None or uses_regex
     if len(chain) == 1:
         return "gpt2" if uses_regex else "none"
-    pattern = _check(chain[0], _SPLIT, "pre_tokenizer").get("pattern")
-    expression = pattern.get("Regex") if isinstance(pattern, dict) and len(pattern) == 1 else None
-    if uses_regex or not isinstance(expression, str):
-        raise FileFormatError("pre_tokenizer Split must cut by a Regex, before a plain ByteLevel")
-    return resolve_pattern(expression)[0] or expression
+    match _check(chain[0], _SPLIT, "pre_tokenizer").get("pattern"):
+        case {"Regex": str(expression), **others} if not others and not uses_regex:
+            return resolve_pattern(expression)[0] or expression
+    raise FileFormatError("pre_tokenizer Split must cut by a Regex, before a plain ByteLevel")

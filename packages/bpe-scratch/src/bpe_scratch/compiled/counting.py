@@ -54,10 +54,9 @@ class WordCounter:
         while encoding.encode_documents(state.record, text, bounds, lengths, out) != encoding.DONE:
             if self._table.is_full():
                 self._table.rehash(self._table.log + 1)
-            needed = state["arena_used"] + state["stop"] - state["position"] + 64
-            if needed > self._table.arena.size:
-                more = np.zeros(max(self._table.arena.size, needed), dtype=np.uint8)
-                self._table.set_arena(np.concatenate([self._table.arena, more]))
+            needed = state["stop"] - state["position"] + 64
+            if state["arena_used"] + needed > state["arena_size"]:
+                self._table.double("arena", 1 << 62, needed)
 
     def words(self) -> Words:
         """The words in no particular order, and the counter is empty again."""
@@ -65,7 +64,7 @@ class WordCounter:
         rows = slots.reshape(-1, SLOT).take(np.flatnonzero(slots[1::SLOT]), axis=0)
         keys = np.ascontiguousarray(rows[:, :2]).view(np.uint8)  # [words, 16]
         long = np.flatnonzero(keys[:, _LENGTH] > INLINE)
-        arena, pieces = self._table.arena.tobytes(), list[bytes]()
+        arena, pieces = self._state.array("arena").tobytes(), list[bytes]()
         for at in (rows[long, 1] & OFFSET).tolist():
             pieces.append(arena[at + 8 : at + 8 + int.from_bytes(arena[at : at + 8], "little")])
         keys[long, _LENGTH] = 0
@@ -80,16 +79,16 @@ class WordCounter:
 
     def forget(self, count: int) -> None:
         """Drop every word that was seen at most ``count`` times."""
-        table = self._table
+        table, arena = self._table, self._state.array("arena")
         rows = table.slots.reshape(-1, SLOT)
         rows[rows[:, _COUNT] <= count] = 0
-        kept, end = [table.arena[:ARENA_START]], ARENA_START
+        kept, end = [arena[:ARENA_START]], ARENA_START
         for row in np.flatnonzero(rows[:, 1] >= LONG).tolist():
             begin = int(rows[row, 1] & OFFSET)
-            size = (int.from_bytes(table.arena[begin : begin + 8], "little") + 15) // 8 * 8
-            kept.append(table.arena[begin : begin + size])
+            size = (int.from_bytes(arena[begin : begin + 8], "little") + 15) // 8 * 8
+            kept.append(arena[begin : begin + size])
             rows[row, 1] += np.uint64(end) - np.uint64(begin)
             end += size
-        table.set_arena(np.concatenate([*kept, np.zeros(1 << 16, dtype=np.uint8)]))
+        table.put("arena", np.concatenate([*kept, np.zeros(1 << 16, dtype=np.uint8)]))
         table.rehash(table.log)
         self._state["slots_used"], self._state["arena_used"] = int(np.count_nonzero(rows[:, 1])), end

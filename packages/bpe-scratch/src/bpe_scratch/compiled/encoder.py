@@ -132,14 +132,10 @@ class CompiledEncoder:
             if words.log >= _LAST_LOG:
                 return False
             words.rehash(min(words.log + _GROWTH, _LAST_LOG))
-        if state["arena_used"] + encoding.LONGEST_SHORT + 32 > words.arena.size:
-            if words.arena.size >= _LARGEST_ARENA:
-                return False
-            words.set_arena(np.concatenate([words.arena, np.zeros_like(words.arena)]))
-        if state["pool_used"] + encoding.LARGEST_BATCH > words.pool.size:
-            if 4 * words.pool.size >= _LARGEST_ARENA:
-                return False
-            words.set_pool(np.concatenate([words.pool, np.zeros_like(words.pool)]))
+        if state["arena_used"] + encoding.LONGEST_SHORT + 32 > state["arena_size"]:
+            return words.double("arena", _LARGEST_ARENA)
+        if state["pool_used"] + encoding.LARGEST_BATCH > state["pool_size"]:
+            return words.double("pool", _LARGEST_ARENA)
         return True
 
     def _long(self) -> npt.NDArray[np.int32]:

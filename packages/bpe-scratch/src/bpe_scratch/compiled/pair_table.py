@@ -1,5 +1,5 @@
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
-"""The merges as a hash table that is at most half full; collisions go to the next slot.
+"""The merges as a hash table that is at most a quarter full; collisions go to the next slot.
 
 A slot holds two 64-bit numbers: ``left << 32 | right`` plus one, and ``rank << 32 | merged id``.
 """
@@ -51,7 +51,7 @@ def fill_pairs(rows, ranks, pairs, shift):
 
 def point_to_pairs(state: State, vocabulary: Vocabulary) -> None:
     """Make the table of a vocabulary's merges for a state."""
-    log = max(4, (2 * len(vocabulary.merges)).bit_length())
+    log = max(4, (4 * len(vocabulary.merges)).bit_length())
     pairs = np.zeros((1 << log, 2), dtype=np.uint64)
     fill_pairs(vocabulary.merge_array, np.array(vocabulary.ranks, dtype=np.int64), pairs, 64 - log)
     state["pair_shift"] = 64 - log

@@ -70,6 +70,10 @@ class State:
             self._arrays[field] = array
             self[field] = array.__array_interface__["data"][0]
 
+    def array(self, field: str) -> npt.NDArray[Any]:
+        """The array that a field points to."""
+        return self._arrays[field]
+
     def lengthen(self, field: str, shape: tuple[int, ...], dtype: type) -> None:
         """Let a field point to a longer array that begins as the one it pointed to, if any."""
         longer: npt.NDArray[Any] = np.empty(shape, dtype=dtype)

@@ -9,6 +9,8 @@ second key of 0.  Slots are named by the index of their first number.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -165,8 +167,8 @@ class WordTable:
     def __init__(self, state: State, log: int, arena: int = 1 << 16, pool: int = 0) -> None:
         self.state = state
         self._set_slots(_empty_slots(log), log)
-        self.set_arena(np.zeros(arena, dtype=np.uint8))
-        self.set_pool(np.zeros(pool, dtype=np.int32))
+        self.put("arena", np.zeros(arena, dtype=np.uint8))
+        self.put("pool", np.zeros(pool, dtype=np.int32))
         state["slots_used"], state["arena_used"], state["pool_used"] = 0, ARENA_START, 0
 
     def _set_slots(self, slots: npt.NDArray[np.uint64], log: int) -> None:
@@ -174,15 +176,18 @@ class WordTable:
         self.state.point(slots=slots)
         self.state["shift"] = 64 - log
 
-    def set_arena(self, arena: npt.NDArray[np.uint8]) -> None:
-        """Take another arena, which begins as the one before does."""
-        self.arena, self.state["arena_size"] = arena, arena.size
-        self.state.point(arena=arena)
+    def put(self, name: str, array: npt.NDArray[Any]) -> None:
+        """Take another ``arena`` or ``pool``, which begins as the one before does."""
+        self.state.point(**{name: array})
+        self.state[f"{name}_size"] = array.size
 
-    def set_pool(self, pool: npt.NDArray[np.int32]) -> None:
-        """Take another pool, which begins as the one before does."""
-        self.pool, self.state["pool_size"] = pool, pool.size
-        self.state.point(pool=pool)
+    def double(self, name: str, limit: int, least: int = 0) -> bool:
+        """Twice the arena or the pool, and ``least`` more bytes at least; false if it is at its limit."""
+        old = self.state.array(name)
+        if old.nbytes >= limit:
+            return False
+        self.put(name, np.concatenate([old, np.zeros(max(old.size, least), dtype=old.dtype)]))
+        return True
 
     def is_full(self) -> bool:
         """Whether no more slots can be used."""
