@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from gpt_data.stopping import StopFlag
@@ -21,6 +21,7 @@ Batch = Any
 """A named tuple of arrays; only the task knows which."""
 
 
+@runtime_checkable
 class Numbers(Protocol):
     """What a step reports, a named tuple: these, and what else the task has; all finite, or the run ends."""
 
@@ -42,6 +43,7 @@ class Numbers(Protocol):
     def __iter__(self) -> Iterator[Any]: ...
 
 
+@runtime_checkable
 class Pending(Protocol):
     """A step that is launched."""
 
@@ -76,6 +78,7 @@ class Measurement(NamedTuple):
     measure: Callable[[int], Measured | None]
 
 
+@runtime_checkable
 class Task(Protocol):
     """What is trained: its batches, its weights and what becomes of them.
 
