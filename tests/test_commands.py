@@ -19,6 +19,7 @@ SCRIPTS = {
     for name, place in tomllib.loads(project.read_text())["project"].get("scripts", {}).items()
 }
 FRAMEWORKS = ("torch", "jax")
+INTERRUPTS = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(5)\n"
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +28,9 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("interrupted")
     for name in FRAMEWORKS:
         (folder / "frameworks" / name).mkdir(parents=True)
-        (folder / "frameworks" / name / "__init__.py").write_text("raise KeyboardInterrupt\n")
+        (folder / "frameworks" / name / "__init__.py").write_text(INTERRUPTS)
     (folder / "numpy" / "numpy").mkdir(parents=True)
-    (folder / "numpy" / "numpy" / "__init__.py").write_text("raise KeyboardInterrupt\n")
+    (folder / "numpy" / "numpy" / "__init__.py").write_text(INTERRUPTS)
     return folder
 
 
@@ -67,7 +68,7 @@ def test_a_mistyped_flag_needs_no_framework(command: str, interrupted: Path) -> 
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", [name for name in SCRIPTS if name != "bpe-scratch"])
+@pytest.mark.parametrize("command", SCRIPTS)
 def test_ctrl_c_during_the_imports_is_130_and_nothing_else(command: str, interrupted: Path) -> None:
     needed = ["--model=x"] if command == "aiayn-jax-translate" else []
     done = run(command, *needed, first=interrupted / "numpy")
@@ -83,7 +84,7 @@ def test_ctrl_c_while_the_framework_is_imported_is_130_and_nothing_else(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("command", [name for name in SCRIPTS if name != "bpe-scratch"])
+@pytest.mark.parametrize("command", SCRIPTS)
 def test_every_flag_stands_in_a_readme(command: str) -> None:
     """The member's own, or that of the package that brings the flag to it."""
     member = next(

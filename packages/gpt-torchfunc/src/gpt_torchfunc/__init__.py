@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from gpt_trainer.library import Model, generate, load_model, train_step
+if TYPE_CHECKING:
+    from gpt_trainer.library import Model, generate, train_step
 
 __all__ = ["Model", "generate", "load", "train_step"]
 
@@ -20,7 +22,15 @@ def load(folder: str | os.PathLike[str], **choices: Any) -> Model:
     Raises:
         ValueError: If it holds no model, or a choice is not to be had.
     """
-    # the framework is imported when it is first needed, not with the package's name
-    from gpt_torchfunc.backend import SPEC
+    from gpt_trainer.library import load_model
+
+    from gpt_torchfunc.options import SPEC
 
     return load_model(SPEC, folder, **choices)
+
+
+def __getattr__(name: str) -> Any:
+    # imported when it is first asked for: a command answers Ctrl-C before its libraries are there
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module("gpt_trainer.library"), name)
