@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 
 # the helpers beside the tests carry the package's name, so that no other member's can be meant
 sys.path.insert(0, str(Path(__file__).parent))
+# a shell's background job is deaf to Ctrl-C, and so would be every process that these tests start
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_numpy_dtype_promotion", "strict")

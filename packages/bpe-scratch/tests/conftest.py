@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from bpe_scratch import Tokenizer
 sys.path.insert(0, str(Path(__file__).parent))
 
 from bpe_oracles import DATA, LAYERS, read_wiki
+
+# a shell's background job is deaf to Ctrl-C, and so would be every process that these tests start
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(params=LAYERS)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from gpt_data.shards import Shard, encode_header, token_dtype
 from gpt_data.stream import TokenStream
 
 END = 256
+# a shell's background job is deaf to Ctrl-C, and so would be every process that these tests start
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # a shared machine is no place for deadlines; the fixtures used with hypothesis hold no state
 hypothesis.settings.register_profile(
     "gpt-data", deadline=None, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 
 # the helpers beside the tests carry the package's name, so that no other member's can be meant
 sys.path.insert(0, str(Path(__file__).parent))
+# a shell's background job is deaf to Ctrl-C, and so would be every process that these tests start
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TINY = [
     *("--n-layer=1", "--n-head=1", "--d-model=16", "--context=16", "--device=cpu"),
