@@ -129,7 +129,7 @@ def test_flags_decide_the_batches(
     ("arguments", "status", "words"),
     [
         (["--model", "none", "--data", "DATA"], 65, "none is not a folder"),
-        (["--model", "RUN", "--data", "none"], 65, "cannot read none"),
+        (["--model", "RUN", "--data", "none"], 65, "none is missing"),
         (["--model", "RUN", "--data", "DATA", "--backend", "gpt-x"], 65, "backend 'gpt-x' is not installed"),
         (["--model", "RUN", "--data", "DATA", "--limit", "0"], 65, "--limit 0 is not positive"),
         (["--model", "RUN", "--data", "DATA", "--shapes", "0"], 65, "--shapes 0 is not positive"),
