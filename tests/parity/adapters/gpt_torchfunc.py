@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -20,20 +21,27 @@ Arrays = dict[str, np.ndarray]
 def plant(error: str) -> None:
     """Break one place of the model, or with ``trees-`` of its copy for a CPU: the matrix must see it."""
     module: Any = scoring if error.startswith("trees-") else model
-    layer_norm, linear = module.layer_norm, module.linear
-    attention_mask, attend = model.attention_mask, scoring.attend
+    layer_norm, linear, attend = module.layer_norm, module.linear, scoring.attend
     if error.endswith("epsilon"):
         module.EPSILON = 1e-3
-    elif error.endswith("gain"):
+    elif error == "gain":
+        _replace(layer_norm, lambda x, gain, bias: honest(x, 1.01 * gain, bias))  # type: ignore[name-defined] # noqa: F821
+    elif error == "mask":
+        _replace(model.attention_mask, lambda inputs, plan: honest(inputs, plan).roll(1, 1))  # type: ignore[name-defined] # noqa: F821
+    elif error == "trees-gain":
         module.layer_norm = lambda x, gain, bias: layer_norm(x, 1.01 * gain, bias)
     elif error.endswith("bias"):
         module.linear = lambda x, weight, bias: linear(x, weight, 0.0 * bias)
-    elif error == "mask":
-        model.attention_mask = lambda inputs, plan: attention_mask(inputs, plan).roll(1, 1)
     elif error == "trees-mask":
         scoring.attend = lambda qkv, masks, plan: attend(qkv, [mask.roll(1, 1) for mask in masks], plan)
     else:
         raise ValueError(f"unknown error {error!r}")
+
+
+def _replace(function: Any, broken: Any) -> None:
+    """Put other code into a function of ``model``, for those too that imported it; ``honest`` is the old."""
+    model.honest = FunctionType(function.__code__, function.__globals__)  # type: ignore[attr-defined]
+    function.__code__ = broken.__code__
 
 
 @dataclass(frozen=True)
