@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from gpt_data.terminal import guarded
 
-TRAIN, TRANSLATE = "aiayn-jax-train", "aiayn-jax-translate"
+from aiayn_jax import TRAIN, TRANSLATE
 
 
 def train() -> None:

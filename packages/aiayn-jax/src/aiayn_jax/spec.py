@@ -11,8 +11,8 @@ from gpt_data.stopping import StopFlag
 from gpt_trainer.run import task
 from gpt_trainer.run.start import Fresh
 
+from aiayn_jax import TRAIN
 from aiayn_jax.checkpoints import load
-from aiayn_jax.commands import TRAIN
 from aiayn_jax.config import parameter_count
 from aiayn_jax.settings import PRESET_OF, RUN_PRESETS, DataSection, RunConfig
 

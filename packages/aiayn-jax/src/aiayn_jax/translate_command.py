@@ -15,9 +15,9 @@ from gpt_trainer.errors import InputError
 from gpt_trainer.origin import run_of_step, warn
 from gpt_trainer.run.record import read_record
 
+from aiayn_jax import TRANSLATE
 from aiayn_jax.averaging import average
 from aiayn_jax.checkpoints import Saved, load_model, scheduled_steps
-from aiayn_jax.commands import TRANSLATE
 from aiayn_jax.data.pairs import LineFile, read_lines
 from aiayn_jax.data.preparation import read_tokenizer
 from aiayn_jax.data.sources import Score

@@ -11,7 +11,7 @@ from typing import Literal
 from gpt_data.flags import parse_flags
 from gpt_trainer.errors import InputError
 
-from aiayn_jax.commands import TRANSLATE
+from aiayn_jax import TRANSLATE
 
 
 @dataclass(frozen=True)
