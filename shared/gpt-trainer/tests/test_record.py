@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable
@@ -12,7 +13,8 @@ import pytest
 from gpt_trainer.checkpoint import find_steps
 from gpt_trainer.errors import InputError
 from gpt_trainer.gpt2.spec import gpt2_spec
-from gpt_trainer.run.record import RunState, read_record, read_state
+from gpt_trainer.run.folder import store_record, stored_record
+from gpt_trainer.run.record import Record, RunState, read_record, read_state
 from gpt_trainer.spikes import SpikeGuard
 from gpt_trainer_runs import Capture, Train, the_line
 from gpt_trainer_toy import SPEC
@@ -102,3 +104,26 @@ def test_a_forged_record_ends_a_resume_with_one_line(
 def test_a_record_of_the_future_is_refused() -> None:
     with pytest.raises(InputError, match="f has format 2, expected 1"):
         read_record({"format": 2}, gpt2_spec(SPEC), "f")
+
+
+def test_no_flipped_bit_in_a_byte_of_a_record_is_believed(tmp_path: Path) -> None:
+    spec = gpt2_spec(SPEC)
+    record = Record(spec.format, spec.example, "cpu-demo", made_by={"threads": 2}).as_json()
+    store_record(tmp_path, record)
+    path = tmp_path / "run.json"
+    content = path.read_bytes()
+    stored = stored_record(tmp_path)
+    for place in range(len(content)):
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        # white space may be another: the values are what is vouched for
+        with contextlib.suppress(InputError):
+            assert stored_record(tmp_path) == stored, f"byte {place}"
+
+
+def test_a_record_of_the_first_versions_has_no_seal(tmp_path: Path) -> None:
+    spec = gpt2_spec(SPEC)
+    record = Record(spec.format, spec.example, "cpu-demo").as_json()
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    assert stored_record(tmp_path) == record

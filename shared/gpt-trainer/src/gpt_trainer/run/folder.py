@@ -9,20 +9,24 @@ from __future__ import annotations
 import json
 import os
 import secrets
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from gpt_data.store.reading import read_bytes
-from gpt_data.store.strict_json import parse_object
+from gpt_data.store.strict_json import check_seal, parse_object, seal
 from gpt_data.store.writing import write_atomic
 
 from gpt_trainer.checkpoint import find_steps
 from gpt_trainer.errors import InputError, WriteError
 from gpt_trainer.report.metrics import METRICS_NAME
+from gpt_trainer.run.record import Record
 
 RECORD_NAME = "run.json"
 RUNS = Path("runs")
 RECORD_LIMIT = 1 << 20
+UNSEALED = {part.name for part in fields(Record)}
+"""All that the first versions wrote: a file that holds anything else has a seal."""
 
 
 def create_folder(out: Path | None, preset: str, parent: Path = RUNS) -> Path:
@@ -76,7 +80,7 @@ def store_record(run: Path, record: dict[str, Any]) -> None:
     Raises:
         WriteError: If it cannot be written.
     """
-    content = json.dumps(record, indent=2, sort_keys=True, allow_nan=False)
+    content = json.dumps(seal(record), indent=2, allow_nan=False)
     write_atomic(run / RECORD_NAME, content.encode() + b"\n")
 
 
@@ -90,7 +94,10 @@ def stored_record(run: Path) -> dict[str, Any] | None:
     if not os.path.lexists(path):
         return None
     try:
-        return parse_object(read_bytes(path, RECORD_LIMIT), path)
+        values = parse_object(read_bytes(path, RECORD_LIMIT), path)
+        if not values.keys() <= UNSEALED:
+            check_seal(values, path)
+        return values
     except InputError as error:
         raise InputError(f"{error}; start a new run") from None
 

@@ -111,9 +111,8 @@ class Fresh:
             try:
                 check_writable(run, self.spec.room(request.config))
                 yield run
-            except BaseException:
+            finally:
                 _remove_if_empty(run)
-                raise
 
     def check_data(self, record: Record) -> None:
         """Refuse other data than the run was trained on.
