@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from aiayn_compare import assert_same_run
 from aiayn_runs import TRAINERS, Trainer, plant, start, write_pairs, write_texts
 from gpt_trainer.checkpoint import RunLock, find_steps
+from gpt_trainer.report.metrics import read_metrics
 
 
 @pytest.fixture(scope="module", params=list(TRAINERS))
@@ -74,6 +76,20 @@ def test_stopped_by_a_signal_and_resumed(
     assert find_steps(cut)[-1][0] == taken
     assert trainer.main([f"--resume={cut}"]) == 0
     assert_same_run(whole, cut)
+
+
+def test_a_run_ends_with_the_step_that_reaches_its_tokens(
+    name: str, trainer: Trainer, whole: Path, flags: list[str], tmp_path: Path
+) -> None:
+    steps = [line for line in read_metrics(whole / "metrics.jsonl") if "loss" in line]
+    counted = ("tokens",) if name == "GPT-2" else ("source_tokens", "target_tokens")
+    each = [sum(line[part] for part in counted) for line in steps]
+    limit = each[6] if name == "GPT-2" else sum(each[:7])
+    assert trainer.main([*flags, f"--out={tmp_path / 'run'}", f"--train-tokens={limit}"]) == 0
+    assert [step for step, _ in find_steps(tmp_path / "run")][-2:] == [6, 7]
+    if name == "encoder-decoder":
+        # the last checkpoint is one of those whose mean is scored
+        assert json.loads((tmp_path / "run" / "score.json").read_text())["averaged_steps"] == [6, 7]
 
 
 @pytest.mark.parametrize("begin", [lambda run: f"--resume={run}", lambda run: f"--out={run}"])

@@ -69,6 +69,18 @@ def test_a_file_and_a_flag_may_fit_only_together(tmp_path: Path) -> None:
     assert request(f"--config={file}", "--tokens-per-step=3072").config.rows == 32
 
 
+def test_the_last_word_decides_what_a_run_is_measured_by(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text("minutes = 3\n")
+    lengths = [
+        request(f"--config={file}", *flags).config.schedule
+        for flags in ([], ["--steps", "7"], ["--train_tokens=9"], ["--minutes=2", "--steps=7"])
+    ]
+    assert [length.flag() for length in lengths] == [
+        "--minutes 3", "--steps 7", "--train-tokens 9", "--minutes 2",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections import deque
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from gpt_trainer.model_config import MODEL_PRESETS, ModelConfig
 from gpt_trainer.parameters import init_parameters
 from gpt_trainer.report.display import LiveDisplay, PlainDisplay, Report, describe, duration, sparkline
 from gpt_trainer.report.metrics import MetricsFile, read_metrics
-from gpt_trainer.report.plot import smooth
+from gpt_trainer.report.plot import draw_losses, smooth
 from gpt_trainer.sample.drawing import SamplingConfig
 from gpt_trainer.sample.generation import generate
 from gpt_trainer.spikes import SpikeGuard
@@ -174,7 +175,7 @@ REPORT = Report(4, 10, 3.25, None, 1e-3, 0.5, 12_345.6, None, 2_000_000_000)
 
 def test_a_report_in_one_line() -> None:
     assert describe(REPORT) == "loss 3.2500  lr 1.00e-03  norm 0.50  12,346 tok/s  2.00 GB"
-    assert "val 3.5000" in describe(REPORT._replace(val_loss=3.5, mfu=0.412))
+    assert "val 3.5000 at 2" in describe(REPORT._replace(val_loss=(3.5, 2), mfu=0.412))
     assert "MFU 41.2%" in describe(REPORT._replace(mfu=0.412))
     assert duration(3725.4) == "1:02:05"
 
@@ -193,11 +194,30 @@ def test_the_live_display_shows_what_is_said_and_the_numbers(
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     with LiveDisplay() as display:
+        display.doing("evaluating", 0, None)
         display.say("step 4: saved [here]")
+        display.doing("training", 3, 10)
         display.report(REPORT)
+        display.validated((2.5, 4))
     said = capsys.readouterr().out
     assert "saved [here]" in said
-    assert "loss 3.2500" in said
+    assert "loss 3.2500  val 2.5000 at 4" in said
+    assert "4/10" in said
+    # what the highest and the lowest bar stand for
+    assert "loss 3.250 ▁ 3.250, the last 1 steps" in said
+    assert "training" in said
+
+
+def test_the_live_display_says_what_takes_the_time(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with LiveDisplay() as display:
+        display.doing("first step", 0, 600)
+    said = capsys.readouterr().out
+    assert "first step" in said
+    assert "0/600" in said
+    assert "0:00:00" in said
 
 
 def test_sparkline_ends() -> None:
@@ -205,6 +225,44 @@ def test_sparkline_ends() -> None:
     assert sparkline(deque([2.0, 2.0])) == "▁▁"
 
 
-def test_smoothing_counts_the_first_values_equally() -> None:
-    assert smooth((4.0, 2.0, 3.0)) == [4.0, 3.0, 3.0]
-    assert smooth(tuple([1.0] * 500))[-1] == pytest.approx(1.0)
+def test_the_smooth_curve_lies_in_the_middle_of_what_it_smooths() -> None:
+    """A trailing mean, as it once was, lies above all points of a loss that falls."""
+    line = np.linspace(9.0, 2.0, 200)
+    assert smooth(line) == pytest.approx(line)
+    noise = np.random.default_rng(0).normal(0.0, 0.1, 2000)
+    curve = 2.0 + 4.0 * np.exp(-np.arange(2000.0) / 300.0)
+    apart = smooth(curve + noise) - curve
+    assert abs(apart.mean()) < 0.003
+    assert apart.std() < 0.03
+    assert smooth(np.array([3.0])) == pytest.approx([3.0])
+
+
+def drawn(lines: list[dict[str, float]]) -> tuple[list[Any], list[tuple[float, float, str]]]:
+    """The panels of the losses' picture, and what is written into the first: place and words."""
+    panels = draw_losses(lines, "run").axes
+    return panels, [(*text.get_position(), text.get_text()) for text in panels[0].texts]
+
+
+def test_the_picture_has_its_last_values_where_no_line_is() -> None:
+    steps = [{"step": step, "loss": 5.0 - 0.03 * step} for step in range(1, 101)]
+    panels, written = drawn([{"step": 0, "val_loss": 5.0}, *steps, {"step": 100, "val_loss": 2.01}])
+    assert len(panels) == 1
+    assert [words for *_, words in written] == ["2.000", "2.010"]
+    assert all(x > 100 for x, *_ in written)
+    assert panels[0].get_xlim()[1] > 110
+    low, high = panels[0].get_ylim()
+    assert written[1][1] - written[0][1] == pytest.approx(0.055 * (high - low))
+
+
+def test_the_picture_has_a_panel_for_whatever_else_is_evaluated() -> None:
+    steps = [{"step": step, "loss": 3.0} for step in range(1, 9)]
+    extra = [{"step": s, "hellaswag_acc": s / 8, "hellaswag_acc_stderr": 0.1} for s in (0, 4, 8)]
+    val = [{"step": 8, "val_loss": 2.0, "val_targets": 5, "val_bits_per_byte": 1.5, "val_bleu": 7.0}]
+    panels, written = drawn([*steps, *extra, *val])
+    assert [axes.get_ylabel() for axes in panels] == ["loss (nats per token)", "hellaswag acc", "val bleu"]
+    assert panels[1].lines[0].get_xydata().tolist() == [[0.0, 0.0], [4.0, 0.5], [8.0, 1.0]]
+    (scale,) = panels[0].child_axes
+    panels[0].set_ylim(2.0, 4.0)
+    panels[0].figure.draw_without_rendering()
+    assert scale.get_ylim() == pytest.approx((1.5, 3.0))
+    assert len(written) == 2

@@ -47,16 +47,20 @@ def test_what_a_run_writes_is_read_back() -> None:
     first, none = ({"spikes": given.state()} for given in (guard, SpikeGuard(None)))
     for state in (RunState(3, 2, 4.5, 2, -1, first), RunState(0, own=none)):
         assert read({**state.own, **state.as_json()}, state.step) == state
+    counted = RunState(3, 2, 4.5, 2, -1, first, tokens=192, seconds=2.5)
+    assert read({**counted.own, **counted.as_json(counted=True)}, 3) == counted
 
 
 STATE = {"spikes": SpikeGuard(None).state(), **RunState(5, 4, 4.5, 4, 4).as_json()}
 STRANGE: list[Any] = ["x", True, None, [], {}, 2.5, 10**400, -2, 6]
 
 
-@pytest.mark.parametrize("name", ["evaluated", "measured", "best_step", "best_loss", "spikes"])
+@pytest.mark.parametrize(
+    "name", ["evaluated", "measured", "best_step", "best_loss", "spikes", "tokens", "seconds"]
+)
 @pytest.mark.parametrize("value", STRANGE, ids=lambda value: str(value)[:8])
 def test_a_state_of_other_types_is_refused_by_name(name: str, value: Any) -> None:
-    if (name, value) == ("best_loss", 2.5):
+    if (name, value) in (("best_loss", 2.5), ("seconds", 2.5), ("tokens", 6)):
         return
     with pytest.raises(
         InputError, match=rf"f is damaged: in the run's state .*{name}|step is None"

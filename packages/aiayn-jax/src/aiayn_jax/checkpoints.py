@@ -174,20 +174,23 @@ def config_from_json(values: Mapping[str, Any], path: Path) -> TransformerConfig
         raise InputError(f"{path}: {error}") from None
 
 
-def scheduled_steps(run: Path, every: int, last: int) -> list[tuple[int, Path]]:
+def scheduled_steps(run: Path, every: int, last: int | None) -> list[tuple[int, Path]]:
     """The steps of a run that an uninterrupted one would have saved, ascending.
 
     Args:
         every: Steps between saves; 0 for the last alone.
+        last: The last step; the newest there is if None.
     """
+    found = find_steps(run)
+    last = found[-1][0] if last is None and found else last
     return [
         (step, folder)
-        for step, folder in find_steps(run)
+        for step, folder in found
         if step == last or (every > 0 and step > 0 and step % every == 0)
     ]
 
 
-def keep_newest(run: Path, count: int, every: int, last: int) -> None:
+def keep_newest(run: Path, count: int, every: int, last: int | None) -> None:
     """Delete old steps, so that ``count`` scheduled ones remain, with those saved between on a signal."""
     scheduled = scheduled_steps(run, every, last)
     if len(scheduled) > count:

@@ -37,7 +37,7 @@ def average_last(run: Path, config: RunConfig) -> Averaged:
     Raises:
         InputError: If there is none, or one is damaged.
     """
-    last = config.schedule.steps
+    last = config.schedule.last
     found = scheduled_steps(run, config.reports.save_every, last)[-config.reports.average :]
     if not found:
         raise InputError(f"{run} holds no checkpoint to score")

@@ -52,11 +52,10 @@ class BatchSection:
 
 
 @dataclass(frozen=True)
-class ScheduleSection:
+class ScheduleSection(sections.LengthSection):
     """Length of the run and learning rate along it.
 
     Attributes:
-        steps: Optimizer steps in all.
         warmup: Steps over which the learning rate grows; then it falls with the root of the step.
         lr_scale: Factor of the paper's learning rate.
     """
@@ -126,7 +125,9 @@ class RunConfig:
         data, reports = self.data, self.reports
         sizes = {"vocab": data.vocab, "max_pairs": data.max_pairs}
         counts = {name: getattr(reports, name) for name in ("average", "beam", "log_every")}
-        sections.require_positive({**sizes, **asdict(self.batch), **asdict(self.schedule), **counts})
+        rate = {name: getattr(self.schedule, name) for name in ("warmup", "lr_scale")}
+        sections.require_positive({**sizes, **asdict(self.batch), **rate, **counts})
+        sections.require_length(self.schedule)
         free = ("eval_every", "save_every", "score_pairs", "length_penalty")
         sections.require_not_negative({name: getattr(reports, name) for name in free})
         sections.require_seed(self.runtime.seed)
@@ -135,8 +136,13 @@ class RunConfig:
         """Sizes of a model with the tokenizer's vocabulary."""
         return TransformerConfig(vocab_size=vocab_size, **asdict(self.model))
 
-    def learning_rate(self, step: int) -> float:
-        """The paper's rate at a step, from 0; its peak is ``lr_scale / sqrt(d_model warmup)``."""
+    def learning_rate(self, step: int, end: int) -> float:
+        """The paper's rate at a step, from 0; its peak is ``lr_scale / sqrt(d_model warmup)``.
+
+        Args:
+            end: The last step, which it does not look at.
+        """
+        del end
         schedule = self.schedule
         peak = schedule.lr_scale / math.sqrt(self.model.d_model * schedule.warmup)
         return noam_schedule(step, peak=peak, warmup=schedule.warmup)

@@ -69,8 +69,8 @@ SPEC = task.TaskSpec(
     open=_open,
     load=load,
     rate=RunConfig.learning_rate,
-    harmless=frozenset({"steps", "device", "data", "val", "test"}),
+    harmless=frozenset({"steps", "train_tokens", "minutes", "device", "data", "val", "test"}),
     last_bits=frozenset({"precision", "unroll", "wide_logits", "attention"}),
-    later=frozenset({"tensorboard", "trackio", "wandb"}),
+    later=frozenset({"tensorboard", "trackio", "wandb", "train_tokens", "minutes"}),
     prefix="aiayn-",
 )

@@ -92,11 +92,13 @@ class TranslationTask:
     def heading(self) -> str:
         """Sizes and length of the run, and what it runs on."""
         model, config = self.engine.config, self.config
-        epochs = config.schedule.steps / self.prepared.train.batches_per_epoch
+        length = config.schedule.words
+        if config.schedule.last is not None:
+            length += f" ({config.schedule.steps / self.prepared.train.batches_per_epoch:,.1f} epochs)"
         fewer = f" of {config.data.vocab:,} asked for" if model.vocab_size < config.data.vocab else ""
         return (
             f"{parameter_count(model):,} parameters, vocabulary {model.vocab_size:,}{fewer}, "
-            f"{config.schedule.steps:,} steps ({epochs:,.1f} epochs)\n"
+            f"{length}\n"
             f"aiayn-jax on {self.engine.device_name()}, {config.runtime.precision}"
         )
 
@@ -104,6 +106,10 @@ class TranslationTask:
     def batches(self, step: int) -> Iterator[Iterator[PairBatch]]:
         """The batches from a step on, one for each."""
         yield map(self.prepared.train.batch, count(step))
+
+    def tokens(self, batch: PairBatch) -> int:
+        """Of both sides, as far as they are filled."""
+        return int(batch.source_lengths.sum()) + int(np.count_nonzero(batch.target_out != IGNORE))
 
     def launch(self, batch: PairBatch, lr: float, step: int) -> PendingStep:
         """Launch a step and do not wait for it."""
@@ -115,16 +121,15 @@ class TranslationTask:
     def line(self, step: int, batch: PairBatch, numbers: StepNumbers, seconds: float) -> dict[str, Any]:
         """What ``metrics.jsonl`` gets of a step besides its learning rate."""
         del step
-        source = int(batch.source_lengths.sum())
-        target = int(np.count_nonzero(batch.target_out != IGNORE))
+        tokens, source = self.tokens(batch), int(batch.source_lengths.sum())
         return {
             "loss": numbers.loss,
             "smoothed_loss": numbers.smoothed_loss,
             "grad_norm": numbers.grad_norm,
             "source_tokens": source,
-            "target_tokens": target,
+            "target_tokens": tokens - source,
             "seconds": seconds,
-            "tokens_per_second": (source + target) / max(seconds, 1e-9),
+            "tokens_per_second": tokens / max(seconds, 1e-9),
             "peak_memory_bytes": self.engine.peak_memory_bytes(),
         }
 
@@ -145,7 +150,7 @@ class TranslationTask:
         """Keep the checkpoints that are to be averaged."""
         del best_step
         reports = self.config.reports
-        keep_newest(run, reports.average, reports.save_every, self.config.schedule.steps)
+        keep_newest(run, reports.average, reports.save_every, self.config.schedule.last)
 
     def show(self, step: int) -> None:
         """Translations are part of the evaluation."""
@@ -197,7 +202,7 @@ class TranslationTask:
 
 
 def _too_many_epochs(prepared: Prepared, config: RunConfig) -> list[str]:
-    epochs = config.schedule.steps / prepared.train.batches_per_epoch
+    epochs = (config.schedule.last or 0) / prepared.train.batches_per_epoch
     if epochs <= MANY_EPOCHS:
         return []
     return [

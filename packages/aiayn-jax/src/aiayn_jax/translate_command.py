@@ -126,7 +126,7 @@ def _saved(options: TranslateOptions) -> Saved:
     run = run_of_step(path)
     config = read_record(newest.trainer, SPEC, f"trainer.json of step {newest.step}").config
     count = options.average if options.average is not None else config.reports.average
-    steps = scheduled_steps(run, config.reports.save_every, config.schedule.steps)
+    steps = scheduled_steps(run, config.reports.save_every, config.schedule.last)
     folders = [folder for step, folder in steps if step <= newest.step][-count:]
     if count == 1 or not folders:
         return newest

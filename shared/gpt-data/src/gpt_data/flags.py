@@ -22,7 +22,6 @@ ELSEWHERE = {
     "max_grad_norm": ("clip_norm",),
     "batch_size": ("tokens_per_step", "batch_tokens", "micro_batch", "tokens_per_batch", "batch"),
     "gradient_accumulation_steps": ("tokens_per_step", "micro_batch"),
-    "minutes": ("steps",),
     "epochs": ("steps",),
     "iters": ("steps",),
     "max_iters": ("steps",),

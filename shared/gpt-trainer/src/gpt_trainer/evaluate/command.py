@@ -35,6 +35,7 @@ def evaluate_only(spec: TaskSpec, request: Request, start: Fresh) -> int:
     if found is None:
         return STOPPED
     values = {"step": start.state.step, "val_loss": found.loss}
-    values |= {"perplexity": found.perplexity, "val_targets": found.targets}
+    values |= {"perplexity": found.perplexity, "val_bits_per_byte": found.bits_per_byte}
+    values |= {"val_targets": found.targets}
     emit(json.dumps(values) if request.actions.json else f"{found}, {found.targets:,} tokens")
     return 0

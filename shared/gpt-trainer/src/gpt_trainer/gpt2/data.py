@@ -130,7 +130,9 @@ def train_loader(config: TrainConfig, dataset: Dataset) -> BatchLoader:
 
 def notes(config: TrainConfig, dataset: Dataset, train: BatchLoader) -> list[str]:
     """What the user should know of the data before the first step."""
-    found, epochs = [], config.rows * config.schedule.steps / train.windows
+    length, found = config.schedule, []
+    tokens = length.train_tokens or (length.last or 0) * config.batch.tokens_per_step
+    epochs = tokens / (train.windows * config.model.context)
     if epochs > MANY_EPOCHS:
         found.append(
             f"this run reads its {dataset.train.tokens:,} training tokens {epochs:,.0f} times: "

@@ -15,8 +15,10 @@ from gpt_trainer.backend import OptimizerConfig
 from gpt_trainer.model_config import ModelConfig, ModelSizes
 from gpt_trainer.schedules import Schedule, learning_rate
 from gpt_trainer.settings.sections import (
+    LengthSection,
     ReportSection,
     RuntimeSection,
+    require_length,
     require_not_negative,
     require_positive,
     require_seed,
@@ -71,11 +73,10 @@ class OptimizerSection(OptimizerConfig):
 
 
 @dataclass(frozen=True)
-class ScheduleSection:
+class ScheduleSection(LengthSection):
     """Length of the run and learning rate along it.
 
     Attributes:
-        steps: Optimizer steps in all.
         schedule: Shape of the learning rate after warm-up; wsd is warm-up, stable, decay.
         warmup: Steps of linear warm-up; all of a run that is shorter.
         lr_floor: Last learning rate as a fraction of the highest (cosine, linear, wsd).
@@ -143,14 +144,15 @@ class TrainConfig:
         return ModelConfig(**asdict(self.model), vocab_size=vocab_size)
 
 
-def rate_at(config: TrainConfig, step: int) -> float:
+def rate_at(config: TrainConfig, step: int, end: int) -> float:
     """The learning rate of a run's step.
 
     Args:
         step: Optimizer steps already taken, from 0.
+        end: The last step, as far as it can be told.
     """
     schedule = config.schedule
-    total = schedule.schedule_steps or schedule.steps
+    total = schedule.schedule_steps or end
     return learning_rate(
         schedule.schedule,
         step,
@@ -168,7 +170,8 @@ SECTIONS = {item.name: item for item in fields(TrainConfig)}
 def _check_counts(config: TrainConfig) -> None:
     data, batch, schedule, reports = config.data, config.batch, config.schedule, config.reports
     require_positive({name: getattr(batch, name) for name in ("tokens_per_step", "micro_batch")})
-    require_positive({"lr": config.optimizer.lr, "steps": schedule.steps})
+    require_length(schedule)
+    require_positive({"lr": config.optimizer.lr})
     require_positive({name: getattr(reports, name) for name in ("eval_rows", "keep_last", "log_every")})
     require_positive({"max_tokens": data.max_tokens, "schedule_steps": schedule.schedule_steps})
     counts = ("eval_every", "save_every", "sample_every", "sample_tokens")

@@ -23,7 +23,17 @@ from gpt_trainer.run.task import Actions, TaskSpec
 from gpt_trainer.schedules import ends
 
 HARMLESS = frozenset(
-    ("steps", "schedule_steps", "device", "data", "tokenizer", "tokenizer_files", "data_cache")
+    (
+        "steps",
+        "train_tokens",
+        "minutes",
+        "schedule_steps",
+        "device",
+        "data",
+        "tokenizer",
+        "tokenizer_files",
+        "data_cache",
+    )
 )
 """May change on resume, like all that only reports; data and tokenizer if the tokens stay the same."""
 READY_TOKENS = frozenset(("shards", "nanogpt"))
@@ -68,7 +78,7 @@ def gpt2_spec(backend: BackendSpec) -> TaskSpec:
         options={**evaluations, "backend": backend.options()},
         harmless=HARMLESS,
         last_bits=LAST_BITS,
-        later=frozenset(("schedule_steps",)),
+        later=frozenset(("schedule_steps", "train_tokens", "minutes")),
         gone=frozenset(("workers",)),
         check_state=_spike_faults,
     )
@@ -91,9 +101,9 @@ def _room(config: TrainConfig) -> int:
     return 2 * step_bytes(config.model_config(likely_vocab(config)))
 
 
-def _stay(config: TrainConfig) -> str:
+def _stay(config: TrainConfig, end: int) -> str:
     schedule = config.schedule
-    return f" --schedule-steps {schedule.schedule_steps or schedule.steps}" if ends(schedule.schedule) else ""
+    return f" --schedule-steps {schedule.schedule_steps or end}" if ends(schedule.schedule) else ""
 
 
 def _spike_faults(values: Mapping[str, Any], step: int) -> list[str]:

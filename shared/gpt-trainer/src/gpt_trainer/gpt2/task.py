@@ -21,7 +21,7 @@ from gpt_trainer.backend import Backend, BackendSpec, Pending, Profile, StepMetr
 from gpt_trainer.checkpoint import CheckpointState, prune, save_checkpoint
 from gpt_trainer.errors import InputError
 from gpt_trainer.evaluate.extra import prepare_evaluations
-from gpt_trainer.evaluate.validation import Evaluation, evaluate
+from gpt_trainer.evaluate.validation import Evaluation, evaluate, token_bytes
 from gpt_trainer.flops import flops_per_token, peak_flops
 from gpt_trainer.gpt2 import data
 from gpt_trainer.gpt2.settings import TrainConfig
@@ -107,6 +107,7 @@ class GPT2Task:
         self.config, self.backend, self.dataset = config, backend, dataset
         self.overlap = request.gpu
         self.tokenizer = data.data_tokenizer(dataset)
+        self._lengths = None if self.tokenizer is None else token_bytes(self.tokenizer)
         self._tokenizer_json = None if self.tokenizer is None else self.tokenizer.to_json().encode()
         self._prompt = data.choose_prompt(config, dataset)
         self._spikes = SpikeGuard(config.optimizer.skip_spikes, start.state.own.get("spikes"))
@@ -145,13 +146,18 @@ class GPT2Task:
         text += f", vocabulary {size_said(config.data.tokenizer, model.vocab_size)}"
         made = ", ".join(f"{name} {value}" for name, value in self.backend.choices().items())
         return (
-            f"{text}, {config.schedule.steps} steps of {config.batch.tokens_per_step:,} tokens\n"
+            f"{text}, {config.schedule.words}, {config.batch.tokens_per_step:,} tokens a step\n"
             f"{self._name} on {self.backend.device_name()}, {config.runtime.precision} ({made})"
         )
 
     def batches(self, step: int) -> AbstractContextManager[Iterator[Batch]]:
         """Batches of one optimizer step each, read ahead."""
         return self._train.prefetch(step)
+
+    def tokens(self, batch: Batch) -> int:
+        """Every step has as many."""
+        del batch
+        return self.config.batch.tokens_per_step
 
     def launch(self, batch: Batch, lr: float, step: int) -> Pending:
         """Launch a step over micro-batches."""
@@ -204,7 +210,7 @@ class GPT2Task:
         return (
             None
             if self._val is None
-            else evaluate(self.backend, self._val, self.config.reports.eval_rows, self._stop)
+            else evaluate(self.backend, self._val, self.config.reports.eval_rows, self._stop, self._lengths)
         )
 
     def _validate(self, step: int) -> Measured | None:
@@ -212,7 +218,10 @@ class GPT2Task:
         found = self.evaluate()
         if found is None:
             return None
-        return Measured({"val_loss": found.loss, "val_targets": found.targets}, str(found), found.loss)
+        bits = {} if found.bits_per_byte is None else {"val_bits_per_byte": found.bits_per_byte}
+        return Measured(
+            {"val_loss": found.loss, "val_targets": found.targets, **bits}, str(found), found.loss
+        )
 
     def show(self, step: int) -> str | None:
         """A text that it continues."""

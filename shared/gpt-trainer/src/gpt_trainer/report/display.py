@@ -13,7 +13,14 @@ from typing import NamedTuple, Protocol, runtime_checkable
 from gpt_data.terminal import can_show, give_up_stdout
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 BARS, ASCII_BARS = "▁▂▃▄▅▆▇█", "_.-=+*%#"
@@ -27,9 +34,9 @@ class Report(NamedTuple):
 
     Attributes:
         step: Steps taken.
-        steps: Steps in all.
+        steps: Steps in all, as far as can be told; None if nothing is known yet.
         loss: Training loss of the step.
-        val_loss: Latest validation loss.
+        val_loss: Latest validation loss, and the step that it is of.
         lr: Learning rate.
         grad_norm: Gradient norm before clipping.
         tokens_per_second: Speed of the step.
@@ -38,9 +45,9 @@ class Report(NamedTuple):
     """
 
     step: int
-    steps: int
+    steps: int | None
     loss: float
-    val_loss: float | None
+    val_loss: tuple[float, int] | None
     lr: float
     grad_norm: float
     tokens_per_second: float
@@ -60,6 +67,14 @@ class Display(Protocol):
         """Show the numbers of a step."""
         ...
 
+    def doing(self, what: str, step: int, steps: int | None) -> None:
+        """Show what takes the time now, after which step, and how many there will be if that is known."""
+        ...
+
+    def validated(self, val_loss: tuple[float, int]) -> None:
+        """Show a validation loss, and the step that it is of, beside the numbers of the last step."""
+        ...
+
     def __enter__(self) -> Display: ...
 
     def __exit__(self, *exception: object) -> None: ...
@@ -69,7 +84,7 @@ def describe(report: Report) -> str:
     """A step's numbers in one line, all but the step itself."""
     parts = [f"loss {report.loss:.4f}"]
     if report.val_loss is not None:
-        parts.append(f"val {report.val_loss:.4f}")
+        parts.append(f"val {report.val_loss[0]:.4f} at {report.val_loss[1]}")
     parts += [f"lr {report.lr:.2e}", f"norm {report.grad_norm:.2f}", f"{report.tokens_per_second:,.0f} tok/s"]
     if report.mfu is not None:
         parts.append(f"MFU {report.mfu:.1%}")
@@ -115,9 +130,16 @@ class PlainDisplay:
             return
         began, first = self._began
         pace = (now - began) / (report.step - first) if report.step > first else 0.0
-        left = f"  {duration(pace * (report.steps - report.step))} left" if pace else ""
-        width = len(str(report.steps))
-        self.say(f"step {report.step:>{width}}/{report.steps}  {describe(report)}{left}")
+        steps = report.steps
+        left = f"  {duration(pace * (steps - report.step))} left" if pace and steps is not None else ""
+        width = len(str(steps or ""))
+        self.say(f"step {report.step:>{width}}/{steps or '?'}  {describe(report)}{left}")
+
+    def doing(self, what: str, step: int, steps: int | None) -> None:
+        """Nothing: lines are for what is done."""
+
+    def validated(self, val_loss: tuple[float, int]) -> None:
+        """Nothing: the evaluation has a line."""
 
     def __enter__(self) -> PlainDisplay:
         return self
@@ -138,20 +160,35 @@ def sparkline(values: deque[float]) -> str:
     return "".join(bars[round((value - low) * scale)] for value in values)
 
 
+def curve(losses: deque[float]) -> str:
+    """The sparkline between what its highest and its lowest bar stand for.
+
+    >>> curve(deque([3.0, 2.0, 1.0]))
+    'loss 3.000 █▅▁ 1.000, the last 3 steps'
+    """
+    return f"loss {max(losses):.3f} {sparkline(losses)} {min(losses):.3f}, the last {len(losses)} steps"
+
+
 class LiveDisplay:
-    """A progress bar with the numbers of the last step and a curve of the loss under it."""
+    """A progress bar with the numbers of the last step and a curve of the loss under it.
+
+    The bar says what is being done and for how long.
+    """
 
     def __init__(self) -> None:
         self.console = Console()
         self._bar = Progress(
-            TextColumn("[bold]training"),
+            TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
             TimeRemainingColumn(compact=True),
             console=self.console,
             expand=True,
         )
-        self._task = self._bar.add_task("training", total=None)
+        self._task = self._bar.add_task("starting", total=None)
+        self._report: Report | None = None
         self._losses: deque[float] = deque(maxlen=SPARKLINE_WIDTH)
         self._live = Live(self._bar, console=self.console, refresh_per_second=REDRAWS_PER_SECOND)
         self._open = True
@@ -168,9 +205,22 @@ class LiveDisplay:
         """Redraw the bar and the numbers."""
         self._losses.append(report.loss)
         self._bar.update(self._task, total=report.steps, completed=report.step)
-        curve = Text(f"loss {sparkline(self._losses)}", style="cyan")
+        self._draw(report)
+
+    def doing(self, what: str, step: int, steps: int | None) -> None:
+        """Write it before the bar."""
+        self._bar.update(self._task, description=what, total=steps, completed=step)
+
+    def validated(self, val_loss: tuple[float, int]) -> None:
+        """Redraw the numbers with it."""
+        if self._report is not None:
+            self._draw(self._report._replace(val_loss=val_loss))
+
+    def _draw(self, report: Report) -> None:
+        self._report = report
+        lines = (Text(describe(report)), Text(curve(self._losses), style="cyan"))
         try:
-            self._live.update(Group(self._bar, Text(describe(report)), curve))
+            self._live.update(Group(self._bar, *lines))
         except OSError:
             self._open = False
 

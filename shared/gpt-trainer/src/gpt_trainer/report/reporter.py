@@ -13,6 +13,7 @@ from gpt_trainer.report.metrics import MetricsFile
 from gpt_trainer.report.sinks import open_sinks
 from gpt_trainer.run.start import Fresh
 from gpt_trainer.run.task import Measured, Task
+from gpt_trainer.settings.sections import UNKNOWN
 from gpt_trainer.settings.values import flat
 
 
@@ -24,11 +25,11 @@ class Reporter:
     """
 
     def __init__(self, run: Path, config: Any) -> None:
-        self._run, self._steps = run, config.schedule.steps
+        self._run = run
         self._sinks = open_sinks(config.reports, run, flat(config))
         self._display = choose_display(plain=config.reports.plain, every=config.reports.log_every)
         self._metrics: MetricsFile | None = None
-        self._val_loss: float | None = None
+        self._val_loss: tuple[float, int] | None = None
         self._open = ExitStack()
 
     def begin(self, task: Task, start: Fresh) -> None:
@@ -57,15 +58,29 @@ class Reporter:
         """Show a line that stays."""
         self._display.say(text)
 
-    def step(self, line: Mapping[str, Any]) -> None:
-        """Write and show the figures of a step."""
+    def doing(self, what: str, step: int, end: int) -> None:
+        """Show what takes the time now.
+
+        Args:
+            what: In a word.
+            step: Steps taken.
+            end: The last step, as far as it can be told.
+        """
+        self._display.doing(what, step, _known(end))
+
+    def step(self, line: Mapping[str, Any], end: int) -> None:
+        """Write and show the figures of a step.
+
+        Args:
+            end: The last step, as far as it can be told.
+        """
         self._write(line)
         if not line.get("updated", True):
             self.say(f"step {line['step']}: left out, gradient norm {line['grad_norm']:.2f}")
         self._display.report(
             Report(
                 line["step"],
-                self._steps,
+                _known(end),
                 line["loss"],
                 self._val_loss,
                 line["lr"],
@@ -78,7 +93,9 @@ class Reporter:
 
     def measured(self, step: int, found: Measured) -> None:
         """Write and show what was measured after a step."""
-        self._val_loss = self._val_loss if found.loss is None else found.loss
+        if found.loss is not None:
+            self._val_loss = found.loss, step
+            self._display.validated(self._val_loss)
         self._write({"step": step, **found.line})
         self.say(f"step {step}: {found.said}")
 
@@ -92,3 +109,8 @@ class Reporter:
         self._metrics.write(line)
         for sink in self._sinks:
             sink.write(line)
+
+
+def _known(end: int) -> int | None:
+    """The last step, if something is known of it."""
+    return None if end == UNKNOWN else end

@@ -15,37 +15,44 @@ from gpt_data.stopping import StopFlag
 
 from gpt_trainer.errors import NonFiniteError
 from gpt_trainer.evidence import refuse_non_finite
+from gpt_trainer.report.display import duration
 from gpt_trainer.report.profiling import ProfileWindow
 from gpt_trainer.report.reporter import Reporter
 from gpt_trainer.report.stopwatch import Stopwatch
 from gpt_trainer.run.record import RunState
 from gpt_trainer.run.task import Batch, Measured, Pending, Task
+from gpt_trainer.settings.sections import LengthSection
+
+FORWARDS_PER_STEP = 3
+"""A step takes as long as so many evaluations: the backward has two products for each of the forward."""
+LONG_SECONDS = 30.0
 
 
 class Pace(NamedTuple):
     """A run's length and its checkpoints.
 
     Attributes:
-        steps: Optimizer steps in all.
+        length: How long it goes on.
         save_every: Steps between checkpoints; 0 for the last alone.
-        rate: The learning rate of a step, steps counted from 0.
+        rate: The learning rate of a step, counted from 0, given it and the last step.
         profile: Steps to record; 0 for none.
     """
 
-    steps: int
+    length: LengthSection
     save_every: int
-    rate: Callable[[int], float]
+    rate: Callable[[int, int], float]
     profile: int = 0
 
 
 class Launched(NamedTuple):
-    """A step whose numbers are still on the device, and what its launch took."""
+    """A step whose numbers are still on the device, what its launch took, whether the process's first."""
 
     step: int
     lr: float
     batch: Batch
     pending: Pending
     seconds: float
+    first: bool
 
 
 class Loop:
@@ -54,6 +61,9 @@ class Loop:
     Args:
         state: Where it stands; changed as it goes on.
         saved_step: Step of the checkpoint that it began from; -1 if none.
+
+    Attributes:
+        end: The last step, as far as it can be told.
     """
 
     def __init__(
@@ -72,6 +82,8 @@ class Loop:
         self._saved_step = saved_step
         self._launched: Launched | None = None
         self._watch = Stopwatch()
+        self._first, self._seconds_per_target = True, 0.0
+        self.end = self._reckon()
 
     def run(self) -> bool:
         """Train to the last step; False if asked to stop before.
@@ -81,53 +93,79 @@ class Loop:
             WriteError: If something cannot be written.
             InputError: If the data is damaged.
         """
-        state, steps = self.state, self.pace.steps
+        state = self.state
         if not self._measure():
             return self._stop()
         profile = ProfileWindow(self.task, self.folder, self.pace.profile, state.step)
         with self.task.batches(state.step) as batches, profile:
-            while state.step < steps:
+            while state.step < self.end:
                 if self.stop():
                     return self._stop()
                 profile.before(state.step)
                 self._take_step(next(batches))
+                self.end = self._reckon()
                 if profile.after(state.step, self.reporter.say) or self._pause_due():
                     self._settle()
                     if not self._pause():
                         return self._stop()
         return not self.stop() or state.step == self._saved_step
 
+    def _reckon(self) -> int:
+        """The last step, told anew after each: here alone it is decided whether the run is over."""
+        state = self.state
+        return self.pace.length.end(state.step, state.tokens, state.seconds)
+
     def _take_step(self, batch: Batch) -> None:
         """Launch a step, then look after the one before it."""
         step = self.state.step
-        lr = self.pace.rate(step)
+        self._doing("first step" if self._first else "training")
+        if self._first:
+            self._foretell(self.task.tokens(batch))
+        lr = self.pace.rate(step, self.end)
         pending = self.task.launch(batch, lr, step)
         seconds = self._watch.lap()
         self._settle()
-        self._launched = Launched(step, lr, batch, pending, seconds)
+        self._launched = Launched(step, lr, batch, pending, seconds, self._first)
+        self._first = False
         self.state.step = step + 1
+        self.state.tokens += self.task.tokens(batch)
         if not self.task.overlap:
             self._settle()
+
+    def _doing(self, what: str) -> None:
+        self.reporter.doing(what, self.state.step, self.end)
+
+    def _foretell(self, tokens: int) -> None:
+        """Say so if the first step will be long; on a GPU the evaluation was mostly compilation.
+
+        Args:
+            tokens: Of the step.
+        """
+        seconds = FORWARDS_PER_STEP * self._seconds_per_target * tokens
+        if seconds > LONG_SECONDS and not self.task.overlap:
+            self.reporter.say(f"a step will take about {duration(seconds)}, by the pace of the evaluation")
 
     def _settle(self) -> None:
         """Read, check and write the numbers of the last step launched."""
         if self._launched is None:
             return
-        (step, lr, batch, pending, seconds), self._launched = self._launched, None
+        (step, lr, batch, pending, seconds, first), self._launched = self._launched, None
         numbers = pending.fetch()
         seconds += self._watch.lap()
         if not all(map(math.isfinite, numbers)):
             raise refuse_non_finite(self.folder, step, batch, numbers, self.task.weights())
         self.task.settled(step, numbers)
-        self.reporter.step({"step": step + 1, "lr": lr, **self.task.line(step, batch, numbers, seconds)})
+        self.state.seconds += 0.0 if first else seconds
+        line = {"step": step + 1, "lr": lr, **self.task.line(step, batch, numbers, seconds)}
+        self.reporter.step(line, self.end)
 
     def _due(self, every: int) -> bool:
         """Whether something that happens every so many steps happens now; the end always counts."""
         step = self.state.step
-        return every > 0 and (step % every == 0 or step == self.pace.steps)
+        return every > 0 and (step % every == 0 or step == self.end)
 
     def _save_due(self) -> bool:
-        return self.state.step == self.pace.steps or (self.state.step > 0 and self._due(self.pace.save_every))
+        return self.state.step == self.end or (self.state.step > 0 and self._due(self.pace.save_every))
 
     def _pause_due(self) -> bool:
         task = self.task
@@ -142,6 +180,7 @@ class Loop:
         if self._save_due():
             self._save()
         if self._due(self.task.show_every) and not self.stop():
+            self._doing("sampling")
             sample = self.task.show(self.state.step)
             if sample is not None:
                 self.reporter.say(f"step {self.state.step}: sample\n{sample}\n")
@@ -156,9 +195,12 @@ class Loop:
         state, validation = self.state, self.task.validation
         if validation is None or not self._due(validation.every) or state.evaluated == state.step:
             return not self.stop()
+        self._doing("evaluating")
+        self._watch.restart()
         found = validation.measure(state.step)
         if found is None:
             return False
+        self._seconds_per_target = self._watch.lap() / max(1, found.line.get("val_targets", 1))
         if found.loss is None or not math.isfinite(found.loss):
             raise NonFiniteError(
                 f"step {state.step}: validation loss {found.loss}; the last checkpoint is as it was"
@@ -175,6 +217,7 @@ class Loop:
         if not due or state.measured == state.step:
             return True
         for other in due:
+            self._doing("evaluating")
             found = other.measure(state.step)
             if found is None:
                 return False
@@ -190,8 +233,12 @@ class Loop:
         state = self.state
         if state.step == self._saved_step:
             return
+        self._doing("saving")
         self.reporter.flush()
-        trainer = {**self.record, "state": {**self.task.state(), **state.as_json()}}
+        trainer = {
+            **self.record,
+            "state": {**self.task.state(), **state.as_json(counted=self.pace.length.last is None)},
+        }
         try:
             folder = self.task.save(self.folder, state.step, trainer)
         except ValueError as error:

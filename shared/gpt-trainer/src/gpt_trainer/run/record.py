@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -23,6 +24,7 @@ PARTS = ("data", "pin", "made_by", "options", "evaluations")
 FLAGS = ("options", "evaluations")
 LATER = ("pin", *FLAGS)
 """Parts that not all first records have."""
+STATE, COUNTED = ("evaluated", "best_loss", "best_step", "measured"), ("tokens", "seconds")
 PACKAGES = ("numpy", "gpt-data", "gpt-trainer", "bpe-scratch")
 
 
@@ -37,6 +39,8 @@ class RunState:
         best_step: That step.
         measured: Step of the last other measurements; -1 before the first.
         own: What the task keeps besides, as it gave it.
+        tokens: Trained on so far; kept where they decide the end, as is the next.
+        seconds: That the steps took, without the first of each process.
     """
 
     step: int = 0
@@ -45,10 +49,16 @@ class RunState:
     best_step: int | None = None
     measured: int = -1
     own: Mapping[str, Any] = field(default_factory=dict)
+    tokens: int = 0
+    seconds: float = 0.0
 
-    def as_json(self) -> dict[str, Any]:
-        """The trainer's part of the state as JSON values; the step is the checkpoint's own."""
-        return {name: getattr(self, name) for name in ("evaluated", "best_loss", "best_step", "measured")}
+    def as_json(self, *, counted: bool = False) -> dict[str, Any]:
+        """The trainer's part of the state as JSON values; the step is the checkpoint's own.
+
+        Args:
+            counted: Whether tokens or seconds decide the end: equal runs are not equally fast.
+        """
+        return {name: getattr(self, name) for name in (*STATE, *(COUNTED if counted else ()))}
 
 
 @dataclass(frozen=True)
@@ -147,12 +157,12 @@ def read_state(
     state = trainer.get("state")
     if not isinstance(state, dict):
         raise InputError(f"{where} holds no state")
-    # a checkpoint that is older than other measurements knows of none
-    values = {"measured": -1, **state}
+    # a checkpoint that is older than other measurements knows of none, nor one whose steps decide of seconds
+    values = {"measured": -1, "tokens": 0, "seconds": 0.0, **state}
     wrong = check(values, step) or _state_faults(values, step)
     if wrong:
         raise InputError(f"{where} is damaged: in the run's state {one_line(wrong)}")
-    ours = {name: values[name] for name in ("evaluated", "best_loss", "best_step", "measured")}
+    ours = {name: values[name] for name in (*STATE, *COUNTED)}
     own = {name: value for name, value in values.items() if name not in ours}
     return RunState(step, **ours, own=own)
 
@@ -162,6 +172,8 @@ def _state_faults(values: Mapping[str, Any], step: int) -> list[str]:
     if values.get("best_loss") is not None or values.get("best_step") is not None:
         wrong += ["best_loss"] if not is_size(values.get("best_loss")) else []
         wrong += ["best_step"] if not is_count(values.get("best_step"), 0, step) else []
+    wrong += [] if is_count(values.get("tokens"), 0, sys.maxsize) else ["tokens"]
+    wrong += [] if is_size(values.get("seconds")) else ["seconds"]
     return [f"{name} is {shown(values.get(name))}" for name in wrong]
 
 

@@ -191,9 +191,9 @@ class Continued(Fresh):
                     f"{flag(name)} {now[name]} cannot change on resume: {self.run} has {before[name]}; "
                     "to start a new run from its weights use --init-from"
                 )
-        if config.schedule.steps < self.state.step:
-            taken = self.state.step
-            raise InputError(f"--steps {config.schedule.steps}: {self.run} has taken {taken} already")
+        last = config.schedule.last
+        if last is not None and last < self.state.step:
+            raise InputError(f"--steps {last}: {self.run} has taken {self.state.step} already")
 
     @contextmanager
     def folder(self, request: Request) -> Iterator[Path]:
@@ -238,14 +238,15 @@ class Continued(Fresh):
             warn(f"the run may differ in its last bits from an uninterrupted one: {'; '.join(found)}")
 
     def _warn_of_rate(self, config: Any) -> None:
-        """Say so if other --steps than before move the learning rate that the run had come to."""
-        before, step, rate = self.record.config, self.state.step, self.spec.rate
-        old, new = rate(before, step), rate(config, step)
+        """Say so if another length than before moves the learning rate that the run had come to."""
+        before, state, step = self.record.config, self.state, self.state.step
+        ends = [each.schedule.end(step, state.tokens, state.seconds) for each in (before, config)]
+        old, new = (self.spec.rate(*each) for each in ((before, step, ends[0]), (config, step, ends[1])))
         if step > 0 and max(old, new) > RATE_JUMP * min(old, new):
             warn(
                 f"the learning rate goes on at {new:.2e}, not at the {old:.2e} that it has come to, as "
-                f"--steps {config.schedule.steps} stretches its course; to go on at {old:.2e} add"
-                f"{self.spec.stay(before)}"
+                f"{config.schedule.flag()} stretches its course; to go on at {old:.2e} add"
+                f"{self.spec.stay(before, ends[0])}"
             )
 
 

@@ -112,6 +112,10 @@ class Task(Protocol):
         """The batches from a step on, one for each."""
         ...
 
+    def tokens(self, batch: Batch) -> int:
+        """How many tokens a step over a batch trains on."""
+        ...
+
     def launch(self, batch: Batch, lr: float, step: int) -> Pending:
         """Launch a step and do not wait for it."""
         ...
@@ -209,7 +213,8 @@ class TaskSpec:
         title: What it trains.
         format: Tells its records from those of other tasks.
         actions: A subclass of ``Actions``.
-        presets: Configurations by name: dataclasses of sections, with ``schedule.steps``, ``runtime`` and
+        presets: Configurations by name: dataclasses of sections, with ``schedule`` (a
+            ``LengthSection``), ``runtime`` and
             ``reports`` among them.
         fitting: The preset's name for the flags and the file's keys that decide, and for a GPU or none.
         suit: The preset for the flags and keys that decide.
@@ -217,8 +222,9 @@ class TaskSpec:
         room: Bytes that a run's checkpoints need.
         open: Data and model, from a request, the way in which the run begins and what asks to stop.
         load: A step's folder: ``step``, ``parameters``, ``trainer`` and what else ``open`` needs.
-        rate: The learning rate of a configuration's step.
-        stay: The flags with which a run that has ended goes on at its last learning rate, each after a blank.
+        rate: The learning rate of a configuration's step, given it and what is known of the last.
+        stay: The flags with which a run that ended at a step goes on at its last learning rate, each after a
+            blank.
         from_model: A run from a model's folder, where the task knows that.
         options: Flags that the configuration does not have: a dataclass's defaults by name.
         harmless: Settings that may change on resume, besides those that only report.
@@ -239,9 +245,9 @@ class TaskSpec:
     room: Callable[[Any], int]
     open: Callable[[Request, Any, StopFlag], AbstractContextManager[Task]]
     load: Callable[[Path], Any]
-    rate: Callable[[Any, int], float]
+    rate: Callable[[Any, int, int], float]
     suit: Callable[[Any, Mapping[str, Any]], Any] = lambda base, _: base
-    stay: Callable[[Any], str] = lambda _: ""
+    stay: Callable[[Any, int], str] = lambda *_: ""
     from_model: Callable[[TaskSpec, Path], Any] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     harmless: frozenset[str] = frozenset()

@@ -47,7 +47,7 @@ def train(spec: TaskSpec, request: Request, start: Fresh) -> int:
         reporter = Reporter(run, config)
         record = start.settle(run, request, task)
         pace = Pace(
-            config.schedule.steps,
+            config.schedule,
             config.reports.save_every,
             partial(spec.rate, config),
             request.actions.profile,
@@ -63,6 +63,7 @@ def train(spec: TaskSpec, request: Request, start: Fresh) -> int:
 def _end(spec: TaskSpec, request: Request, run: Path, loop: Loop, shows: str | None) -> int:
     """Draw the losses, say what to type next, and give the exit status."""
     say, step, resume = loop.reporter.say, loop.state.step, f"{spec.name}-train --resume {run}"
+    length = request.config.schedule
     if shows is None:
         received = loop.stop.received
         say(f"stopped by {received.name if received else 'request'} after step {step}; go on with: {resume}")
@@ -70,5 +71,5 @@ def _end(spec: TaskSpec, request: Request, run: Path, loop: Loop, shows: str | N
     picture = plot_losses(run)
     if picture is not None:
         say(f"losses drawn in {picture}")
-    say(f"next: {shows}   or train on: {resume} --steps {2 * step}{spec.stay(request.config)}")
+    say(f"next: {shows}   or train on: {resume} {length.flag(2)}{spec.stay(request.config, step)}")
     return 0

@@ -16,6 +16,7 @@ from gpt_trainer.errors import InputError
 from gpt_trainer.evaluate.extra import refuse_missing
 from gpt_trainer.run.start import Fresh, choose_start
 from gpt_trainer.run.task import Request, TaskSpec
+from gpt_trainer.settings.sections import decided_anew
 from gpt_trainer.settings.values import compose, field_names, overlay_section, read_toml, sections
 
 
@@ -93,8 +94,11 @@ def _read(spec: TaskSpec, argv: Sequence[str], early: Early, start: Fresh, *, gp
     refuse_missing(argv, [name for name in spec.options if name != "backend"])
     parts = {**dict(sections(base)), **start.options()}
     _refuse_unknown(file, parts, early)
+    parts["schedule"] = decided_anew(parts["schedule"], file)
     # only the final mixture is checked as a whole: a file may set what only a flag makes fit
     parts = {name: overlay_section(part, file, f"--config {early.config}") for name, part in parts.items()}
+    typed = {word.partition("=")[0][2:].replace("-", "_") for word in argv if word.startswith("--")}
+    parts["schedule"] = decided_anew(parts["schedule"], typed)
     flags = parse_flags(
         argv,
         {"actions": spec.actions(preset=early.preset), **parts},
