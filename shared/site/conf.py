@@ -41,7 +41,7 @@ STEPS = {
                                    "dropout.py", "optimizer.py")),
     "torchfunc": ("gradients.py:add_gradients", ("gradients.py", "loss.py", "model.py", "gathering.py",
                                                  "dropout.py")),
-    "triton": ("loss.py:loss_and_gradients", ("loss.py", "model.py", *(f"reference/{name}.py" for name in (
+    "triton": ("step.py:accumulate", ("step.py", "loss.py", "model.py", *(f"reference/{name}.py" for name in (
         "embedding", "layer_norm", "linear", "attention", "gelu", "dropout", "cross_entropy")))),
 }  # fmt: skip
 """Where one step begins in each dialect, and the files through which its calls are followed."""

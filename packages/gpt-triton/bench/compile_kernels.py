@@ -23,7 +23,7 @@ import torch
 import triton
 from gpt_trainer.backend import OptimizerConfig
 from gpt_triton import kernels as ops
-from gpt_triton.residuals import Dropout
+from gpt_triton.dropout import Dropout
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
@@ -214,10 +214,10 @@ class Launches:
 
     def adamw(self) -> None:
         """Norm and update; with a shadow where products are in bfloat16."""
-        flat, hyper = self.vector(PARAMETERS), self.vector(4)
+        flat, scalars = self.vector(PARAMETERS), self.vector(4)
         shadow = self.new(PARAMETERS) if self.dtype == torch.bfloat16 else None
         norm = ops.global_norm(flat)
-        ops.adamw_update(flat, flat, flat, flat, shadow, 1 << 20, norm, hyper, OptimizerConfig())
+        ops.adamw_update(flat, flat, flat, flat, shadow, 1 << 20, norm, scalars, OptimizerConfig())
 
     def run(self, only: str) -> None:
         """Call the ops with ``only`` in their name, in the order above."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from gpt_trainer.backend import OptimizerConfig
-from gpt_triton.residuals import Dropout
+from gpt_triton.dropout import Dropout
 from torch import Tensor
 
 Run = Callable[[Any, torch.dtype], list[Tensor]]
@@ -152,8 +152,8 @@ class Cases:
             wide = torch.float64 if dt == torch.float64 else torch.float32
             w, g, m, v = (t.to(wide, copy=True) for t in state)
             norm = ops.global_norm(g)
-            hyper = torch.tensor([1e-2, 0.1, 0.05, 1e9], device=DEVICE, dtype=wide)
-            ops.adamw_update(w, g, m, v, None, count // 3, norm, hyper, OptimizerConfig())
+            scalars = torch.tensor([1e-2, 0.1, 0.05, 1e9], device=DEVICE, dtype=wide)
+            ops.adamw_update(w, g, m, v, None, count // 3, norm, scalars, OptimizerConfig())
             return [norm, w, m, v]
 
         yield f"adamw {count}", run

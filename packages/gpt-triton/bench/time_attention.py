@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from gpt_triton import kernels
-from gpt_triton.residuals import Dropout
+from gpt_triton.dropout import Dropout
 from kernel_cases import DEVICE, HEADS, WIDTH
 from kernel_report import Report
 from torch import Tensor

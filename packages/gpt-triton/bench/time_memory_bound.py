@@ -70,7 +70,7 @@ def time_embedding(report: Report, rows: int, context: int) -> None:
 def time_adamw(report: Report) -> None:
     """The norm of all gradients, and AdamW on all parameters."""
     w, g, m, v = (_normal(PARAMETERS).abs_() for _ in range(4))
-    shadow, hyper = w.bfloat16(), torch.tensor([1e-4, 0.1, 0.05, 1e9], device=DEVICE)
+    shadow, scalars = w.bfloat16(), torch.tensor([1e-4, 0.1, 0.05, 1e9], device=DEVICE)
     norm = kernels.global_norm(g)
     report.time_pair("global norm", lambda: kernels.global_norm(g), lambda: torch.linalg.vector_norm(g))
     parameter = torch.nn.Parameter(w.clone())
@@ -78,7 +78,7 @@ def time_adamw(report: Report) -> None:
     optimizer = torch.optim.AdamW([parameter], lr=1e-4, fused=True, capturable=True)
     report.time_pair(
         "AdamW",
-        lambda: kernels.adamw_update(w, g, m, v, shadow, PARAMETERS // 2, norm, hyper, OptimizerConfig()),
+        lambda: kernels.adamw_update(w, g, m, v, shadow, PARAMETERS // 2, norm, scalars, OptimizerConfig()),
         optimizer.step,
         "torch's without clipping and without the bfloat16 copy",
     )

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from gpt_triton import kernels
+from gpt_triton.dropout import Dropout
 from gpt_triton.kernels.cross_entropy import _cross_entropy
 from gpt_triton.kernels.matmul import product
 from gpt_triton.kernels.tiles import cross_entropy_chunk
-from gpt_triton.residuals import Dropout
 from kernel_cases import DEVICE, PADDED, VOCAB, WIDTH
 from kernel_report import Report
 from torch import Tensor

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from gpt_triton.residuals import Dropout
+from gpt_triton.dropout import Dropout
 from gpt_triton_plain import plain_attention, plain_scale
 from torch import Tensor
 

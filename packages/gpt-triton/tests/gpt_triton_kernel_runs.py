@@ -18,7 +18,7 @@ if DEVICE.type == "cpu":
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from gpt_triton import kernels, reference  # noqa: E402
-from gpt_triton.residuals import Dropout  # noqa: E402
+from gpt_triton.dropout import Dropout  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 Run = Callable[[Any, Callable[..., Tensor], torch.dtype], list[Tensor]]

@@ -15,7 +15,7 @@ from gpt_trainer.backend import Moments, OptimizerConfig, Runtime, find_backend
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import Parameters
 from gpt_triton.backend import TritonBackend
-from gpt_triton.options import SPEC, TritonOptions
+from gpt_triton.options import SPEC, Options
 from gpt_triton_plain import PlainModel
 
 Check = Callable[..., None]
@@ -23,7 +23,7 @@ CPU = Runtime(device="cpu", seed=5)
 
 
 def make(config: ModelConfig, weights: Parameters, runtime: Runtime = CPU) -> TritonBackend:
-    backend = TritonBackend(config, OptimizerConfig(), runtime, TritonOptions())
+    backend = TritonBackend(config, OptimizerConfig(), runtime, Options())
     backend.load(weights)
     return backend
 
@@ -182,7 +182,7 @@ def test_decoder_equals_the_whole_forward(
         got = decoder.feed(batch.tokens[:, done : done + count].astype(np.int64))
         done += count
         assert_close(f"after {done}", got, logits[:, done - 1], "float32")
-    with pytest.raises(ValueError, match="exceed the context of 13"):
+    with pytest.raises(ValueError, match="outgrow the context of 13"):
         decoder.feed(batch.tokens[:, :1])
 
 
@@ -212,13 +212,13 @@ def test_refuses_what_would_read_foreign_memory(
 def test_triton_without_a_gpu_says_what_to_do(config: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(ValueError, match="TRITON_INTERPRET=1"):
-        TritonBackend(config, OptimizerConfig(), CPU, TritonOptions(kernels="triton"))
+        TritonBackend(config, OptimizerConfig(), CPU, Options(kernels="triton"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_missing_gpu_is_named(config: ModelConfig) -> None:
-    with pytest.raises(ValueError, match="no GPU"):
-        TritonBackend(config, OptimizerConfig(), Runtime(device="gpu"), TritonOptions())
+    with pytest.raises(ValueError, match="no CUDA device"):
+        TritonBackend(config, OptimizerConfig(), Runtime(device="gpu"), Options())
     assert not SPEC.has_gpu()
 
 

@@ -13,7 +13,7 @@ from gpt_trainer.backend import OptimizerConfig, Runtime
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import Parameters, init_parameters
 from gpt_triton.backend import TritonBackend
-from gpt_triton.options import TritonOptions
+from gpt_triton.options import Options
 from gpt_triton_plain import PlainModel
 
 Check = Callable[..., None]
@@ -24,9 +24,7 @@ pytestmark = [
 GPU = Runtime(device="gpu", seed=5)
 
 
-def make(
-    config: ModelConfig, weights: Parameters, options: TritonOptions, runtime: Runtime = GPU
-) -> TritonBackend:
+def make(config: ModelConfig, weights: Parameters, options: Options, runtime: Runtime = GPU) -> TritonBackend:
     backend = TritonBackend(config, OptimizerConfig(), runtime, options)
     backend.load(weights)
     return backend
@@ -56,7 +54,7 @@ def test_float32_gradients_keep_the_rule(
 ) -> None:
     config = replace(config, dropout=rate)
     rows = packed if boundaries else batch
-    loss, gradients = make(config, weights, TritonOptions(kernels)).gradients([rows], 4)
+    loss, gradients = make(config, weights, Options(kernels)).gradients([rows], 4)
     model = PlainModel(config, rows, (5, 4, 0))
     wide = {name: torch.from_numpy(value).double() for name, value in weights.items()}
     want, want_loss = torch.func.grad_and_value(model.loss)(wide)
@@ -72,7 +70,7 @@ def test_a_recorded_step_equals_a_launched_one_to_the_bit(
 ) -> None:
     config, runtime = replace(config, dropout=0.1), replace(GPU, precision=precision)
     recorded, again, launched = (
-        run(make(config, weights, TritonOptions(kernels, cuda_graph), runtime), packed)
+        run(make(config, weights, Options(kernels, cuda_graph), runtime), packed)
         for cuda_graph in (True, True, False)
     )
     assert recorded == again
@@ -82,7 +80,7 @@ def test_a_recorded_step_equals_a_launched_one_to_the_bit(
 def test_recording_changes_no_weight_and_no_moment(
     config: ModelConfig, weights: Parameters, batch: Batch
 ) -> None:
-    backend = make(config, weights, TritonOptions())
+    backend = make(config, weights, Options())
     backend.gradients([batch], 0)
     assert not backend.train_step([batch], 1e-3, 0, skip_above=0.0).fetch().updated
     for name, value in backend.export().items():
@@ -95,7 +93,7 @@ def test_bfloat16_gradients_err_at_most_twice_as_much_as_plain_torch() -> None:
     weights = init_parameters(config, 0)
     tokens = np.random.default_rng(0).integers(0, 1009, (4, 201), dtype=np.int32)
     batch = Batch(tokens[:, :-1].copy(), tokens[:, 1:].copy())
-    _, ours = make(config, weights, TritonOptions(), replace(GPU, precision="bfloat16")).gradients([batch], 0)
+    _, ours = make(config, weights, Options(), replace(GPU, precision="bfloat16")).gradients([batch], 0)
     model = PlainModel(config, batch)
     want, theirs = (
         torch.func.grad(model.loss)({name: torch.from_numpy(v).to(dtype) for name, v in weights.items()})
@@ -129,7 +127,7 @@ def test_more_logits_than_31_bits_count() -> None:
 def test_decoder_follows_the_whole_forward(
     precision: str, config: ModelConfig, weights: Parameters, batch: Batch
 ) -> None:
-    backend = make(config, weights, TritonOptions(), replace(GPU, precision=precision))
+    backend = make(config, weights, Options(), replace(GPU, precision=precision))
     logits, decoder = backend.logits(batch), backend.decoder(4)
     # bfloat16 rounds each activation to 2^-9: another order of a sum may move a value by one such step
     limit = 1e-5 if precision == "float32" else 2e-2
@@ -140,7 +138,7 @@ def test_decoder_follows_the_whole_forward(
 
 
 def test_says_what_it_uses(config: ModelConfig, weights: Parameters, batch: Batch) -> None:
-    backend = make(config, weights, TritonOptions())
+    backend = make(config, weights, Options())
     backend.train_step([batch], 1e-3, 0)
     backend.synchronize()
     assert backend.choices()["kernels"] == "triton"

@@ -10,7 +10,7 @@ import torch
 from gpt_triton import reference
 from gpt_triton.kernels import attention_hopper, attention_hopper_d_kv, attention_hopper_d_q
 from gpt_triton.kernels.attention_mask import attention_mask
-from gpt_triton.residuals import AttentionResiduals
+from gpt_triton.ops import AttentionResiduals
 from gpt_triton_gluon import Described, Emulated, StuckError
 from gpt_triton_kernel_runs import Fenced, dropout, randn, relative
 from torch import Tensor

@@ -17,7 +17,7 @@ from gpt_triton_kernel_runs import DEVICE, Fenced, dropout, randn, relative
 from gpt_triton import kernels, reference  # isort: skip  # after the setup above, which chooses the interpreter
 from gpt_triton.kernels import matmul, tiles  # isort: skip
 from gpt_triton.kernels.primitives import keep_mask  # isort: skip
-from gpt_triton.reference.dropout import keep_mask as reference_keep_mask  # isort: skip
+from gpt_triton.dropout import keep_mask as reference_keep_mask  # isort: skip
 
 import triton  # isort: skip
 import triton.language as tl  # isort: skip
@@ -107,12 +107,12 @@ def test_adamw(count: int, clip: float) -> None:
     start = [randn(count, seed=s) for s in range(3)] + [randn(count, seed=3).abs()]
     ours, want = [fence(t) for t in start], [t.double() for t in start]
     shadow = fence(torch.zeros(count, device=DEVICE), torch.bfloat16)
-    hyper = torch.tensor([1e-2, 0.1, 0.001, 1e9], device=DEVICE)
+    scalars = torch.tensor([1e-2, 0.1, 0.001, 1e9], device=DEVICE)
     norm = kernels.global_norm(ours[1])
     assert relative(norm, want[1].norm().view(1)) < 1e-6
-    kernels.adamw_update(*ours, shadow, count // 3, norm, hyper, config)
+    kernels.adamw_update(*ours, shadow, count // 3, norm, scalars, config)
     exact_norm = reference.global_norm(want[1])
-    reference.adamw_update(*want, None, count // 3, exact_norm, hyper.double(), config)
+    reference.adamw_update(*want, None, count // 3, exact_norm, scalars.double(), config)
     fence.check()
     for name, a, b in zip(("weight", "gradient", "first", "second"), ours, want, strict=True):
         assert relative(a, b) < 1e-6, name
@@ -124,8 +124,8 @@ def test_adamw_leaves_everything_alone_after_a_bad_norm(norm: float) -> None:
     state = [randn(100, seed=s) for s in range(4)]
     state[1][3] = math.nan
     before = [t.clone() for t in state]
-    hyper = torch.tensor([1e-2, 0.1, 0.05, 10.0], device=DEVICE)
-    kernels.adamw_update(*state, None, 50, torch.tensor([norm], device=DEVICE), hyper, OptimizerConfig())
+    scalars = torch.tensor([1e-2, 0.1, 0.05, 10.0], device=DEVICE)
+    kernels.adamw_update(*state, None, 50, torch.tensor([norm], device=DEVICE), scalars, OptimizerConfig())
     for index in (0, 2, 3):
         assert torch.equal(state[index], before[index])
 

@@ -13,51 +13,44 @@ import torch
 from gpt_data.batch import Batch
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import Parameters
-from gpt_trainer.philox import dropout_keys
 from gpt_triton import reference
-from gpt_triton.buffers import layout_of, read_arrays, tree_of, write_arrays
-from gpt_triton.keeping import PLANS, Keep
-from gpt_triton.loss import loss_and_gradients
-from gpt_triton.model import Inputs, forward
+from gpt_triton.dropout import dropout_keys
+from gpt_triton.loss import add_gradients
+from gpt_triton.model import Inputs, Plan, hidden_states
+from gpt_triton.ops import Keep
+from gpt_triton.plan import KEEPS
+from gpt_triton.tree import BLOCK_NAMES, from_canonical, layout_of, to_canonical, view_as_tree
 from gpt_triton_plain import PlainModel
 
 Check = Callable[..., None]
+CPU = torch.device("cpu")
 MASKS = (2**33 + 1, 4, 1)  # seed, step, micro-batch
 
 
 def ours(
-    config: ModelConfig, weights: Parameters, batch: Batch, dtype: torch.dtype, keep: Keep = PLANS["all"]
+    config: ModelConfig, weights: Parameters, batch: Batch, dtype: torch.dtype, keep: Keep = KEEPS["all"]
 ) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss and gradients by canonical name, in ``dtype`` throughout; bfloat16 gradients in float32."""
-    layout = layout_of(config)
     wide = torch.float32 if dtype == torch.bfloat16 else dtype
-    flat, d_flat = torch.zeros(layout.size, dtype=wide), torch.zeros(layout.size, dtype=wide)
-    write_arrays(flat, layout, weights)
-    params, d_params = tree_of(flat.to(dtype), layout, flat), tree_of(d_flat, layout)
-    scale = torch.tensor(1.0 / batch.target_count, dtype=wide)
-    loss = loss_and_gradients(
-        reference,
-        params,
-        d_params,
-        _inputs(config, batch),
-        torch.from_numpy(batch.targets),
-        scale,
-        n_head=config.n_head,
-        vocab_size=config.vocab_size,
-        rate=config.dropout,
-        keep=keep,
+    flat = from_canonical(weights, config, CPU).flat.to(wide)
+    params, sums = (
+        view_as_tree(flat.to(dtype), config, flat),
+        view_as_tree(torch.zeros_like(flat), config),
     )
-    slots = layout.slots.items()
+    plan = Plan(config.n_head, config.vocab_size, reference, dtype, keep, config.dropout)
+    weight = torch.tensor(1.0 / batch.target_count, dtype=wide)
+    keys = dropout_keys(*MASKS, config.n_layer) if config.dropout else None
+    loss = add_gradients(params, sums, _inputs(batch), plan, weight, keys)
+    layout = layout_of(config)
     return float(loss), {
-        name: d_flat[slot.start : slot.start + int(np.prod(slot.shape))].view(slot.shape)[: slot.rows]
-        for name, slot in slots
+        name: sums.flat[layout.starts[name] :][: value.size].view(value.shape)
+        for name, value in weights.items()
     }
 
 
-def _inputs(config: ModelConfig, batch: Batch) -> Inputs:
-    keys = torch.from_numpy(dropout_keys(*MASKS, config.n_layer).astype(np.int64))
-    starts = None if batch.segment_starts is None else torch.from_numpy(batch.segment_starts)
-    return Inputs(torch.from_numpy(batch.tokens), torch.from_numpy(batch.positions.copy()), starts, keys)
+def _inputs(batch: Batch) -> Inputs:
+    fields = (batch.tokens, batch.targets, batch.positions.copy(), batch.segment_starts)
+    return Inputs(*(None if field is None else torch.from_numpy(field) for field in fields))
 
 
 def plain(
@@ -153,10 +146,8 @@ def test_bfloat16_gradients_err_at_most_twice_as_much_as_plain_torch(
 
 
 def _hidden(config: ModelConfig, weights: Parameters, batch: Batch) -> torch.Tensor:
-    layout = layout_of(config)
-    flat = torch.zeros(layout.size)
-    write_arrays(flat, layout, weights)
-    hidden, _ = forward(reference, tree_of(flat, layout), _inputs(config, batch), config.n_head)
+    plan = Plan(config.n_head, config.vocab_size, reference)
+    hidden = hidden_states(from_canonical(weights, config, CPU), _inputs(batch), plan)
     return hidden.view(*batch.tokens.shape, -1)
 
 
@@ -216,17 +207,16 @@ def test_logits_equal_hugging_face(
 
 
 def test_layout_is_aligned_and_loads_what_it_stores(config: ModelConfig, weights: Parameters) -> None:
-    layout = layout_of(config)
-    flat = torch.full((layout.size,), float("nan"))
-    write_arrays(flat, layout, weights)
-    for name, value in read_arrays(flat, layout).items():
+    layout, tree = layout_of(config), from_canonical(weights, config, CPU)
+    for name, value in to_canonical(tree, config).items():
         assert value.tobytes() == weights[name].tobytes(), name
-    decayed = {name for name, slot in layout.slots.items() if slot.start < layout.decay_count}
+    decayed = {name for name, start in layout.starts.items() if start < layout.decay_count}
     assert decayed == {name for name, value in weights.items() if value.ndim == 2}
-    assert all(slot.start % 64 == 0 for slot in layout.slots.values())
-    tree = tree_of(flat, layout)
+    assert all(start % 64 == 0 for start in layout.starts.values())
     assert tree.wte.shape[0] % 128 == 0
     assert not tree.wte[config.vocab_size :].any()
-    written = sum(value.size for value in weights.values())
-    assert int((flat != 0).sum()) <= written
-    assert flat.isfinite().all()
+    assert int((tree.flat != 0).sum()) <= sum(value.size for value in weights.values())
+    for layer, block in enumerate(tree.blocks):
+        for field, leaf in zip(block._fields, block, strict=True):
+            want = weights[f"transformer.h.{layer}.{BLOCK_NAMES[field]}"]
+            assert leaf.numpy().tobytes() == want.tobytes(), field

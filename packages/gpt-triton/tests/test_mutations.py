@@ -97,21 +97,21 @@ MUTATIONS = [
     ),
     (
         "cross_entropy.py",
-        "d_logits.mul_(valid * scale)",
-        "d_logits.mul_(1.01 * valid * scale)",
+        "d_logits.mul_(valid * weight)",
+        "d_logits.mul_(1.01 * valid * weight)",
         "cross_entropy",
     ),
-    ("cross_entropy.py", "d_logits.mul_(valid * scale)", "d_logits.mul_(scale)", "cross_entropy"),
+    ("cross_entropy.py", "d_logits.mul_(valid * weight)", "d_logits.mul_(weight)", "cross_entropy"),
     (
         "cross_entropy.py",
-        "d_logits.to(x.dtype) @ weight",
-        "d_logits.to(x.dtype) @ weight * 1.01",
+        "d_logits.to(x.dtype) @ head",
+        "d_logits.to(x.dtype) @ head * 1.01",
         "cross_entropy",
     ),
     (
         "cross_entropy.py",
-        "d_weight.addmm_(d_logits.mT, x[part].to(d_weight.dtype))",
-        "d_weight.addmm_(d_logits.mT, x[part].to(d_weight.dtype), alpha=1.01)",
+        "d_head.addmm_(d_logits.mT, x[part].to(d_head.dtype))",
+        "d_head.addmm_(d_logits.mT, x[part].to(d_head.dtype), alpha=1.01)",
         "cross_entropy",
     ),
     (
@@ -121,8 +121,12 @@ MUTATIONS = [
         "embedding",
     ),
     ("embedding.py", "d_x = dropout_bwd(d_x, dropout)", "d_x = d_x / (1 - dropout.rate)", "embedding"),
-    ("dropout.py", "scale = 1.0 / (1.0 - dropout.rate)", "scale = 1.01 / (1.0 - dropout.rate)", "dropout"),
-    ("dropout.py", "for _ in range(ROUNDS)", "for _ in range(ROUNDS - 1)", "dropout"),
+    (
+        "dropout.py",
+        "rule.dropout(d_y, dropout.key, dropout.rate)",
+        "rule.dropout(1.01 * d_y, dropout.key, dropout.rate)",
+        "dropout",
+    ),
 ]
 
 

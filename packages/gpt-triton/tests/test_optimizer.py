@@ -8,7 +8,8 @@ import pytest
 import torch
 from gpt_trainer.backend import OptimizerConfig
 from gpt_triton import reference
-from gpt_triton.optimizer import AdamWState, adamw_hyper, adamw_init, adamw_step
+from gpt_triton.model import Parameters
+from gpt_triton.optimizer import AdamWState, adamw_update, step_scalars
 from torch import Tensor
 
 Check = Callable[..., None]
@@ -20,14 +21,20 @@ def _gradients(step: int, dtype: torch.dtype) -> Tensor:
     return torch.randn(SIZE, generator=torch.Generator().manual_seed(step), dtype=torch.float64).to(dtype)
 
 
-def _run(config: OptimizerConfig, lr: float, dtype: torch.dtype, steps: int) -> tuple[Tensor, AdamWState]:
-    parameters = torch.linspace(-1.0, 1.0, SIZE, dtype=torch.float64).to(dtype)
-    state = adamw_init(parameters)
+def _tree(flat: Tensor, decay_count: int = DECAY) -> Parameters:
+    """A flat buffer alone: the optimizer asks for nothing else."""
+    none = flat[:1]
+    return Parameters(none[None], none[None], (), none, none, flat, decay_count)
+
+
+def _run(config: OptimizerConfig, lr: float, dtype: torch.dtype, steps: int) -> tuple[Parameters, AdamWState]:
+    params = _tree(torch.linspace(-1.0, 1.0, SIZE, dtype=torch.float64).to(dtype))
+    state = AdamWState(*(_tree(torch.zeros_like(params.flat)) for _ in range(2)))
     for step in range(steps):
-        hyper = torch.from_numpy(adamw_hyper(config, lr, step)).to(dtype)
-        gradients = _gradients(step, dtype) * 10.0 ** (step - 3)
-        adamw_step(reference, parameters, gradients, state, None, hyper, config, DECAY)
-    return parameters, state
+        scalars = torch.from_numpy(step_scalars(config, lr, step, float("inf"))).to(dtype)
+        gradients = _tree(_gradients(step, dtype) * 10.0 ** (step - 3))
+        adamw_update(params, gradients, state, config, scalars, params, reference)
+    return params, state
 
 
 @pytest.mark.parametrize("clip", [0.0, 1.0])
@@ -45,9 +52,9 @@ def test_equals_torch_adamw(clip: float, assert_close: Check) -> None:
         theirs.step()
     got, _ = _run(config, 0.125, torch.float64, 6)
     # the bias corrections reach the device in float32
-    assert_close("parameters", got, torch.cat([p.detach() for p in parts]), "optimizer")
+    assert_close("parameters", got.flat, torch.cat([p.detach() for p in parts]), "optimizer")
     single, _ = _run(config, 0.125, torch.float32, 6)
-    assert_close("float32", single, got, "optimizer")
+    assert_close("float32", single.flat, got.flat, "optimizer")
 
 
 @pytest.mark.parametrize("size", [1, 4095, 4096, 4097, 100_000])
@@ -61,25 +68,26 @@ def test_norm_equals_float64(size: int, assert_close: Check) -> None:
 )
 def test_a_bad_norm_leaves_everything_alone(poison: float, limit: float) -> None:
     config = OptimizerConfig()
-    parameters, state = _run(config, 0.1, torch.float32, 2)
-    before = [t.clone() for t in (parameters, *state)]
+    params, state = _run(config, 0.1, torch.float32, 2)
+    before = [tree.flat.clone() for tree in (params, *state)]
     gradients = _gradients(9, torch.float32)
     gradients[SIZE // 2] = poison
-    hyper = torch.from_numpy(adamw_hyper(config, 0.1, 2, limit))
-    shadow = torch.zeros(SIZE, dtype=torch.bfloat16)
-    adamw_step(reference, parameters, gradients, state, shadow, hyper, config, DECAY)
-    for old, new in zip(before, (parameters, *state), strict=True):
-        assert torch.equal(old, new)
-    assert torch.equal(shadow, parameters.bfloat16())
+    scalars = torch.from_numpy(step_scalars(config, 0.1, 2, limit))
+    shadow = _tree(torch.zeros(SIZE, dtype=torch.bfloat16))
+    outcome = adamw_update(params, _tree(gradients), state, config, scalars, shadow, reference)
+    assert not outcome.updated
+    for old, new in zip(before, (params, *state), strict=True):
+        assert torch.equal(old, new.flat)
+    assert torch.equal(shadow.flat, params.flat.bfloat16())
 
 
 def test_a_norm_at_the_limit_still_updates() -> None:
     config = OptimizerConfig()
-    parameters = torch.zeros(4096)
-    gradients = torch.zeros(4096)
-    gradients[7] = 4.0
-    hyper = torch.from_numpy(adamw_hyper(config, 0.5, 0, 4.0))
-    norm = adamw_step(reference, parameters, gradients, adamw_init(parameters), None, hyper, config, 0)
-    assert norm.tolist() == [4.0]
-    assert parameters[7].item() == pytest.approx(-0.5)
-    assert not parameters[:7].any()
+    params, gradients, *moments = (_tree(torch.zeros(4096), 0) for _ in range(4))
+    gradients.flat[7] = 4.0
+    scalars = torch.from_numpy(step_scalars(config, 0.5, 0, 4.0))
+    outcome = adamw_update(params, gradients, AdamWState(*moments), config, scalars, params, reference)
+    assert outcome.grad_norm.item() == 4.0
+    assert outcome.updated
+    assert params.flat[7].item() == pytest.approx(-0.5)
+    assert not params.flat[:7].any()

@@ -15,7 +15,7 @@ from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import Parameters
 from gpt_triton import reference
 from gpt_triton.backend import TritonBackend
-from gpt_triton.options import TritonOptions
+from gpt_triton.options import Options
 from gpt_triton.reference import attention
 from gpt_triton_kernel_runs import DEVICE
 from gpt_triton_plain import plain_attention
@@ -40,7 +40,7 @@ ROWS = {
 
 def make(config: ModelConfig, weights: Parameters, kernels: str = "reference") -> TritonBackend:
     backend = TritonBackend(
-        config, OptimizerConfig(), Runtime(device=DEVICE.type.replace("cuda", "gpu")), TritonOptions(kernels)
+        config, OptimizerConfig(), Runtime(device=DEVICE.type.replace("cuda", "gpu")), Options(kernels)
     )
     backend.load(weights)
     return backend

@@ -10,7 +10,7 @@ import pytest
 import torch
 from gpt_trainer.philox import Site, dropout_key, dropout_mask
 from gpt_triton import reference
-from gpt_triton.residuals import Dropout
+from gpt_triton.dropout import Dropout
 from gpt_triton_cases import CASES, attention_case, jacobians
 
 Check = Callable[..., None]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from gpt_data.batch import IGNORE
 from gpt_triton import reference
-from gpt_triton.residuals import Dropout
+from gpt_triton.dropout import Dropout
 from torch import Tensor
 
 Arrays = dict[str, np.ndarray]

@@ -1,129 +1,151 @@
 """The model, its loss and its optimizer as a backend of ``gpt_trainer``.
 
+On a GPU a step is recorded as CUDA graphs: one for a micro-batch of each shape and one for the optimizer.
 Shapes: B rows, T positions, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
 import torch
 from gpt_data.batch import Batch
+from gpt_data.checks import check_batch
 from gpt_data.targets import spread, target_index
-from gpt_trainer.backend import Moments, OptimizerConfig, Profile, Runtime
+from gpt_trainer.backend import Moments, OptimizerConfig, Profile, Runtime, StepMetrics
 from gpt_trainer.model_config import ModelConfig
-from gpt_trainer.parameters import Parameters, check_parameters
+from gpt_trainer.parameters import Parameters as Canonical
+from gpt_trainer.parameters import check_parameters
 from jaxtyping import Float32
+from torch import Tensor
 
 from gpt_triton import device as devices
-from gpt_triton.decoding import CachedDecoder, head_logits
-from gpt_triton.inputs import load_batch, send
-from gpt_triton.keeping import PLANS
-from gpt_triton.loss import token_losses
-from gpt_triton.model import forward
+from gpt_triton.decoding import Decoder
+from gpt_triton.dropout import dropout_keys
+from gpt_triton.graphs import Recorder
+from gpt_triton.inputs import MicroBatch, Shape, load_batch, send, shape_of, upload
+from gpt_triton.loss import target_log_probs
+from gpt_triton.model import logits
+from gpt_triton.optimizer import AdamWState, step_scalars
 from gpt_triton.options import SPEC as SPEC
-from gpt_triton.options import TritonOptions
+from gpt_triton.options import Options
+from gpt_triton.plan import choose_kernels, make_plan
 from gpt_triton.profiling import record
-from gpt_triton.step import PendingMetrics, TrainingState
+from gpt_triton.step import Sums, TrainingState, accumulate, finish
+from gpt_triton.tree import from_canonical, shadow_of, to_canonical, zeros
+
+
+class PendingMetrics:
+    """Loss, norm and whether the weights moved, on their way to the host."""
+
+    def __init__(self, values: Float32[Tensor, " 3"]) -> None:
+        # a copy into pinned memory does not hold the host up
+        self._values = torch.empty(3, pin_memory=values.is_cuda).copy_(values, non_blocking=True)
+        self._arrived = None
+        if values.is_cuda:
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def fetch(self) -> StepMetrics:
+        """Wait for the step, not for those after it, and return its metrics."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        loss, grad_norm, updated = self._values.tolist()
+        return StepMetrics(loss, grad_norm, bool(updated))
 
 
 class TritonBackend:
-    """Implements ``gpt_trainer.backend.Backend``; see there for what each method promises.
-
-    Attributes:
-        config: The model's sizes.
-    """
+    """Implements ``gpt_trainer.backend.Backend``; see there for what each method promises."""
 
     def __init__(
-        self,
-        config: ModelConfig,
-        optimizer: OptimizerConfig,
-        runtime: Runtime,
-        options: TritonOptions,
+        self, config: ModelConfig, optimizer: OptimizerConfig, runtime: Runtime, options: Options
     ) -> None:
         self.config = config
-        self._device = devices.choose_device(runtime)
-        self._kernels, ops = devices.choose_ops(options.kernels, self._device)
-        self._state = TrainingState(
-            config,
-            optimizer,
-            ops,
-            self._device,
-            devices.compute_dtype(runtime),
-            runtime.seed,
-            PLANS[options.keep],
-            cuda_graph=options.cuda_graph,
-        )
-        self._keep = options.keep
-        self._cuda_graph = options.cuda_graph and self._device.type == "cuda"
+        self._device = devices.choose_device(runtime.device)
+        self._optimizer, self._runtime, self._options = optimizer, runtime, options
+        self._plan = make_plan(config, runtime, options, self._device)
+        params, gradients, first, second = (zeros(config, self._device) for _ in range(4))
+        shadow = shadow_of(params, config, self._plan.dtype)
+        self._state = TrainingState(params, AdamWState(first, second), shadow)
+        self._sums = Sums(torch.zeros((), device=self._device), gradients)
+        self._scalars = torch.ones(4, device=self._device)
+        self._metrics = torch.zeros(3, device=self._device)
+        self._held: dict[Shape, tuple[MicroBatch, Callable[[], None]]] = {}
+        self._update: Callable[[], None] | None = None
+        self._recorder = Recorder() if options.cuda_graph and self._device.type == "cuda" else None
 
-    def load(self, parameters: Parameters, moments: Moments | None = None) -> None:
-        """Take over parameters and moments; all are checked before anything is changed."""
+    def load(self, parameters: Canonical, moments: Moments | None = None) -> None:
+        """Take over parameters, and moments (zeros if not given).
+
+        Raises:
+            ValueError: If names, shapes or dtypes do not fit the model; nothing is changed then.
+        """
         for values in (parameters, *(moments or ())):
             check_parameters(values, self.config)
-        self._state.load(parameters, moments)
+        trees = (self._state.params, *self._state.moments)
+        for tree, values in zip(trees, (parameters, *(moments or (None, None))), strict=True):
+            if values is None:
+                tree.flat.zero_()
+            else:
+                tree.flat.copy_(from_canonical(values, self.config, torch.device("cpu")).flat)
+        if self._state.shadow is not self._state.params:
+            self._state.shadow.flat.copy_(self._state.params.flat)
 
-    def export(self) -> Parameters:
-        """The float32 master parameters."""
-        return self._state.export()
+    def export(self) -> Canonical:
+        """The float32 master parameters, as copies."""
+        return to_canonical(self._state.params, self.config)
 
     def export_moments(self) -> Moments:
-        """AdamW's moments."""
-        return self._state.export_moments()
+        """AdamW's moments, as copies."""
+        return Moments(*(to_canonical(tree, self.config) for tree in self._state.moments))
 
     def train_step(
         self, micro_batches: Sequence[Batch], lr: float, step: int, *, skip_above: float = float("inf")
     ) -> PendingMetrics:
-        """One optimizer step, launched and not waited for.
+        """One optimizer step; see ``gpt_trainer.backend.Backend.train_step``.
 
         Args:
             step: Optimizer steps already taken, from 0.
-
-        Raises:
-            ValueError: If there is no micro-batch, or a token id is out of range.
         """
-        return self._state.train_step(micro_batches, lr, step, skip_above)
+        self._sum(micro_batches, step)
+        if self._update is None:
+            # recording runs it once: no norm is below -1, so that no weight changes
+            upload(self._scalars, torch.tensor([0.0, 1.0, 1.0, -1.0]))
+            self._update = self._recorded(self._finish)
+        upload(self._scalars, torch.from_numpy(step_scalars(self._optimizer, lr, step, skip_above)))
+        self._update()
+        return PendingMetrics(self._metrics)
 
-    def gradients(self, micro_batches: Sequence[Batch], step: int) -> tuple[float, Parameters]:
-        """Mean loss and its unclipped gradient by canonical name."""
-        return self._state.gradients(micro_batches, step)
+    def gradients(self, micro_batches: Sequence[Batch], step: int) -> tuple[float, Canonical]:
+        """Mean loss and its gradient by canonical name, unclipped, dropout as in ``train_step``."""
+        self._sum(micro_batches, step)
+        return float(self._sums.loss), to_canonical(self._sums.gradients, self.config)
 
     def evaluate(self, batch: Batch) -> tuple[float, int]:
-        """Sum of negative log-likelihoods in nats, and the number of targets."""
+        """Sum of negative log-likelihoods in nats, and the number of targets; no dropout."""
         return -float(self.log_probs(batch).sum(dtype=np.float64)), batch.target_count
 
     def log_probs(self, batch: Batch) -> Float32[np.ndarray, "B T"]:
-        """Log-probability of each target; 0 where ignored."""
-        state, index = self._state, target_index(batch.targets)
-        loaded = load_batch(batch, self.config, self._device)
-        nll = token_losses(
-            state.ops,
-            state.params,
-            loaded.inputs,
-            loaded.targets,
-            n_head=self.config.n_head,
-            vocab_size=self.config.vocab_size,
-            index=None if index is None else send(index, self._device),
-        )
-        return spread(-nll.cpu().numpy(), batch.targets)
+        """Log-probability of each target given what its position may see; 0 where ignored; no dropout."""
+        inputs, index = load_batch(batch, self.config, self._device), target_index(batch.targets)
+        picked = None if index is None else send(torch.from_numpy(index), self._device)
+        values = target_log_probs(self._state.shadow, inputs, self._plan, picked)
+        return spread(values.cpu().numpy(), batch.targets)
 
     def logits(self, batch: Batch) -> Float32[np.ndarray, "B T V"]:
-        """All logits, for checks at small sizes."""
-        state = self._state
-        loaded = load_batch(batch, self.config, self._device)
-        hidden, _ = forward(state.ops, state.params, loaded.inputs, self.config.n_head)
-        flat = head_logits(hidden, state.params.wte, self.config.vocab_size)
-        return flat.view(*batch.tokens.shape, -1).cpu().numpy()
+        """All logits, without dropout."""
+        inputs = load_batch(batch, self.config, self._device)
+        return logits(self._state.shadow, inputs, self._plan).cpu().numpy()
 
-    def decoder(self, rows: int) -> CachedDecoder:
-        """A fresh decoder for ``rows`` sequences."""
-        return CachedDecoder(self._state.ops, self._state.params, self.config, rows)
+    def decoder(self, rows: int) -> Decoder:
+        """A fresh decoder for ``rows`` sequences of at most ``config.context`` tokens."""
+        return Decoder(self._state.shadow, self.config, self._plan, rows)
 
     def profile(self, folder: Path) -> AbstractContextManager[Profile]:
-        """Record with torch's profiler; ``trace.json`` is written into ``folder`` on exit."""
+        """Record with torch's profiler; its trace is written into ``folder`` on exit."""
         return record(folder, self._device)
 
     def synchronize(self) -> None:
@@ -141,5 +163,43 @@ class TritonBackend:
 
     def choices(self) -> Mapping[str, str]:
         """The kernels in use, what is kept, whether steps are recorded as CUDA graphs, and versions."""
-        choices = {"kernels": self._kernels, "keep": self._keep, "cuda_graph": str(self._cuda_graph).lower()}
-        return choices | devices.library_versions()
+        return {
+            "kernels": choose_kernels(self._options.kernels, self._device),
+            "keep": self._options.keep,
+            "cuda_graph": str(self._recorder is not None).lower(),
+        } | devices.library_versions()
+
+    def _sum(self, micro_batches: Sequence[Batch], step: int) -> None:
+        """Sum the micro-batches' shares of loss and gradients into zeroed buffers."""
+        if not micro_batches:
+            raise ValueError("micro_batches is empty, expected at least one")
+        config = self.config
+        for batch in micro_batches:
+            check_batch(batch, context=config.context, vocab_size=config.vocab_size, training=True)
+        held = [self._hold(shape_of(batch)) for batch in micro_batches]
+        weight = 1.0 / max(sum(batch.target_count for batch in micro_batches), 1)
+        self._sums.gradients.flat.zero_()
+        self._sums.loss.zero_()
+        for index, (batch, (slot, launch)) in enumerate(zip(micro_batches, held, strict=True)):
+            keys = None
+            if config.dropout:
+                keys = dropout_keys(self._runtime.seed, step, index, config.n_layer)
+            slot.fill(batch, weight, keys)
+            launch()
+
+    def _hold(self, shape: Shape) -> tuple[MicroBatch, Callable[[], None]]:
+        """The tensors and the launches of a micro-batch shape, made if it is new."""
+        if shape not in self._held:
+            slot = MicroBatch(shape, self.config, self._device)
+            self._held[shape] = slot, self._recorded(lambda: self._accumulate(slot))
+        return self._held[shape]
+
+    def _accumulate(self, slot: MicroBatch) -> None:
+        accumulate(self._state.shadow, self._sums, slot.inputs, slot.weight, slot.keys, self._plan)
+
+    def _finish(self) -> None:
+        self._metrics.copy_(finish(self._state, self._sums, self._scalars, self._optimizer, self._plan))
+
+    def _recorded(self, launch: Callable[[], None]) -> Callable[[], None]:
+        """A graph of ``launch``, which is run once for it; or ``launch`` itself where nothing is recorded."""
+        return launch if self._recorder is None else self._recorder.record(launch)

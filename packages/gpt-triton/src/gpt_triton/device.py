@@ -1,20 +1,14 @@
-"""Which device, which ops and which dtype a run gets, and what this machine has."""
+"""Where the model runs, and what this machine has."""
 
 from __future__ import annotations
 
-import importlib
-import os
 import platform
 import resource
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import ModuleType
 
 import torch
-from gpt_trainer.backend import Runtime
-
-from gpt_triton.options import Kernels
 
 
 def has_gpu() -> bool:
@@ -22,39 +16,18 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def choose_device(runtime: Runtime) -> torch.device:
-    """The device that ``runtime`` asks for.
+def choose_device(name: str) -> torch.device:
+    """The device for ``Runtime.device``; ``"auto"`` takes a GPU if there is one.
 
     Raises:
-        ValueError: If a GPU is asked for and there is none.
+        ValueError: If the name is unknown, or a GPU is asked for and there is none.
     """
-    if runtime.device == "gpu" and not has_gpu():
-        raise ValueError("device='gpu', but torch sees no GPU on this machine; choose 'cpu' or 'auto'")
-    on_gpu = runtime.device != "cpu" and has_gpu()
+    if name not in ("auto", "cpu", "gpu"):
+        raise ValueError(f"device={name!r} is not one of auto, cpu, gpu")
+    if name == "gpu" and not has_gpu():
+        raise ValueError("device='gpu', but torch finds no CUDA device; use device='cpu'")
+    on_gpu = name != "cpu" and has_gpu()
     return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
-
-
-def choose_ops(kernels: Kernels, device: torch.device) -> tuple[str, ModuleType]:
-    """The name and the module of the ops to run.
-
-    Raises:
-        ValueError: If Triton kernels are asked for where they cannot run.
-    """
-    if kernels == "auto":
-        kernels = "triton" if device.type == "cuda" else "reference"
-    if kernels == "reference":
-        return kernels, importlib.import_module("gpt_triton.reference")
-    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        raise ValueError(
-            "kernels='triton' needs a GPU; on a CPU choose 'reference' or 'auto', or set TRITON_INTERPRET=1 "
-            "to run the kernels in Triton's (very slow) interpreter"
-        )
-    return kernels, importlib.import_module("gpt_triton.kernels")
-
-
-def compute_dtype(runtime: Runtime) -> torch.dtype:
-    """Dtype of activations and of the matrices in products."""
-    return torch.bfloat16 if runtime.precision == "bfloat16" else torch.float32
 
 
 def device_name(device: torch.device) -> str:

@@ -1,68 +1,54 @@
-"""The loss of a micro-batch, its gradient, and the same loss alone.
+"""The loss of a micro-batch, its gradient, and log-probabilities alone.
 
     loss = sum over targets of -log p(target) / targets of the whole step
 
 Weighting by the step's targets makes the gradient independent of how the step is cut into micro-batches.
-Shapes: B rows, T positions, M = B*T, N of them that are scored.
+Shapes: B rows, T positions, L blocks, N positions that are scored.
 """
 
 from __future__ import annotations
 
-from types import ModuleType
-
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gpt_triton.buffers import Params
-from gpt_triton.keeping import Keep
-from gpt_triton.model import Inputs, backward, forward
+from gpt_triton.model import Inputs, Parameters, Plan, hidden_states, hidden_states_bwd, hidden_states_fwd
 
 
-def loss_and_gradients(
-    ops: ModuleType,
-    params: Params,
-    d_params: Params,
+def add_gradients(
+    params: Parameters,
+    sums: Parameters,
     inputs: Inputs,
-    targets: Int[Tensor, "B T"],
-    scale: Float[Tensor, ""],
-    *,
-    n_head: int,
-    vocab_size: int,
-    rate: float,
-    keep: Keep,
+    plan: Plan,
+    weight: Float[Tensor, ""],
+    keys: Int[Tensor, "L 4 2"] | None = None,
 ) -> Float[Tensor, ""]:
-    """A micro-batch's share of the step's loss; its share of the gradients is added in place.
+    """A micro-batch's share of the loss; its share of the gradient is added to ``sums``.
 
     Args:
-        d_params: Gradients, added to.
-        scale: One over the number of targets in the whole step.
+        params: Matrices in ``plan.dtype``, vectors in float32.
+        sums: Gradients so far, changed in place.
+        weight: One over the number of targets in the whole step, so that shares add up to the mean.
+        keys: Dropout keys; ``None`` means no dropout.
     """
-    hidden, residuals = forward(ops, params, inputs, n_head, rate, keep)
-    nll, d_hidden = ops.linear_cross_entropy(
-        hidden, params.wte, targets.view(-1), vocab_size, scale, d_params.wte
+    hidden, residuals = hidden_states_fwd(params, inputs, plan, keys)
+    nll, d_hidden = plan.ops.linear_cross_entropy(
+        hidden, params.wte, inputs.targets.view(-1), plan.vocab_size, weight, sums.wte
     )
     del hidden
-    backward(ops, params, d_params, inputs, residuals, d_hidden, n_head, rate)
-    return nll.sum() * scale
+    hidden_states_bwd(params, sums, inputs, residuals, d_hidden, plan, keys)
+    return nll.sum() * weight
 
 
-def token_losses(
-    ops: ModuleType,
-    params: Params,
-    inputs: Inputs,
-    targets: Int[Tensor, "B T"],
-    *,
-    n_head: int,
-    vocab_size: int,
-    index: Int[Tensor, " N"] | None = None,
+def target_log_probs(
+    params: Parameters, inputs: Inputs, plan: Plan, index: Int[Tensor, " N"] | None = None
 ) -> Float[Tensor, " N"]:
-    """Negative log-likelihood of every target without dropout, 0 where ignored.
+    """Log-probability of each target, 0 where ignored; no dropout, no gradient.
 
     Args:
+        params: Matrices in ``plan.dtype``, vectors in float32.
         index: Positions to score, counted through all rows; ``None`` means all of them.
     """
-    hidden, _ = forward(ops, params, inputs, n_head)
-    flat = targets.view(-1)
+    hidden, targets = hidden_states(params, inputs, plan), inputs.targets.view(-1)
     if index is not None:
-        hidden, flat = hidden[index], flat[index]
-    return ops.linear_nll(hidden, params.wte, flat, vocab_size)
+        hidden, targets = hidden[index], targets[index]
+    return -plan.ops.linear_nll(hidden, params.wte, targets, plan.vocab_size)

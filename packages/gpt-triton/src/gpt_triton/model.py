@@ -1,12 +1,16 @@
 """GPT-2, forward and backward, over either set of ops: ``gpt_triton.reference`` or ``gpt_triton.kernels``.
 
-    x = dropout(wte[token] + wpe[position])
-    for each block:  x += dropout(attention(norm(x)) W_out),   x += dropout(gelu(norm(x) W_fc) W_proj)
-    hidden = norm(x),   logits = hidden wte^T
+    x_0 = dropout(wte[token] + wpe[position])
+    y   = x_l + dropout(attention(norm(x_l)) W_out)
+    x_{l+1} = y + dropout(gelu(norm(y) W_up) W_down)
+    logits = norm(x_L) wte^T
 
-Biases are left out above. The backward walks the same lines from last to first, and drops each block's
-residuals as soon as they are used. What is kept for it and what it computes again stands in ``keeping``.
-Shapes: B rows, T positions, M = B*T, D width, H heads, L blocks, V vocabulary.
+Biases are left out above. Each function comes as a pair: ``_fwd`` gives its result and what is kept, ``_bwd``
+walks the same lines from last to first, drops each block's residuals as soon as they are used, and adds the
+gradients of parameters in place. Weights are ``(in, out)``, as OpenAI stored them.
+
+Shapes: B rows, T positions, M tokens of all rows (B T), C longest context, V vocabulary, Vp the same padded,
+D width, L blocks.
 
 References:
     Radford et al. 2019, "Language models are unsupervised multitask learners".
@@ -14,150 +18,204 @@ References:
 
 from __future__ import annotations
 
-from types import ModuleType
+from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from gpt_trainer.philox import Site
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
-from gpt_triton.buffers import BlockParams, Params
-from gpt_triton.keeping import NOTHING, Keep
-from gpt_triton.residuals import AttentionResiduals, Dropout, NormResiduals
+from gpt_triton.dropout import dropout_at
+from gpt_triton.ops import NOTHING, BlockResiduals, Keep, NormResiduals, Ops, Residuals
+
+
+class Block(NamedTuple):
+    """Parameters of one block, or anything of the same shapes; the fields in canonical order."""
+
+    ln1_gain: Float[Tensor, " D"]
+    ln1_bias: Float[Tensor, " D"]
+    qkv_weight: Float[Tensor, "D 3*D"]  # columns: queries, keys, values
+    qkv_bias: Float[Tensor, " 3*D"]
+    out_weight: Float[Tensor, "D D"]
+    out_bias: Float[Tensor, " D"]
+    ln2_gain: Float[Tensor, " D"]
+    ln2_bias: Float[Tensor, " D"]
+    up_weight: Float[Tensor, "D 4*D"]
+    up_bias: Float[Tensor, " 4*D"]
+    down_weight: Float[Tensor, "4*D D"]
+    down_bias: Float[Tensor, " D"]
+
+
+class Parameters(NamedTuple):
+    """The whole model, or anything of the same shapes; the head is ``wte`` transposed.
+
+    ``flat`` is the buffer that all others are views into, matrices first: ``decay_count`` elements of it. So
+    one kernel is enough for AdamW, and one for the norm. See ``gpt_triton.tree``.
+    """
+
+    wte: Float[Tensor, "Vp D"]
+    wpe: Float[Tensor, "C D"]
+    blocks: tuple[Block, ...]
+    ln_f_gain: Float[Tensor, " D"]
+    ln_f_bias: Float[Tensor, " D"]
+    flat: Float[Tensor, " P"]
+    decay_count: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the passes need to know beside their tensors; fixed while a model lives.
+
+    Attributes:
+        n_head: Attention heads per block.
+        vocab_size: Token ids before padding.
+        ops: The kernels, or their reference.
+        dtype: Type of activations and of the matrices in products; statistics stay float32.
+        keep: What a block keeps for its backward.
+        dropout: Rate at all four sites, when there are keys.
+    """
+
+    n_head: int
+    vocab_size: int
+    ops: Ops
+    dtype: torch.dtype = torch.float32
+    keep: Keep = NOTHING
+    dropout: float = 0.0
 
 
 class Inputs(NamedTuple):
-    """What one forward pass reads besides the parameters.
-
-    Attributes:
-        tokens: Token ids.
-        positions: Rows of ``wpe``.
-        segment_starts: First position that each position may see; ``None`` means 0.
-        keys: Philox key of every dropout site; unused at rate 0.
-        prefix_lengths: Positions of each row that all later ones see besides; ``None`` means 0, as it
-            must be before a backward.
-    """
+    """One micro-batch on the device; see ``gpt_data.batch.Batch``."""
 
     tokens: Int[Tensor, "B T"]
+    targets: Int[Tensor, "B T"]
     positions: Int[Tensor, "B T"]
-    segment_starts: Int[Tensor, "B T"] | None
-    keys: Int[Tensor, "L 4 2"]
+    segment_starts: Int[Tensor, "B T"] | None = None
     prefix_lengths: Int[Tensor, " B"] | None = None
 
-    def dropout(self, rate: float, layer: int, site: Site) -> Dropout | None:
-        """The mask of one site, or ``None`` at rate 0."""
-        return Dropout(rate, self.keys[layer, site]) if rate > 0.0 else None
 
-
-class BlockResiduals(NamedTuple):
-    """Kept by one block; ``None`` where the backward computes it again.
-
-    Attributes:
-        norm1: Of the norm before attention; its ``x`` is the block's input.
-        normed1: That norm's output.
-        attention: Queries, keys, values, output and log-sum-exp.
-        norm2: Of the norm before the MLP; its ``x`` is the stream between the branches.
-        normed2: That norm's output.
-        hidden: Hidden values of the MLP after GELU.
-        slope: GELU's slope before it.
-    """
-
-    norm1: NormResiduals
-    normed1: Float[Tensor, "M D"] | None
-    attention: AttentionResiduals
-    norm2: NormResiduals
-    normed2: Float[Tensor, "M D"] | None
-    hidden: Float[Tensor, "M 4*D"] | None
-    slope: Float[Tensor, "M 4*D"] | None
-
-
-class Residuals(NamedTuple):
-    """Kept by the whole forward; ``blocks`` is emptied by the backward."""
-
-    blocks: list[BlockResiduals]
-    norm_f: NormResiduals
-
-
-def forward(
-    ops: ModuleType,
-    params: Params,
-    inputs: Inputs,
-    n_head: int,
-    rate: float = 0.0,
-    keep: Keep | None = None,
-) -> tuple[Float[Tensor, "M D"], Residuals]:
-    """Final hidden states, after the last norm.
+def hidden_states(
+    params: Parameters, inputs: Inputs, plan: Plan, keys: Int[Tensor, "L 4 2"] | None = None
+) -> Float[Tensor, "M D"]:
+    """What the head sees: the residual stream after the last block and its LayerNorm.
 
     Args:
-        rate: Dropout rate; 0 outside training.
-        keep: What the blocks keep for a backward; ``None`` if there is none.
+        params: Matrices in ``plan.dtype``, vectors in float32.
+        keys: Dropout keys by layer and ``Site``; ``None`` means no dropout.
     """
-    kept: list[BlockResiduals] = []
-    embedding = inputs.dropout(rate, 0, Site.EMBEDDING)
-    x = ops.embedding_fwd(inputs.tokens, inputs.positions, params.wte, params.wpe, embedding)  # [M, D]
+    x = _embed(params, inputs, plan, keys)
     for layer, block in enumerate(params.blocks):
-        x, residuals = _block_fwd(ops, block, x, inputs, n_head, rate, layer, keep or NOTHING)
-        if keep is not None:
-            kept.append(residuals)
-    hidden, norm_f = ops.layer_norm_fwd(x, params.ln_f_gain, params.ln_f_bias)
+        x, _ = apply_block_fwd(block, x, inputs, plan, None if keys is None else keys[layer], NOTHING)
+    return plan.ops.layer_norm_fwd(x, params.ln_f_gain, params.ln_f_bias)[0]
+
+
+def hidden_states_fwd(
+    params: Parameters, inputs: Inputs, plan: Plan, keys: Int[Tensor, "L 4 2"] | None = None
+) -> tuple[Float[Tensor, "M D"], Residuals]:
+    """``hidden_states``, and what its backward needs.
+
+    Args:
+        params: Matrices in ``plan.dtype``, vectors in float32.
+        keys: Dropout keys by layer and ``Site``; ``None`` means no dropout.
+    """
+    x, kept = _embed(params, inputs, plan, keys), []
+    for layer, block in enumerate(params.blocks):
+        x, residuals = apply_block_fwd(
+            block, x, inputs, plan, None if keys is None else keys[layer], plan.keep
+        )
+        kept.append(residuals)
+    hidden, norm_f = plan.ops.layer_norm_fwd(x, params.ln_f_gain, params.ln_f_bias)
     return hidden, Residuals(kept, norm_f)
 
 
-def backward(
-    ops: ModuleType,
-    params: Params,
-    d_params: Params,
+def hidden_states_bwd(
+    params: Parameters,
+    d_params: Parameters,
     inputs: Inputs,
     residuals: Residuals,
     d_hidden: Float[Tensor, "M D"],
-    n_head: int,
-    rate: float = 0.0,
+    plan: Plan,
+    keys: Int[Tensor, "L 4 2"] | None = None,
 ) -> None:
     """Add every parameter's gradient to ``d_params``; ``residuals.blocks`` is consumed.
 
     Args:
+        params: As in the forward.
         d_params: Gradients, added to.
+        keys: As in the forward.
     """
+    ops = plan.ops
     # gradients of the bias that joined the stream below each block and below the last norm
-    d_below = [None, *(block.proj_bias if rate == 0.0 else None for block in d_params.blocks)]
+    d_below = [None, *(block.down_bias if keys is None else None for block in d_params.blocks)]
     d_gain, d_bias = d_params.ln_f_gain, d_params.ln_f_bias
     d_x = ops.layer_norm_bwd(residuals.norm_f, params.ln_f_gain, d_hidden, d_gain, d_bias, None, d_below[-1])
     for layer in reversed(range(len(params.blocks))):
-        block, d_block = params.blocks[layer], d_params.blocks[layer]
-        kept = residuals.blocks.pop()
-        d_x = _block_bwd(ops, block, d_block, kept, d_x, d_below[layer], inputs, n_head, rate, layer)
-    embedding = inputs.dropout(rate, 0, Site.EMBEDDING)
-    ops.embedding_bwd(inputs.tokens, inputs.positions, d_x, d_params.wte, d_params.wpe, embedding)
+        its_keys = None if keys is None else keys[layer]
+        d_x = apply_block_bwd(
+            params.blocks[layer],
+            d_params.blocks[layer],
+            residuals.blocks.pop(),
+            d_x,
+            d_below[layer],
+            plan,
+            its_keys,
+        )
+    drop = dropout_at(None if keys is None else keys[0], Site.EMBEDDING, plan.dropout)
+    ops.embedding_bwd(inputs.tokens, inputs.positions, d_x, d_params.wte, d_params.wpe, drop)
 
 
-def _block_fwd(
-    ops: ModuleType,
-    p: BlockParams,
+def logits(params: Parameters, inputs: Inputs, plan: Plan) -> Float32[Tensor, "B T V"]:
+    """All logits, without dropout.
+
+    Args:
+        params: Matrices in ``plan.dtype``, vectors in float32.
+    """
+    z = head_logits(hidden_states(params, inputs, plan), params.wte, plan)
+    return z.view(*inputs.tokens.shape, -1)
+
+
+def head_logits(
+    hidden: Float[Tensor, "M D"], wte: Float[Tensor, "Vp D"], plan: Plan
+) -> Float32[Tensor, "M V"]:
+    """Logits in float32, whatever the dtype of the model."""
+    return hidden.float() @ wte[: plan.vocab_size].float().T
+
+
+def _embed(
+    params: Parameters, inputs: Inputs, plan: Plan, keys: Int[Tensor, "L 4 2"] | None
+) -> Float[Tensor, "M D"]:
+    """The residual stream before the first block."""
+    drop = dropout_at(None if keys is None else keys[0], Site.EMBEDDING, plan.dropout)
+    return plan.ops.embedding_fwd(inputs.tokens, inputs.positions, params.wte, params.wpe, drop)
+
+
+def apply_block_fwd(
+    block: Block,
     x: Float[Tensor, "M D"],
     inputs: Inputs,
-    n_head: int,
-    rate: float,
-    layer: int,
+    plan: Plan,
+    keys: Int[Tensor, "4 2"] | None,
     keep: Keep,
 ) -> tuple[Float[Tensor, "M D"], BlockResiduals]:
     """One block: attention, then the MLP, each behind a norm and added to the stream."""
-    normed1, norm1 = ops.layer_norm_fwd(x, p.ln1_gain, p.ln1_bias)
-    qkv = ops.linear_fwd(normed1, p.qkv_weight, p.qkv_bias)  # [M, 3D]
+    ops, rate = plan.ops, plan.dropout
+    normed1, norm1 = ops.layer_norm_fwd(x, block.ln1_gain, block.ln1_bias)
+    qkv = ops.linear_fwd(normed1, block.qkv_weight, block.qkv_bias)  # [M, 3D]
     attended, attention = ops.attention_fwd(
         qkv.view(*inputs.tokens.shape, -1),  # [B, T, 3D]
-        n_head,
+        plan.n_head,
         inputs.segment_starts,
-        inputs.dropout(rate, layer, Site.ATTENTION),
+        dropout_at(keys, Site.ATTENTION, rate),
         inputs.prefix_lengths,
     )
-    drop = inputs.dropout(rate, layer, Site.ATTENTION_RESIDUAL)
-    x = ops.linear_residual_fwd(attended.view(x.shape), p.out_weight, p.out_bias, x, drop)  # [M, D]
+    drop = dropout_at(keys, Site.ATTENTION_RESIDUAL, rate)
+    y = ops.linear_residual_fwd(attended.view(x.shape), block.out_weight, block.out_bias, x, drop)  # [M, D]
 
-    normed2, norm2 = ops.layer_norm_fwd(x, p.ln2_gain, p.ln2_bias)
-    hidden, slope = ops.linear_gelu_fwd(normed2, p.fc_weight, p.fc_bias, keep.hidden)  # [M, 4D]
-    drop = inputs.dropout(rate, layer, Site.MLP_RESIDUAL)
-    x = ops.linear_residual_fwd(hidden, p.proj_weight, p.proj_bias, x, drop)  # [M, D]
-    return x, BlockResiduals(
+    normed2, norm2 = ops.layer_norm_fwd(y, block.ln2_gain, block.ln2_bias)
+    hidden, slope = ops.linear_gelu_fwd(normed2, block.up_weight, block.up_bias, keep.hidden)  # [M, 4D]
+    drop = dropout_at(keys, Site.MLP_RESIDUAL, rate)
+    out = ops.linear_residual_fwd(hidden, block.down_weight, block.down_bias, y, drop)  # [M, D]
+    return out, BlockResiduals(
         norm1,
         normed1 if keep.norm1 else None,
         attention,
@@ -168,54 +226,74 @@ def _block_fwd(
     )
 
 
-def _block_bwd(
-    ops: ModuleType,
-    p: BlockParams,
-    d_p: BlockParams,
-    residuals: BlockResiduals,
-    d_x: Float[Tensor, "M D"],
+def apply_block_bwd(
+    block: Block,
+    d_block: Block,
+    kept: BlockResiduals,
+    d_out: Float[Tensor, "M D"],
     d_below: Float[Tensor, " D"] | None,
-    inputs: Inputs,
-    n_head: int,
-    rate: float,
-    layer: int,
+    plan: Plan,
+    keys: Int[Tensor, "4 2"] | None,
 ) -> Float[Tensor, "M D"]:
     """The gradient of the block's input, from that of its output: the MLP first, then attention.
 
     Without dropout the gradient of a branch is that of the stream. Its sum over rows is then the gradient of
     the branch's bias, and is taken by the norm that makes it: for the branch below by the first norm here,
     into ``d_below``.
+
+    Args:
+        d_block: Gradients, added to.
+        d_below: Added to.
     """
-    norm1, normed1, attention, norm2, normed2, hidden, slope = residuals
-    del residuals
+    norm1, normed1, attention, norm2, *mlp = kept
+    del kept
+    d_y = _mlp_bwd(block, d_block, norm2, mlp, d_out, plan, keys)
+    del norm2, d_out
 
-    if normed2 is None:
-        normed2, _ = ops.layer_norm_fwd(norm2.x, p.ln2_gain, p.ln2_bias)
-    if hidden is None:
-        hidden, slope = ops.linear_gelu_fwd(normed2, p.fc_weight, p.fc_bias)
-    drop = inputs.dropout(rate, layer, Site.MLP_RESIDUAL)
-    d_branch = d_x if drop is None else ops.dropout_bwd(d_x, drop)
-    ops.linear_bwd_dwdb(hidden, d_branch, d_p.proj_weight, None if drop is None else d_p.proj_bias)
-    del hidden
-    d_pre = ops.linear_gelu_bwd_dx(d_branch, p.proj_weight, slope, d_p.fc_bias)  # [M, 4D]
-    del slope
-    ops.linear_bwd_dwdb(normed2, d_pre, d_p.fc_weight, None)
-    d_normed = ops.linear_bwd_dx(d_pre, p.fc_weight)  # [M, D]
-    del d_pre, normed2
-    drop = inputs.dropout(rate, layer, Site.ATTENTION_RESIDUAL)
-    d_bias = d_p.out_bias if drop is None else None
-    d_x = ops.layer_norm_bwd(norm2, p.ln2_gain, d_normed, d_p.ln2_gain, d_p.ln2_bias, d_x, d_bias)
-    del norm2
-
-    d_branch = d_x if drop is None else ops.dropout_bwd(d_x, drop)
-    attended = attention.out.view(d_x.shape)
-    ops.linear_bwd_dwdb(attended, d_branch, d_p.out_weight, None if drop is None else d_p.out_bias)
-    d_attended = ops.linear_bwd_dx(d_branch, p.out_weight).view(attention.out.shape)  # [B, T, D]
-    drop = inputs.dropout(rate, layer, Site.ATTENTION)
-    d_qkv = ops.attention_bwd(attention, d_attended, n_head, drop).view(d_x.shape[0], -1)  # [M, 3D]
-    del attention, attended, d_attended
+    ops, drop = plan.ops, dropout_at(keys, Site.ATTENTION_RESIDUAL, plan.dropout)
+    d_branch = d_y if drop is None else ops.dropout_bwd(d_y, drop)
+    attended = attention.out.view(d_y.shape)
+    ops.linear_bwd_dwdb(attended, d_branch, d_block.out_weight, None if drop is None else d_block.out_bias)
+    d_attended = ops.linear_bwd_dx(d_branch, block.out_weight).view(attention.out.shape)  # [B, T, D]
+    drop = dropout_at(keys, Site.ATTENTION, plan.dropout)
+    d_qkv = ops.attention_bwd(attention, d_attended, plan.n_head, drop).view(d_y.shape[0], -1)  # [M, 3D]
+    del attention, attended, d_attended, d_branch
     if normed1 is None:
-        normed1, _ = ops.layer_norm_fwd(norm1.x, p.ln1_gain, p.ln1_bias)
-    ops.linear_bwd_dwdb(normed1, d_qkv, d_p.qkv_weight, d_p.qkv_bias)
-    d_normed = ops.linear_bwd_dx(d_qkv, p.qkv_weight)  # [M, D]
-    return ops.layer_norm_bwd(norm1, p.ln1_gain, d_normed, d_p.ln1_gain, d_p.ln1_bias, d_x, d_below)
+        normed1, _ = ops.layer_norm_fwd(norm1.x, block.ln1_gain, block.ln1_bias)
+    ops.linear_bwd_dwdb(normed1, d_qkv, d_block.qkv_weight, d_block.qkv_bias)
+    d_normed = ops.linear_bwd_dx(d_qkv, block.qkv_weight)  # [M, D]
+    return ops.layer_norm_bwd(
+        norm1, block.ln1_gain, d_normed, d_block.ln1_gain, d_block.ln1_bias, d_y, d_below
+    )
+
+
+def _mlp_bwd(
+    block: Block,
+    d_block: Block,
+    norm: NormResiduals,
+    kept: list[Tensor | None],
+    d_out: Float[Tensor, "M D"],
+    plan: Plan,
+    keys: Int[Tensor, "4 2"] | None,
+) -> Float[Tensor, "M D"]:
+    """The gradient between the branches; ``kept`` is the norm's output, hidden values and slope, consumed."""
+    ops, (normed, hidden, slope) = plan.ops, kept
+    kept.clear()
+    if normed is None:
+        normed, _ = ops.layer_norm_fwd(norm.x, block.ln2_gain, block.ln2_bias)
+    if hidden is None:
+        hidden, slope = ops.linear_gelu_fwd(normed, block.up_weight, block.up_bias)
+    assert slope is not None
+    drop = dropout_at(keys, Site.MLP_RESIDUAL, plan.dropout)
+    d_branch = d_out if drop is None else ops.dropout_bwd(d_out, drop)
+    ops.linear_bwd_dwdb(hidden, d_branch, d_block.down_weight, None if drop is None else d_block.down_bias)
+    del hidden
+    d_pre = ops.linear_gelu_bwd_dx(d_branch, block.down_weight, slope, d_block.up_bias)  # [M, 4D]
+    del slope
+    ops.linear_bwd_dwdb(normed, d_pre, d_block.up_weight, None)
+    d_normed = ops.linear_bwd_dx(d_pre, block.up_weight)  # [M, D]
+    del d_pre, normed
+    d_bias = d_block.out_bias if keys is None else None
+    return ops.layer_norm_bwd(
+        norm, block.ln2_gain, d_normed, d_block.ln2_gain, d_block.ln2_bias, d_out, d_bias
+    )

@@ -1,66 +1,84 @@
-"""AdamW after clipping by global norm, over flat buffers: its state, its beginning and its update.
+"""AdamW with clipping by global norm, over flat buffers.
 
-The arithmetic is an op (``adamw_update``), in place; this file says what it works on. Shapes: P elements.
+    s = min(1, clip / |g|)
+    m = b1 m + (1 - b1) s g,     v = b2 v + (1 - b2) (s g)^2
+    p = p - lr (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + decay p)
+
+The arithmetic is an op of either set, in place; this file says what it works on. Decay acts on matrices and
+embeddings only: the first ``decay_count`` elements. Whether a step counts is decided on the device, so
+nothing is read back to the host.
 
 References:
-    Loshchilov and Hutter 2019, "Decoupled weight decay regularization", algorithm 2.
+    Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization", algorithm 2.
 """
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from gpt_trainer.backend import OptimizerConfig
-from jaxtyping import Float, Float32
+from jaxtyping import Bool, Float, Float32
 from torch import Tensor
+
+from gpt_triton.model import Parameters
+from gpt_triton.ops import Ops
 
 
 class AdamWState(NamedTuple):
-    """The two moments, float32, laid out like the parameters."""
+    """Running means of the gradient and of its square, float32."""
 
-    first: Float[Tensor, " P"]
-    second: Float[Tensor, " P"]
-
-
-def adamw_init(parameters: Float[Tensor, " P"]) -> AdamWState:
-    """Moments of zero."""
-    return AdamWState(torch.zeros_like(parameters), torch.zeros_like(parameters))
+    first: Parameters
+    second: Parameters
 
 
-def adamw_hyper(
-    config: OptimizerConfig, lr: float, step: int, skip_above: float = float("inf")
+class Outcome(NamedTuple):
+    """The gradient's norm before clipping, and whether the weights took the step."""
+
+    grad_norm: Float[Tensor, ""]
+    updated: Bool[Tensor, ""]
+
+
+def step_scalars(
+    config: OptimizerConfig, lr: float, step: int, skip_above: float
 ) -> Float32[np.ndarray, " 4"]:
-    """The numbers of one step that change from step to step, as ``adamw_update`` reads them.
+    """What changes from step to step: lr, ``1 - beta1^t``, ``1 - beta2^t`` and ``skip_above``, in one array.
 
     Args:
-        step: Optimizer steps already taken, from 0.
+        step: Steps already taken, from 0.
     """
-    t = step + 1
-    return np.array([lr, 1.0 - config.beta1**t, 1.0 - config.beta2**t, skip_above], np.float32)
+    corrections = [1.0 - beta ** (step + 1) for beta in (config.beta1, config.beta2)]
+    return np.array([lr, *corrections, skip_above], np.float32)
 
 
-def adamw_step(
-    ops: ModuleType,
-    parameters: Float[Tensor, " P"],
-    gradients: Float[Tensor, " P"],
+def adamw_update(
+    params: Parameters,
+    gradients: Parameters,
     state: AdamWState,
-    shadow: Float[Tensor, " P"] | None,
-    hyper: Float[Tensor, " 4"],
     config: OptimizerConfig,
-    decay_count: int,
-) -> Float[Tensor, " 1"]:
-    """One step in place; returns the global norm of the gradients before clipping.
+    scalars: Float[Tensor, " 4"],
+    shadow: Parameters,
+    ops: Ops,
+) -> Outcome:
+    """One step in place; everything stays as it was if the norm is not finite or above ``skip_above``.
 
     Args:
-        parameters: Master weights, changed unless the norm is not finite or too large.
-        state: Moments, changed likewise.
-        shadow: The weights in bfloat16, rewritten; ``None`` in float32.
+        params: Float32 parameters, changed.
+        gradients: Of the mean loss, unclipped.
+        state: Moments, changed.
+        scalars: As ``step_scalars`` makes them.
+        shadow: What products read, rewritten unless it is ``params`` itself.
     """
-    norm: Float[Tensor, " 1"] = ops.global_norm(gradients)
+    norm = ops.global_norm(gradients.flat)
     ops.adamw_update(
-        parameters, gradients, state.first, state.second, shadow, decay_count, norm, hyper, config
+        params.flat,
+        gradients.flat,
+        state.first.flat,
+        state.second.flat,
+        None if shadow is params else shadow.flat,
+        params.decay_count,
+        norm,
+        scalars,
+        config,
     )
-    return norm
+    return Outcome(norm[0], norm[0].isfinite() & (norm[0] <= scalars[3]))

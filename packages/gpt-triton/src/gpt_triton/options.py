@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Literal, get_args, get_type_hints
 
 from gpt_trainer.backend import BackendSpec, imported
 
@@ -12,24 +12,43 @@ KeepChoice = Literal["all", "less"]
 
 
 @dataclass(frozen=True)
-class TritonOptions:
+class Options:
     """Flags that only this backend has.
 
     Attributes:
-        kernels: triton, reference (plain torch), or auto: Triton on a GPU and the reference on a CPU.
+        kernels: ``"triton"``; ``"reference"``, plain torch; ``"auto"``: Triton on a GPU.
         cuda_graph: On a GPU, record each step's launches once and replay them.
-        keep: What the forward keeps for the backward: all that the backward reads (fastest), or less, which
-            takes about half the memory and computes the MLP's hidden values twice.
+        keep: What the forward keeps for the backward: ``"all"`` that the backward reads (fastest), or
+            ``"less"``, which takes about half the memory and computes the MLP's hidden values twice.
+
+    Raises:
+        ValueError: If a value is not one of the choices.
     """
 
-    kernels: Kernels = "auto"
-    cuda_graph: bool = True
-    keep: KeepChoice = "all"
+    kernels: Kernels = field(
+        default="auto",
+        metadata={"help": "Triton's kernels, or their reference in plain torch (auto: Triton on a GPU)"},
+    )
+    cuda_graph: bool = field(
+        default=True, metadata={"help": "on a GPU, record a step's launches once and replay them"}
+    )
+    keep: KeepChoice = field(
+        default="all",
+        metadata={"help": "all that the backward reads, or less: half the memory, the MLP computed twice"},
+    )
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(Options).items():
+            choices = (True, False) if hint is bool else get_args(hint)
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is not one of {', '.join(map(str, choices))}"
+                )
 
 
 SPEC = BackendSpec(
     name="gpt-triton",
-    options=TritonOptions,
+    options=Options,
     create=imported("gpt_triton.backend:TritonBackend"),
     has_gpu=imported("gpt_triton.device:has_gpu"),
 )

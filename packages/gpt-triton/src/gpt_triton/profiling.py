@@ -1,51 +1,43 @@
-"""Recording with torch's own profiler."""
+"""A stretch of training under torch's own profiler."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity
+from torch.profiler import ProfilerActivity, profile
 
 ROWS = 30
 
 
-class RecordedProfile:
-    """A finished recording."""
+class Recording:
+    """Implements ``gpt_trainer.backend.Profile``; filled when the recording ends."""
 
-    def __init__(self, sort_by: str) -> None:
-        self._sort_by = sort_by
-        self._averages: Any = None
-
-    def finish(self, averages: Any) -> None:
-        """Take over the recording's averages by operator."""
-        self._averages = averages
+    def __init__(self) -> None:
+        self._table = ""
 
     def table(self) -> str:
-        """The most expensive kernels (operators on a CPU), one per line, most expensive first.
+        """The most expensive kernels, one per line, most expensive first."""
+        return self._table
 
-        Raises:
-            ValueError: If the recording is still running.
-        """
-        if self._averages is None:
-            raise ValueError("the profile is still recording; read its table after the with block")
-        return str(self._averages.table(sort_by=self._sort_by, row_limit=ROWS, max_name_column_width=60))
+    def _fill(self, table: str) -> None:
+        self._table = table
 
 
 @contextmanager
-def record(folder: Path, device: torch.device) -> Iterator[RecordedProfile]:
-    """Record until the end of the block, then write ``trace.json`` for a trace viewer."""
-    on_gpu = device.type == "cuda"
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    result = RecordedProfile("self_device_time_total" if on_gpu else "self_cpu_time_total")
+def record(folder: Path, device: torch.device) -> Iterator[Recording]:
+    """Record until the block ends, then write ``trace.json`` (Chrome's trace format) into ``folder``."""
+    gpu = device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
+    recording = Recording()
     folder.mkdir(parents=True, exist_ok=True)
     # one cycle is all there is, and torch before 2.12 warns that others would be lost
-    with torch.profiler.profile(activities=activities, acc_events=True) as profiler:
-        yield result
-        if on_gpu:
+    with profile(activities=activities, acc_events=True) as profiler:
+        yield recording
+        if gpu:
             torch.cuda.synchronize(device)
     profiler.export_chrome_trace(str(folder / "trace.json"))
-    result.finish(profiler.key_averages())
+    order = "self_device_time_total" if gpu else "self_cpu_time_total"
+    recording._fill(profiler.key_averages().table(sort_by=order, row_limit=ROWS, max_name_column_width=60))

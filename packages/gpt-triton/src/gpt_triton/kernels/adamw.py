@@ -64,7 +64,7 @@ def _adamw_kernel(
     second_ptr,  # [P] changed
     shadow_ptr,  # [P] written, or None
     norm_ptr,  # [1]
-    hyper_ptr,  # [4] learning rate, 1 - b1^t, 1 - b2^t, skip_above
+    scalars_ptr,  # [4] learning rate, 1 - b1^t, 1 - b2^t, skip_above
     P,
     decay_count,
     rate1,  # 1 - b1, subtracted in float64: 1 - 0.999 in float32 is 3e-5 off
@@ -75,8 +75,8 @@ def _adamw_kernel(
     BLOCK: tl.constexpr,
 ):
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    learning_rate, correction1 = tl.load(hyper_ptr), tl.load(hyper_ptr + 1)
-    correction2, skip_above = tl.load(hyper_ptr + 2), tl.load(hyper_ptr + 3)
+    learning_rate, correction1 = tl.load(scalars_ptr), tl.load(scalars_ptr + 1)
+    correction2, skip_above = tl.load(scalars_ptr + 2), tl.load(scalars_ptr + 3)
     norm = tl.load(norm_ptr)
     # NaN and infinity compare false with the largest float
     apply = (norm <= skip_above) & (norm <= 3.4028234663852886e38)
@@ -122,7 +122,7 @@ def adamw_update(
     shadow: Float[Tensor, " P"] | None,
     decay_count: int,
     norm: Float[Tensor, " 1"],
-    hyper: Float[Tensor, " 4"],
+    scalars: Float[Tensor, " 4"],
     config: OptimizerConfig,
 ) -> None:
     """One step in place.
@@ -133,11 +133,11 @@ def adamw_update(
         first: First moment, changed.
         second: Second moment, changed.
         shadow: Copy of the weights in bfloat16, rewritten.
-        hyper: On the device: learning rate, ``1 - b1^t``, ``1 - b2^t``, ``skip_above``.
+        scalars: On the device: learning rate, ``1 - b1^t``, ``1 - b2^t``, ``skip_above``.
     """
     count, block = parameters.numel(), flat_block()
     _adamw_kernel[(triton.cdiv(count, block),)](
-        parameters, gradients, first, second, shadow, norm, hyper, count, decay_count,
+        parameters, gradients, first, second, shadow, norm, scalars, count, decay_count,
         1.0 - config.beta1, 1.0 - config.beta2, config.epsilon, config.weight_decay,
         config.clip_norm or math.inf, BLOCK=block,
     )  # fmt: skip

@@ -23,10 +23,11 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from gpt_triton.dropout import Dropout
 from gpt_triton.kernels.attention_mask import attention_mask, kept, mask_words
 from gpt_triton.kernels.primitives import LN_2, LOG2_E, narrow, operand, rounded_operand
 from gpt_triton.kernels.tiles import attention_tiles, hopper_attention
-from gpt_triton.residuals import AttentionResiduals, Dropout
+from gpt_triton.ops import AttentionResiduals
 
 
 @triton.jit

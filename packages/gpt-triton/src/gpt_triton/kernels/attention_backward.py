@@ -23,11 +23,12 @@ import triton
 from jaxtyping import Float
 from torch import Tensor
 
+from gpt_triton.dropout import Dropout
 from gpt_triton.kernels.attention_d_kv import d_kv_kernel
 from gpt_triton.kernels.attention_d_q import d_q_kernel
 from gpt_triton.kernels.primitives import LOG2_E
 from gpt_triton.kernels.tiles import attention_tiles, hopper_attention
-from gpt_triton.residuals import AttentionResiduals, Dropout
+from gpt_triton.ops import AttentionResiduals
 
 
 def attention_bwd(

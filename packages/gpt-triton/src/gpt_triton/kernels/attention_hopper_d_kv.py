@@ -53,7 +53,7 @@ from gpt_triton.kernels.hopper import (
 )
 from gpt_triton.kernels.primitives import LOG2_E
 from gpt_triton.kernels.tiles import HOPPER_ATTENTION, multiprocessors
-from gpt_triton.residuals import AttentionResiduals
+from gpt_triton.ops import AttentionResiduals
 
 
 @gluon.jit

@@ -17,9 +17,9 @@ import triton.language as tl
 from jaxtyping import Int
 from torch import Tensor
 
+from gpt_triton.dropout import Dropout
 from gpt_triton.kernels.dropout import dropout_arguments
 from gpt_triton.kernels.primitives import INTERPRET, keep_mask
-from gpt_triton.residuals import Dropout
 
 
 @triton.jit

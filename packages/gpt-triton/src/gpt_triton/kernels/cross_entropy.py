@@ -1,6 +1,6 @@
 """Output head and cross-entropy in one pass over chunks of tokens, so that no [M, V] tensor ever exists.
 
-    z = x W^T,   nll = logsumexp(z) - z[target],   d_z = scale (softmax(z) - onehot(target)),
+    z = x W^T,   nll = logsumexp(z) - z[target],   d_z = weight (softmax(z) - onehot(target)),
     d_x = d_z W,   d_W = d_z^T x
 
 A chunk's logits lie in one buffer, in the dtype of ``x``; their gradient overwrites them. Targets of
@@ -50,9 +50,9 @@ def _absorb(z, top, total):
 @triton.jit
 @no_type_check
 def _cross_entropy_kernel(
-    logits_ptr,  # [c, Vp] overwritten by d_logits, if scale_ptr is given
+    logits_ptr,  # [c, Vp] overwritten by d_logits, if weight_ptr is given
     targets_ptr,  # [c]
-    scale_ptr,  # [] or None: no gradient
+    weight_ptr,  # [] or None: no gradient
     nll_ptr,  # [c] written
     V: tl.constexpr,
     Vp: tl.constexpr,
@@ -77,18 +77,18 @@ def _cross_entropy_kernel(
     counted = target >= 0
     z_target = widen(tl.load(logits_ptr + target, mask=counted, other=float("-inf")))
     tl.store(nll_ptr + row, tl.where(counted, lse * LN_2 - z_target, 0.0))
-    if scale_ptr is not None:
-        scale = tl.where(counted, tl.load(scale_ptr), 0.0)
+    if weight_ptr is not None:
+        weight = tl.where(counted, tl.load(weight_ptr), 0.0)
         for first in range(0, V // BLOCK * BLOCK, BLOCK):
             p = tl.exp2(_scores(logits_ptr, column + first, V, Vp, False) * LOG2_E - lse)
-            tl.store(logits_ptr + column + first, narrow(p * scale, logits_ptr.dtype.element_ty))
+            tl.store(logits_ptr + column + first, narrow(p * weight, logits_ptr.dtype.element_ty))
         for first in tl.static_range(V // BLOCK * BLOCK, Vp, BLOCK):
             at = column + first
             p = tl.exp2(_scores(logits_ptr, at, V, Vp, True) * LOG2_E - lse)
-            tl.store(logits_ptr + at, narrow(p * scale, logits_ptr.dtype.element_ty), mask=at < Vp)
+            tl.store(logits_ptr + at, narrow(p * weight, logits_ptr.dtype.element_ty), mask=at < Vp)
         # the one column that differs is written again, rather than looked for in each
         tl.debug_barrier()
-        d_target = (tl.exp2(z_target * LOG2_E - lse) - 1.0) * scale
+        d_target = (tl.exp2(z_target * LOG2_E - lse) - 1.0) * weight
         tl.store(logits_ptr + target, narrow(d_target, logits_ptr.dtype.element_ty), mask=counted)
 
 
@@ -97,11 +97,11 @@ def linear_cross_entropy(
     wte: Float[Tensor, "Vp D"],
     targets: Int[Tensor, " M"],
     vocab_size: int,
-    scale: Float[Tensor, ""],
+    weight: Float[Tensor, ""],
     d_wte: Float[Tensor, "Vp D"],
     chunk: int | None = None,
 ) -> tuple[Float[Tensor, " M"], Float[Tensor, "M D"]]:
-    """Negative log-likelihood of every target, and the gradient of ``scale`` times their sum.
+    """Negative log-likelihood of every target, and the gradient of ``weight`` times their sum.
 
     Args:
         wte: Head, tied to the token table; rows past ``vocab_size`` are padding and take no part.
@@ -109,14 +109,14 @@ def linear_cross_entropy(
         chunk: Tokens handled at once; by default chosen from the shape.
 
     Returns:
-        The losses (0 where ignored), unscaled, and the gradient of ``x``.
+        The losses (0 where ignored), unweighted, and the gradient of ``x``.
     """
     x = x.contiguous()
     d_x = torch.empty_like(x)
     nll = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
     for part, logits in _chunks(x, wte, chunk):
         product(x[part], wte.T, logits)
-        _cross_entropy(logits, targets[part], nll[part], vocab_size, scale)
+        _cross_entropy(logits, targets[part], nll[part], vocab_size, weight)
         product(logits, wte, d_x[part])
         product(logits.T, x[part], d_wte, accumulate=True)
     return nll, d_x
@@ -161,11 +161,11 @@ def _cross_entropy(
     targets: Int[Tensor, " c"],
     nll: Float[Tensor, " c"],
     vocab_size: int,
-    scale: Float[Tensor, ""] | None,
+    weight: Float[Tensor, ""] | None,
 ) -> None:
     rows, padded = logits.shape
     block = vocabulary_block(padded)
     _cross_entropy_kernel[(rows,)](
-        logits, targets.contiguous(), scale, nll,
+        logits, targets.contiguous(), weight, nll,
         V=vocab_size, Vp=padded, BLOCK=block, num_warps=cross_entropy_warps(block),
     )  # fmt: skip

@@ -14,9 +14,9 @@ from gpt_trainer.philox import dropout_threshold
 from jaxtyping import Float
 from torch import Tensor
 
+from gpt_triton.dropout import Dropout
 from gpt_triton.kernels.primitives import drop, narrow, widen
 from gpt_triton.kernels.tiles import flat_block
-from gpt_triton.residuals import Dropout
 
 
 class DropoutArguments(NamedTuple):

@@ -24,10 +24,10 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from gpt_triton.dropout import Dropout
 from gpt_triton.kernels.dropout import dropout_arguments
 from gpt_triton.kernels.primitives import drop, narrow, widen
 from gpt_triton.kernels.tiles import RUN_BLOCK, row_tile
-from gpt_triton.residuals import Dropout
 
 PARTS = tl.constexpr(16)
 

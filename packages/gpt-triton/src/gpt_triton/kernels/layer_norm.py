@@ -25,7 +25,7 @@ from torch import Tensor
 from gpt_triton.kernels.primitives import narrow, widen
 from gpt_triton.kernels.reduce import add_partial_sums
 from gpt_triton.kernels.tiles import norm_bwd_tiles, norm_tiles
-from gpt_triton.residuals import NormResiduals
+from gpt_triton.ops import NormResiduals
 
 
 @triton.jit

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gpt_triton.dropout import Dropout
 from gpt_triton.kernels.matmul import Epilogue, product
 from gpt_triton.kernels.reduce import add_column_sums
-from gpt_triton.residuals import Dropout
 
 
 def linear_fwd(

@@ -19,8 +19,8 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
+from gpt_triton.dropout import Dropout
 from gpt_triton.kernels.primitives import drop, gelu, gelu_and_slope, narrow, operand, widen
-from gpt_triton.residuals import Dropout
 
 
 class Epilogue(NamedTuple):

@@ -42,7 +42,7 @@ def adamw_update(
     shadow: Float[Tensor, " P"] | None,
     decay_count: int,
     norm: Float[Tensor, " 1"],
-    hyper: Float[Tensor, " 4"],
+    scalars: Float[Tensor, " 4"],
     config: OptimizerConfig,
 ) -> None:
     """One step in place.
@@ -53,9 +53,9 @@ def adamw_update(
         first: First moment, changed.
         second: Second moment, changed.
         shadow: Copy of the weights in bfloat16, rewritten.
-        hyper: On the device: learning rate, ``1 - b1^t``, ``1 - b2^t``, ``skip_above``.
+        scalars: On the device: learning rate, ``1 - b1^t``, ``1 - b2^t``, ``skip_above``.
     """
-    learning_rate, correction1, correction2, skip_above = hyper
+    learning_rate, correction1, correction2, skip_above = scalars
     apply = (norm[0].isfinite() & (norm[0] <= skip_above)).to(norm.dtype)
     clip = (config.clip_norm / norm[0]).clamp(max=1.0) if config.clip_norm > 0 else torch.ones_like(apply)
     rate = learning_rate * apply

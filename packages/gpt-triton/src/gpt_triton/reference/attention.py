@@ -24,9 +24,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from gpt_triton.reference.dropout import keep_mask
+from gpt_triton.dropout import Dropout, keep_mask
+from gpt_triton.ops import AttentionResiduals
 from gpt_triton.reference.tiles import accumulation_dtype, rows_per_tile
-from gpt_triton.residuals import AttentionResiduals, Dropout
 
 QUERIES = 64
 

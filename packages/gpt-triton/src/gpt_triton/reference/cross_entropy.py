@@ -1,6 +1,6 @@
 """Output head and cross-entropy in one pass over chunks of tokens, so that no [M, V] tensor ever exists.
 
-    z = x W^T,   nll = logsumexp(z) - z[target],   d_z = scale (softmax(z) - onehot(target)),
+    z = x W^T,   nll = logsumexp(z) - z[target],   d_z = weight (softmax(z) - onehot(target)),
     d_x = d_z W,   d_W = d_z^T x
 
 The gradient is ready as soon as a chunk's logits are, since the loss is the end of the graph: its
@@ -22,11 +22,11 @@ def linear_cross_entropy(
     wte: Float[Tensor, "Vp D"],
     targets: Int[Tensor, " M"],
     vocab_size: int,
-    scale: Float[Tensor, ""],
+    weight: Float[Tensor, ""],
     d_wte: Float[Tensor, "Vp D"],
     chunk: int | None = None,
 ) -> tuple[Float[Tensor, " M"], Float[Tensor, "M D"]]:
-    """Negative log-likelihood of every target, and the gradient of ``scale`` times their sum.
+    """Negative log-likelihood of every target, and the gradient of ``weight`` times their sum.
 
     Args:
         wte: Head, tied to the token table; rows past ``vocab_size`` are padding and take no part.
@@ -34,19 +34,19 @@ def linear_cross_entropy(
         chunk: Tokens handled at once; by default chosen from the shape.
 
     Returns:
-        The losses (0 where ignored), unscaled, and the gradient of ``x``.
+        The losses (0 where ignored), unweighted, and the gradient of ``x``.
     """
-    weight, d_weight = wte[:vocab_size], d_wte[:vocab_size]
+    head, d_head = wte[:vocab_size], d_wte[:vocab_size]
     nll = x.new_empty(x.shape[0], dtype=accumulation_dtype(x))
     d_x = torch.empty_like(x)
     for part in _chunks(x, vocab_size, chunk):
-        logits, lse, index, valid = _chunk_logits(x[part], weight, targets[part])
+        logits, lse, index, valid = _chunk_logits(x[part], head, targets[part])
         nll[part] = (lse - logits.gather(1, index)).mul_(valid).squeeze(1)
         d_logits = logits.sub_(lse).exp_()
         d_logits.scatter_(1, index, d_logits.gather(1, index) - 1.0)
-        d_logits.mul_(valid * scale)
-        d_x[part] = d_logits.to(x.dtype) @ weight
-        d_weight.addmm_(d_logits.mT, x[part].to(d_weight.dtype))
+        d_logits.mul_(valid * weight)
+        d_x[part] = d_logits.to(x.dtype) @ head
+        d_head.addmm_(d_logits.mT, x[part].to(d_head.dtype))
     return nll, d_x
 
 
@@ -77,10 +77,10 @@ def _chunks(x: Float[Tensor, "M D"], vocab_size: int, chunk: int | None) -> list
 
 
 def _chunk_logits(
-    x: Float[Tensor, "c D"], weight: Float[Tensor, "V D"], targets: Int[Tensor, " c"]
+    x: Float[Tensor, "c D"], head: Float[Tensor, "V D"], targets: Int[Tensor, " c"]
 ) -> tuple[Float[Tensor, "c V"], Float[Tensor, "c 1"], Int[Tensor, "c 1"], Float[Tensor, "c 1"]]:
     """Logits and their log-sum-exp in the accumulation dtype, target indices, and 1 or 0 for ignored."""
-    logits = (x @ weight.mT).to(accumulation_dtype(x))
+    logits = (x @ head.mT).to(accumulation_dtype(x))
     top = logits.amax(1, keepdim=True)
     lse = (logits - top).exp_().sum(1, keepdim=True).log_().add_(top)
     index = targets[:, None].long()

@@ -9,8 +9,8 @@ from __future__ import annotations
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from gpt_triton.dropout import Dropout
 from gpt_triton.reference.dropout import dropout_bwd, dropout_fwd
-from gpt_triton.residuals import Dropout
 
 
 def embedding_fwd(

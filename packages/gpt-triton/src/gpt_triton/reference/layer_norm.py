@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gpt_triton.ops import NormResiduals
 from gpt_triton.reference.tiles import accumulation_dtype, rows_per_tile
-from gpt_triton.residuals import NormResiduals
 
 
 def layer_norm_fwd(

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gpt_triton.dropout import Dropout
 from gpt_triton.reference.dropout import dropout_fwd
 from gpt_triton.reference.gelu import gelu_bwd, gelu_fwd
-from gpt_triton.residuals import Dropout
 
 
 def linear_fwd(
