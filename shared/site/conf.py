@@ -39,8 +39,8 @@ LABELS = {"jax": "JAX", "torchfunc": "torch.func", "triton": "Triton"}
 STEPS = {
     "jax": ("step.py:train_step", ("step.py", "loss.py", "model.py", "attention.py", "gathering.py",
                                    "dropout.py", "optimizer.py")),
-    "torchfunc": ("gradients.py:add_gradients", ("gradients.py", "loss.py", "model.py", "gathering.py",
-                                                 "dropout.py")),
+    "torchfunc": ("gradients.py:add_gradients", ("gradients.py", "loss.py", "model.py", "attention.py",
+                                                 "gathering.py", "dropout.py")),
     "triton": ("step.py:accumulate", ("step.py", "loss.py", "model.py", *(f"reference/{name}.py" for name in (
         "embedding", "layer_norm", "linear", "attention", "gelu", "dropout", "cross_entropy")))),
 }  # fmt: skip

@@ -8,7 +8,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from gpt_torchfunc.model import Plan, attend, gelu, layer_norm, logits
+from gpt_torchfunc.attention import attend
+from gpt_torchfunc.model import Plan, gelu, layer_norm, logits
 
 
 def plan_for(config, **changes):

@@ -14,11 +14,11 @@ from gpt_trainer.model_config import ModelConfig
 from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
+from gpt_torchfunc.attention import attend
 from gpt_torchfunc.model import (
     Block,
     Parameters,
     Plan,
-    attend,
     gelu,
     layer_norm,
     linear,

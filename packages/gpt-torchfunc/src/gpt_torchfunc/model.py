@@ -17,17 +17,16 @@ References:
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from gpt_trainer.philox import Site
-from jaxtyping import Bool, Float, Int, Int64, Shaped
+from jaxtyping import Float, Int, Int64, Shaped
 from torch import Tensor
-from torch.func import vmap
 
+from gpt_torchfunc.attention import attend, attend_fused, visible
 from gpt_torchfunc.dropout import dropout
 
 EPSILON = 1e-5
@@ -225,7 +224,7 @@ def contract(
     rate: float,
 ) -> Float[Tensor, "M D"]:
     """What the network adds to the residual stream."""
-    return dropout(linear(gelu(hidden), weight, bias), key, rate)
+    return dropout(gelu_linear(hidden, weight, bias), key, rate)
 
 
 def norm_linear(
@@ -241,6 +240,13 @@ def norm_linear(
     """
     n = normalise(x).to(x.dtype)
     return [linear(n, gain[:, None] * weight, norm_bias @ weight + bias) for weight, bias in maps]
+
+
+def gelu_linear(
+    x: Float[Tensor, "M i"], weight: Float[Tensor, "i o"], bias: Float[Tensor, " o"]
+) -> Float[Tensor, "M o"]:
+    """A linear map of ``gelu(x)``."""
+    return linear(gelu(x), weight, bias)
 
 
 def linear(
@@ -277,16 +283,10 @@ def attention_mask(inputs: Inputs, plan: Plan) -> Shaped[Tensor, "#B T T"] | Non
     to the scores: 0 or minus infinity.
     """
     fused = plan.attention == "sdpa"
-    context = inputs.tokens.shape[1]
-    if fused and (inputs.segment_starts is None or inputs.boundaries is not None):
+    starts = inputs.segment_starts
+    if fused and (starts is None or inputs.boundaries is not None):
         return None
-    index = torch.arange(context, device=inputs.tokens.device)
-    mask = (index[None, :] <= index[:, None])[None]  # [1, T, T]
-    if inputs.segment_starts is not None:
-        own = index >= inputs.segment_starts[:, :, None]  # [B, T, T]
-        if inputs.prefix_lengths is not None:
-            own = own | (index < inputs.prefix_lengths[:, None, None])
-        mask = mask & own
+    mask = visible(inputs.tokens.shape[1], starts, inputs.prefix_lengths, inputs.tokens.device)
     return torch.where(mask, 0.0, -torch.inf).to(plan.dtype) if fused else mask
 
 
@@ -300,21 +300,12 @@ def mix(
     key: Int64[Tensor, " 2"] | None,
 ) -> Float[Tensor, "M D"]:
     """Attention by the form that the plan names."""
-    rows, _, context, _ = q.shape
     if plan.attention == "written":
         assert mask is not None
-        out = attend(q, k, v, mask, key, plan.dropout).transpose(1, 2)
-    elif boundaries is not None:
-        tokens = [heads.transpose(1, 2).flatten(0, 1) for heads in (q, k, v)]  # each [M, H, K]
-        # rows of different lengths behind each other; torch has no public name for it that vjp sees through
-        out, *_ = torch.ops.aten._flash_attention_forward(
-            *tokens, boundaries, boundaries, context, context, 0.0, True, False
-        )
+        out = attend(q, k, v, mask, key, plan.dropout)
     else:
-        wide_mask = None if mask is None else mask[:, None]  # [#B, 1, T, T]
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=wide_mask, is_causal=mask is None)
-        out = out.transpose(1, 2)
-    return out.reshape(rows * context, -1)
+        out = attend_fused(q, k, v, mask, boundaries)
+    return out.transpose(1, 2).flatten(2).flatten(0, 1)
 
 
 def split_heads(
@@ -323,34 +314,6 @@ def split_heads(
     """Queries, keys and values by head; W = 3 D."""
     q, k, v = qkv.unflatten(-1, (3, n_head, -1)).unbind(2)  # each [B, T, H, K]
     return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-
-
-def attend(
-    q: Float[Tensor, "B H t K"],
-    k: Float[Tensor, "B H T K"],
-    v: Float[Tensor, "B H T K"],
-    mask: Bool[Tensor, "#B t T"],
-    key: Int64[Tensor, " 2"] | None = None,
-    rate: float = 0.0,
-) -> Float[Tensor, "B H t K"]:
-    """Attention written out for one head of one row, then mapped over heads and rows.
-
-    Args:
-        mask: True where a query may see a key.
-    """
-    over_heads = vmap(attention_weights, in_dims=(0, 0, None))
-    over_rows = vmap(over_heads, in_dims=(0, 0, 0 if mask.shape[0] > 1 else None))
-    weights = over_rows(q, k, mask if mask.shape[0] > 1 else mask[0])  # [B, H, t, T]
-    weights = dropout(weights, key, rate)
-    return vmap(vmap(torch.matmul))(weights.to(v.dtype), v)
-
-
-def attention_weights(
-    q: Float[Tensor, "t K"], k: Float[Tensor, "T K"], mask: Bool[Tensor, "t T"]
-) -> Float[Tensor, "t T"]:
-    """``softmax(q k^T / sqrt(K))`` over the visible keys of one head, in float32."""
-    scores = (q @ k.T).to(statistics_dtype(q.dtype)) / math.sqrt(q.shape[-1])  # [t, T]
-    return torch.softmax(scores.masked_fill(~mask, float("-inf")), -1)
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -1,0 +1,90 @@
+"""Causal attention, written out or by torch's fused kernels.
+
+    out_t = sum_s drop(softmax_s(q_t . k_s / sqrt(K))) v_s      over  start(t) <= s <= t,  and  s < P
+
+Shapes: B rows, T positions, P of them in the prefix of a row, t queries, M tokens of all rows (B T), S
+boundaries, H heads, K head width.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int, Int64
+from torch import Tensor
+from torch.func import vmap
+
+from gpt_torchfunc.dropout import dropout
+
+
+def attend(
+    q: Float[Tensor, "B H t K"],
+    k: Float[Tensor, "B H T K"],
+    v: Float[Tensor, "B H T K"],
+    mask: Bool[Tensor, "#B t T"],
+    key: Int64[Tensor, " 2"] | None = None,
+    rate: float = 0.0,
+) -> Float[Tensor, "B H t K"]:
+    """Attention written out for one head of one row, then mapped over heads and rows.
+
+    Args:
+        mask: True where a query may see a key.
+    """
+    over_heads = vmap(attention_weights, in_dims=(0, 0, None))
+    over_rows = vmap(over_heads, in_dims=(0, 0, 0 if mask.shape[0] > 1 else None))
+    weights = over_rows(q, k, mask if mask.shape[0] > 1 else mask[0])  # [B, H, t, T]
+    weights = dropout(weights, key, rate)
+    return vmap(vmap(torch.matmul))(weights.to(v.dtype), v)
+
+
+def attention_weights(
+    q: Float[Tensor, "t K"], k: Float[Tensor, "T K"], mask: Bool[Tensor, "t T"]
+) -> Float[Tensor, "t T"]:
+    """``softmax(q k^T / sqrt(K))`` over the visible keys of one head, in float32."""
+    wide = torch.promote_types(q.dtype, torch.float32)
+    scores = (q @ k.T).to(wide) / math.sqrt(q.shape[-1])  # [t, T]
+    return torch.softmax(scores.masked_fill(~mask, float("-inf")), -1)
+
+
+def attend_fused(
+    q: Float[Tensor, "B H T K"],
+    k: Float[Tensor, "B H T K"],
+    v: Float[Tensor, "B H T K"],
+    mask: Float[Tensor, "#B T T"] | None = None,
+    boundaries: Int[Tensor, " S"] | None = None,
+) -> Float[Tensor, "B H T K"]:
+    """Causal attention by torch's fused kernel, within documents if it is told of them one way or the other.
+
+    Args:
+        mask: What is added to the scores, 0 or minus infinity.
+        boundaries: Where documents begin and end, counted through all rows.
+    """
+    if boundaries is None:
+        wide_mask = None if mask is None else mask[:, None]  # [#B, 1, T, T]
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=wide_mask, is_causal=mask is None)
+    rows, _, context, _ = q.shape
+    tokens = [heads.transpose(1, 2).flatten(0, 1) for heads in (q, k, v)]  # each [M, H, K]
+    # rows of different lengths behind each other; torch has no public name for it that vjp sees through
+    out, *_ = torch.ops.aten._flash_attention_forward(
+        *tokens, boundaries, boundaries, context, context, 0.0, True, False
+    )
+    return out.unflatten(0, (rows, context)).transpose(1, 2)
+
+
+def visible(
+    context: int,
+    segment_starts: Int[Tensor, "B T"] | None,
+    prefix_lengths: Int[Tensor, " B"] | None,
+    device: torch.device,
+) -> Bool[Tensor, "#B T T"]:
+    """True where a query (row) may see a key (column): not ahead, in its document or the row's prefix."""
+    index = torch.arange(context, device=device)
+    causal = (index[None, :] <= index[:, None])[None]  # [1, T, T]
+    if segment_starts is None:
+        return causal
+    own = index >= segment_starts[:, :, None]  # [B, T, T]
+    if prefix_lengths is not None:
+        own = own | (index < prefix_lengths[:, None, None])
+    return causal & own
