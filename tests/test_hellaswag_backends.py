@@ -8,7 +8,6 @@ from pathlib import Path
 import bpe_scratch
 import numpy as np
 import pytest
-from gpt_trainer.backend import Moments
 from gpt_trainer.checkpoint import CheckpointState, save_checkpoint
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import init_parameters
@@ -42,10 +41,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         name: (4.0 * value + 0.1 * stream.standard_normal(value.shape)).astype(np.float32)
         for name, value in init_parameters(config, 5).items()
     }
-    zeros = {name: np.zeros_like(value) for name, value in weights.items()}
     tokenizer = bpe_scratch.Tokenizer.from_bytes().to_json().encode()
     folder = tmp_path_factory.mktemp("run")
-    save_checkpoint(folder, CheckpointState(0, config, weights, Moments(zeros, zeros), {}, tokenizer))
+    save_checkpoint(folder, CheckpointState(0, config, weights, {}, {}, tokenizer))
     return folder
 
 

@@ -145,7 +145,8 @@ def exchange_save(arguments: argparse.Namespace) -> None:
         backend = build(arguments, facts)
         backend.load(parameters_of(inputs))
         losses = train(backend, facts, inputs, range(HALF))
-        state = CheckpointState(HALF, backend.config, backend.export(), backend.export_moments(), {}, None)
+        arrays = (backend.export(), backend.export_optimizer_state())
+        state = CheckpointState(HALF, backend.config, *arrays, {}, None)
         run = arguments.answers / arguments.label / "exchange"
         run.mkdir(parents=True)
         save_checkpoint(run, state)
@@ -158,7 +159,7 @@ def exchange_resume(arguments: argparse.Namespace, saver: str) -> None:
     for _, facts, inputs in model_cases(arguments):
         backend = build(arguments, facts)
         state = load_latest(arguments.answers / saver / "exchange", on_refused=print)
-        backend.load(state.parameters, state.moments)
+        backend.load(state.parameters, state.optimizer_state)
         losses = train(backend, facts, inputs, range(state.step, cases.STEPS))
         save(
             {"losses": np.array(losses)},

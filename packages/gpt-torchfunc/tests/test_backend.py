@@ -10,7 +10,7 @@ import pytest
 import torch
 from gpt_data.batch import IGNORE
 from gpt_torchfunc.options import SPEC, Options
-from gpt_trainer.backend import Moments, OptimizerConfig, Runtime, find_backend
+from gpt_trainer.backend import OptimizerConfig, Runtime, find_backend
 from gpt_trainer.parameters import init_parameters
 
 
@@ -24,24 +24,28 @@ def test_the_trainer_finds_it():
 
 def test_export_gives_back_every_byte(build, weights, config):
     backend = build()
-    moments = Moments(init_parameters(config, 1), init_parameters(config, 2))
-    backend.load(weights, moments)
+    state = {"first": init_parameters(config, 1), "second": init_parameters(config, 2)}
+    backend.load(weights, state)
     assert same(backend.export(), weights)
-    assert all(map(same, backend.export_moments(), moments))
+    kept = backend.export_optimizer_state()
+    assert kept.keys() == state.keys()
+    assert all(same(kept[name], tree) for name, tree in state.items())
     backend.load(weights)
-    assert not any(value.any() for tree in backend.export_moments() for value in tree.values())
+    assert not any(
+        value.any() for tree in backend.export_optimizer_state().values() for value in tree.values()
+    )
 
 
 def test_exports_are_copies(build, batch, weights):
     backend = build()
-    before, moments = backend.export(), backend.export_moments()
+    before, state = backend.export(), backend.export_optimizer_state()
     backend.train_step([batch], 0.1, 0).fetch()
     assert same(before, weights)
-    assert not any(value.any() for value in moments.first.values())
+    assert not any(value.any() for value in state["first"].values())
 
 
 @pytest.mark.parametrize("fault", ["missing", "extra", "shape", "dtype", "nan"])
-@pytest.mark.parametrize("where", ["parameters", "moments"])
+@pytest.mark.parametrize("where", ["parameters", "state"])
 def test_what_does_not_fit_is_refused_and_changes_nothing(fault, where, build, weights, config):
     backend, name = build(), "transformer.h.1.mlp.c_fc.weight"
     bad = init_parameters(config, 9)
@@ -55,7 +59,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(fault, where, build, w
         ]
     good = init_parameters(config, 8)
     with pytest.raises(ValueError, match=r"mlp\.c_fc\.weight"):
-        backend.load(*((bad, None) if where == "parameters" else (good, Moments(good, bad))))
+        backend.load(*((bad, None) if where == "parameters" else (good, {"first": good, "second": bad})))
     assert same(backend.export(), weights)
 
 
@@ -89,7 +93,7 @@ def test_a_run_goes_on_from_its_exports_bit_for_bit(build, batch):
     first, second = build(dropout=0.1), build(dropout=0.1)
     for step in range(3):
         first.train_step([batch], 1e-2, step)
-    second.load(first.export(), first.export_moments())
+    second.load(first.export(), first.export_optimizer_state())
     for step in range(3, 6):
         second.train_step([batch], 1e-2, step)
     assert same(second.export(), straight.export())

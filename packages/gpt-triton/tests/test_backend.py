@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from gpt_data.batch import IGNORE, Batch
-from gpt_trainer.backend import Moments, OptimizerConfig, Runtime, find_backend
+from gpt_trainer.backend import OptimizerConfig, Runtime, find_backend
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import Parameters
 from gpt_triton.backend import TritonBackend
@@ -40,11 +40,11 @@ def test_is_registered() -> None:
 def test_exports_what_was_loaded(precision: str, config: ModelConfig, weights: Parameters) -> None:
     backend = make(config, weights, replace(CPU, precision=precision))
     assert same(backend.export(), weights)
-    assert not any(value.any() for value in backend.export_moments().first.values())
+    assert not any(value.any() for value in backend.export_optimizer_state()["first"].values())
     squares = {name: value**2 for name, value in weights.items()}
-    backend.load(weights, Moments(weights, squares))
-    assert same(backend.export_moments().first, weights)
-    assert same(backend.export_moments().second, squares)
+    backend.load(weights, {"first": weights, "second": squares})
+    assert same(backend.export_optimizer_state()["first"], weights)
+    assert same(backend.export_optimizer_state()["second"], squares)
 
 
 def test_a_refused_load_changes_nothing(config: ModelConfig, weights: Parameters) -> None:
@@ -52,7 +52,7 @@ def test_a_refused_load_changes_nothing(config: ModelConfig, weights: Parameters
     doubled = {name: 2 * value for name, value in weights.items()}
     broken = {name: value for name, value in weights.items() if "ln_f.bias" not in name}
     with pytest.raises(ValueError, match=r"missing transformer\.ln_f\.bias"):
-        backend.load(doubled, Moments(weights, broken))
+        backend.load(doubled, {"first": weights, "second": broken})
     assert same(backend.export(), weights)
 
 
@@ -119,7 +119,7 @@ def test_a_run_repeats_itself_to_the_bit(config: ModelConfig, weights: Parameter
         backend = make(replace(config, dropout=0.1), weights)
         for step in range(3):
             backend.train_step([packed.rows(0, 2), packed.rows(2, 4)], 1e-3, step)
-        ends.append((backend.export(), *backend.export_moments()))
+        ends.append((backend.export(), *backend.export_optimizer_state().values()))
     assert all(same(a, b) for a, b in zip(*ends, strict=True))
 
 
@@ -131,7 +131,7 @@ def test_a_reloaded_run_continues_to_the_bit(config: ModelConfig, weights: Param
     for step in range(2):
         first.train_step([batch], 1e-3, step)
     second = make(config, weights)
-    second.load(first.export(), first.export_moments())
+    second.load(first.export(), first.export_optimizer_state())
     for step in range(2, 4):
         second.train_step([batch], 1e-3, step)
     assert same(second.export(), straight.export())

@@ -35,7 +35,7 @@ def run(backend: TritonBackend, batch: Batch, steps: int = 3) -> list[bytes]:
     pending = [backend.train_step(parts, 1e-3, step) for step in range(steps)]
     metrics = np.array([p.fetch()[:2] for p in pending])
     assert np.isfinite(metrics).all()
-    arrays = [*backend.export().values(), *backend.export_moments().second.values()]
+    arrays = [*backend.export().values(), *backend.export_optimizer_state()["second"].values()]
     return [metrics.tobytes(), *(a.tobytes() for a in arrays)]
 
 
@@ -85,7 +85,7 @@ def test_recording_changes_no_weight_and_no_moment(
     assert not backend.train_step([batch], 1e-3, 0, skip_above=0.0).fetch().updated
     for name, value in backend.export().items():
         assert value.tobytes() == weights[name].tobytes(), name
-    assert not any(value.any() for value in backend.export_moments().second.values())
+    assert not any(value.any() for value in backend.export_optimizer_state()["second"].values())
 
 
 def test_bfloat16_gradients_err_at_most_twice_as_much_as_plain_torch() -> None:

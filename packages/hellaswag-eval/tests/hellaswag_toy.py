@@ -63,7 +63,7 @@ class ToyBackend(ToyModel):
         super().__init__(config.vocab_size, config.context)
         self.precision = runtime.precision
 
-    def load(self, parameters: Parameters, moments: None = None) -> None:
+    def load(self, parameters: Parameters, optimizer_state: None = None) -> None:
         self.tokens = self.tokens + parameters["transformer.wte.weight"]
 
     def device_name(self) -> str:

@@ -13,7 +13,7 @@ import hellaswag_eval.models as models
 import numpy as np
 import pytest
 from gpt_data.batch import Batch
-from gpt_trainer.backend import BackendSpec, Moments
+from gpt_trainer.backend import BackendSpec
 from gpt_trainer.checkpoint import CheckpointState, save_checkpoint
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import init_parameters
@@ -41,11 +41,8 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, BackendSpec]:
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     weights = init_parameters(CONFIG, 0)
-    zeros = {name: np.zeros_like(value) for name, value in weights.items()}
     tokenizer = bpe_scratch.Tokenizer.from_bytes().to_json().encode()
-    save_checkpoint(
-        tmp_path / "run", CheckpointState(0, CONFIG, weights, Moments(zeros, zeros), {}, tokenizer)
-    )
+    save_checkpoint(tmp_path / "run", CheckpointState(0, CONFIG, weights, {}, {}, tokenizer))
     return tmp_path / "run"
 
 

@@ -20,7 +20,6 @@ pytest.importorskip("lm_eval")
 pytest.importorskip("transformers")
 
 import bpe_scratch
-from gpt_trainer.backend import Moments
 from gpt_trainer.checkpoint import CheckpointState, save_checkpoint
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import init_parameters
@@ -51,10 +50,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         name: (4.0 * value + 0.1 * stream.standard_normal(value.shape)).astype(np.float32)
         for name, value in init_parameters(config, 0).items()
     }
-    zeros = {name: np.zeros_like(value) for name, value in weights.items()}
     files = DATA / "gpt2-tokenizer"
     tokenizer = bpe_scratch.Tokenizer.from_gpt2(files / "encoder.json", files / "vocab.bpe")
-    state = CheckpointState(0, config, weights, Moments(zeros, zeros), {}, tokenizer.to_json().encode())
+    state = CheckpointState(0, config, weights, {}, {}, tokenizer.to_json().encode())
     return save_checkpoint(tmp_path_factory.mktemp("run"), state)
 
 

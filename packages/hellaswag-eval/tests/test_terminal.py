@@ -9,9 +9,7 @@ import sys
 from pathlib import Path
 
 import bpe_scratch
-import numpy as np
 import pytest
-from gpt_trainer.backend import Moments
 from gpt_trainer.checkpoint import CheckpointState, save_checkpoint
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import init_parameters
@@ -23,11 +21,10 @@ TOY = Path(__file__).with_name("hellaswag_toy.py")
 @pytest.fixture
 def arguments(tmp_path: Path) -> list[str]:
     weights = init_parameters(CONFIG, 0)
-    zeros = {name: np.zeros_like(value) for name, value in weights.items()}
     tokenizer = bpe_scratch.Tokenizer.from_bytes().to_json().encode()
     # a folder's name that no encoding of the terminal has
     run = tmp_path / "日本"
-    save_checkpoint(run, CheckpointState(0, CONFIG, weights, Moments(zeros, zeros), {}, tokenizer))
+    save_checkpoint(run, CheckpointState(0, CONFIG, weights, {}, {}, tokenizer))
     item = {"ctx": "A man runs. he", "endings": ["stops.", "falls"], "label": 1}
     (tmp_path / "items.jsonl").write_text(f"{json.dumps(item)}\n" * 3)
     return ["--model", str(run), "--data", str(tmp_path / "items.jsonl"), "--protocol", "completion"]

@@ -20,10 +20,17 @@ from typing import Literal
 
 import numpy as np
 from gpt_data.batch import IGNORE, Batch
-from gpt_trainer.backend import BackendSpec, Moments, OptimizerConfig, Runtime, StepMetrics
+from gpt_trainer.backend import BackendSpec, OptimizerConfig, Runtime, StepMetrics
 from gpt_trainer.commands import sample_main, train_main
 from gpt_trainer.model_config import ModelConfig
-from gpt_trainer.parameters import Parameters, check_parameters, decays, parameter_shapes
+from gpt_trainer.parameters import (
+    OptimizerState,
+    Parameters,
+    check_optimizer_state,
+    check_parameters,
+    decays,
+    parameter_shapes,
+)
 
 WTE, WPE = "transformer.wte.weight", "transformer.wpe.weight"
 FC, FC_BIAS = "transformer.h.0.mlp.c_fc.weight", "transformer.h.0.mlp.c_fc.bias"
@@ -71,6 +78,10 @@ class ToyDecoder:
         return (hidden @ self.backend.params[WTE].T).astype(np.float32)
 
 
+def copied(tree: Parameters) -> Parameters:
+    return {name: value.copy() for name, value in tree.items()}
+
+
 class ToyBackend:
     def __init__(
         self, config: ModelConfig, optimizer: OptimizerConfig, runtime: Runtime, options: ToyOptions
@@ -80,22 +91,21 @@ class ToyBackend:
         self.config, self.optimizer, self.evaluations = config, optimizer, 0
         zeros = {name: np.zeros(shape, np.float32) for name, shape in parameter_shapes(config).items()}
         self.params = zeros
-        self.moments = Moments(*({name: value.copy() for name, value in zeros.items()} for _ in range(2)))
+        self.first, self.second = (copied(zeros) for _ in range(2))
 
-    def load(self, parameters: Parameters, moments: Moments | None = None) -> None:
-        for values in (parameters, *(moments or ())):
-            check_parameters(values, self.config)
+    def load(self, parameters: Parameters, optimizer_state: OptimizerState | None = None) -> None:
+        check_parameters(parameters, self.config)
         zeros = {name: np.zeros_like(value) for name, value in parameters.items()}
-        self.params = {name: value.copy() for name, value in parameters.items()}
-        self.moments = Moments(
-            *({n: v.copy() for n, v in tree.items()} for tree in (moments or (zeros, zeros)))
-        )
+        state = {"first": zeros, "second": zeros} if optimizer_state is None else optimizer_state
+        check_optimizer_state(state, self.config, {"first": zeros, "second": zeros})
+        self.params = copied(parameters)
+        self.first, self.second = copied(state["first"]), copied(state["second"])
 
     def export(self) -> Parameters:
-        return {name: value.copy() for name, value in self.params.items()}
+        return copied(self.params)
 
-    def export_moments(self) -> Moments:
-        return Moments(*({name: value.copy() for name, value in tree.items()} for tree in self.moments))
+    def export_optimizer_state(self) -> OptimizerState:
+        return {"first": copied(self.first), "second": copied(self.second)}
 
     def forward(self, tokens: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         p = self.params
@@ -175,7 +185,7 @@ class ToyBackend:
         o = self.optimizer
         scale = np.float32(min(1.0, o.clip_norm / max(norm, 1e-30)) if o.clip_norm else 1.0)
         for name, grad in grads.items():
-            first, second = self.moments.first[name], self.moments.second[name]
+            first, second = self.first[name], self.second[name]
             first += np.float32(1 - o.beta1) * (grad * scale - first)
             second += np.float32(1 - o.beta2) * (np.square(grad * scale) - second)
             m = first / np.float32(1 - o.beta1 ** (step + 1))

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gpt_trainer.checkpoint import find_steps, load_checkpoint
+from gpt_trainer.checkpoint import find_steps, load_checkpoint, save_checkpoint
 from gpt_trainer.report.metrics import TIMING_FIELDS, MetricsFile, read_metrics
 from gpt_trainer_runs import Capture, Train, start
 from gpt_trainer_toy import SPEC
@@ -29,12 +29,9 @@ def assert_same_run(one: Path, other: Path) -> None:
     steps = [find_steps(run)[-1] for run in (one, other)]
     assert steps[0][0] == steps[1][0]
     a, b = (load_checkpoint(folder) for _, folder in steps)
-    for tree, same in (
-        (a.parameters, b.parameters),
-        (a.moments.first, b.moments.first),
-        (a.moments.second, b.moments.second),
-    ):
-        assert all(np.array_equal(tree[name], same[name]) for name in tree)
+    trees, others = ({"weights": saved.parameters, **saved.optimizer_state} for saved in (a, b))
+    for tree, values in trees.items():
+        assert all(np.array_equal(value, others[tree][name]) for name, value in values.items())
     assert a.trainer == b.trainer
     assert lines(one) == lines(other)
 
@@ -195,6 +192,20 @@ def test_what_would_make_it_another_run_is_refused_by_name(
     assert train("--resume=whole", given) == 65
     said = capsys.readouterr().err
     assert given.partition("=")[0] in said
+    assert said.count("\n") == 1
+
+
+def test_the_state_of_another_optimizer_is_refused(
+    whole: Path, train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = find_steps(whole)[-1][1]
+    saved = load_checkpoint(folder)
+    shutil.rmtree(folder)
+    save_checkpoint(whole, saved._replace(optimizer_state={"momentum": saved.parameters}))
+    capsys.readouterr()
+    assert train("--resume=whole") == 65
+    said = capsys.readouterr().err
+    assert "whole: the optimizer's state has momentum, expected first, second" in said
     assert said.count("\n") == 1
 
 

@@ -16,9 +16,9 @@ import torch
 from gpt_data.batch import Batch
 from gpt_torchfunc import device as devices
 from gpt_torchfunc.backend import PendingMetrics
-from gpt_trainer.backend import BackendSpec, Moments, OptimizerConfig, Runtime
+from gpt_trainer.backend import BackendSpec, OptimizerConfig, Runtime
 from gpt_trainer.model_config import ModelConfig
-from gpt_trainer.parameters import Parameters, check_parameters, parameter_shapes
+from gpt_trainer.parameters import OptimizerState, Parameters, check_parameters, parameter_shapes
 from jaxtyping import Int64
 from torch import Tensor
 
@@ -76,13 +76,13 @@ class PlainBackend:
         on_gpu = self._device.type == "cuda"
         return options.compile == "on" or (options.compile == "auto" and on_gpu and possible)
 
-    def load(self, parameters: Parameters, moments: Moments | None = None) -> None:
+    def load(self, parameters: Parameters, optimizer_state: OptimizerState | None = None) -> None:
         """Take over parameters.
 
         Raises:
-            ValueError: If they do not fit the model, or moments are given.
+            ValueError: If they do not fit the model, or a state is given.
         """
-        if moments is not None:
+        if optimizer_state is not None:
             raise ValueError(f"{NAME} does not resume: start a new run")
         check_parameters(parameters, self.config)
         self._model.take_over(parameters)
@@ -91,9 +91,9 @@ class PlainBackend:
         """The float32 parameters; biases that it does not have are zeros."""
         return self._named(lambda parameter: parameter)
 
-    def export_moments(self) -> Moments:
-        """AdamW's moments; zeros before the first step."""
-        return Moments(self._moment("exp_avg"), self._moment("exp_avg_sq"))
+    def export_optimizer_state(self) -> OptimizerState:
+        """AdamW's moments, named as the other backends do; zeros before the first step."""
+        return {"first": self._moment("exp_avg"), "second": self._moment("exp_avg_sq")}
 
     def _moment(self, key: str) -> Parameters:
         state = self._optimizer.state

@@ -15,10 +15,10 @@ import numpy as np
 from gpt_data.batch import IGNORE, Batch
 from gpt_data.checks import check_batch
 from gpt_data.targets import spread, target_index
-from gpt_trainer.backend import Moments, OptimizerConfig, Profile, Runtime, StepMetrics
+from gpt_trainer.backend import OptimizerConfig, Profile, Runtime, StepMetrics
 from gpt_trainer.model_config import ModelConfig
+from gpt_trainer.parameters import OptimizerState, check_optimizer_state, check_parameters
 from gpt_trainer.parameters import Parameters as Canonical
-from gpt_trainer.parameters import check_parameters
 from jaxtyping import Array, Float32, Int32
 
 from gpt_jax import device as devices
@@ -26,7 +26,7 @@ from gpt_jax.decoding import Decoder
 from gpt_jax.documents import first_positions
 from gpt_jax.loss import target_log_probs
 from gpt_jax.model import Inputs, logits
-from gpt_jax.optimizer import AdamWState, step_scalars
+from gpt_jax.optimizer import STATE_NAMES, AdamWState, step_scalars
 from gpt_jax.options import SPEC as SPEC
 from gpt_jax.options import Options
 from gpt_jax.plan import make_plan, stacks_layers
@@ -72,19 +72,21 @@ class JaxBackend:
         params, first, second = (zeros(config, self._device, stacked=self._stacked) for _ in range(3))
         self._state = TrainingState(params, AdamWState(first, second))
 
-    def load(self, parameters: Canonical, moments: Moments | None = None) -> None:
-        """Take over parameters, and moments (zeros if not given).
+    def load(self, parameters: Canonical, optimizer_state: OptimizerState | None = None) -> None:
+        """Take over parameters, and the optimizer's state (zeros if not given).
 
         Raises:
             ValueError: If names, shapes or dtypes do not fit the model; nothing is changed then.
         """
-        for values in (parameters, *(moments or ())):
-            check_parameters(values, self.config)
+        check_parameters(parameters, self.config)
+        if optimizer_state is not None:
+            check_optimizer_state(optimizer_state, self.config, dict.fromkeys(STATE_NAMES, parameters))
+        moments = [None if optimizer_state is None else optimizer_state[name] for name in STATE_NAMES]
         trees = [
             zeros(self.config, self._device, stacked=self._stacked)
             if values is None
             else from_canonical(values, self.config, self._device, stacked=self._stacked)
-            for values in (parameters, *(moments or (None, None)))
+            for values in (parameters, *moments)
         ]
         self._state = TrainingState(trees[0], AdamWState(*trees[1:]))
 
@@ -92,10 +94,10 @@ class JaxBackend:
         """The float32 master parameters, as copies."""
         return to_canonical(self._state.params, self.config)
 
-    def export_moments(self) -> Moments:
-        """AdamW's moments, as copies."""
+    def export_optimizer_state(self) -> OptimizerState:
+        """The optimizer's state, as copies."""
         state = self._state.moments
-        return Moments(*(to_canonical(tree, self.config) for tree in (state.first, state.second)))
+        return {name: to_canonical(getattr(state, name), self.config) for name in STATE_NAMES}
 
     def train_step(
         self, micro_batches: Sequence[Batch], lr: float, step: int, *, skip_above: float = float("inf")

@@ -13,6 +13,8 @@ References:
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,6 +34,10 @@ class AdamWState:
 
     first: Parameters
     second: Parameters
+
+
+STATE_NAMES = tuple(field.name for field in fields(AdamWState))
+"""Names of the state's trees, where others store them."""
 
 
 @struct.dataclass

@@ -15,10 +15,10 @@ import torch
 from gpt_data.batch import Batch
 from gpt_data.checks import check_batch
 from gpt_data.targets import spread, target_index
-from gpt_trainer.backend import Moments, OptimizerConfig, Profile, Runtime, StepMetrics
+from gpt_trainer.backend import OptimizerConfig, Profile, Runtime, StepMetrics
 from gpt_trainer.model_config import ModelConfig
+from gpt_trainer.parameters import OptimizerState, check_optimizer_state, check_parameters
 from gpt_trainer.parameters import Parameters as Canonical
-from gpt_trainer.parameters import check_parameters
 from jaxtyping import Float32
 from torch import Tensor
 
@@ -30,7 +30,7 @@ from gpt_torchfunc.dropout import dropout_keys
 from gpt_torchfunc.gradients import PLAIN, Functions
 from gpt_torchfunc.loss import target_log_probs
 from gpt_torchfunc.model import Inputs, Parameters, logits
-from gpt_torchfunc.optimizer import AdamWState, StepScalars, step_scalars
+from gpt_torchfunc.optimizer import STATE_NAMES, AdamWState, StepScalars, step_scalars
 from gpt_torchfunc.options import SPEC as SPEC
 from gpt_torchfunc.options import Options
 from gpt_torchfunc.plan import make_plan, scores_trees, tells_documents, wants_compile
@@ -85,25 +85,28 @@ class TorchFuncBackend:
         self._finish = self._compile(finish)
         self._log_probs = self._compile(target_log_probs) if self._device.type == "cuda" else target_log_probs
 
-    def load(self, parameters: Canonical, moments: Moments | None = None) -> None:
-        """Take over parameters, and moments (zeros if not given).
+    def load(self, parameters: Canonical, optimizer_state: OptimizerState | None = None) -> None:
+        """Take over parameters, and the optimizer's state (zeros if not given).
 
         Raises:
             ValueError: If names, shapes or dtypes do not fit the model; nothing is changed then.
         """
-        for values in (parameters, *(moments or ())):
-            check_parameters(values, self.config)
+        check_parameters(parameters, self.config)
+        if optimizer_state is not None:
+            check_optimizer_state(optimizer_state, self.config, dict.fromkeys(STATE_NAMES, parameters))
+        moments = [None if optimizer_state is None else optimizer_state[name] for name in STATE_NAMES]
         trees = [self._state.params, *self._state.moments]
-        for tree, values in zip(trees, (parameters, *(moments or (None, None))), strict=True):
+        for tree, values in zip(trees, (parameters, *moments), strict=True):
             _fill(tree, None if values is None else from_canonical(values, self.config, self._device))
 
     def export(self) -> Canonical:
         """The float32 master parameters, as copies."""
         return to_canonical(self._state.params, self.config)
 
-    def export_moments(self) -> Moments:
-        """AdamW's moments, as copies."""
-        return Moments(*(to_canonical(tree, self.config) for tree in self._state.moments))
+    def export_optimizer_state(self) -> OptimizerState:
+        """The optimizer's state, as copies."""
+        trees = zip(STATE_NAMES, self._state.moments, strict=True)
+        return {name: to_canonical(tree, self.config) for name, tree in trees}
 
     def train_step(
         self, micro_batches: Sequence[Batch], lr: float, step: int, *, skip_above: float = float("inf")

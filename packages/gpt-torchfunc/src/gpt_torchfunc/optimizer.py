@@ -34,6 +34,10 @@ class AdamWState(NamedTuple):
     second: Parameters
 
 
+STATE_NAMES = AdamWState._fields
+"""Names of the state's trees, where others store them."""
+
+
 class StepScalars(NamedTuple):
     """What changes from step to step, as tensors, so that no step is compiled again.
 

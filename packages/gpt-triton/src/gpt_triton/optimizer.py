@@ -32,6 +32,10 @@ class AdamWState(NamedTuple):
     second: Parameters
 
 
+STATE_NAMES = AdamWState._fields
+"""Names of the state's trees, where others store them."""
+
+
 class Outcome(NamedTuple):
     """The gradient's norm before clipping, and whether the weights took the step."""
 

@@ -22,7 +22,7 @@ from gpt_data.terminal import named
 from jaxtyping import Float32, Int
 
 from gpt_trainer.model_config import ModelConfig
-from gpt_trainer.parameters import Parameters
+from gpt_trainer.parameters import OptimizerState, Parameters
 
 ENTRY_POINT_GROUP = "gpt_trainer.backends"
 Precision = Literal["float32", "bfloat16"]
@@ -61,13 +61,6 @@ class OptimizerConfig:
         for name in ("weight_decay", "clip_norm"):
             if not 0.0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)} is not in [0, infinity)")
-
-
-class Moments(NamedTuple):
-    """AdamW's running means, each by canonical name in float32."""
-
-    first: Parameters
-    second: Parameters
 
 
 class StepMetrics(NamedTuple):
@@ -119,16 +112,17 @@ class Profile(Protocol):
 class Backend(Protocol):
     """One model on one device, with its optimizer state.
 
-    Every array that crosses this line is NumPy; parameters and moments go by canonical name.
+    Every array that crosses this line is NumPy; parameters and the optimizer's trees go by canonical name.
     """
 
     config: ModelConfig
 
-    def load(self, parameters: Parameters, moments: Moments | None = None) -> None:
-        """Take over parameters, and moments (zeros if not given).
+    def load(self, parameters: Parameters, optimizer_state: OptimizerState | None = None) -> None:
+        """Take over parameters, and the optimizer's state (as before a first step if not given).
 
         Raises:
-            ValueError: If names, shapes or dtypes do not fit the model; nothing is changed then.
+            ValueError: If names, shapes or dtypes do not fit the model, or the state is another optimizer's;
+                nothing is changed then.
         """
         ...
 
@@ -136,14 +130,14 @@ class Backend(Protocol):
         """The float32 master parameters; bit-equal to what was loaded if no step was taken."""
         ...
 
-    def export_moments(self) -> Moments:
-        """AdamW's moments."""
+    def export_optimizer_state(self) -> OptimizerState:
+        """The optimizer's state, by names that only it knows."""
         ...
 
     def train_step(
         self, micro_batches: Sequence[Batch], lr: float, step: int, *, skip_above: float = float("inf")
     ) -> Pending:
-        """One optimizer step: gradients of the mean loss over all targets, clip, AdamW.
+        """One optimizer step: gradients of the mean loss over all targets, clip, update.
 
         Nothing is read back to the host. The update is left out, on the device, if the global norm is
         not finite or exceeds ``skip_above``.
@@ -218,7 +212,7 @@ class Runtime:
     """How a backend is to run.
 
     Attributes:
-        precision: Precision of activations and products; parameters and moments stay float32.
+        precision: Precision of activations and products; parameters and the optimizer's state stay float32.
         device: cpu, gpu, or auto: a GPU if the backend can use one.
         seed: Key of the dropout masks.
         deterministic: Forbid library routines whose results differ from run to run.

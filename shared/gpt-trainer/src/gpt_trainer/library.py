@@ -53,11 +53,11 @@ def load_model(
     optimizer: OptimizerConfig | None = None,
     **options: Any,
 ) -> Model:
-    """The model of a folder, ready to generate and to train; its moments are zero.
+    """The model of a folder, ready to generate and to train; its optimizer is fresh.
 
     Args:
         folder: A run, one of its steps, or a Hugging Face GPT-2 folder.
-        precision: Of products; weights, moments and sums stay float32.
+        precision: Of products; weights, the optimizer's state and sums stay float32.
         **options: Flags that only this backend has, as ``attention="written"``.
 
     Raises:

@@ -6,7 +6,8 @@ Shapes: V vocabulary, T context, D model width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 
 import numpy as np
 from jaxtyping import Float32
@@ -17,7 +18,11 @@ from gpt_trainer.model_config import ModelConfig
 Parameters = dict[str, Float32[np.ndarray, "..."]]
 """Canonical name -> float32 array, in the order of ``parameter_shapes``."""
 
+OptimizerState = Mapping[str, Parameters]
+"""Trees by names that only the optimizer knows, each over the parameters that it keeps something of."""
+
 INIT_STD = 0.02
+TREE_NAME = re.compile(r"[a-z][a-z0-9_]*", re.ASCII)
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -91,6 +96,32 @@ def check_parameters(values: Mapping[str, np.ndarray], config: ModelConfig) -> N
         ValueError: Naming the first ten missing, extra, misshapen, mistyped or non-finite tensors.
     """
     check_arrays(values, parameter_shapes(config))
+
+
+def check_optimizer_state(
+    state: OptimizerState, config: ModelConfig, want: Mapping[str, Collection[str]] | None = None
+) -> None:
+    """Check the trees' names, and the names, shapes, dtype and finiteness of what they hold.
+
+    Args:
+        want: Names of the trees that must be there, and no other, and of the parameters in each; those of
+            ``state`` if not given.
+
+    Raises:
+        ValueError: Naming what differs.
+    """
+    want = state if want is None else want
+    if state.keys() != want.keys():
+        found, wanted = (", ".join(sorted(names)) or "nothing" for names in (state, want))
+        raise ValueError(f"the optimizer's state has {found}, expected {wanted}")
+    shapes = parameter_shapes(config)
+    for tree, names in want.items():
+        if not TREE_NAME.fullmatch(tree):
+            raise ValueError(f"the optimizer's state has a tree {tree!r}, which is no name")
+        try:
+            check_arrays(state[tree], {name: shapes[name] for name in names if name in shapes})
+        except ValueError as error:
+            raise ValueError(f"{tree} of the optimizer: {error}") from None
 
 
 def check_arrays(values: Mapping[str, np.ndarray], want: Mapping[str, tuple[int, ...]]) -> None:

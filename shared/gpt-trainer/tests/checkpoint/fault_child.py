@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gpt_trainer.backend import Moments
 from gpt_trainer.checkpoint import CheckpointState, find_steps, load_latest, prune, save_checkpoint, verify
 from gpt_trainer.errors import CommandError, InputError
 from gpt_trainer.model_config import ModelConfig
@@ -34,12 +33,14 @@ def make_state(step: int, model: ModelConfig = TINY) -> CheckpointState:
     first = {name: value * np.float32(0.5) for name, value in parameters.items()}
     second = {name: value * value for name, value in parameters.items()}
     trainer = {"position": step * 8, "loss": 0.1 + step, "best": None, "flags": ["a", {"b": True}]}
-    return CheckpointState(step, model, parameters, Moments(first, second), trainer, TOKENIZER)
+    return CheckpointState(step, model, parameters, {"first": first, "second": second}, trainer, TOKENIZER)
 
 
 def same_state(a: CheckpointState, b: CheckpointState) -> bool:
     """Whether two states are equal to the bit."""
-    trees = zip((a.parameters, *a.moments), (b.parameters, *b.moments), strict=True)
+    if list(a.optimizer_state) != list(b.optimizer_state):
+        return False
+    trees = zip(*((s.parameters, *s.optimizer_state.values()) for s in (a, b)), strict=True)
     equal = all(
         list(left) == list(right) and all(left[n].tobytes() == right[n].tobytes() for n in left)
         for left, right in trees

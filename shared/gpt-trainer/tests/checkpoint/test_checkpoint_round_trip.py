@@ -59,6 +59,20 @@ def test_a_loaded_step_equals_the_saved_one_to_the_bit(
     assert list(load_checkpoint(folder).parameters) == list(parameter_shapes(state.model))
 
 
+def test_the_optimizer_names_its_trees_and_what_they_hold(
+    tmp_path: Path, make_state: Make, same_state: Same
+) -> None:
+    """One that keeps one array of the matrices and two of the rest; and one that keeps nothing."""
+    state = make_state(1)
+    matrices, rest = (
+        {name: value for name, value in state.parameters.items() if (value.ndim == 2) == flat}
+        for flat in (True, False)
+    )
+    for step, trees in enumerate(({"momentum": matrices, "first": rest, "second": rest}, {})):
+        given = state._replace(step=step, optimizer_state=trees)
+        assert same_state(load_checkpoint(save_checkpoint(tmp_path, given)), given)
+
+
 def test_special_floats_keep_their_bits(tmp_path: Path, make_state: Make, same_state: Same) -> None:
     state = make_state(1)
     # smallest subnormal, negative zero, largest finite
@@ -146,11 +160,22 @@ def test_a_damaged_step_is_moved_aside_and_replaced(run: Path, make_state: Make,
             lambda s: s._replace(parameters=s.parameters | {"extra": np.zeros(1, np.float32)}),
             "unexpected extra",
         ),
-        (lambda s: s._replace(moments=s.moments._replace(first={})), "first moments: .*missing"),
-        (lambda s: s._replace(moments=s.moments._replace(second=poisoned(s))), "second moments: .*NaN"),
+        (lambda s: s._replace(optimizer_state={"a": {"b": np.zeros(1, np.float32)}}), "a of .*unexpected b"),
+        (lambda s: s._replace(optimizer_state={"a.b": s.parameters}), "'a.b', which is no name"),
+        (lambda s: s._replace(optimizer_state={"second": poisoned(s)}), "second of the optimizer: .*NaN"),
         (lambda s: s._replace(parameters=poisoned(s)), "ln_f.bias holds NaN"),
     ],
-    ids=["step", "nan-in-json", "object", "tokenizer", "extra", "no-moments", "nan-moment", "nan-weight"],
+    ids=[
+        "step",
+        "nan-in-json",
+        "object",
+        "tokenizer",
+        "extra",
+        "extra-state",
+        "tree",
+        "nan-state",
+        "nan-weight",
+    ],
 )
 def test_a_state_that_could_not_be_loaded_is_not_saved(
     change: Callable[[CheckpointState], CheckpointState], message: str, run: Path, make_state: Make
@@ -274,3 +299,8 @@ def test_steps_of_every_version_are_read(version: int) -> None:
     assert state.trainer == {"position": 24, "loss": 3.1, "best": None, "flags": ["a", {"b": True}]}
     embedding = state.parameters["transformer.wte.weight"]
     assert float(embedding.sum(dtype=np.float64)) == GOLDEN_SUM
+    assert list(state.optimizer_state) == ["first", "second"]
+    for name, value in state.parameters.items():
+        first, second = (tree[name] for tree in state.optimizer_state.values())
+        assert np.array_equal(first, value * np.float32(0.5)), name
+        assert np.array_equal(second, value * value), name

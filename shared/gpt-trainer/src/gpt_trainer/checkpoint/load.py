@@ -11,7 +11,6 @@ from gpt_data.errors import shown
 from gpt_data.store.reading import RegularFile, read_bytes
 from gpt_data.store.strict_json import parse_object
 
-from gpt_trainer.backend import Moments
 from gpt_trainer.checkpoint.discovery import ADVICE, find_steps, is_step, run_of
 from gpt_trainer.checkpoint.manifest import (
     CONFIG,
@@ -25,11 +24,17 @@ from gpt_trainer.checkpoint.manifest import (
     read_manifest,
 )
 from gpt_trainer.checkpoint.model_json import model_from_json
-from gpt_trainer.checkpoint.state import CheckpointState, SavedModel, check_moments
+from gpt_trainer.checkpoint.state import CheckpointState, SavedModel
 from gpt_trainer.checkpoint.tensors import TensorEntry, TensorFile
 from gpt_trainer.errors import InputError, one_line
 from gpt_trainer.model_config import ModelConfig
-from gpt_trainer.parameters import Parameters, check_parameters, parameter_shapes
+from gpt_trainer.parameters import (
+    OptimizerState,
+    Parameters,
+    check_optimizer_state,
+    check_parameters,
+    parameter_shapes,
+)
 
 CONFIG_LIMIT = 1 << 20
 TRAINER_LIMIT = 1 << 24
@@ -65,10 +70,14 @@ def load_tensors(path: Path, manifest: Manifest, want: Mapping[str, tuple[int, .
         InputError: If it is not the recorded file, or holds other tensors.
     """
     with TensorFile(path, manifest.files[path.name]) as file:
-        wrong = layout_differences(file.entries, want, ("F32",))
-        if wrong:
-            raise InputError(f"{path} does not fit {CONFIG}: {one_line(wrong)}")
-        values = file.read(want)
+        return _read(file, want, path)
+
+
+def _read(file: TensorFile, want: Mapping[str, tuple[int, ...]], path: Path) -> Parameters:
+    wrong = layout_differences(file.entries, want, ("F32",))
+    if wrong:
+        raise InputError(f"{path} does not fit {CONFIG}: {one_line(wrong)}")
+    values = file.read(want)
     return {name: values[name] for name in want}
 
 
@@ -86,17 +95,22 @@ def _load_parameters(folder: Path, manifest: Manifest, model: ModelConfig) -> Pa
     return values
 
 
-def _load_moments(folder: Path, manifest: Manifest, model: ModelConfig) -> Moments:
-    shapes = parameter_shapes(model)
-    want = {f"{label}.{name}": shape for label in Moments._fields for name, shape in shapes.items()}
-    values = load_tensors(folder / OPTIMIZER, manifest, want)
-    parts = [{name: values[f"{label}.{name}"] for name in shapes} for label in Moments._fields]
-    moments = Moments(*parts)
+def _load_optimizer_state(folder: Path, manifest: Manifest, model: ModelConfig) -> OptimizerState:
+    """Whatever trees the optimizer has stored: ``TREE.NAME`` is what it keeps of the parameter ``NAME``."""
+    path, shapes = folder / OPTIMIZER, parameter_shapes(model)
+    with TensorFile(path, manifest.files[OPTIMIZER]) as file:
+        split = {name: name.partition(".") for name in file.entries}
+        known = {name: shapes[of] for name, (_, _, of) in split.items() if of in shapes}
+        values = _read(file, known, path)
+    state: dict[str, Parameters] = {}
+    for name, value in values.items():
+        tree, _, of = split[name]
+        state.setdefault(tree, {})[of] = value
     try:
-        check_moments(moments, model)
+        check_optimizer_state(state, model)
     except ValueError as error:
-        raise InputError(f"{folder / OPTIMIZER}: {error}") from None
-    return moments
+        raise InputError(f"{path}: {error}") from None
+    return state
 
 
 def load_trainer(folder: Path, manifest: Manifest) -> dict[str, Any]:
@@ -158,8 +172,8 @@ def load_checkpoint(step_folder: Path) -> CheckpointState:
     trainer = load_trainer(step_folder, manifest)
     tokenizer = load_tokenizer(step_folder, manifest)
     parameters = _load_parameters(step_folder, manifest, model)
-    moments = _load_moments(step_folder, manifest, model)
-    return CheckpointState(manifest.step, model, parameters, moments, trainer, tokenizer)
+    optimizer_state = _load_optimizer_state(step_folder, manifest, model)
+    return CheckpointState(manifest.step, model, parameters, optimizer_state, trainer, tokenizer)
 
 
 @refusing

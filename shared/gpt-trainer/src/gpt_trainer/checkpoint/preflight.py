@@ -15,7 +15,7 @@ FIXED_BYTES = 1 << 22
 
 
 def step_bytes(model: ModelConfig) -> int:
-    """About how many bytes one step takes: weights and two moments in float32, and the small files."""
+    """At most how many bytes one step takes: weights, two arrays for each, and the small files."""
     return 12 * parameter_count(model) + FIXED_BYTES
 
 

@@ -15,7 +15,6 @@ from gpt_data.store.lock import FolderLock
 from gpt_data.store.reading import UnreadableError
 from gpt_data.store.writing import remove_folder, sync_folder, write_errors, write_file
 
-from gpt_trainer.backend import Moments
 from gpt_trainer.checkpoint.discovery import CHECKPOINTS
 from gpt_trainer.checkpoint.load import CONFIG_LIMIT, TOKENIZER_LIMIT, TRAINER_LIMIT, verify
 from gpt_trainer.checkpoint.manifest import (
@@ -138,8 +137,8 @@ def _end_of_text(state: CheckpointState) -> int | None:
 
 def _tensors(state: CheckpointState) -> dict[str, dict[str, np.ndarray]]:
     names = parameter_shapes(state.model)
-    moments = zip(Moments._fields, state.moments, strict=True)
-    flat = {f"{label}.{name}": values[name] for label, values in moments for name in names}
+    trees = state.optimizer_state.items()
+    flat = {f"{tree}.{name}": values[name] for tree, values in trees for name in names if name in values}
     return {MODEL: {name: state.parameters[name] for name in names}, OPTIMIZER: flat}
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
-from gpt_trainer.backend import Moments
 from gpt_trainer.model_config import ModelConfig
-from gpt_trainer.parameters import Parameters, check_parameters
+from gpt_trainer.parameters import OptimizerState, Parameters, check_optimizer_state, check_parameters
 
 
 class CheckpointState(NamedTuple):
@@ -17,7 +16,7 @@ class CheckpointState(NamedTuple):
         step: Optimizer steps taken.
         model: The model's sizes.
         parameters: Weights by canonical name.
-        moments: AdamW's moments by canonical name.
+        optimizer_state: The optimizer's trees, under the names that it gave them.
         trainer: The trainer's own state as JSON values (configuration, data position, seeds, versions,
             device, schedule). It must not hold NaN or infinity, and nothing that changes from one run to
             an identical one (such as times), or saving the same step again is refused.
@@ -27,7 +26,7 @@ class CheckpointState(NamedTuple):
     step: int
     model: ModelConfig
     parameters: Parameters
-    moments: Moments
+    optimizer_state: OptimizerState
     trainer: dict[str, Any]
     tokenizer_json: bytes | None
 
@@ -48,22 +47,6 @@ class SavedModel(NamedTuple):
     tokenizer_json: bytes | None
 
 
-def check_moments(moments: Moments, model: ModelConfig) -> None:
-    """Check names, shapes, dtypes and finiteness of both moments.
-
-    Args:
-        model: The sizes they must fit.
-
-    Raises:
-        ValueError: Naming every difference.
-    """
-    for label, values in zip(Moments._fields, moments, strict=True):
-        try:
-            check_parameters(values, model)
-        except ValueError as error:
-            raise ValueError(f"{label} moments: {error}") from None
-
-
 def check_state(state: CheckpointState) -> None:
     """Refuse a state that could not be loaded again.
 
@@ -74,7 +57,7 @@ def check_state(state: CheckpointState) -> None:
     if state.step < 0:
         raise ValueError(f"step={state.step} is negative")
     check_parameters(state.parameters, state.model)
-    check_moments(state.moments, state.model)
+    check_optimizer_state(state.optimizer_state, state.model)
     try:
         json.dumps(state.trainer, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:

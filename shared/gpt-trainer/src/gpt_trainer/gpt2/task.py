@@ -60,7 +60,7 @@ def open_task(spec: BackendSpec, request: Request, start: Fresh, stop: StopFlag)
         backend = _create(spec, request, _model(config, dataset, start))
         task = GPT2Task(spec.name, request, backend, dataset, start, stop)
         # after the evaluations are seen to fit: this takes seconds where weights are large
-        backend.load(_weights(backend, request, start), start.moments)
+        _load(backend, request, start)
         yield task
     finally:
         dataset.close()
@@ -89,11 +89,17 @@ def _model(config: TrainConfig, dataset: Dataset, start: Fresh) -> ModelConfig:
     return model
 
 
-def _weights(backend: Backend, request: Request, start: Fresh) -> Parameters:
-    if start.saved is None:
-        return init_parameters(backend.config, request.config.runtime.seed)
-    saved: Parameters = start.saved.parameters
-    return saved
+def _load(backend: Backend, request: Request, start: Fresh) -> None:
+    saved = start.saved
+    weights: Parameters = (
+        init_parameters(backend.config, request.config.runtime.seed) if saved is None else saved.parameters
+    )
+    # a model to begin from has no optimizer
+    optimizer_state = saved.optimizer_state if isinstance(saved, CheckpointState) else None
+    try:
+        backend.load(weights, optimizer_state)
+    except ValueError as error:
+        raise InputError(f"{start.where}: {error}") from None
 
 
 class GPT2Task:
@@ -193,12 +199,11 @@ class GPT2Task:
         return self.backend.export()
 
     def save(self, run: Path, step: int, trainer: dict[str, Any]) -> Path:
-        """Save weights, moments, tokenizer and the trainer's state."""
+        """Save weights, the optimizer's state, tokenizer and the trainer's state."""
         backend = self.backend
         trainer = {**trainer, "data_tokens": step * self.config.batch.tokens_per_step}
-        state = CheckpointState(
-            step, backend.config, backend.export(), backend.export_moments(), trainer, self._tokenizer_json
-        )
+        arrays = (backend.export(), backend.export_optimizer_state())
+        state = CheckpointState(step, backend.config, *arrays, trainer, self._tokenizer_json)
         return save_checkpoint(run, state)
 
     def tidy(self, run: Path, best_step: int | None) -> None:

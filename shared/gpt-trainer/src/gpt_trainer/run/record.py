@@ -30,7 +30,7 @@ PACKAGES = ("numpy", "gpt-data", "gpt-trainer", "bpe-scratch")
 
 @dataclass
 class RunState:
-    """What changes while a run goes on, besides weights and moments.
+    """What changes while a run goes on, besides weights and the optimizer's state.
 
     Attributes:
         step: Optimizer steps taken.

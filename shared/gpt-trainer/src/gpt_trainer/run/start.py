@@ -57,7 +57,6 @@ class Fresh:
     Attributes:
         state: Where the run stands.
         saved: What was loaded to begin with; None for a seed.
-        moments: The optimizer's state to begin with; None for zeros.
         saved_step: Step of the checkpoint that it begins from; -1 if none.
         pin: What the data is to be read by again.
         init_from: Where the first weights come from, if not from the seed.
@@ -68,7 +67,6 @@ class Fresh:
         self.spec = spec
         self.state = RunState()
         self.saved: Any = None
-        self.moments: Any = None
         self.saved_step = -1
         self.pin: Mapping[str, str] = {}
         self.init_from: str | None = None
@@ -165,7 +163,7 @@ class Continued(Fresh):
         where = f"trainer.json of step {step} in {self.run}"
         self.record = read_record(trainer, self.spec, where)
         self.state = read_state(trainer, step, self.spec.check_state, where)
-        self.moments, self.saved_step = self.saved.moments, step
+        self.saved_step = step
 
     def base(self, early: Any, file: Mapping[str, Any], *, gpu: bool) -> tuple[str, Any]:
         """What the run has recorded."""
