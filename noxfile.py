@@ -244,7 +244,7 @@ def harness(session: nox.Session) -> None:
 
 @nox.session
 def count(session: nox.Session) -> None:
-    """Count lines, files and long functions of each member, and the calls from `argv` to the loop."""
+    """Count lines, files and long functions, what one step takes to read, and the calls to the loop."""
     sync(session, "--package=gpt-jax")
     session.run("python", "tests/count.py", *session.posargs, env=OFFLINE)
 

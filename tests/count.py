@@ -1,4 +1,7 @@
-"""What the repository weighs: lines, files and long functions of each member, and the way into the loop.
+"""What the repository weighs: each member's size, what one step takes to read, and the way into the loop.
+
+One training step of a backend takes the files that its ``step.py`` imports, directly or not, from its own
+package; gpt-triton's takes those of one set of ops besides.
 
 The way is walked in a real run of a tiny GPT-2, from the command's entry point to the first call of a
 function ``run`` in a file ``loop.py``. Its steps are gpt-trainer's own functions and those of the
@@ -21,6 +24,7 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
 LONG = 40
+STEPS = (("gpt_torchfunc",), ("gpt_jax",), ("gpt_triton", "reference"), ("gpt_triton", "kernels"))
 TEXT = "def function(x):\n    return x + 1\n" * 12
 TINY = "--n-layer=1 --n-head=1 --d-model=16 --context=16 --device=cpu --steps=1 --micro-batch=2 --plain"
 
@@ -56,6 +60,23 @@ def weigh(folder: Path) -> tuple[int, int, int]:
     ]
     lines = sum(text.count("\n") for text in texts)
     return len(texts), lines, sum(code_lines(function) > LONG for function in functions)
+
+
+def imported_files(package: str, *modules: str) -> list[Path]:
+    """The files of these modules and of all that they import from their package, in functions too."""
+    sources = next(ROOT.glob(f"packages/*/src/{package}"))
+    found: list[Path] = []
+    todo = [f"{package}.{module}" for module in modules]
+    while todo:
+        place = sources.joinpath(*todo.pop().split(".")[1:])
+        path = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+        if place == sources or path in found or not path.is_file():
+            continue
+        found.append(path)
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == package:
+                todo += [str(node.module), *(f"{node.module}.{name.name}" for name in node.names)]
+    return found
 
 
 def is_ours(path: str) -> bool:
@@ -129,7 +150,7 @@ def measure(steps: list[Step], depth: float) -> tuple[int, int, int]:
 
 
 def main() -> None:
-    """Print both tables; the command to walk is the first argument, ``gpt-jax-train`` without one."""
+    """Print the tables; the command to walk is the first argument, ``gpt-jax-train`` without one."""
     print("| member | files | lines | over 40 | test files | test lines |\n|---|--:|--:|--:|--:|--:|")
     total = [0] * 5
     for member in sorted(path.parent for path in ROOT.glob("*/*/pyproject.toml")):
@@ -139,6 +160,12 @@ def main() -> None:
         total = [a + b for a, b in zip(total, row, strict=True)]
         print(f"| {member.name} | " + " | ".join(f"{value:,}" for value in row) + " |")
     print("| all | " + " | ".join(f"{value:,}" for value in total) + " |\n")
+    print("| one step | files | lines |\n|---|--:|--:|")
+    for package, *ops in STEPS:
+        read = imported_files(package, "step", *ops)
+        lines = sum(path.read_text().count("\n") for path in read)
+        print(f"| {' over '.join([package, *ops])} | {len(read)} | {lines:,} |")
+    print()
     command = sys.argv[1] if len(sys.argv) > 1 else "gpt-jax-train"
     steps = walk(command)
     print(f"| {command} | calls | files | returns |\n|---|--:|--:|--:|")

@@ -12,6 +12,7 @@ import argparse
 import importlib
 import json
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -171,7 +172,8 @@ def main() -> None:
     """Answer, save or resume, as the command line asks."""
     arguments = parse()
     if os.environ.get("TRITON_INTERPRET") == "1":
-        importlib.import_module("gpt_triton.interpreting").replace_language_once()
+        sys.path.insert(0, str(Path(__file__).parents[2] / "packages/gpt-triton/tests"))
+        importlib.import_module("gpt_triton_interpreting").replace_language_once()
     if arguments.plant:
         adapter(arguments.backend).plant(arguments.plant)
     if arguments.save:

@@ -19,14 +19,15 @@ from gpt_trainer.parameters import Parameters, init_parameters
 # without a GPU the kernels run in Triton's interpreter, which is chosen before Triton is first imported
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
-if os.environ.get("TRITON_INTERPRET") == "1":
-    import_module("gpt_triton.interpreting").replace_language_once()
 
 # cuBLAS reads this when it starts, and refuses to be deterministic without it
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 # the helpers beside this file carry the package's name, so that no other member's can be meant
 sys.path.insert(0, str(Path(__file__).parent))
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    import_module("gpt_triton_interpreting").replace_language_once()
 
 # relative Frobenius error, per tensor
 TOLERANCES = {

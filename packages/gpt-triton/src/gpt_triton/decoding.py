@@ -13,7 +13,7 @@ from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
 from gpt_triton.attention import attend
-from gpt_triton.model import Block, Parameters, Plan, head_logits
+from gpt_triton.model import Block, Parameters, Plan, head_logits, split_heads
 
 
 class Decoder:
@@ -66,9 +66,10 @@ class Decoder:
         ops, stop = self._plan.ops, self.length + count
         normed, _ = ops.layer_norm_fwd(x, block.ln1_gain, block.ln1_bias)
         qkv = ops.linear_fwd(normed, block.qkv_weight, block.qkv_bias)  # [M, 3D]
-        heads = qkv.view(self._rows, count, 3, self._config.n_head, -1).permute(2, 0, 3, 1, 4)
-        cache[:, :, :, self.length : stop] = heads[1:]  # heads [3, B, H, n, K]
-        mixed = attend(heads[0], cache[0, :, :, :stop], cache[1, :, :, :stop])
+        q, k, v = split_heads(qkv.view(self._rows, count, -1), self._plan.n_head)
+        keys, values = cache
+        keys[:, :, self.length : stop], values[:, :, self.length : stop] = k, v
+        mixed = attend(q, keys[:, :, :stop], values[:, :, :stop])  # [B, H, n, K]
         x = ops.linear_residual_fwd(
             mixed.transpose(1, 2).reshape(x.shape), block.out_weight, block.out_bias, x
         )

@@ -10,7 +10,7 @@ walks the same lines from last to first, drops each block's residuals as soon as
 gradients of parameters in place. Weights are ``(in, out)``, as OpenAI stored them.
 
 Shapes: B rows, T positions, M tokens of all rows (B T), C longest context, V vocabulary, Vp the same padded,
-D width, L blocks.
+D width, L blocks, H heads, K head width.
 
 References:
     Radford et al. 2019, "Language models are unsupervised multitask learners".
@@ -103,7 +103,7 @@ def hidden_states(
         params: Matrices in ``plan.dtype``, vectors in float32.
         keys: Dropout keys by layer and ``Site``; ``None`` means no dropout.
     """
-    x = _embed(params, inputs, plan, keys)
+    x = embed(params, inputs, plan, keys)
     for layer, block in enumerate(params.blocks):
         x, _ = apply_block_fwd(block, x, inputs, plan, None if keys is None else keys[layer], NOTHING)
     return plan.ops.layer_norm_fwd(x, params.ln_f_gain, params.ln_f_bias)[0]
@@ -118,7 +118,7 @@ def hidden_states_fwd(
         params: Matrices in ``plan.dtype``, vectors in float32.
         keys: Dropout keys by layer and ``Site``; ``None`` means no dropout.
     """
-    x, kept = _embed(params, inputs, plan, keys), []
+    x, kept = embed(params, inputs, plan, keys), []
     for layer, block in enumerate(params.blocks):
         x, residuals = apply_block_fwd(
             block, x, inputs, plan, None if keys is None else keys[layer], plan.keep
@@ -181,12 +181,20 @@ def head_logits(
     return hidden.float() @ wte[: plan.vocab_size].float().T
 
 
-def _embed(
+def embed(
     params: Parameters, inputs: Inputs, plan: Plan, keys: Int[Tensor, "L 4 2"] | None
 ) -> Float[Tensor, "M D"]:
     """The residual stream before the first block."""
     drop = dropout_at(None if keys is None else keys[0], Site.EMBEDDING, plan.dropout)
     return plan.ops.embedding_fwd(inputs.tokens, inputs.positions, params.wte, params.wpe, drop)
+
+
+def split_heads(
+    qkv: Float[Tensor, "B T W"], n_head: int
+) -> tuple[Float[Tensor, "B H T K"], Float[Tensor, "B H T K"], Float[Tensor, "B H T K"]]:
+    """Queries, keys and values by head; W = 3 D."""
+    q, k, v = qkv.unflatten(-1, (3, n_head, -1)).unbind(2)  # each [B, T, H, K]
+    return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
 
 def apply_block_fwd(
