@@ -130,7 +130,10 @@ class ToyBackend:
         return -float(self.log_probs(batch).astype(np.float64).sum()), batch.target_count
 
     def gradients(self, micro_batches: Sequence[Batch], step: int) -> tuple[float, Parameters]:
-        count = sum(batch.target_count for batch in micro_batches)
+        return self.sums(micro_batches, None)
+
+    def sums(self, micro_batches: Sequence[Batch], targets: int | None) -> tuple[float, Parameters]:
+        count = sum(batch.target_count for batch in micro_batches) if targets is None else targets
         grads = {name: np.zeros_like(value) for name, value in self.params.items()}
         loss = sum(self._accumulate(batch, count, grads) for batch in micro_batches)
         return float(loss), grads
@@ -162,7 +165,14 @@ class ToyBackend:
         return loss
 
     def train_step(
-        self, micro_batches: Sequence[Batch], lr: float, step: int, *, skip_above: float = float("inf")
+        self,
+        micro_batches: Sequence[Batch],
+        lr: float,
+        step: int,
+        *,
+        first_row: int = 0,
+        targets: int | None = None,
+        skip_above: float = float("inf"),
     ) -> Fetched:
         if fault("sigterm", step):
             os.kill(os.getpid(), signal.SIGTERM)
@@ -170,7 +180,7 @@ class ToyBackend:
             os.kill(os.getpid(), signal.SIGKILL)
         if fault("memory", step):
             raise OutOfMemoryError("tried to allocate 20 GiB")
-        loss, grads = self.gradients(micro_batches, step)
+        loss, grads = self.sums(micro_batches, targets)
         if fault("nan", step):
             grads[FC][0, 0] = np.nan
         if fault("spike", step):

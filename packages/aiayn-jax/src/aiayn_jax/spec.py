@@ -7,7 +7,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+from gpt_data.errors import InputError
 from gpt_data.stopping import StopFlag
+from gpt_trainer.ranks.peers import Peers
 from gpt_trainer.run import task
 from gpt_trainer.run.start import Fresh
 
@@ -51,7 +53,11 @@ def _room(config: RunConfig) -> int:
     return (config.reports.average + 1) * step
 
 
-def _open(request: task.Request, start: Fresh, stop: StopFlag) -> AbstractContextManager[task.Task]:
+def _open(
+    request: task.Request, start: Fresh, stop: StopFlag, peers: Peers
+) -> AbstractContextManager[task.Task]:
+    if peers.place.devices > 1:
+        raise InputError("--devices: this command trains on one device")
     from aiayn_jax.task import open_task
 
     return open_task(request, start, stop)
@@ -70,7 +76,7 @@ SPEC = task.TaskSpec(
     load=load,
     rate=RunConfig.learning_rate,
     harmless=frozenset({"steps", "train_tokens", "minutes", "device", "data", "val", "test"}),
-    last_bits=frozenset({"precision", "unroll", "wide_logits", "attention"}),
-    later=frozenset({"tensorboard", "trackio", "wandb", "train_tokens", "minutes"}),
+    last_bits=frozenset({"precision", "unroll", "wide_logits", "attention", "shard"}),
+    later=frozenset({"tensorboard", "trackio", "wandb", "train_tokens", "minutes", "shard"}),
     prefix="aiayn-",
 )

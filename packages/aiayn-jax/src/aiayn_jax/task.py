@@ -111,8 +111,17 @@ class TranslationTask:
         """Of both sides, as far as they are filled."""
         return int(batch.source_lengths.sum()) + int(np.count_nonzero(batch.target_out != IGNORE))
 
-    def launch(self, batch: PairBatch, lr: float, step: int) -> PendingStep:
-        """Launch a step and do not wait for it."""
+    def weight(self, batch: PairBatch) -> int:
+        """Its targets."""
+        return int(np.count_nonzero(batch.target_out != IGNORE))
+
+    def launch(self, batch: PairBatch, lr: float, step: int, weight: int) -> PendingStep:
+        """Launch a step and do not wait for it.
+
+        Args:
+            weight: Targets of the batch.
+        """
+        del weight
         return PendingStep(self.engine.train_step(batch, lr, step))
 
     def settled(self, step: int, numbers: StepNumbers) -> None:

@@ -110,17 +110,24 @@ class PlainBackend:
         }
 
     def train_step(
-        self, micro_batches: Sequence[Batch], lr: float, step: int, *, skip_above: float = math.inf
+        self,
+        micro_batches: Sequence[Batch],
+        lr: float,
+        step: int,
+        *,
+        first_row: int = 0,
+        targets: int | None = None,
+        skip_above: float = math.inf,
     ) -> PendingMetrics:
         """One optimizer step; see ``gpt_trainer.backend.Backend.train_step``.
 
         Args:
-            micro_batches: At least one; the loss is weighted by targets.
+            micro_batches: At least one, all rows of the step; the loss is weighted by targets.
 
         Raises:
             ValueError: For documents that are kept apart, or a bound.
         """
-        del step
+        del step, first_row, targets
         if skip_above != math.inf:
             raise ValueError(f"skip_spikes: {NAME} leaves no step out")
         self._optimizer.zero_grad(set_to_none=True)

@@ -100,14 +100,24 @@ class JaxBackend:
         return {name: to_canonical(getattr(state, name), self.config) for name in STATE_NAMES}
 
     def train_step(
-        self, micro_batches: Sequence[Batch], lr: float, step: int, *, skip_above: float = float("inf")
+        self,
+        micro_batches: Sequence[Batch],
+        lr: float,
+        step: int,
+        *,
+        first_row: int = 0,
+        targets: int | None = None,
+        skip_above: float = float("inf"),
     ) -> PendingMetrics:
         """One optimizer step; see ``gpt_trainer.backend.Backend.train_step``.
 
         Args:
             step: Optimizer steps already taken, from 0.
+            first_row: Row of the whole step that the first of these is.
+            targets: Targets of the whole step; those of ``micro_batches`` if ``None``.
         """
-        weight = _weight(micro_batches)
+        del first_row
+        weight = _weight(micro_batches, targets)
         inputs, counter = self._inputs(micro_batches), self._counter(step)
         scalars = step_scalars(self._optimizer, lr, step, skip_above)
         self._state, values = self._train_step(
@@ -214,14 +224,14 @@ class JaxBackend:
         check_batch(batch, context=config.context, vocab_size=config.vocab_size, training=training)
 
 
-def _weight(micro_batches: Sequence[Batch]) -> np.float32:
+def _weight(micro_batches: Sequence[Batch], targets: int | None = None) -> np.float32:
     """One over the number of targets of a step."""
     if not micro_batches:
         raise ValueError("micro_batches is empty, expected at least one")
     shapes = [batch.tokens.shape for batch in micro_batches]
     if len(set(shapes)) > 1:
         raise ValueError(f"micro-batches differ in shape: {shapes}")
-    total = sum(batch.target_count for batch in micro_batches)
+    total = sum(batch.target_count for batch in micro_batches) if targets is None else targets
     if not total:
         raise ValueError("no position of the step has a target")
     return np.float32(1.0 / total)

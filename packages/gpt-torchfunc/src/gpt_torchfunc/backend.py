@@ -109,14 +109,24 @@ class TorchFuncBackend:
         return {name: to_canonical(tree, self.config) for name, tree in trees}
 
     def train_step(
-        self, micro_batches: Sequence[Batch], lr: float, step: int, *, skip_above: float = float("inf")
+        self,
+        micro_batches: Sequence[Batch],
+        lr: float,
+        step: int,
+        *,
+        first_row: int = 0,
+        targets: int | None = None,
+        skip_above: float = float("inf"),
     ) -> PendingMetrics:
         """One optimizer step; see ``gpt_trainer.backend.Backend.train_step``.
 
         Args:
             step: Optimizer steps already taken, from 0.
+            first_row: Row of the whole step that the first of these is.
+            targets: Targets of the whole step; those of ``micro_batches`` if ``None``.
         """
-        weight = self._weight(micro_batches)
+        del first_row
+        weight = self._weight(micro_batches, targets)
         scalars = StepScalars(*self._send(step_scalars(self._optimizer, lr, step, skip_above)).unbind())
         values = self._finish(self._state, self._sum(micro_batches, weight, step), scalars, self._optimizer)
         return PendingMetrics(values)
@@ -215,7 +225,7 @@ class TorchFuncBackend:
         whole = shape == self._evaluated and batch.prefix_lengths is None
         return self._log_probs if whole else target_log_probs
 
-    def _weight(self, micro_batches: Sequence[Batch]) -> Float32[Tensor, ""]:
+    def _weight(self, micro_batches: Sequence[Batch], targets: int | None = None) -> Float32[Tensor, ""]:
         """One over the number of targets of a step."""
         if not micro_batches:
             raise ValueError("micro_batches is empty, expected at least one")
@@ -223,7 +233,7 @@ class TorchFuncBackend:
             raise ValueError(
                 f"micro-batches differ in shape: {[batch.tokens.shape for batch in micro_batches]}"
             )
-        total = sum(batch.target_count for batch in micro_batches)
+        total = sum(batch.target_count for batch in micro_batches) if targets is None else targets
         if not total:
             raise ValueError("no position of the step has a target")
         return self._send(torch.tensor(1.0 / total))

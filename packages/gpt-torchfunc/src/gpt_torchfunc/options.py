@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, get_args, get_type_hints
 
 from gpt_trainer.backend import BackendSpec, imported
@@ -47,4 +48,6 @@ SPEC = BackendSpec(
     options=Options,
     create=imported("gpt_torchfunc.backend:TorchFuncBackend"),
     has_gpu=imported("gpt_torchfunc.device:has_gpu"),
+    join=imported("gpt_torchfunc.processes:join"),
+    launch=partial(imported("gpt_torchfunc.processes:launch"), "gpt_torchfunc.train"),
 )

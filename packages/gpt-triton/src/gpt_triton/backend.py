@@ -106,14 +106,24 @@ class TritonBackend:
         return {name: to_canonical(tree, self.config) for name, tree in trees}
 
     def train_step(
-        self, micro_batches: Sequence[Batch], lr: float, step: int, *, skip_above: float = float("inf")
+        self,
+        micro_batches: Sequence[Batch],
+        lr: float,
+        step: int,
+        *,
+        first_row: int = 0,
+        targets: int | None = None,
+        skip_above: float = float("inf"),
     ) -> PendingMetrics:
         """One optimizer step; see ``gpt_trainer.backend.Backend.train_step``.
 
         Args:
             step: Optimizer steps already taken, from 0.
+            first_row: Row of the whole step that the first of these is.
+            targets: Targets of the whole step; those of ``micro_batches`` if ``None``.
         """
-        self._sum(micro_batches, step)
+        del first_row
+        self._sum(micro_batches, step, targets)
         if self._update is None:
             # recording runs it once: no norm is below -1, so that no weight changes
             upload(self._scalars, torch.tensor([0.0, 1.0, 1.0, -1.0]))
@@ -172,7 +182,7 @@ class TritonBackend:
             "cuda_graph": str(self._recorder is not None).lower(),
         } | devices.library_versions()
 
-    def _sum(self, micro_batches: Sequence[Batch], step: int) -> None:
+    def _sum(self, micro_batches: Sequence[Batch], step: int, targets: int | None = None) -> None:
         """Sum the micro-batches' shares of loss and gradients into zeroed buffers."""
         if not micro_batches:
             raise ValueError("micro_batches is empty, expected at least one")
@@ -180,7 +190,8 @@ class TritonBackend:
         for batch in micro_batches:
             check_batch(batch, context=config.context, vocab_size=config.vocab_size, training=True)
         held = [self._hold(shape_of(batch)) for batch in micro_batches]
-        weight = 1.0 / max(sum(batch.target_count for batch in micro_batches), 1)
+        total = sum(batch.target_count for batch in micro_batches) if targets is None else targets
+        weight = 1.0 / max(total, 1)
         self._sums.gradients.flat.zero_()
         self._sums.loss.zero_()
         for index, (batch, (slot, launch)) in enumerate(zip(micro_batches, held, strict=True)):

@@ -28,14 +28,17 @@ class StopFlag:
         received: The first signal that came.
         at_once: While this is True the first signal raises ``KeyboardInterrupt``: for work that asks nobody
             and leaves nothing behind.
+        asked: How often it was asked: who goes on asking does not hang.
     """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self.at_once = False
+        self.asked = 0
 
     def __call__(self) -> bool:
         """Whether to stop."""
+        self.asked += 1
         return self.received is not None
 
     def __bool__(self) -> bool:

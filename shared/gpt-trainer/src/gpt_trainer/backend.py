@@ -23,9 +23,11 @@ from jaxtyping import Float32, Int
 
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import OptimizerState, Parameters
+from gpt_trainer.ranks.peers import Alone, Peers
 
 ENTRY_POINT_GROUP = "gpt_trainer.backends"
 Precision = Literal["float32", "bfloat16"]
+Shard = Literal["none", "optimizer", "all"]
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,10 @@ class Backend(Protocol):
         ...
 
     def export(self) -> Parameters:
-        """The float32 master parameters; bit-equal to what was loaded if no step was taken."""
+        """The float32 master parameters; bit-equal to what was loaded if no step was taken.
+
+        Of several processes that hold shares, all call it together, as all other exports.
+        """
         ...
 
     def export_optimizer_state(self) -> OptimizerState:
@@ -135,12 +140,21 @@ class Backend(Protocol):
         ...
 
     def train_step(
-        self, micro_batches: Sequence[Batch], lr: float, step: int, *, skip_above: float = float("inf")
+        self,
+        micro_batches: Sequence[Batch],
+        lr: float,
+        step: int,
+        *,
+        first_row: int = 0,
+        targets: int | None = None,
+        skip_above: float = float("inf"),
     ) -> Pending:
         """One optimizer step: gradients of the mean loss over all targets, clip, update.
 
         Nothing is read back to the host. The update is left out, on the device, if the global norm is
-        not finite or exceeds ``skip_above``.
+        not finite or exceeds ``skip_above``. Where several processes train one model, all take the step
+        together, each on its rows; loss, norm and new weights are those of all rows, the same bits
+        everywhere.
 
         Args:
             micro_batches: At least one, all of the same shape; the loss is weighted by targets, so that
@@ -148,6 +162,8 @@ class Backend(Protocol):
             lr: Learning rate of this step.
             step: Optimizer steps already taken, from 0: AdamW's bias correction uses ``step + 1`` and
                 the dropout masks use ``step``.
+            first_row: Row of the whole step that the first of these is: dropout masks count rows from there.
+            targets: Number of targets in the whole step; those of ``micro_batches`` if ``None``.
             skip_above: Largest global norm that still updates the weights.
 
         Raises:
@@ -179,7 +195,10 @@ class Backend(Protocol):
         ...
 
     def gradients(self, micro_batches: Sequence[Batch], step: int) -> tuple[float, Parameters]:
-        """Mean loss and its unclipped gradient, dropout and batches as in ``train_step``: for checks."""
+        """Mean loss and its unclipped gradient, dropout and batches as in ``train_step``: for checks.
+
+        Of these rows alone, whatever other processes there are.
+        """
         ...
 
     def decoder(self, rows: int) -> Decoder:
@@ -216,12 +235,15 @@ class Runtime:
         device: cpu, gpu, or auto: a GPU if the backend can use one.
         seed: Key of the dropout masks.
         deterministic: Forbid library routines whose results differ from run to run.
+        shard: What the processes, or devices, of a run hold only a share of: none: each holds all and sums
+            gradients; optimizer: a share of the moments; all: of the weights too.
     """
 
     precision: Precision = "float32"
     device: Literal["auto", "cpu", "gpu"] = "auto"
     seed: int = 0
     deterministic: bool = True
+    shard: Shard = "none"
 
 
 @dataclass(frozen=True)
@@ -231,15 +253,22 @@ class BackendSpec:
     Attributes:
         name: The package's name, as in ``gpt-triton``.
         options: Frozen dataclass of the flags that only this backend has, each with a default.
-        create: Builds the backend from the model's sizes, the optimizer, the runtime and ``options``.
-            It raises ``ValueError`` for a device or an option that this machine lacks.
+        create: Builds the backend from the model's sizes, the optimizer, the runtime and ``options``, and, in
+            a run of several, this process's ``Place``. It raises ``ValueError`` for a device or an option
+            that this machine lacks, or for a ``shard`` that the backend has not.
         has_gpu: Whether this machine has a GPU that the backend can use, cheaply told.
+        join: Meets the other processes of the run, given the devices that were asked for: before the
+            framework is used otherwise, and without importing it where there are no others.
+        launch: Starts a process of the same command for each device, given how many and the arguments, and
+            gives the exit status; None where one process takes all devices of its host.
     """
 
     name: str
     options: type[Any]
-    create: Callable[[ModelConfig, OptimizerConfig, Runtime, Any], Backend]
+    create: Callable[..., Backend]
     has_gpu: Callable[[], bool]
+    join: Callable[[int], Peers] = Alone
+    launch: Callable[[int, Sequence[str]], int] | None = None
 
 
 def imported(place: str) -> Callable[..., Any]:

@@ -12,9 +12,17 @@ from gpt_trainer.run.task import Batch, Numbers
 
 
 def refuse_non_finite(
-    run: Path, step: int, batch: Batch, metrics: Numbers, parameters: Mapping[str, np.ndarray]
+    run: Path | None, step: int, batch: Batch, metrics: Numbers, parameters: Mapping[str, np.ndarray]
 ) -> NonFiniteError:
-    """Write the batch and the norm of each weight into the run's folder; the error that ends the run."""
+    """Write the batch and the norm of each weight into the run's folder; the error that ends the run.
+
+    Args:
+        run: The folder; None to write nothing.
+    """
+    head = f"step {step + 1}: loss {metrics.loss}, gradient norm {metrics.grad_norm}; the weights are kept"
+    advice = "the last checkpoint is as it was: resume it, or start anew with a lower --lr"
+    if run is None:
+        return NonFiniteError(f"{head}; {advice}")
     path = run / f"non-finite-step-{step + 1:08d}.npz"
     weights = {name: np.linalg.norm(value) for name, value in parameters.items()}
     arrays = {name: value for name, value in batch._asdict().items() if value is not None}
@@ -24,7 +32,4 @@ def refuse_non_finite(
         written = f"its batch is in {path}"
     except OSError as error:
         written = f"its batch could not be written ({error.strerror or error})"
-    return NonFiniteError(
-        f"step {step + 1}: loss {metrics.loss}, gradient norm {metrics.grad_norm}; the weights are kept; "
-        f"{written}; the last checkpoint is as it was: resume it, or start anew with a lower --lr"
-    )
+    return NonFiniteError(f"{head}; {written}; {advice}")

@@ -13,6 +13,7 @@ from gpt_data.stopping import StopFlag
 from jaxtyping import Int32
 
 from gpt_trainer.backend import Backend
+from gpt_trainer.ranks.peers import Peers
 
 
 class Evaluation(NamedTuple):
@@ -57,12 +58,15 @@ def evaluate(
     loader: BatchLoader,
     rows: int,
     stop: StopFlag,
+    peers: Peers,
     lengths: Int32[np.ndarray, " V"] | None = None,
 ) -> Evaluation | None:
     """Mean loss over the split's first rows, the same ones every time; None if asked to stop meanwhile.
 
     Args:
         rows: How many rows; all if there are fewer.
+        stop: Agreed on by all processes.
+        peers: The processes, each of which takes its share of the rows.
         lengths: Bytes of each id; None if they are not known.
     """
     total, targets, size = 0.0, 0, 0
@@ -72,4 +76,6 @@ def evaluate(
         loss, count = backend.evaluate(batch)
         total, targets = total + loss, targets + count
         size += 0 if lengths is None else int(lengths[batch.targets[batch.targets != IGNORE]].sum())
+    told = peers.gather([total, targets, size], "the validation loss")
+    total, targets, size = (sum(column) for column in zip(*told, strict=True))
     return Evaluation(total / max(1, targets), targets, None if lengths is None else size)

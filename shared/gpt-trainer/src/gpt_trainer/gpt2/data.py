@@ -13,9 +13,11 @@ from gpt_data.packing import window_count
 from gpt_data.stopping import StopFlag
 
 from gpt_trainer.errors import InputError
+from gpt_trainer.gpt2.cut import Cut
 from gpt_trainer.gpt2.settings import DataSection, TrainConfig
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.origin import parse_tokenizer
+from gpt_trainer.ranks.place import Place
 
 MANY_EPOCHS = 20
 GPT2_VOCAB = 50257
@@ -107,25 +109,47 @@ def check_model(model: ModelConfig, saved_tokenizer: bytes | None, dataset: Data
         )
 
 
-def val_loader(config: TrainConfig, dataset: Dataset) -> BatchLoader | None:
-    """Validation batches of one micro-batch; None if the data holds too little for a row."""
+def val_loader(config: TrainConfig, dataset: Dataset, cut: Cut, place: Place) -> BatchLoader | None:
+    """Validation batches of one micro-batch; None if the data holds too little for a row.
+
+    Args:
+        cut: How this process's rows are cut.
+        place: Where it stands; each takes other rows.
+    """
     context = config.model.context
     if window_count(dataset.val.tokens, context) == 0:
         return None
     seed, packing = config.runtime.seed, config.data.packing
     return BatchLoader(
-        dataset.val, rows=config.batch.micro_batch, context=context, seed=seed, packing=packing
+        dataset.val,
+        rows=cut.size * place.world,
+        context=context,
+        seed=seed,
+        packing=packing,
+        rank=place.rank,
+        world=place.world,
     )
 
 
-def train_loader(config: TrainConfig, dataset: Dataset) -> BatchLoader:
-    """Training batches of one optimizer step each.
+def train_loader(config: TrainConfig, dataset: Dataset, place: Place) -> BatchLoader:
+    """Training batches, each a process's rows of an optimizer step.
+
+    Args:
+        place: Where the process stands.
 
     Raises:
         InputError: If the training split is shorter than a row.
     """
     context, packing, seed = config.model.context, config.data.packing, config.runtime.seed
-    return BatchLoader(dataset.train, rows=config.rows, context=context, seed=seed, packing=packing)
+    return BatchLoader(
+        dataset.train,
+        rows=config.rows,
+        context=context,
+        seed=seed,
+        packing=packing,
+        rank=place.rank,
+        world=place.world,
+    )
 
 
 def notes(config: TrainConfig, dataset: Dataset, train: BatchLoader) -> list[str]:

@@ -37,7 +37,7 @@ HARMLESS = frozenset(
 )
 """May change on resume, like all that only reports; data and tokenizer if the tokens stay the same."""
 READY_TOKENS = frozenset(("shards", "nanogpt"))
-LAST_BITS = frozenset(("precision", "micro_batch", "deterministic"))
+LAST_BITS = frozenset(("precision", "micro_batch", "deterministic", "shard"))
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,11 @@ def gpt2_spec(backend: BackendSpec) -> TaskSpec:
         options={**evaluations, "backend": backend.options()},
         harmless=HARMLESS,
         last_bits=LAST_BITS,
-        later=frozenset(("schedule_steps", "train_tokens", "minutes")),
+        later=frozenset(("schedule_steps", "train_tokens", "minutes", "shard")),
         gone=frozenset(("workers",)),
         check_state=_spike_faults,
+        join=backend.join,
+        launch=backend.launch,
     )
 
 

@@ -24,9 +24,12 @@ from gpt_trainer.evaluate.extra import prepare_evaluations
 from gpt_trainer.evaluate.validation import Evaluation, evaluate, token_bytes
 from gpt_trainer.flops import flops_per_token, peak_flops
 from gpt_trainer.gpt2 import data
+from gpt_trainer.gpt2.cut import Cut, cut_rows
 from gpt_trainer.gpt2.settings import TrainConfig
 from gpt_trainer.model_config import MODEL_PRESETS, ModelConfig
 from gpt_trainer.parameters import Parameters, init_parameters, parameter_count
+from gpt_trainer.ranks.peers import Peers
+from gpt_trainer.ranks.place import Place
 from gpt_trainer.run.start import Fresh
 from gpt_trainer.run.task import Measured, Measurement, Request
 from gpt_trainer.sample.drawing import SamplingConfig
@@ -37,7 +40,9 @@ SAMPLE_TEMPERATURE, SAMPLE_TOP_K = 0.7, 50
 
 
 @contextmanager
-def open_task(spec: BackendSpec, request: Request, start: Fresh, stop: StopFlag) -> Iterator[GPT2Task]:
+def open_task(
+    spec: BackendSpec, request: Request, start: Fresh, stop: StopFlag, peers: Peers
+) -> Iterator[GPT2Task]:
     """Data and model, checked against each other, the weights loaded.
 
     Args:
@@ -45,6 +50,7 @@ def open_task(spec: BackendSpec, request: Request, start: Fresh, stop: StopFlag)
         request: What was asked for.
         start: What it begins from.
         stop: Ends the preparation of the data; asked by whatever takes long.
+        peers: The processes of the run; one of each host prepares the data.
 
     Raises:
         InputError: If the data cannot be had or does not fit the model, or this machine lacks what was
@@ -52,13 +58,15 @@ def open_task(spec: BackendSpec, request: Request, start: Fresh, stop: StopFlag)
     """
     config: TrainConfig = request.config
     _refuse_missing_gpu(spec, request)
+    cut = cut_rows(config, peers.place)
     plain = config.reports.plain or not sys.stderr.isatty()
     # a run's data is told by both of its splits
     only = "val" if request.actions.eval_only and request.actions.init_from is not None else None
-    dataset = data.open_data(config.data, stop, plain=plain, only=only)
+    with peers.in_turn():
+        dataset = data.open_data(config.data, stop, plain=plain, only=only)
     try:
-        backend = _create(spec, request, _model(config, dataset, start))
-        task = GPT2Task(spec.name, request, backend, dataset, start, stop)
+        backend = _create(spec, request, _model(config, dataset, start), peers.place)
+        task = GPT2Task(spec.name, request, backend, dataset, start, peers.agreed(stop), peers, cut)
         # after the evaluations are seen to fit: this takes seconds where weights are large
         _load(backend, request, start)
         yield task
@@ -69,13 +77,15 @@ def open_task(spec: BackendSpec, request: Request, start: Fresh, stop: StopFlag)
 def _refuse_missing_gpu(spec: BackendSpec, request: Request) -> None:
     """Refuse a GPU that is not there before data is prepared, which may take long."""
     if request.config.runtime.device == "gpu" and not spec.has_gpu():
-        _create(spec, request, ModelConfig(n_layer=1, n_head=1, d_model=8, context=8, vocab_size=8))
+        small = ModelConfig(n_layer=1, n_head=1, d_model=8, context=8, vocab_size=8)
+        _create(spec, request, small, Place())
 
 
-def _create(spec: BackendSpec, request: Request, model: ModelConfig) -> Backend:
-    config = request.config
+def _create(spec: BackendSpec, request: Request, model: ModelConfig, place: Place) -> Backend:
+    # a backend of one process need not know of others
+    config, others = request.config, [place] if place.shares > 1 else []
     try:
-        return spec.create(model, config.optimizer, config.runtime, request.options["backend"])
+        return spec.create(model, config.optimizer, config.runtime, request.options["backend"], *others)
     except ValueError as error:
         raise InputError(str(error)) from None
 
@@ -106,9 +116,18 @@ class GPT2Task:
     """Implements ``gpt_trainer.run.task.Task``; see there for what each method promises."""
 
     def __init__(
-        self, name: str, request: Request, backend: Backend, dataset: Dataset, start: Fresh, stop: StopFlag
+        self,
+        name: str,
+        request: Request,
+        backend: Backend,
+        dataset: Dataset,
+        start: Fresh,
+        stop: StopFlag,
+        peers: Peers,
+        cut: Cut,
     ) -> None:
         config: TrainConfig = request.config
+        self._peers, self._cut = peers, cut
         self._name, self._request, self._stop = name, request, stop
         self.config, self.backend, self.dataset = config, backend, dataset
         self.overlap = request.gpu
@@ -117,7 +136,7 @@ class GPT2Task:
         self._tokenizer_json = None if self.tokenizer is None else self.tokenizer.to_json().encode()
         self._prompt = data.choose_prompt(config, dataset)
         self._spikes = SpikeGuard(config.optimizer.skip_spikes, start.state.own.get("spikes"))
-        self._val = data.val_loader(config, dataset)
+        self._val = data.val_loader(config, dataset, cut, peers.place)
         evaluations = {name: given for name, given in request.options.items() if name != "backend"}
         self.validation = (
             None if self._val is None else Measurement(config.reports.eval_every, self._validate)
@@ -140,7 +159,7 @@ class GPT2Task:
 
     @cached_property
     def _train(self) -> BatchLoader:
-        return data.train_loader(self.config, self.dataset)
+        return data.train_loader(self.config, self.dataset, self._peers.place)
 
     def heading(self) -> str:
         """Sizes beside those that the preset's and the tokenizer's names stand for, length, and backend."""
@@ -165,11 +184,26 @@ class GPT2Task:
         del batch
         return self.config.batch.tokens_per_step
 
-    def launch(self, batch: Batch, lr: float, step: int) -> Pending:
-        """Launch a step over micro-batches."""
-        size = self.config.batch.micro_batch
-        micro_batches = [batch.rows(first, first + size) for first in range(0, self.config.rows, size)]
-        return self.backend.train_step(micro_batches, lr, step, skip_above=self._spikes.bound(step))
+    def weight(self, batch: Batch) -> int:
+        """Its targets."""
+        return batch.target_count
+
+    def launch(self, batch: Batch, lr: float, step: int, weight: int) -> Pending:
+        """Launch a step over micro-batches of this process's rows.
+
+        Args:
+            weight: Targets of all rows.
+        """
+        cut = self._cut
+        micro_batches = [batch.rows(first, first + cut.size) for first in range(0, cut.rows, cut.size)]
+        return self.backend.train_step(
+            micro_batches,
+            lr,
+            step,
+            first_row=self._peers.place.rank * cut.rows,
+            targets=weight,
+            skip_above=self._spikes.bound(step),
+        )
 
     def settled(self, step: int, numbers: StepMetrics) -> None:
         """Take the norm into the running mean."""
@@ -198,9 +232,13 @@ class GPT2Task:
         """The weights by canonical name."""
         return self.backend.export()
 
-    def save(self, run: Path, step: int, trainer: dict[str, Any]) -> Path:
-        """Save weights, the optimizer's state, tokenizer and the trainer's state."""
+    def save(self, run: Path, step: int, trainer: dict[str, Any]) -> Path | None:
+        """Save weights, optimizer's, tokenizer and the trainer's state; other ranks than 0 help to gather."""
         backend = self.backend
+        if self._peers.place.rank:
+            if self.config.runtime.shard != "none":
+                backend.export(), backend.export_optimizer_state()
+            return None
         trainer = {**trainer, "data_tokens": step * self.config.batch.tokens_per_step}
         arrays = (backend.export(), backend.export_optimizer_state())
         state = CheckpointState(step, backend.config, *arrays, trainer, self._tokenizer_json)
@@ -215,7 +253,9 @@ class GPT2Task:
         return (
             None
             if self._val is None
-            else evaluate(self.backend, self._val, self.config.reports.eval_rows, self._stop, self._lengths)
+            else evaluate(
+                self.backend, self._val, self.config.reports.eval_rows, self._stop, self._peers, self._lengths
+            )
         )
 
     def _validate(self, step: int) -> Measured | None:

@@ -18,12 +18,13 @@ class ProfileWindow:
     """Records the steps after the first few of this process.
 
     Args:
-        run: The run's folder; the trace goes into ``profile`` in it.
+        run: The run's folder; the trace goes into ``profile`` in it. None on a rank that writes nothing: it
+            only waits where the others do.
         count: Steps to record; 0 for none.
     """
 
-    def __init__(self, task: Task, run: Path, count: int, start: int) -> None:
-        self._task, self._folder = task, run / FOLDER
+    def __init__(self, task: Task, run: Path | None, count: int, start: int) -> None:
+        self._task, self._folder = task, None if run is None else run / FOLDER
         self._first, self._last = start + WARMUP_STEPS, start + WARMUP_STEPS + count
         self._recording = ExitStack()
         self._profile: Profile | None = None
@@ -32,16 +33,17 @@ class ProfileWindow:
         """Begin to record if ``step`` is the first one to be recorded."""
         if step == self._first < self._last:
             self._task.synchronize()
-            self._profile = self._recording.enter_context(self._task.profile(self._folder))
+            if self._folder is not None:
+                self._profile = self._recording.enter_context(self._task.profile(self._folder))
 
     def after(self, step: int, say: Callable[[str], None]) -> bool:
         """End the recording if ``step`` steps are taken; True if it was ended."""
-        if self._profile is None or step < self._last:
+        if step != self._last or self._first >= self._last:
             return False
         self._task.synchronize()
         self._recording.close()
-        say(f"{self._last - self._first} steps recorded in {self._folder}\n{self._profile.table()}")
-        self._profile = None
+        if self._profile is not None:
+            say(f"{self._last - self._first} steps recorded in {self._folder}\n{self._profile.table()}")
         return True
 
     def __enter__(self) -> ProfileWindow:

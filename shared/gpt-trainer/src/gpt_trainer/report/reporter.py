@@ -17,6 +17,34 @@ from gpt_trainer.settings.sections import UNKNOWN
 from gpt_trainer.settings.values import flat
 
 
+class Silence:
+    """A ``Reporter`` of the processes that have nothing to say: all but the first."""
+
+    def begin(self, task: Task, start: Fresh) -> None:
+        """Nothing is said."""
+
+    def __enter__(self) -> Silence:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Nothing is open."""
+
+    def say(self, text: str) -> None:
+        """Nothing is shown."""
+
+    def doing(self, what: str, step: int, end: int) -> None:
+        """Nothing is shown."""
+
+    def step(self, line: Mapping[str, Any], end: int) -> None:
+        """Nothing is written."""
+
+    def measured(self, step: int, found: Measured) -> None:
+        """Nothing is written."""
+
+    def flush(self) -> None:
+        """Nothing is under way."""
+
+
 class Reporter:
     """Writes each line of figures everywhere, and shows it.
 

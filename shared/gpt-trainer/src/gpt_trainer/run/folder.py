@@ -51,13 +51,18 @@ def create_folder(out: Path | None, preset: str, parent: Path = RUNS) -> Path:
     return out
 
 
+def holds_run(folder: Path) -> bool:
+    """Whether there is anything of a run."""
+    return (folder / RECORD_NAME).exists() or (folder / METRICS_NAME).exists() or bool(find_steps(folder))
+
+
 def refuse_existing(run: Path) -> None:
     """Make sure that a new run overwrites nothing.
 
     Raises:
         InputError: If the folder holds a run.
     """
-    if (run / RECORD_NAME).exists() or (run / METRICS_NAME).exists() or find_steps(run):
+    if holds_run(run):
         raise InputError(f"{run} holds a run already: go on with --resume {run}, or choose another --out")
 
 

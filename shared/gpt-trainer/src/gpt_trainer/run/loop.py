@@ -15,9 +15,10 @@ from gpt_data.stopping import StopFlag
 
 from gpt_trainer.errors import NonFiniteError
 from gpt_trainer.evidence import refuse_non_finite
+from gpt_trainer.ranks.peers import Peers
 from gpt_trainer.report.display import duration
 from gpt_trainer.report.profiling import ProfileWindow
-from gpt_trainer.report.reporter import Reporter
+from gpt_trainer.report.reporter import Reporter, Silence
 from gpt_trainer.report.stopwatch import Stopwatch
 from gpt_trainer.run.record import RunState
 from gpt_trainer.run.task import Batch, Measured, Pending, Task
@@ -74,16 +75,23 @@ class Loop:
         record: dict[str, Any],
         state: RunState,
         saved_step: int,
-        reporter: Reporter,
+        reporter: Reporter | Silence,
         stop: StopFlag,
+        peers: Peers,
     ) -> None:
         self.task, self.folder, self.pace, self.record = task, run, pace, record
-        self.state, self.reporter, self.stop = state, reporter, stop
+        self.state, self.reporter, self.stop, self.peers = state, reporter, stop, peers
+        self._stops = peers.agreed(stop)
         self._saved_step = saved_step
         self._launched: Launched | None = None
         self._watch = Stopwatch()
         self._first, self._seconds_per_target = True, 0.0
         self.end = self._reckon()
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.peers.place.rank == 0
 
     def run(self) -> bool:
         """Train to the last step; False if asked to stop before.
@@ -96,33 +104,40 @@ class Loop:
         state = self.state
         if not self._measure():
             return self._stop()
-        profile = ProfileWindow(self.task, self.folder, self.pace.profile, state.step)
+        profile = ProfileWindow(
+            self.task, self.folder if self.writes else None, self.pace.profile, state.step
+        )
         with self.task.batches(state.step) as batches, profile:
             while state.step < self.end:
-                if self.stop():
+                batch = next(batches)
+                told = self.peers.gather([self.stop(), self.task.weight(batch)], f"step {state.step}")
+                if any(stops for stops, _ in told):
                     return self._stop()
                 profile.before(state.step)
-                self._take_step(next(batches))
+                self._take_step(batch, sum(weight for _, weight in told))
                 self.end = self._reckon()
                 if profile.after(state.step, self.reporter.say) or self._pause_due():
                     self._settle()
                     if not self._pause():
                         return self._stop()
-        return not self.stop() or state.step == self._saved_step
+        return not self._stops() or state.step == self._saved_step
 
     def _reckon(self) -> int:
         """The last step, told anew after each: here alone it is decided whether the run is over."""
-        state = self.state
-        return self.pace.length.end(state.step, state.tokens, state.seconds)
+        state, length = self.state, self.pace.length
+        if length.minutes is not None:
+            # clocks differ
+            state.seconds = self.peers.first(state.seconds, "the time used")
+        return length.end(state.step, state.tokens, state.seconds)
 
-    def _take_step(self, batch: Batch) -> None:
+    def _take_step(self, batch: Batch, weight: int) -> None:
         """Launch a step, then look after the one before it."""
         step = self.state.step
         self._doing("first step" if self._first else "training")
         if self._first:
             self._foretell(self.task.tokens(batch))
         lr = self.pace.rate(step, self.end)
-        pending = self.task.launch(batch, lr, step)
+        pending = self.task.launch(batch, lr, step, weight)
         seconds = self._watch.lap()
         self._settle()
         self._launched = Launched(step, lr, batch, pending, seconds, self._first)
@@ -153,7 +168,8 @@ class Loop:
         numbers = pending.fetch()
         seconds += self._watch.lap()
         if not all(map(math.isfinite, numbers)):
-            raise refuse_non_finite(self.folder, step, batch, numbers, self.task.weights())
+            weights = self.task.weights()
+            raise refuse_non_finite(self.folder if self.writes else None, step, batch, numbers, weights)
         self.task.settled(step, numbers)
         self.state.seconds += 0.0 if first else seconds
         line = {"step": step + 1, "lr": lr, **self.task.line(step, batch, numbers, seconds)}
@@ -179,7 +195,7 @@ class Loop:
             return False
         if self._save_due():
             self._save()
-        if self._due(self.task.show_every) and not self.stop():
+        if self._due(self.task.show_every) and not self._stops():
             self._doing("sampling")
             sample = self.task.show(self.state.step)
             if sample is not None:
@@ -194,7 +210,7 @@ class Loop:
     def _validate(self) -> bool:
         state, validation = self.state, self.task.validation
         if validation is None or not self._due(validation.every) or state.evaluated == state.step:
-            return not self.stop()
+            return not self._stops()
         self._doing("evaluating")
         self._watch.restart()
         found = validation.measure(state.step)
@@ -244,7 +260,8 @@ class Loop:
         except ValueError as error:
             raise NonFiniteError(f"step {state.step} is not saved: {error}") from None
         self._saved_step = state.step
-        self.task.tidy(self.folder, state.best_step)
+        if self.writes:
+            self.task.tidy(self.folder, state.best_step)
         self.reporter.say(f"step {state.step}: saved {folder}")
 
     def _stop(self) -> bool:

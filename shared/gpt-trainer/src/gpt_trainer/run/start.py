@@ -27,22 +27,25 @@ from gpt_trainer.run.folder import (
     store_record,
     stored_record,
 )
-from gpt_trainer.run.record import Record, RunState, differences, make_record, read_record, read_state
-from gpt_trainer.run.task import Request, Task, TaskSpec
+from gpt_trainer.run.record import Record, RunState, differences, read_record, read_state
+from gpt_trainer.run.task import Request, TaskSpec
 from gpt_trainer.settings.values import changed, field_names, flag, flat, overlay_section
 
 RATE_JUMP = 1.01
 
 
-def choose_start(spec: TaskSpec, early: Any, locks: ExitStack) -> Fresh:
+def choose_start(spec: TaskSpec, early: Any, locks: ExitStack | None) -> Fresh:
     """The way that the deciding flags name.
+
+    Args:
+        locks: Holds the lock of a run that goes on; None where another process has it for all.
 
     Raises:
         InputError: If there is nothing to begin from, or it is damaged.
         WriteError: If another process holds the run.
     """
     if early.resume is not None:
-        if not early.eval_only:
+        if not early.eval_only and locks is not None:
             locks.enter_context(RunLock(_existing(early.resume)))
         return Continued(spec, early.resume)
     if early.init_from is not None and spec.from_model is not None:
@@ -119,14 +122,14 @@ class Fresh:
             InputError: If it is other data.
         """
 
-    def settle(self, run: Path, request: Request, task: Task) -> dict[str, Any]:
+    def settle(self, run: Path, record: Record) -> dict[str, Any]:
         """Write the run's record into its folder, once it is compared with an earlier one; its JSON values.
 
         Raises:
             InputError: If the data is not what the run was trained on.
             WriteError: If it cannot be written.
         """
-        values = self.compared(make_record(self.spec, request, task, self.init_from)).as_json()
+        values = self.compared(record).as_json()
         store_record(run, values)
         return values
 

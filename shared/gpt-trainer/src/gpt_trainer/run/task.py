@@ -16,6 +16,8 @@ import numpy as np
 from gpt_data.stopping import StopFlag
 
 from gpt_trainer.backend import Profile
+from gpt_trainer.ranks.peers import Alone, Peers
+from gpt_trainer.ranks.watch import PATIENCE_SECONDS
 
 Batch = Any
 """A named tuple of arrays; only the task knows which."""
@@ -82,6 +84,8 @@ class Measurement(NamedTuple):
 class Task(Protocol):
     """What is trained: its batches, its weights and what becomes of them.
 
+    In a run of several processes all call the same methods in the same order, and get the same numbers.
+
     Attributes:
         overlap: Read a step's numbers only when the next is launched; without use on a CPU.
         validation: Tells the best step; None if there is nothing to validate on.
@@ -113,11 +117,19 @@ class Task(Protocol):
         ...
 
     def tokens(self, batch: Batch) -> int:
-        """How many tokens a step over a batch trains on."""
+        """How many tokens a step over a batch trains on, those of all processes together."""
         ...
 
-    def launch(self, batch: Batch, lr: float, step: int) -> Pending:
-        """Launch a step and do not wait for it."""
+    def weight(self, batch: Batch) -> int:
+        """What a batch counts in the mean over all processes' batches of a step: its targets."""
+        ...
+
+    def launch(self, batch: Batch, lr: float, step: int, weight: int) -> Pending:
+        """Launch a step and do not wait for it.
+
+        Args:
+            weight: Sum over all processes.
+        """
         ...
 
     def settled(self, step: int, numbers: Any) -> None:
@@ -136,8 +148,8 @@ class Task(Protocol):
         """The weights, as evidence of a step that failed."""
         ...
 
-    def save(self, run: Path, step: int, trainer: dict[str, Any]) -> Path:
-        """Save a step, whole or not at all; the folder.
+    def save(self, run: Path, step: int, trainer: dict[str, Any]) -> Path | None:
+        """Save a step, whole or not at all; the folder, None on other ranks than 0, which help only.
 
         Raises:
             ValueError: If it is not one that could be loaded again.
@@ -176,6 +188,8 @@ class Actions:
         out: Folder of the new run (runs/PRESET-N if not given).
         resume: Go on with a run, or from one of its steps.
         profile: Record this many steps with the framework's profiler.
+        devices: Train on this many devices of this host.
+        patience: Seconds in which each of several processes must come on, or the run ends.
     """
 
     preset: str | None = None
@@ -183,6 +197,8 @@ class Actions:
     out: Path | None = None
     resume: Path | None = None
     profile: int = 0
+    devices: int = 1
+    patience: float = PATIENCE_SECONDS
 
 
 @dataclass(frozen=True)
@@ -220,7 +236,8 @@ class TaskSpec:
         suit: The preset for the flags and keys that decide.
         has_gpu: Whether the framework can use a GPU here; it may be imported for the answer.
         room: Bytes that a run's checkpoints need.
-        open: Data and model, from a request, the way in which the run begins and what asks to stop.
+        open: Data and model, from a request, the way in which the run begins, what asks to stop, and the
+            processes of the run.
         load: A step's folder: ``step``, ``parameters``, ``trainer`` and what else ``open`` needs.
         rate: The learning rate of a configuration's step, given it and what is known of the last.
         stay: The flags with which a run that ended at a step goes on at its last learning rate, each after a
@@ -233,6 +250,8 @@ class TaskSpec:
         gone: Settings that its earlier records have, and that decided nothing.
         prefix: Stands before the preset in the names of unnamed runs.
         check_state: Faults of what ``Task.state`` gave, as it was read again.
+        join: As ``BackendSpec.join``; a task that knows no others trains alone.
+        launch: As ``BackendSpec.launch``.
     """
 
     name: str
@@ -243,7 +262,7 @@ class TaskSpec:
     fitting: Callable[[Mapping[str, Any], bool], str]
     has_gpu: Callable[[], bool]
     room: Callable[[Any], int]
-    open: Callable[[Request, Any, StopFlag], AbstractContextManager[Task]]
+    open: Callable[[Request, Any, StopFlag, Peers], AbstractContextManager[Task]]
     load: Callable[[Path], Any]
     rate: Callable[[Any, int, int], float]
     suit: Callable[[Any, Mapping[str, Any]], Any] = lambda base, _: base
@@ -256,6 +275,8 @@ class TaskSpec:
     gone: frozenset[str] = frozenset()
     prefix: str = ""
     check_state: Callable[[Mapping[str, Any], int], list[str]] = lambda *_: []
+    join: Callable[[int], Peers] = Alone
+    launch: Callable[[int, Sequence[str]], int] | None = None
 
     @property
     def example(self) -> Any:

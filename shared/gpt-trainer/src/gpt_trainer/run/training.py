@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from gpt_data.stopping import StopFlag
 
 from gpt_trainer.errors import STOPPED
+from gpt_trainer.ranks.peers import Peers
 from gpt_trainer.report.plot import plot_losses
-from gpt_trainer.report.reporter import Reporter
+from gpt_trainer.report.reporter import Reporter, Silence
 from gpt_trainer.run.loop import Loop, Pace
+from gpt_trainer.run.record import Record, make_record
 from gpt_trainer.run.start import Fresh
 from gpt_trainer.run.task import Request, TaskSpec
-from gpt_trainer.settings.command_line import read_command
+from gpt_trainer.settings.command_line import Early, again, read_command, read_early
 
 PROMISE = "the step under way is finished and saved; a second signal ends at once"
+OF_A_HOST = ("processors", "omp_num_threads")
+"""What hosts of one run may differ in."""
 
 
 def run_command(spec: TaskSpec, argv: Sequence[str]) -> int:
@@ -26,38 +31,74 @@ def run_command(spec: TaskSpec, argv: Sequence[str]) -> int:
     Raises:
         CommandError: With one line for the user, as its subclasses say.
     """
+    early = read_early(argv)
+    if early.devices > 1 and spec.launch is not None:
+        return spec.launch(early.devices, argv)
+    with spec.join(early.devices) as peers:
+        try:
+            return _run_command(spec, argv, again(early, peers.place), peers)
+        except Exception as error:
+            meant = peers.explain(error)
+            if meant is error:
+                raise
+            raise meant from None
+
+
+def _run_command(spec: TaskSpec, argv: Sequence[str], early: Early, peers: Peers) -> int:
     with ExitStack() as locks:
-        start, request = read_command(spec, argv, locks)
+        start, request = read_command(spec, argv, early, locks if peers.place.rank == 0 else None)
         if getattr(request.actions, "eval_only", False):
             # only GPT-2's command knows this flag
             from gpt_trainer.evaluate.command import evaluate_only
 
-            return evaluate_only(spec, request, start)
-        return train(spec, request, start)
+            return evaluate_only(spec, request, start, peers)
+        return train(spec, request, start, peers)
 
 
-def train(spec: TaskSpec, request: Request, start: Fresh) -> int:
+def train(spec: TaskSpec, request: Request, start: Fresh, peers: Peers) -> int:
     """Train; the exit status.
 
     Raises:
         CommandError: As ``run_command``.
     """
     config, stop = request.config, StopFlag()
-    with start.folder(request) as run, spec.open(request, start, stop) as task:
-        reporter = Reporter(run, config)
-        record = start.settle(run, request, task)
+    peers.follow(stop, request.actions.patience)
+    with _folder(request, start, peers) as run, spec.open(request, start, stop, peers) as task:
+        reporter = Reporter(run, config) if peers.place.rank == 0 else Silence()
+        record = _settle(run, make_record(spec, request, task, start.init_from), start, peers)
         pace = Pace(
             config.schedule,
             config.reports.save_every,
             partial(spec.rate, config),
             request.actions.profile,
         )
-        loop = Loop(task, run, pace, record, start.state, start.saved_step, reporter, stop)
+        loop = Loop(task, run, pace, record, start.state, start.saved_step, reporter, stop, peers)
         reporter.begin(task, start)
         with stop.installed(PROMISE), reporter:
             finished = loop.run()
             shows = task.conclude(run, reporter.say) if finished else None
         return _end(spec, request, run, loop, shows)
+
+
+@contextmanager
+def _folder(request: Request, start: Fresh, peers: Peers) -> Iterator[Path]:
+    """The run's folder, the same for all processes; rank 0 makes and locks it."""
+    if peers.place.rank:
+        yield Path(peers.first("", "the run's folder"))
+        return
+    with start.folder(request) as run:
+        peers.first(str(run), "the run's folder")
+        yield run
+
+
+def _settle(run: Path, record: Record, start: Fresh, peers: Peers) -> dict[str, Any]:
+    """Compare the processes, then what the run was before; rank 0 writes the record."""
+    values = record.as_json()
+    for part in ("config", "data", "options", "evaluations"):
+        peers.refuse_difference(values[part], part)
+    made_by = {name: value for name, value in values["made_by"].items() if name not in OF_A_HOST}
+    peers.refuse_difference({**made_by, "first step": start.state.step}, "what it runs on")
+    return values if peers.place.rank else start.settle(run, record)
 
 
 def _end(spec: TaskSpec, request: Request, run: Path, loop: Loop, shows: str | None) -> int:
@@ -68,7 +109,7 @@ def _end(spec: TaskSpec, request: Request, run: Path, loop: Loop, shows: str | N
         received = loop.stop.received
         say(f"stopped by {received.name if received else 'request'} after step {step}; go on with: {resume}")
         return STOPPED
-    picture = plot_losses(run)
+    picture = plot_losses(run) if loop.writes else None
     if picture is not None:
         say(f"losses drawn in {picture}")
     say(f"next: {shows}   or train on: {resume} {length.flag(2)}{spec.stay(request.config, step)}")

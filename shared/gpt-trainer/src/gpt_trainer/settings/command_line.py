@@ -14,6 +14,8 @@ from gpt_data.flags import parse_flags
 from gpt_trainer.backend import driver_sees_gpu
 from gpt_trainer.errors import InputError
 from gpt_trainer.evaluate.extra import refuse_missing
+from gpt_trainer.ranks.place import Place
+from gpt_trainer.run.folder import holds_run
 from gpt_trainer.run.start import Fresh, choose_start
 from gpt_trainer.run.task import Request, TaskSpec
 from gpt_trainer.settings.sections import decided_anew
@@ -30,17 +32,23 @@ class Early(NamedTuple):
     init_from: Path | None
     device: str | None
     data: str | None
+    devices: int
     eval_only: bool
 
 
-def read_command(spec: TaskSpec, argv: Sequence[str], locks: ExitStack) -> tuple[Fresh, Request]:
+def read_command(
+    spec: TaskSpec, argv: Sequence[str], early: Early, locks: ExitStack | None
+) -> tuple[Fresh, Request]:
     """How the run begins, and the complete request.
+
+    Args:
+        early: From ``read_early``.
+        locks: Holds the lock of a run that goes on; None where another process has it for all.
 
     Raises:
         InputError: If a name is unknown, values do not fit, or there is nothing to begin from.
         WriteError: If another process holds the run.
     """
-    early = read_early(argv)
     start = choose_start(spec, early, locks)
     return start, read_request(spec, argv, early, start)
 
@@ -55,10 +63,13 @@ def read_early(argv: Sequence[str]) -> Early:
     parser.add_argument("--preset")
     parser.add_argument("--device")
     parser.add_argument("--data")
+    parser.add_argument("--devices", type=_devices, default=1)
     for name in ("config", "out", "resume", "init-from"):
         parser.add_argument(f"--{name}", f"--{name.replace('-', '_')}", type=Path)
     parser.add_argument("--eval-only", "--eval_only", action="store_true")
     early = Early(**vars(parser.parse_known_args(list(argv))[0]))
+    if early.devices < 1:
+        raise InputError("--devices takes a number of devices, 1 or more")
     if early.resume is not None:
         for name in ("preset", "init_from", "out"):
             if getattr(early, name) is not None:
@@ -67,6 +78,25 @@ def read_early(argv: Sequence[str]) -> Early:
     elif early.eval_only and early.init_from is None:
         raise InputError("--eval-only needs a model: give --resume or --init-from")
     return early
+
+
+def again(early: Early, place: Place) -> Early:
+    """The deciding flags of a process that was started again, as torchrun does when one is lost: to go on.
+
+    Raises:
+        InputError: If it could not find its run again.
+    """
+    named = early.out or early.resume
+    if place.restarts and named is None:
+        raise InputError("--max-restarts needs --out or --resume: the run is to be found again")
+    if not place.attempt or early.out is None or not holds_run(early.out):
+        return early
+    return early._replace(resume=early.out, out=None, preset=None, init_from=None)
+
+
+def _devices(word: str) -> int:
+    """A number, or 0 for what is none: the full parser says it less shortly."""
+    return int(word) if word.isascii() and word.isdecimal() else 0
 
 
 def read_request(spec: TaskSpec, argv: Sequence[str], early: Early, start: Fresh) -> Request:
