@@ -154,7 +154,7 @@ class Launches:
         gain, bias = self.vector(WIDTH), self.vector(WIDTH)
         _, res = ops.layer_norm_fwd(self.x, gain, bias)
         ops.layer_norm_bwd(res, gain, self.x, gain, bias)
-        ops.layer_norm_bwd(res, gain, self.x, gain, bias, self.x, bias)
+        ops.layer_norm_bwd(res, gain, self.x, gain, bias, self.x)
 
     def gelu_dropout(self) -> None:
         """The elementwise ones."""
@@ -175,7 +175,7 @@ class Launches:
         """Gradients of inputs, matrices and biases."""
         tokens = len(self.x)
         wide = self.new(tokens, 4 * WIDTH)
-        ops.linear_gelu_bwd_dx(self.x, self.new(4 * WIDTH, WIDTH), wide, self.vector(4 * WIDTH))
+        ops.linear_gelu_bwd_dx(self.x, self.new(4 * WIDTH, WIDTH), wide)
         ops.linear_bwd_dx(self.new(tokens, 3 * WIDTH), self.new(WIDTH, 3 * WIDTH))
         for n_in, n_out in ((WIDTH, WIDTH), (WIDTH, 3 * WIDTH), (WIDTH, 4 * WIDTH), (4 * WIDTH, WIDTH)):
             d_weight = self.new(n_in, n_out, kind=torch.float32)

@@ -43,8 +43,8 @@ class Cases:
         def norm(ops: Any, dt: torch.dtype) -> list[Tensor]:
             wide = torch.float64 if dt == torch.float64 else torch.float32
             y, res = ops.layer_norm_fwd(x.to(dt), gain.to(wide), bias.to(wide))
-            sums = [torch.ones(width, dtype=wide, device=DEVICE) for _ in range(3)]
-            d_x = ops.layer_norm_bwd(res, gain.to(wide), d_y.to(dt), *sums[:2], skip.to(dt), sums[2])
+            sums = [torch.ones(width, dtype=wide, device=DEVICE) for _ in range(2)]
+            d_x = ops.layer_norm_bwd(res, gain.to(wide), d_y.to(dt), *sums, skip.to(dt))
             return [y, d_x, *sums]
 
         yield f"layer_norm {rows}x{width}", norm
@@ -69,7 +69,6 @@ class Cases:
             d_w = torch.ones(n_in, n_out, dtype=wide, device=DEVICE)
             d_b = torch.ones(n_out, dtype=wide, device=DEVICE)
             ops.linear_bwd_dwdb(a, g, d_w, d_b)
-            d_below = torch.ones(n_in, dtype=wide, device=DEVICE)
             return [
                 ops.linear_fwd(a, w, b),
                 ops.linear_fwd(a, w, None),
@@ -78,8 +77,7 @@ class Cases:
                 ops.linear_residual_fwd(a, w, b, residual.to(dt)),
                 ops.linear_residual_fwd(a, w, b, residual.to(dt), self.drop),
                 ops.linear_bwd_dx(g, w),
-                ops.linear_gelu_bwd_dx(g, w, slope.to(dt), d_below),
-                d_below,
+                ops.linear_gelu_bwd_dx(g, w, slope.to(dt)),
                 d_w,
                 d_b,
             ]

@@ -97,7 +97,7 @@ def gelu_linear(ops: ModuleType) -> Case:
     def backward(pre: Tensor, w: Tensor, d_y: Tensor) -> tuple[Tensor, ...]:
         one, zero = torch.eye(pre.shape[1], dtype=pre.dtype), pre.new_zeros(pre.shape[1])
         hidden, slope = ops.linear_gelu_fwd(pre, one, zero)
-        d_pre = ops.linear_gelu_bwd_dx(d_y, w, slope, zero)
+        d_pre = ops.linear_gelu_bwd_dx(d_y, w, slope)
         return d_pre, _weight_gradient(ops, hidden, d_y, w)
 
     return Case(
@@ -111,11 +111,10 @@ def gelu_linear(ops: ModuleType) -> Case:
 def mlp(ops: ModuleType) -> Case:
     def backward(x: Tensor, w: Tensor, b: Tensor, out: Tensor, d_y: Tensor) -> tuple[Tensor, ...]:
         hidden, slope = ops.linear_gelu_fwd(x, w, b)
-        (d_w, d_b, d_out) = _zeros(w, b, out)
-        d_pre = ops.linear_gelu_bwd_dx(d_y, out, slope, d_b)
-        ops.linear_bwd_dwdb(x, d_pre, d_w, None)
-        ops.linear_bwd_dwdb(hidden, d_y, d_out, None)
-        return ops.linear_bwd_dx(d_pre, w), d_w, d_b, d_out
+        d_w, d_b = _zeros(w, b)
+        d_pre = ops.linear_gelu_bwd_dx(d_y, out, slope)
+        ops.linear_bwd_dwdb(x, d_pre, d_w, d_b)
+        return ops.linear_bwd_dx(d_pre, w), d_w, d_b, _weight_gradient(ops, hidden, d_y, out)
 
     return Case(
         (_normal(3, 5), _normal(5, 7, seed=1), _normal(7, seed=2), _normal(7, 4, seed=3)),
@@ -238,7 +237,7 @@ def embedding(ops: ModuleType) -> Case:
 
 def _weight_gradient(ops: ModuleType, x: Tensor, d_y: Tensor, w: Tensor) -> Tensor:
     (d_w,) = _zeros(w)
-    ops.linear_bwd_dwdb(x, d_y, d_w, None)
+    ops.linear_bwd_dwdb(x, d_y, d_w, d_y.new_zeros(d_y.shape[1]))
     return d_w
 
 

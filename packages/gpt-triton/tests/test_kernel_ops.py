@@ -48,10 +48,9 @@ def test_layer_norm(rows: int, width: int, dtype: torch.dtype) -> None:
         y, res = ops.layer_norm_fwd(x, gain, bias)
         d_gain, d_bias = (copy(torch.ones(width, device=DEVICE), wide(dt)) for _ in range(2))
         d_y, d_skip = copy(randn(rows, width, seed=4), dt), copy(randn(rows, width, seed=5), dt)
-        d_below = copy(randn(width, seed=6), wide(dt))
-        d_x = ops.layer_norm_bwd(res, gain, d_y, d_gain, d_bias, d_skip, d_below)
+        d_x = ops.layer_norm_bwd(res, gain, d_y, d_gain, d_bias, d_skip)
         plain_d_x = ops.layer_norm_bwd(res, gain, d_y, d_gain, d_bias)
-        outputs = [y, res.mean, res.rstd, d_x, d_gain, d_bias, d_below]
+        outputs = [y, res.mean, res.rstd, d_x, d_gain, d_bias]
         return outputs if width == 1 else [*outputs, plain_d_x]
 
     check_op(run, dtype)
@@ -77,7 +76,6 @@ def test_linear(rows: int, n_in: int, n_out: int, dtype: torch.dtype) -> None:
         d_y, residual = copy(randn(rows, n_out, seed=4), dt), copy(randn(rows, n_out, seed=5), dt)
         d_weight = copy(torch.ones(n_in, n_out, device=DEVICE), wide(dt))
         d_bias = copy(torch.ones(n_out, device=DEVICE), wide(dt))
-        d_below = copy(torch.ones(n_in, device=DEVICE), wide(dt))
         ops.linear_bwd_dwdb(x, d_y, d_weight, d_bias)
         return [
             ops.linear_fwd(x, weight, bias),
@@ -87,8 +85,7 @@ def test_linear(rows: int, n_in: int, n_out: int, dtype: torch.dtype) -> None:
             ops.linear_residual_fwd(x, weight, bias, residual),
             ops.linear_residual_fwd(x, weight, bias, residual, dropout()),
             ops.linear_bwd_dx(d_y, weight),
-            ops.linear_gelu_bwd_dx(d_y, weight, slope, d_below),
-            d_below,
+            ops.linear_gelu_bwd_dx(d_y, weight, slope),
             d_weight,
             d_bias,
         ]
@@ -99,9 +96,9 @@ def test_linear(rows: int, n_in: int, n_out: int, dtype: torch.dtype) -> None:
 def test_weight_gradient_of_a_long_split_sum(dtype: torch.dtype) -> None:
     def run(ops: Any, copy: Callable[..., Tensor], dt: torch.dtype) -> list[Tensor]:
         x, d_y = copy(randn(333, 9), dt), copy(randn(333, 5, seed=1), dt)
-        d_weight = copy(randn(9, 5, seed=2), wide(dt))
-        ops.linear_bwd_dwdb(x, d_y, d_weight, None)
-        return [d_weight]
+        d_weight, d_bias = copy(randn(9, 5, seed=2), wide(dt)), copy(randn(5, seed=3), wide(dt))
+        ops.linear_bwd_dwdb(x, d_y, d_weight, d_bias)
+        return [d_weight, d_bias]
 
     check_op(run, dtype)
 

@@ -46,7 +46,6 @@ MUTATIONS = [
     ("linear.py", "gelu_bwd(pre, torch", "gelu_bwd(pre * 1.01, torch", "gelu_linear"),
     ("linear.py", "return gelu_fwd(pre)", "return gelu_fwd(pre) * 1.01", "gelu_linear"),
     ("linear.py", ".mul_(slope)", ".mul_(slope * 1.01)", "mlp"),
-    ("linear.py", "d_bias.add_(d_pre.sum", "d_bias.add_(1.01 * d_pre.sum", "mlp"),
     (
         "linear.py",
         "d_weight.addmm_(x.to(d_weight.dtype).T, d_y)",

@@ -145,21 +145,12 @@ def hidden_states_bwd(
         keys: As in the forward.
     """
     ops = plan.ops
-    # gradients of the bias that joined the stream below each block and below the last norm
-    d_below = [None, *(block.down_bias if keys is None else None for block in d_params.blocks)]
     d_gain, d_bias = d_params.ln_f_gain, d_params.ln_f_bias
-    d_x = ops.layer_norm_bwd(residuals.norm_f, params.ln_f_gain, d_hidden, d_gain, d_bias, None, d_below[-1])
+    d_x = ops.layer_norm_bwd(residuals.norm_f, params.ln_f_gain, d_hidden, d_gain, d_bias)
     for layer in reversed(range(len(params.blocks))):
         its_keys = None if keys is None else keys[layer]
-        d_x = apply_block_bwd(
-            params.blocks[layer],
-            d_params.blocks[layer],
-            residuals.blocks.pop(),
-            d_x,
-            d_below[layer],
-            plan,
-            its_keys,
-        )
+        block, d_block = params.blocks[layer], d_params.blocks[layer]
+        d_x = apply_block_bwd(block, d_block, residuals.blocks.pop(), d_x, plan, its_keys)
     drop = dropout_at(None if keys is None else keys[0], Site.EMBEDDING, plan.dropout)
     ops.embedding_bwd(inputs.tokens, inputs.positions, d_x, d_params.wte, d_params.wpe, drop)
 
@@ -239,19 +230,15 @@ def apply_block_bwd(
     d_block: Block,
     kept: BlockResiduals,
     d_out: Float[Tensor, "M D"],
-    d_below: Float[Tensor, " D"] | None,
     plan: Plan,
     keys: Int[Tensor, "4 2"] | None,
 ) -> Float[Tensor, "M D"]:
     """The gradient of the block's input, from that of its output: the MLP first, then attention.
 
-    Without dropout the gradient of a branch is that of the stream. Its sum over rows is then the gradient of
-    the branch's bias, and is taken by the norm that makes it: for the branch below by the first norm here,
-    into ``d_below``.
+    Without dropout the gradient of a branch is that of the stream.
 
     Args:
         d_block: Gradients, added to.
-        d_below: Added to.
     """
     norm1, normed1, attention, norm2, *mlp = kept
     del kept
@@ -261,7 +248,7 @@ def apply_block_bwd(
     ops, drop = plan.ops, dropout_at(keys, Site.ATTENTION_RESIDUAL, plan.dropout)
     d_branch = d_y if drop is None else ops.dropout_bwd(d_y, drop)
     attended = attention.out.view(d_y.shape)
-    ops.linear_bwd_dwdb(attended, d_branch, d_block.out_weight, None if drop is None else d_block.out_bias)
+    ops.linear_bwd_dwdb(attended, d_branch, d_block.out_weight, d_block.out_bias)
     d_attended = ops.linear_bwd_dx(d_branch, block.out_weight).view(attention.out.shape)  # [B, T, D]
     drop = dropout_at(keys, Site.ATTENTION, plan.dropout)
     d_qkv = ops.attention_bwd(attention, d_attended, plan.n_head, drop).view(d_y.shape[0], -1)  # [M, 3D]
@@ -270,9 +257,7 @@ def apply_block_bwd(
         normed1, _ = ops.layer_norm_fwd(norm1.x, block.ln1_gain, block.ln1_bias)
     ops.linear_bwd_dwdb(normed1, d_qkv, d_block.qkv_weight, d_block.qkv_bias)
     d_normed = ops.linear_bwd_dx(d_qkv, block.qkv_weight)  # [M, D]
-    return ops.layer_norm_bwd(
-        norm1, block.ln1_gain, d_normed, d_block.ln1_gain, d_block.ln1_bias, d_y, d_below
-    )
+    return ops.layer_norm_bwd(norm1, block.ln1_gain, d_normed, d_block.ln1_gain, d_block.ln1_bias, d_y)
 
 
 def _mlp_bwd(
@@ -294,14 +279,11 @@ def _mlp_bwd(
     assert slope is not None
     drop = dropout_at(keys, Site.MLP_RESIDUAL, plan.dropout)
     d_branch = d_out if drop is None else ops.dropout_bwd(d_out, drop)
-    ops.linear_bwd_dwdb(hidden, d_branch, d_block.down_weight, None if drop is None else d_block.down_bias)
+    ops.linear_bwd_dwdb(hidden, d_branch, d_block.down_weight, d_block.down_bias)
     del hidden
-    d_pre = ops.linear_gelu_bwd_dx(d_branch, block.down_weight, slope, d_block.up_bias)  # [M, 4D]
+    d_pre = ops.linear_gelu_bwd_dx(d_branch, block.down_weight, slope)  # [M, 4D]
     del slope
-    ops.linear_bwd_dwdb(normed, d_pre, d_block.up_weight, None)
+    ops.linear_bwd_dwdb(normed, d_pre, d_block.up_weight, d_block.up_bias)
     d_normed = ops.linear_bwd_dx(d_pre, block.up_weight)  # [M, D]
     del d_pre, normed
-    d_bias = d_block.out_bias if keys is None else None
-    return ops.layer_norm_bwd(
-        norm, block.ln2_gain, d_normed, d_block.ln2_gain, d_block.ln2_bias, d_out, d_bias
-    )
+    return ops.layer_norm_bwd(norm, block.ln2_gain, d_normed, d_block.ln2_gain, d_block.ln2_bias, d_out)

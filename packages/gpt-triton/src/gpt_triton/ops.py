@@ -150,9 +150,8 @@ class Ops(Protocol):
         d_gain: Float[Tensor, " D"],
         d_bias: Float[Tensor, " D"],
         d_skip: Float[Tensor, "M D"] | None = None,
-        d_below: Float[Tensor, " D"] | None = None,
     ) -> Float[Tensor, "M D"]:
-        """Gradient of the input, with that which came past the norm; ``d_below`` gets its sum over rows."""
+        """Gradient of the input, with that which came past the norm."""
         ...
 
     def gelu_fwd(self, x: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
@@ -207,9 +206,8 @@ class Ops(Protocol):
         d_y: Float[Tensor, "M N"],
         weight: Float[Tensor, "K N"],
         slope: Float[Tensor, "M K"],
-        d_bias: Float[Tensor, " K"],
     ) -> Float[Tensor, "M K"]:
-        """Gradient of what GELU took, where its output was the map's input; ``d_bias`` gets its row sum."""
+        """Gradient of what GELU took, where its output was the map's input."""
         ...
 
     def linear_bwd_dwdb(
@@ -217,7 +215,7 @@ class Ops(Protocol):
         x: Float[Tensor, "M K"],
         d_y: Float[Tensor, "M N"],
         d_weight: Float[Tensor, "K N"],
-        d_bias: Float[Tensor, " N"] | None,
+        d_bias: Float[Tensor, " N"],
     ) -> None:
         """Gradients of matrix and bias."""
         ...

@@ -73,7 +73,6 @@ def _layer_norm_bwd_kernel(
     d_x_ptr,  # [M, D] written
     d_gain_parts_ptr,  # [P, D] written
     d_bias_parts_ptr,  # [P, D] written
-    d_x_parts_ptr,  # [P, D] written, or None
     M,
     D,
     ROWS: tl.constexpr,
@@ -84,7 +83,6 @@ def _layer_norm_bwd_kernel(
     gain = tl.load(gain_ptr + column, mask=column < D, other=0.0)
     d_gain = tl.zeros([BLOCK], tl.float32)
     d_bias = tl.zeros([BLOCK], tl.float32)
-    d_x_sum = tl.zeros([BLOCK], tl.float32)
     tiles = tl.cdiv(M, ROWS)
     for tile in range(program, tiles, tl.num_programs(0)):
         # from the last rows, as in the forward
@@ -105,12 +103,8 @@ def _layer_norm_bwd_kernel(
         if d_skip_ptr is not None:
             d_x += widen(tl.load(d_skip_ptr + at, mask=keep, other=0.0))
         tl.store(d_x_ptr + at, narrow(d_x, d_x_ptr.dtype.element_ty), mask=keep)
-        if d_x_parts_ptr is not None:
-            d_x_sum += tl.sum(d_x, 0)
     tl.store(d_gain_parts_ptr + program * D + column, d_gain, mask=column < D)
     tl.store(d_bias_parts_ptr + program * D + column, d_bias, mask=column < D)
-    if d_x_parts_ptr is not None:
-        tl.store(d_x_parts_ptr + program * D + column, d_x_sum, mask=column < D)
 
 
 def layer_norm_fwd(
@@ -141,7 +135,6 @@ def layer_norm_bwd(
     d_gain: Float[Tensor, " D"],
     d_bias: Float[Tensor, " D"],
     d_skip: Float[Tensor, "M D"] | None = None,
-    d_below: Float[Tensor, " D"] | None = None,
 ) -> Float[Tensor, "M D"]:
     """Gradient of the input; those of gain and bias are added in place.
 
@@ -150,19 +143,15 @@ def layer_norm_bwd(
         d_gain: Added to.
         d_bias: Added to.
         d_skip: Gradient that reached the input past the norm, added to the result.
-        d_below: If given, the sum of the result over its rows is added to it: the gradient of a bias that was
-            added to the input.
     """
     d_y = d_y.contiguous()
     rows, width = d_y.shape
     d_x = torch.empty_like(d_y)
     tile, block, warps, programs = norm_bwd_tiles(rows, width, d_y.device)
-    totals = [d_gain, d_bias] if d_below is None else [d_gain, d_bias, d_below]
-    parts = torch.empty(len(totals), programs, width, dtype=torch.float32, device=d_y.device)
+    parts = torch.empty(2, programs, width, dtype=torch.float32, device=d_y.device)
     _layer_norm_bwd_kernel[(programs,)](
         res.x, res.mean, res.rstd, gain, d_y, None if d_skip is None else d_skip.contiguous(), d_x,
-        parts[0], parts[1], None if d_below is None else parts[2], rows, width, ROWS=tile, BLOCK=block,
-        num_warps=warps,
+        parts[0], parts[1], rows, width, ROWS=tile, BLOCK=block, num_warps=warps,
     )  # fmt: skip
-    add_partial_sums(parts, *totals)
+    add_partial_sums(parts, d_gain, d_bias)
     return d_x

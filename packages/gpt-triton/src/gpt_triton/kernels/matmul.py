@@ -20,7 +20,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from gpt_triton.kernels.dropout import dropout_arguments
 from gpt_triton.kernels.matmul_kernels import Epilogue, descriptor_kernel, pointer_kernel
 from gpt_triton.kernels.primitives import INTERPRET
-from gpt_triton.kernels.reduce import add_partial_sums
+from gpt_triton.kernels.reduce import add_column_sums, add_partial_sums
 from gpt_triton.kernels.tiles import (
     MatmulTiles,
     Work,
@@ -38,6 +38,7 @@ def product(
     out: Float[Tensor, "M N"],
     epilogue: Epilogue | None = None,
     accumulate: bool = False,
+    column_sums: Float[Tensor, " N"] | None = None,
 ) -> None:
     """``out = epilogue(a b)``, or ``out += a b`` with K split where that fills the device.
 
@@ -47,6 +48,7 @@ def product(
         out: Contiguous; written, or added to.
         epilogue: What follows the product; not with ``accumulate``.
         accumulate: Add to ``out``, which is float32.
+        column_sums: The sum over the rows of ``b`` is added to it, float32; only with ``accumulate``.
     """
     (m, k), n = a.shape, b.shape[1]
     epilogue = epilogue or Epilogue()
@@ -57,11 +59,17 @@ def product(
     kind: Work = "dropout" if epilogue.dropout is not None else "gelu" if epilogue.gelu and fast else "plain"
     tiles = matmul_tiles(m, n, k, a.dtype, a.device, accumulate, kind)
     parts = out.new_empty(tiles.splits, m, n) if tiles.splits > 1 else out
-    launch = launch_descriptors if fast else launch_pointers
+    into_out = accumulate and tiles.splits == 1
     if fast and on_tensor_cores_of_hopper(tiles, k, a.device):
         # imported where it runs: Gluon has no interpreter
-        from gpt_triton.kernels.matmul_hopper import launch_hopper as launch
-    launch(a, b, parts, tiles, epilogue, accumulate and tiles.splits == 1)
+        from gpt_triton.kernels.matmul_hopper import launch_hopper
+
+        launch_hopper(a, b, parts, tiles, epilogue, into_out, column_sums)
+    else:
+        launch = launch_descriptors if fast else launch_pointers
+        launch(a, b, parts, tiles, epilogue, into_out)
+        if column_sums is not None:
+            add_column_sums(b, column_sums)
     if tiles.splits > 1:
         add_partial_sums(parts.view(1, tiles.splits, -1), out.view(-1))
 

@@ -4,7 +4,9 @@ One warp loads, and two warpgroups multiply, each 64 of the 128 rows of a tile o
 tiles of a ring, so that one may be ahead of the other by what the ring holds: while one is in its epilogue,
 the other has the tensor cores. What an epilogue reads (a factor, a residual) is loaded while the product
 runs, into the buffer from which the result is stored. Masks and GELU stay with ``descriptor_kernel``: what
-computes long is faster with two programs on a multiprocessor.
+computes long is faster with two programs on a multiprocessor. Where the right operand is a gradient, two more
+warps add up its columns, for that of a bias, from the tiles in the ring; the programs of a column of tiles
+take turns, a slice each.
 
 Bound: a tile of 128 x 256 takes 1,024 cycles of the tensor cores for each 64 of K; the epilogue of a
 warpgroup, some 600 cycles, is hidden as far as the ring reaches.
@@ -33,6 +35,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from gpt_triton.kernels.hopper import TILE, block_barrier, new_barriers, tma_load, tma_store
 from gpt_triton.kernels.matmul_kernels import Epilogue, tile_of
+from gpt_triton.kernels.reduce import add_partial_sums
 from gpt_triton.kernels.tiles import MatmulTiles, group_rows, multiprocessors
 
 ROWS, COLUMNS, DEPTH = gl.constexpr(128), gl.constexpr(256), gl.constexpr(64)
@@ -40,6 +43,8 @@ HALF = gl.constexpr(64)  # rows of one warpgroup
 PART = gl.constexpr(64)  # columns stored at once: 128 bytes, the widest swizzle
 # the step at which a warpgroup gives its buffer back, and that at which the loading warp fills it
 RETURN, FILL = gl.constexpr(2), gl.constexpr(6)
+SLICE = gl.constexpr(8)  # rows added up at once: those of a swizzle
+SUMMED = gl.constexpr(gl.BlockedLayout([8, 4], [1, 32], [1, 2], [1, 0]))  # a slice: whole columns in a thread
 ACC = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 256, 16]))
 ACC_PART = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16]))
 
@@ -97,6 +102,38 @@ def _load_all(
                     _fill(extra_desc, lower, filled.index(1), returned.index(1), row + HALF, column, done)
             count += 1
         done += 1  # noqa: SIM113  # no enumerate in a kernel
+
+
+@gluon.jit
+@no_type_check
+def _add_columns(
+    sums_ptr, b_tiles, ready, free, N, m_tiles, n_tiles, steps, splits, GROUP: gl.constexpr
+):  # fmt: skip
+    """The adding warps: sums of the right operand's columns, over the slices that fall to a tile's row."""
+    if sums_ptr is not None:
+        STAGES: gl.constexpr = ready.shape[0]
+        tiles = m_tiles * n_tiles
+        count = 0
+        for work in range(gl.program_id(0), tiles * splits, gl.num_programs(0)):
+            first_row, first_column, split = _place(work, tiles, m_tiles, n_tiles, GROUP)
+            turn = first_row // ROWS
+            part = split * m_tiles + turn
+            total = gl.zeros([COLUMNS], gl.float32, layout=gl.SliceLayout(0, SUMMED))
+            for _ in range(steps):
+                slot = count % STAGES
+                mbarrier.wait(ready.index(slot), count // STAGES & 1)
+                for i in gl.static_range(DEPTH // SLICE):
+                    if turn == 0:
+                        x = b_tiles.index(slot).slice(i * SLICE, SLICE, dim=0).load(SUMMED)
+                        total += gl.sum(x.to(gl.float32), 0)
+                        turn = m_tiles
+                    turn -= 1
+                # both warps have read
+                block_barrier()
+                mbarrier.arrive(free.index(slot), count=1)
+                count += 1
+            column = first_column + gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, SUMMED))
+            gl.store(sums_ptr + gl.cast(part, gl.int64) * N + column, total, mask=column < N)
 
 
 @gluon.jit
@@ -211,6 +248,7 @@ def hopper_kernel(
     out_desc,  # [M, N] by [64, 64], written, or None
     extra_desc,  # [M, N] by [64, 64] factor or residual, or None
     bias_ptr,  # [N] or None
+    sums_ptr,  # [S * row tiles, N] written: parts of the sums over K of the right operand, or None
     M,
     N,
     steps,
@@ -231,7 +269,7 @@ def hopper_kernel(
     b_tiles = gl.allocate_shared_memory(gl.bfloat16, [STAGES, B0, B1], TILE)
     upper = gl.allocate_shared_memory(gl.bfloat16, [4, HALF, PART], TILE)
     lower = gl.allocate_shared_memory(gl.bfloat16, [4, HALF, PART], TILE)
-    ready, free = new_barriers(STAGES, 1), new_barriers(STAGES, 2)
+    ready, free = new_barriers(STAGES, 1), new_barriers(STAGES, 2 if sums_ptr is None else 3)
     filled, returned = new_barriers(2, 1), new_barriers(2, 1)
     fence_async_shared()
     block_barrier()
@@ -252,9 +290,10 @@ def hopper_kernel(
                 a_desc, b_desc, extra_desc, a_tiles, b_tiles, upper, lower, ready, free, filled, returned,
                 m_tiles, n_tiles, steps, splits, A_ACROSS, B_ACROSS, GROUP,
             )),
+            (_add_columns, (sums_ptr, b_tiles, ready, free, N, m_tiles, n_tiles, steps, splits, GROUP)),
         ],
-        [4, 1],
-        [240, 24],
+        [4, 1, 2],
+        [240, 32, 32],
     )  # fmt: skip
 
 
@@ -265,6 +304,7 @@ def launch_hopper(
     tiles: MatmulTiles,
     epilogue: Epilogue,
     accumulate: bool,
+    column_sums: Float[Tensor, " N"] | None = None,
 ) -> None:
     """The product by ``hopper_kernel``; arguments as in ``product``, with one output per part of K."""
     (m, k), n = a.shape, b.shape[1]
@@ -274,18 +314,22 @@ def launch_hopper(
         None if x is None or out.dtype == torch.float32 else _described(x, HALF.value, PART.value)
         for x in (out, extra)
     )
-    work = triton.cdiv(m, ROWS.value) * triton.cdiv(n, COLUMNS.value) * tiles.splits
+    m_tiles = triton.cdiv(m, ROWS.value)
+    work = m_tiles * triton.cdiv(n, COLUMNS.value) * tiles.splits
+    sums = None if column_sums is None else column_sums.new_empty(1, tiles.splits * m_tiles, n)
     hopper_kernel[(min(work, multiprocessors(a.device)),)](
         _described(a.T, DEPTH.value, ROWS.value) if a_across else _described(a, ROWS.value, DEPTH.value),
         _described(b.T, COLUMNS.value, DEPTH.value)
         if b_across
         else _described(b, DEPTH.value, COLUMNS.value),
-        out, out_desc, extra_desc, epilogue.bias, m, n,
+        out, out_desc, extra_desc, epilogue.bias, sums, m, n,
         triton.cdiv(triton.cdiv(k, DEPTH.value), tiles.splits), tiles.splits,
         A_ACROSS=a_across, B_ACROSS=b_across, ACCUMULATE=accumulate,
         EXTRA="none" if extra is None else "factor" if epilogue.residual is None else "residual",
         GROUP=group_rows(triton.cdiv(n, COLUMNS.value)), STAGES=4 if out_desc is None else 3, num_warps=4,
     )  # fmt: skip
+    if sums is not None and column_sums is not None:
+        add_partial_sums(sums, column_sums)
 
 
 def _described(x: Float[Tensor, "R C"], rows: int, columns: int) -> Any:

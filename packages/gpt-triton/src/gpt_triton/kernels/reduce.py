@@ -23,7 +23,6 @@ def _add_partial_sums_kernel(
     parts_ptr,  # [G, P, N]
     total0_ptr,  # [N] added to
     total1_ptr,  # [N] added to, or None: of the second group
-    total2_ptr,
     P,
     N,
     PARTS: tl.constexpr,
@@ -34,8 +33,6 @@ def _add_partial_sums_kernel(
     total_ptr = total0_ptr
     if total1_ptr is not None:
         total_ptr = total1_ptr if group == 1 else total_ptr
-    if total2_ptr is not None:
-        total_ptr = total2_ptr if group == 2 else total_ptr
     column = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], tl.float32)
     for first in range(0, P, PARTS):
@@ -69,18 +66,20 @@ def _column_sums_kernel(
     tl.store(parts_ptr + program * N + column, tl.sum(total, 0), mask=column < N)
 
 
-def add_partial_sums(parts: Float[Tensor, "G P N"], *totals: Float[Tensor, " N"]) -> None:
+def add_partial_sums(
+    parts: Float[Tensor, "G P N"], total: Float[Tensor, " N"], second: Float[Tensor, " N"] | None = None
+) -> None:
     """Add the sum of each group's parts to its total, in an order that depends on the shape alone.
 
     Args:
-        parts: Partial sums of up to three groups, float32, contiguous.
-        totals: Added to, one for each group.
+        parts: Partial sums of one group or two, float32, contiguous.
+        total: Added to.
+        second: Added to, if there is a second group.
     """
     groups, count, width = parts.shape
     rows, block = partial_sum_tiles(count, width)
-    padded = (*totals, *([None] * (3 - len(totals))))
     grid = (triton.cdiv(width, block), groups)
-    _add_partial_sums_kernel[grid](parts, *padded, count, width, PARTS=rows, BLOCK=block)
+    _add_partial_sums_kernel[grid](parts, total, second, count, width, PARTS=rows, BLOCK=block)
 
 
 def add_column_sums(x: Float[Tensor, "M N"], total: Float[Tensor, " N"]) -> None:

@@ -40,7 +40,6 @@ def layer_norm_bwd(
     d_gain: Float[Tensor, " D"],
     d_bias: Float[Tensor, " D"],
     d_skip: Float[Tensor, "M D"] | None = None,
-    d_below: Float[Tensor, " D"] | None = None,
 ) -> Float[Tensor, "M D"]:
     """Gradient of the input; those of gain and bias are added in place.
 
@@ -48,8 +47,6 @@ def layer_norm_bwd(
         d_gain: Added to.
         d_bias: Added to.
         d_skip: Gradient that reached the input past the norm, added to the result.
-        d_below: If given, the sum of the result over its rows is added to it: the gradient of a bias that was
-            added to the input.
     """
     dtype = accumulation_dtype(res.x)
     d_x = torch.empty_like(d_y)
@@ -66,7 +63,5 @@ def layer_norm_bwd(
         g.sub_(g.mean(1, keepdim=True)).addcmul_(x_hat, projection, value=-1.0).mul_(rstd)
         if d_skip is not None:
             g.add_(d_skip[tile])
-        if d_below is not None:
-            d_below.add_(g.sum(0))
         d_x[tile] = g
     return d_x

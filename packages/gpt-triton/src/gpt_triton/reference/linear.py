@@ -74,33 +74,28 @@ def linear_gelu_bwd_dx(
     d_y: Float[Tensor, "M N"],
     weight: Float[Tensor, "K N"],
     slope: Float[Tensor, "M K"],
-    d_bias: Float[Tensor, " K"],
 ) -> Float[Tensor, "M K"]:
-    """Gradient of what GELU took, where its output was the map's input; that of the bias in it is added.
+    """Gradient of what GELU took, where its output was the map's input.
 
     Args:
         weight: Matrix, (in, out), in the dtype of ``d_y``.
-        d_bias: Added to: the sum of the result over its rows.
     """
-    d_pre = (d_y @ weight.T).mul_(slope)
-    d_bias.add_(d_pre.sum(0, dtype=d_bias.dtype))
-    return d_pre
+    return (d_y @ weight.T).mul_(slope)
 
 
 def linear_bwd_dwdb(
     x: Float[Tensor, "M K"],
     d_y: Float[Tensor, "M N"],
     d_weight: Float[Tensor, "K N"],
-    d_bias: Float[Tensor, " N"] | None,
+    d_bias: Float[Tensor, " N"],
 ) -> None:
     """Gradients of matrix and bias, added in place.
 
     Args:
         d_weight: Added to.
-        d_bias: Added to, if given.
+        d_bias: Added to.
     """
     # a product of bfloat16 rows is summed over all rows: keep that sum in float32 before it is added
     d_y = d_y.to(d_weight.dtype)
     d_weight.addmm_(x.to(d_weight.dtype).T, d_y)
-    if d_bias is not None:
-        d_bias.add_(d_y.sum(0))
+    d_bias.add_(d_y.sum(0))
