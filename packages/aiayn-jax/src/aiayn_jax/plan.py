@@ -7,7 +7,7 @@ from typing import Literal
 
 import jax
 from gpt_jax import model
-from gpt_jax.device import choose_device
+from gpt_jax.device import choose_devices
 from gpt_jax.plan import LOGITS_IN_FLIGHT
 
 from aiayn_jax.config import TransformerConfig
@@ -59,7 +59,7 @@ def make_plan(
     ):
         if value not in allowed:
             raise ValueError(f"{name}={value!r} is not one of {', '.join(allowed)}")
-    place = choose_device(device, preallocate=preallocate)
+    (place,) = choose_devices(device, preallocate=preallocate)
     missing = _cudnn_obstacles(config, precision, place, deterministic=deterministic)
     if attention == "cudnn" and missing:
         raise ValueError(f"attention='cudnn' needs {' and '.join(missing)}; use attention='written'")

@@ -19,19 +19,21 @@ from gpt_trainer.backend import OptimizerConfig, Profile, Runtime, StepMetrics
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import OptimizerState, check_optimizer_state, check_parameters
 from gpt_trainer.parameters import Parameters as Canonical
+from gpt_trainer.ranks.place import Place
 from jaxtyping import Array, Float32, Int32
 
-from gpt_jax import device as devices
 from gpt_jax.decoding import Decoder
+from gpt_jax.device import choose_devices, compiler_options, device_name, peak_memory_bytes
 from gpt_jax.documents import first_positions
 from gpt_jax.loss import target_log_probs
-from gpt_jax.model import Inputs, logits
+from gpt_jax.mesh import Layout
+from gpt_jax.model import Inputs, Parameters, logits
 from gpt_jax.optimizer import STATE_NAMES, AdamWState, step_scalars
 from gpt_jax.options import SPEC as SPEC
 from gpt_jax.options import Options
 from gpt_jax.plan import make_plan, stacks_layers
 from gpt_jax.profiling import record
-from gpt_jax.step import TrainingState, sum_gradients, train_step
+from gpt_jax.step import TrainingState, gradient_sums, train_step
 from gpt_jax.tree import from_canonical, to_canonical, zeros
 
 EVALUATION_MULTIPLE = 64
@@ -55,22 +57,36 @@ class JaxBackend:
     """Implements ``gpt_trainer.backend.Backend``."""
 
     def __init__(
-        self, config: ModelConfig, optimizer: OptimizerConfig, runtime: Runtime, options: Options
+        self,
+        config: ModelConfig,
+        optimizer: OptimizerConfig,
+        runtime: Runtime,
+        options: Options,
+        place: Place | None = None,
     ) -> None:
         self.config = config
         self._optimizer, self._runtime = optimizer, runtime
-        self._device = devices.choose_device(runtime.device, preallocate=options.preallocate == "on")
+        count = 1 if place is None else place.devices
+        chosen = choose_devices(runtime.device, count, preallocate=options.preallocate == "on")
+        self._layout = Layout(tuple(chosen), runtime.shard)
+        self._device = self._layout.here
         self._plan = make_plan(config, runtime, options, self._device)
         self._stacked = stacks_layers(options, self._device)
-        flags = devices.compiler_options(self._device, deterministic=runtime.deterministic)
+        flags = compiler_options(self._device, deterministic=runtime.deterministic)
         self._train_step = jax.jit(
-            train_step, static_argnames=("plan", "config"), donate_argnames="state", compiler_options=flags
+            train_step,
+            static_argnames=("plan", "config", "layout"),
+            donate_argnames="state",
+            compiler_options=flags,
         )
-        self._sum_gradients = jax.jit(sum_gradients, static_argnames="plan", compiler_options=flags)
+        self._gradient_sums = jax.jit(
+            gradient_sums, static_argnames=("plan", "layout"), compiler_options=flags
+        )
         self._log_probs = jax.jit(target_log_probs, static_argnames="plan", compiler_options=flags)
         self._logits = jax.jit(logits, static_argnames="plan", compiler_options=flags)
-        params, first, second = (zeros(config, self._device, stacked=self._stacked) for _ in range(3))
+        params, first, second = (zeros(config, self._layout.place, stacked=self._stacked) for _ in range(3))
         self._state = TrainingState(params, AdamWState(first, second))
+        self._whole: Parameters | None = None
 
     def load(self, parameters: Canonical, optimizer_state: OptimizerState | None = None) -> None:
         """Take over parameters, and the optimizer's state (zeros if not given).
@@ -83,21 +99,22 @@ class JaxBackend:
             check_optimizer_state(optimizer_state, self.config, dict.fromkeys(STATE_NAMES, parameters))
         moments = [None if optimizer_state is None else optimizer_state[name] for name in STATE_NAMES]
         trees = [
-            zeros(self.config, self._device, stacked=self._stacked)
+            zeros(self.config, self._layout.place, stacked=self._stacked)
             if values is None
-            else from_canonical(values, self.config, self._device, stacked=self._stacked)
+            else from_canonical(values, self.config, self._layout.place, stacked=self._stacked)
             for values in (parameters, *moments)
         ]
+        self._whole = None
         self._state = TrainingState(trees[0], AdamWState(*trees[1:]))
 
     def export(self) -> Canonical:
         """The float32 master parameters, as copies."""
-        return to_canonical(self._state.params, self.config)
+        return self._canonical(self._state.params)
 
     def export_optimizer_state(self) -> OptimizerState:
         """The optimizer's state, as copies."""
         state = self._state.moments
-        return {name: to_canonical(getattr(state, name), self.config) for name in STATE_NAMES}
+        return {name: self._canonical(getattr(state, name)) for name in STATE_NAMES}
 
     def train_step(
         self,
@@ -120,8 +137,16 @@ class JaxBackend:
         weight = _weight(micro_batches, targets)
         inputs, counter = self._inputs(micro_batches), self._counter(step)
         scalars = step_scalars(self._optimizer, lr, step, skip_above)
+        self._whole = None
         self._state, values = self._train_step(
-            self._state, inputs, weight, counter, scalars, plan=self._plan, config=self._optimizer
+            self._state,
+            inputs,
+            weight,
+            counter,
+            scalars,
+            plan=self._plan,
+            config=self._optimizer,
+            layout=self._layout,
         )
         return PendingMetrics(values)
 
@@ -129,8 +154,10 @@ class JaxBackend:
         """Mean loss and its gradient by canonical name, unclipped, dropout as in ``train_step``."""
         weight = _weight(micro_batches)
         inputs, counter = self._inputs(micro_batches), self._counter(step)
-        sums = self._sum_gradients(self._state.params, inputs, weight, counter, plan=self._plan)
-        return float(sums.loss), to_canonical(sums.gradients, self.config)
+        sums = self._gradient_sums(
+            self._state.params, inputs, weight, counter, plan=self._plan, layout=self._layout
+        )
+        return float(sums.loss), self._canonical(sums.gradients)
 
     def evaluate(self, batch: Batch) -> tuple[float, int]:
         """Sum of negative log-likelihoods in nats, and the number of targets; no dropout."""
@@ -142,18 +169,18 @@ class JaxBackend:
         filled = _fill_up(batch, self.config.context)
         index = target_index(filled.targets)
         picked = None if index is None else self._send(index)
-        values = self._log_probs(self._state.params, self._scored(filled), picked, plan=self._plan)
+        values = self._log_probs(self._params, self._scored(filled), picked, plan=self._plan)
         return spread(np.asarray(values), filled.targets)[:, : batch.tokens.shape[1]]
 
     def logits(self, batch: Batch) -> Float32[np.ndarray, "B T V"]:
         """All logits, without dropout."""
         self._check(batch)
-        values = self._logits(self._state.params, self._scored(batch), plan=self._plan)
+        values = self._logits(self._params, self._scored(batch), plan=self._plan)
         return np.array(values)[..., : self.config.vocab_size]
 
     def decoder(self, rows: int) -> Decoder:
         """A fresh decoder for ``rows`` sequences of at most ``config.context`` tokens."""
-        return Decoder(self._state.params, self.config, self._plan, rows)
+        return Decoder(self._params, self.config, self._plan, rows)
 
     def profile(self, folder: Path) -> AbstractContextManager[Profile]:
         """Record with JAX's profiler; its trace is written into ``folder`` on exit."""
@@ -165,11 +192,11 @@ class JaxBackend:
 
     def peak_memory_bytes(self) -> int:
         """Highest device memory in use since the start; the process's peak on a CPU."""
-        return devices.peak_memory_bytes(self._device)
+        return peak_memory_bytes(self._device)
 
     def device_name(self) -> str:
         """The device as its vendor names it."""
-        return devices.device_name(self._device)
+        return device_name(self._device)
 
     def choices(self) -> Mapping[str, str]:
         """Attention, layers and versions."""
@@ -185,6 +212,16 @@ class JaxBackend:
             "jaxlib": jaxlib.__version__,
         }
 
+    @property
+    def _params(self) -> Parameters:
+        """The parameters on one device of this process, until the next step."""
+        if self._whole is None:
+            self._whole = self._layout.at_hand(self._state.params)
+        return self._whole
+
+    def _canonical(self, tree: Parameters) -> Canonical:
+        return to_canonical(tree, self.config, self._layout.fetch)
+
     def _counter(self, step: int) -> np.ndarray:
         """Seed and step as words, for the dropout masks."""
         seed = self._runtime.seed
@@ -197,24 +234,24 @@ class JaxBackend:
         starts, documents = None, None
         if any(batch.segment_starts is not None for batch in batches):
             host = np.stack([_starts(batch) for batch in batches])
-            starts, documents = self._send(host), self._documents(host)
-        tokens = self._stack([batch.tokens for batch in batches])
-        return Inputs(tokens, self._stack([batch.targets for batch in batches]), starts, None, documents)
+            starts, documents = self._layout.spread(host), self._documents(host)
+        # np.stack copies, so the caller may use its arrays again at once
+        tokens, targets = (
+            self._layout.spread(np.stack(arrays))
+            for arrays in ([batch.tokens for batch in batches], [batch.targets for batch in batches])
+        )
+        return Inputs(tokens, targets, starts, None, documents)
 
     def _documents(self, starts: Int32[np.ndarray, "N B T"]) -> Array | None:
         """Documents in cuDNN's words, if it is to see them."""
         if self._plan.attention == "written" or self._plan.dropout:
             return None
         firsts = first_positions(starts.reshape(-1, starts.shape[-1]))
-        return self._send(firsts.reshape(*starts.shape[:2], -1))
+        return self._layout.spread(firsts.reshape(*starts.shape[:2], -1))
 
     def _scored(self, batch: Batch) -> Inputs:
         """A checked batch on the device; the caller waits for what comes of it, so nothing is copied."""
         return Inputs(*(None if field is None else self._send(field) for field in batch))  # type: ignore[arg-type]
-
-    def _stack(self, arrays: list[np.ndarray]) -> Array:
-        # np.stack copies, so the caller may use its arrays again at once
-        return self._send(np.stack(arrays))
 
     def _send(self, array: np.ndarray) -> Array:
         return jax.device_put(array, self._device)

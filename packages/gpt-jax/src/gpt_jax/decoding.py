@@ -22,8 +22,8 @@ from jax import lax
 from jaxtyping import Array, Float, Float32, Int
 
 from gpt_jax.attention import attention_weights, weighted_sum
+from gpt_jax.mesh import EMBEDDINGS, MATRICES
 from gpt_jax.model import Block, Parameters, Plan, gelu, layer_norm, linear, split_heads
-from gpt_jax.optimizer import MATRICES
 from gpt_jax.precision import product
 
 SMALLEST_FILL = 32
@@ -94,10 +94,10 @@ def _prepare(params: Parameters, plan: Plan) -> Parameters:
         blocks = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
     stacked = Parameters(params.wte, params.wpe, blocks, params.ln_f_gain, params.ln_f_bias)
     paths, treedef = jax.tree_util.tree_flatten_with_path(stacked)
-    embeddings = {"wte", "wpe"}  # gathered from float32, as in training
     return jax.tree.unflatten(
         treedef,
-        [leaf.astype(plan.dtype) if path[-1].name in MATRICES - embeddings else leaf for path, leaf in paths],
+        # embeddings are gathered from float32, as in training
+        [leaf.astype(plan.dtype) if path[-1].name in MATRICES - EMBEDDINGS else leaf for path, leaf in paths],
     )
 
 

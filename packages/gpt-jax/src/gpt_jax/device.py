@@ -2,11 +2,12 @@
 
 Everything here is set when a backend is created, from its ``Runtime`` and options; nothing happens on
 import. JAX starts its platforms once in a process, at the first question for a device: what is set
-after that comes too late, and ``choose_device`` says so.
+after that comes too late, and ``choose_devices`` says so.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import platform
@@ -26,14 +27,30 @@ def has_gpu() -> bool:
     return any(importlib.util.find_spec(name) for name in PLUGINS) and driver_sees_gpu()
 
 
-def choose_device(name: str, *, preallocate: bool) -> jax.Device:
-    """The device for ``Runtime.device``; ``"auto"`` takes a GPU if there is one.
+def choose_devices(name: str, count: int = 1, *, preallocate: bool) -> list[jax.Device]:
+    """The first devices of each process for ``Runtime.device``; ``"auto"`` takes GPUs if there are any.
 
     A run on the CPU starts JAX's CPU platform alone, so that it neither touches a GPU nor warns of one.
+    A CPU counts as one device, or as so many as it is told to be before JAX has started.
+
+    Args:
+        count: Devices of each process.
 
     Raises:
-        ValueError: If the name is unknown, or a GPU is asked for and there is none.
+        ValueError: If the name is unknown, or this process has fewer devices of the kind.
     """
+    platform = _start_platform(name, count, preallocate=preallocate)
+    if len(jax.local_devices(backend=platform)) < count:
+        have = len(jax.local_devices(backend=platform))
+        raise ValueError(f"devices={count}: JAX has {have} of platform {platform!r} in this process")
+    by_process: dict[int, list[jax.Device]] = {}
+    for device in jax.devices(platform):
+        by_process.setdefault(device.process_index, []).append(device)
+    return [device for _, own in sorted(by_process.items()) for device in own[:count]]
+
+
+def _start_platform(name: str, count: int, *, preallocate: bool) -> str:
+    """Which of JAX's platforms it is, started."""
     if name not in ("auto", "cpu", "gpu"):
         raise ValueError(f"device={name!r} is not one of auto, cpu, gpu")
     if name == "gpu" and not has_gpu():
@@ -41,15 +58,20 @@ def choose_device(name: str, *, preallocate: bool) -> jax.Device:
         raise ValueError(f"device='gpu' needs {needed}, not found here; use device='cpu'")
     if name == "cpu" or not has_gpu():
         jax.config.update("jax_platforms", "cpu")
-        return jax.devices("cpu")[0]
+        if count > 1:
+            # too late where JAX has started: then it has the devices that it has
+            with contextlib.suppress(RuntimeError):
+                jax.config.update("jax_num_cpu_devices", count)
+        return "cpu"
     os.environ[PREALLOCATE] = "true" if preallocate else "false"
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         # a step unrolled over a dozen blocks takes half a minute to compile, and a second to read
         jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
     try:
-        return jax.devices("cuda")[0]
+        jax.devices("cuda")
     except RuntimeError as error:
         raise ValueError(f"device={name!r}: JAX cannot start CUDA ({error}); use device='cpu'") from error
+    return "cuda"
 
 
 def cache_folder() -> Path:

@@ -2,7 +2,7 @@
 
 The rule stands in ``gpt_trainer.philox``. A mask is a pure function of its key and the element's
 index, so nothing is carried from step to step, and backward draws it again instead of keeping it.
-JAX has no 64-bit integers by default: the two words of a product are taken one by one.
+JAX has no 64-bit integers by default: the two words of a product are taken one by one, where that is possible.
 
 Shapes: L blocks, B rows, H heads, T positions, t queries of a tile, S keys; ``*n`` counters.
 """
@@ -14,6 +14,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from gpt_trainer.philox import MULTIPLIERS, ROUNDS, WEYL, Site, dropout_threshold
 from jax import lax
 from jaxtyping import Array, Bool, Float, UInt32
@@ -29,7 +30,13 @@ def multiply(a: Words, b: int) -> tuple[Words, Words]:
     Args:
         b: A constant below 2^32.
     """
-    return lax.mulhi(a, jnp.full_like(a, b)), a * jnp.uint32(b)
+    if not jax.sharding.get_abstract_mesh().manual_axes:
+        return lax.mulhi(a, jnp.full_like(a, b)), a * jnp.uint32(b)
+    # XLA's partitioner does not take mulhi through a shard_map (jaxlib 0.10.2: "failed to legalize")
+    with jax.enable_x64(True):
+        product = lax.convert_element_type(a, np.uint64) * np.uint64(b)
+        high, low = (lax.convert_element_type(p, np.uint32) for p in (product >> np.uint64(32), product))
+    return high, low
 
 
 def philox(counter: tuple[Words, Words, Words, Words], key: tuple[Array, Array]) -> tuple[Words, Words]:

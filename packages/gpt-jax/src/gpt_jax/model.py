@@ -13,7 +13,7 @@ widths for each token: x (1), queries, keys and values (3), the attention's outp
 MLP's hidden layer before GELU (4).
 
 Shapes: B rows, T positions, M tokens of all rows (B T), C longest context, V vocabulary (padded), D width,
-H heads, K head width, L blocks.
+H heads, K head width, L blocks; r rows of a matrix that this device has, which ``mesh.whole`` makes whole.
 
 References:
     Radford et al. 2019, "Language Models are Unsupervised Multitask Learners".
@@ -34,6 +34,7 @@ from jaxtyping import Array, Float, Int, UInt32
 from gpt_jax.attention import attend, attend_fused
 from gpt_jax.dropout import dropout
 from gpt_jax.gathering import gather_rows
+from gpt_jax.mesh import whole
 from gpt_jax.precision import product, statistics_dtype
 
 EPSILON = 1e-5
@@ -221,7 +222,7 @@ def norm_linear(
     x: Float[Array, "M D"],
     gain: Float[Array, " D"],
     norm_bias: Float[Array, " D"],
-    maps: list[tuple[Float[Array, "D o"], Float[Array, " o"]]],
+    maps: list[tuple[Float[Array, "r o"], Float[Array, " o"]]],
 ) -> list[Float[Array, "M o"]]:
     """Linear maps of the LayerNorm of ``x``; backward normalises again and keeps ``x`` alone.
 
@@ -229,27 +230,33 @@ def norm_linear(
     are sums over a matrix of parameters, and not over all tokens.
     """
     n = normalise(x).astype(x.dtype)
+    whole_maps = [(whole(part, x.shape[1], str(x.dtype)), bias) for part, bias in maps]
     return [
         linear(n, gain[:, None] * weight, product("i,io->o", norm_bias, weight) + bias)
-        for weight, bias in maps
+        for weight, bias in whole_maps
     ]
 
 
 @jax.checkpoint
 def gelu_linear(
-    x: Float[Array, "M i"], weight: Float[Array, "i o"], bias: Float[Array, " o"]
+    x: Float[Array, "M i"], weight: Float[Array, "r o"], bias: Float[Array, " o"]
 ) -> Float[Array, "M o"]:
     """A linear map of ``gelu(x)``; backward takes the GELU again and keeps ``x`` alone."""
     return linear(gelu(x), weight, bias)
 
 
 def linear(
-    x: Float[Array, "*M i"], weight: Float[Array, "i o"], bias: Float[Array, " o"]
+    x: Float[Array, "*M i"], weight: Float[Array, "r o"], bias: Float[Array, " o"]
 ) -> Float[Array, "*M o"]:
     """``x W + b`` in the precision of ``x``; the hardware accumulates in float32."""
     flat = x.reshape(-1, x.shape[-1])
-    y = add_bias(product("mi,io->mo", flat, weight.astype(x.dtype)), bias)
-    return y.reshape(*x.shape[:-1], -1)
+    multiply = matrix_product if weight.shape[0] == x.shape[-1] else jax.checkpoint(matrix_product)
+    return add_bias(multiply(flat, weight), bias).reshape(*x.shape[:-1], -1)
+
+
+def matrix_product(x: Float[Array, "M i"], weight: Float[Array, "r o"]) -> Float[Array, "M o"]:
+    """``x W``, of which this device may have some rows, in the precision of ``x``."""
+    return product("mi,io->mo", x, whole(weight, x.shape[1], str(x.dtype)).astype(x.dtype))
 
 
 @jax.custom_vjp

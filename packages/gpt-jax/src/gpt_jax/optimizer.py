@@ -22,10 +22,8 @@ from flax import struct
 from gpt_trainer.backend import OptimizerConfig
 from jaxtyping import Array, Bool, Float, Float32
 
+from gpt_jax.mesh import MATRICES
 from gpt_jax.model import Parameters
-
-MATRICES = frozenset({"wte", "wpe", "qkv_weight", "out_weight", "up_weight", "down_weight"})
-"""Leaves that decay: those that are 2-D before the blocks are stacked."""
 
 
 @struct.dataclass

@@ -1,7 +1,8 @@
 """One optimizer step as a pure function of the training state, compiled whole.
 
 Every micro-batch's forward and backward pass, clipping and AdamW are one ``jax.jit``: several
-micro-batches are the iterations of a ``lax.scan`` that carries the sums of losses and gradients.
+micro-batches are the iterations of a ``lax.scan`` that carries the sums of losses and gradients. Several
+devices share the rows of each micro-batch, and add up what each of them has summed: see ``mesh.py``.
 
 Shapes: N micro-batches, B rows, T positions, L blocks.
 """
@@ -15,10 +16,12 @@ import jax.numpy as jnp
 from flax import struct
 from gpt_trainer.backend import OptimizerConfig
 from jax import lax
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, UInt32
 
 from gpt_jax.dropout import dropout_keys
 from gpt_jax.loss import weighted_loss
+from gpt_jax.mesh import AXIS, Layout, add_up, gather_early
 from gpt_jax.model import Inputs, Parameters, Plan
 from gpt_jax.optimizer import AdamWState, StepScalars, adamw_update
 
@@ -46,24 +49,61 @@ def train_step(
     scalars: Float[Array, " 4"],
     plan: Plan,
     config: OptimizerConfig,
+    layout: Layout,
 ) -> tuple[TrainingState, Float[Array, " 3"]]:
     """Gradients of the mean loss over all targets, clip, AdamW.
+
+    Args:
+        weight: One over the number of targets in the whole step.
+        layout: Where the state lies.
 
     Returns:
         The new state; and loss, gradient norm, and 1 if the weights were updated.
     """
-    sums = sum_gradients(state.params, inputs, weight, counter, plan)
+    sums = gradient_sums(state.params, inputs, weight, counter, plan, layout)
     params, moments, outcome = adamw_update(
         state.params, sums.gradients, state.moments, config, StepScalars(*scalars)
     )
     metrics = jnp.stack([sums.loss, outcome.grad_norm, outcome.updated.astype(sums.loss.dtype)])
-    return TrainingState(params, moments), metrics
+    return layout.keep(TrainingState(params, moments)), metrics
+
+
+def gradient_sums(
+    params: Parameters,
+    inputs: Inputs,
+    weight: Float[Array, ""],
+    counter: UInt32[Array, " 3"],
+    plan: Plan,
+    layout: Layout,
+) -> Sums:
+    """Loss and gradient of a step, on one device or several; arguments as in ``train_step``."""
+    if layout.count == 1:
+        return sum_gradients(params, inputs, weight, counter, plan)
+    specs = layout.specs(params)
+
+    def of_device(params: Parameters, inputs: Inputs, weight: Array, counter: Array) -> Sums:
+        sums = sum_gradients(gather_early(params, layout, specs, plan.dtype), inputs, weight, counter, plan)
+        return Sums(lax.psum(sums.loss, AXIS), add_up(sums.gradients, layout, specs))
+
+    divided = jax.shard_map(
+        of_device,
+        mesh=layout.mesh,
+        in_specs=(specs, P(None, AXIS), P(), P()),
+        out_specs=Sums(P(), specs),
+        # whether a value is the same on all devices is not inferred: the sums above are written out
+        check_vma=False,
+    )
+    return divided(params, inputs, weight, counter)
 
 
 def sum_gradients(
-    params: Parameters, inputs: Inputs, weight: Float[Array, ""], counter: UInt32[Array, " 3"], plan: Plan
+    params: Parameters,
+    inputs: Inputs,
+    weight: Float[Array, ""],
+    counter: UInt32[Array, " 3"],
+    plan: Plan,
 ) -> Sums:
-    """Loss and gradient over all micro-batches.
+    """Loss and gradient over all micro-batches of a device.
 
     Args:
         params: Float32 parameters.

@@ -6,6 +6,7 @@ Shapes: L blocks, V vocabulary, D width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields
 
 import jax
@@ -41,58 +42,61 @@ def padded_vocabulary(vocab_size: int) -> int:
     return -(-vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
 
-def zeros(config: ModelConfig, device: jax.Device, *, stacked: bool) -> Parameters:
+Place = Callable[[str, np.ndarray], jax.Array]
+"""Brings a leaf, by its field's name, to where it belongs, as a copy."""
+
+
+def zeros(config: ModelConfig, place: Place, *, stacked: bool) -> Parameters:
     """A tree of zeros."""
     nothing = {name: np.zeros(shape, np.float32) for name, shape in parameter_shapes(config).items()}
-    return from_canonical(nothing, config, device, stacked=stacked)
+    return from_canonical(nothing, config, place, stacked=stacked)
 
 
-def from_canonical(
-    values: Canonical, config: ModelConfig, device: jax.Device, *, stacked: bool
-) -> Parameters:
-    """The tree on ``device``, as a copy; rows of ``wte`` past the vocabulary are zero.
+def from_canonical(values: Canonical, config: ModelConfig, place: Place, *, stacked: bool) -> Parameters:
+    """The tree; rows of ``wte`` past the vocabulary are zero.
 
     Args:
         values: Canonical arrays, checked already.
     """
 
-    def send(value: np.ndarray) -> jax.Array:
-        # JAX may use a host array's memory as it is, so it gets one that nobody else writes to
-        return jax.device_put(np.array(value, np.float32, order="C", copy=True), device)
-
     def block(layer: int) -> Block:
-        return Block(
-            **{field: send(values[f"transformer.h.{layer}.{name}"]) for field, name in BLOCK_NAMES.items()}
-        )
+        named = {field: values[f"transformer.h.{layer}.{name}"] for field, name in BLOCK_NAMES.items()}
+        return Block(**{field: place(field, value) for field, value in named.items()})
 
-    def stack(name: str) -> jax.Array:
-        return send(np.stack([values[f"transformer.h.{layer}.{name}"] for layer in range(config.n_layer)]))
+    def stack(name: str) -> np.ndarray:
+        return np.stack([values[f"transformer.h.{layer}.{name}"] for layer in range(config.n_layer)])
 
     wte = np.zeros((padded_vocabulary(config.vocab_size), config.d_model), np.float32)
     wte[: config.vocab_size] = values["transformer.wte.weight"]
     return Parameters(
-        wte=send(wte),
-        wpe=send(values["transformer.wpe.weight"]),
-        blocks=Block(**{field: stack(name) for field, name in BLOCK_NAMES.items()})
+        wte=place("wte", wte),
+        wpe=place("wpe", values["transformer.wpe.weight"]),
+        blocks=Block(**{field: place(field, stack(name)) for field, name in BLOCK_NAMES.items()})
         if stacked
         else tuple(block(layer) for layer in range(config.n_layer)),
-        ln_f_gain=send(values["transformer.ln_f.weight"]),
-        ln_f_bias=send(values["transformer.ln_f.bias"]),
+        ln_f_gain=place("ln_f_gain", values["transformer.ln_f.weight"]),
+        ln_f_bias=place("ln_f_bias", values["transformer.ln_f.bias"]),
     )
 
 
-def to_canonical(tree: Parameters, config: ModelConfig) -> Canonical:
-    """Canonical arrays, as copies, without the padding."""
+def to_canonical(
+    tree: Parameters, config: ModelConfig, fetch: Callable[[jax.Array], np.ndarray]
+) -> Canonical:
+    """Canonical arrays, as copies, without the padding.
+
+    Args:
+        fetch: Brings a leaf to the host.
+    """
     named = {
-        "transformer.wte.weight": np.asarray(tree.wte)[: config.vocab_size],
-        "transformer.wpe.weight": np.asarray(tree.wpe),
-        "transformer.ln_f.weight": np.asarray(tree.ln_f_gain),
-        "transformer.ln_f.bias": np.asarray(tree.ln_f_bias),
+        "transformer.wte.weight": fetch(tree.wte)[: config.vocab_size],
+        "transformer.wpe.weight": fetch(tree.wpe),
+        "transformer.ln_f.weight": fetch(tree.ln_f_gain),
+        "transformer.ln_f.bias": fetch(tree.ln_f_bias),
     }
     for field, name in BLOCK_NAMES.items():
         if isinstance(tree.blocks, tuple):
-            layers = [np.asarray(getattr(block, field)) for block in tree.blocks]
+            layers = [fetch(getattr(block, field)) for block in tree.blocks]
         else:
-            layers = list(np.asarray(getattr(tree.blocks, field)))
+            layers = list(fetch(getattr(tree.blocks, field)))
         named |= {f"transformer.h.{layer}.{name}": value for layer, value in enumerate(layers)}
     return {name: np.array(named[name], order="C", copy=True) for name in parameter_shapes(config)}
