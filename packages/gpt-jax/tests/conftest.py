@@ -14,6 +14,7 @@ from gpt_jax.backend import JaxBackend
 sys.path.insert(0, str(Path(__file__).parent))
 
 jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from gpt_data.batch import IGNORE, Batch
@@ -28,9 +29,11 @@ def assert_close(name: str, got: np.ndarray, want: np.ndarray, *, rel: float) ->
     assert error <= rel, f"{name}: relative error {error:.1e} > {rel:.0e}"
 
 
-def build(config: ModelConfig = SMALL, layers: str = "scan", precision: str = "float32") -> JaxBackend:
+def build(
+    config: ModelConfig = SMALL, layers: str = "scan", precision: str = "float32", **several: Any
+) -> JaxBackend:
     runtime = Runtime(precision=precision, device="cpu", seed=3)
-    backend = JaxBackend(config, OptimizerConfig(), runtime, Options(layers=layers))
+    backend = JaxBackend(config, OptimizerConfig(), runtime, Options(layers=layers), **several)
     backend.load(noisy_parameters(config))
     return backend
 

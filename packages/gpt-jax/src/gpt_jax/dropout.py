@@ -2,7 +2,7 @@
 
 The rule stands in ``gpt_trainer.philox``. A mask is a pure function of its key and the element's
 index, so nothing is carried from step to step, and backward draws it again instead of keeping it.
-JAX has no 64-bit integers by default: the two words of a product are taken one by one, where that is possible.
+JAX has no 64-bit integers by default: the two words of a product are taken one by one where that can be.
 
 Shapes: L blocks, B rows, H heads, T positions, t queries of a tile, S keys; ``*n`` counters.
 """

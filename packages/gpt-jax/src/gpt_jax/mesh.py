@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -36,6 +36,20 @@ AXIS = "devices"
 EMBEDDINGS = frozenset({"wte", "wpe"})
 MATRICES = EMBEDDINGS | {"qkv_weight", "out_weight", "up_weight", "down_weight"}
 """Leaves that are 2-D before the blocks are stacked: they decay, and they are what is worth dividing."""
+
+
+class Division(NamedTuple):
+    """How a leaf is divided.
+
+    Attributes:
+        name: Its field.
+        spec: Which axis is divided, if any.
+        early: It is gathered once, before the pass, and not where it is used.
+    """
+
+    name: str
+    spec: P
+    early: bool
 
 
 @dataclass(frozen=True)
@@ -71,15 +85,23 @@ class Layout:
             return P()
         return P(*[None] * (len(shape) - 2), AXIS, None)
 
-    def specs(self, tree: Any) -> Any:
-        """``spec`` of each leaf of a tree of parameters, or of several of them."""
-        return jax.tree_util.tree_map_with_path(lambda path, leaf: self.spec(path[-1].name, leaf.shape), tree)
+    def divisions(self, tree: Any) -> list[Division]:
+        """How each leaf of a tree of parameters, or of several, is divided, in their order."""
+        paths, _ = jax.tree_util.tree_flatten_with_path(tree)
+        return [self._division(path[-1].name, leaf.shape) for path, leaf in paths]
+
+    def _division(self, name: str, shape: tuple[int, ...]) -> Division:
+        spec = self.spec(name, shape)
+        early = spec != P() and (self.shard == "optimizer" or name in EMBEDDINGS)
+        return Division(name, spec, early)
 
     def keep(self, tree: Any) -> Any:
         """Tell XLA that the leaves of a new state lie as those of the old one do."""
         if self.count == 1:
             return tree
-        return lax.with_sharding_constraint(tree, jax.tree.map(self.sharding, self.specs(tree)))
+        leaves, structure = jax.tree.flatten(tree)
+        shardings = [self.sharding(division.spec) for division in self.divisions(tree)]
+        return jax.tree.unflatten(structure, lax.with_sharding_constraint(leaves, shardings))
 
     def sharding(self, spec: P) -> Sharding:
         """A spec on these devices."""
@@ -111,10 +133,6 @@ class Layout:
             return tree
         together = jax.device_put(tree, self.sharding(P()))
         return jax.tree.map(lambda leaf: _on(leaf, self.here), together)
-
-    def gathers_early(self, name: str) -> bool:
-        """Whether a divided leaf is gathered once, before the pass, and not where it is used."""
-        return self.shard == "optimizer" or name in EMBEDDINGS
 
 
 def _on(leaf: Array, device: jax.Device) -> Array:
@@ -155,28 +173,25 @@ def _scatter(d_whole: Float[Array, "*L R o"]) -> Float[Array, "*L r o"]:
     return lax.psum_scatter(d_whole, AXIS, scatter_dimension=d_whole.ndim - 2, tiled=True)
 
 
-def gather_early(params: Any, layout: Layout, specs: Any, dtype: str) -> Any:
+def gather_early(leaves: list[Array], divisions: list[Division], dtype: str) -> list[Array]:
     """Parameters as the model takes them: whole, except for what is gathered where it is used.
 
     Args:
         dtype: Type of the products; embeddings are added up in the parameters' own.
     """
-
-    def gather(path: tuple, leaf: Array, spec: P) -> Array:
-        name = path[-1].name
-        if spec == P() or not layout.gathers_early(name):
-            return leaf
-        return _gather(leaf, str(leaf.dtype) if name in EMBEDDINGS else dtype)
-
-    return jax.tree_util.tree_map_with_path(gather, params, specs)
+    return [
+        _gather(leaf, str(leaf.dtype) if name in EMBEDDINGS else dtype) if early else leaf
+        for leaf, (name, _, early) in zip(leaves, divisions, strict=True)
+    ]
 
 
-def add_up(gradients: Any, layout: Layout, specs: Any) -> Any:
+def add_up(gradients: list[Array], divisions: list[Division]) -> list[Array]:
     """The sum of all devices' gradients, of which each keeps what it has of the parameters."""
+    return [_add_up(leaf, division) for leaf, division in zip(gradients, divisions, strict=True)]
 
-    def add(path: tuple, leaf: Array, spec: P) -> Array:
-        if spec == P():
-            return lax.psum(leaf, AXIS)
-        return _scatter(leaf) if layout.gathers_early(path[-1].name) else leaf
 
-    return jax.tree_util.tree_map_with_path(add, gradients, specs)
+def _add_up(gradient: Array, division: Division) -> Array:
+    if division.spec == P():
+        return lax.psum(gradient, AXIS)
+    # what was gathered where it was used has been added up there
+    return _scatter(gradient) if division.early else gradient

@@ -42,19 +42,19 @@ EPSILON = 1e-5
 
 @struct.dataclass
 class Block:
-    """Parameters of one block; with a leading axis L, those of all blocks."""
+    """Parameters of one block; with a leading axis L, those of all blocks. r is D, or a part of it."""
 
     ln1_gain: Float[Array, "*L D"]
     ln1_bias: Float[Array, "*L D"]
-    qkv_weight: Float[Array, "*L D 3*D"]  # columns: queries, keys, values
+    qkv_weight: Float[Array, "*L r 3*D"]  # columns: queries, keys, values
     qkv_bias: Float[Array, "*L 3*D"]
-    out_weight: Float[Array, "*L D D"]
+    out_weight: Float[Array, "*L r D"]
     out_bias: Float[Array, "*L D"]
     ln2_gain: Float[Array, "*L D"]
     ln2_bias: Float[Array, "*L D"]
-    up_weight: Float[Array, "*L D 4*D"]
+    up_weight: Float[Array, "*L r 4*D"]
     up_bias: Float[Array, "*L 4*D"]
-    down_weight: Float[Array, "*L 4*D D"]
+    down_weight: Float[Array, "*L 4*r D"]
     down_bias: Float[Array, "*L D"]
 
 

@@ -79,21 +79,27 @@ def gradient_sums(
     """Loss and gradient of a step, on one device or several; arguments as in ``train_step``."""
     if layout.count == 1:
         return sum_gradients(params, inputs, weight, counter, plan)
-    specs = layout.specs(params)
+    leaves, structure = jax.tree.flatten(params)
+    divisions = layout.divisions(params)
+    specs = [division.spec for division in divisions]
 
-    def of_device(params: Parameters, inputs: Inputs, weight: Array, counter: Array) -> Sums:
-        sums = sum_gradients(gather_early(params, layout, specs, plan.dtype), inputs, weight, counter, plan)
-        return Sums(lax.psum(sums.loss, AXIS), add_up(sums.gradients, layout, specs))
+    def of_device(
+        leaves: list[Array], inputs: Inputs, weight: Array, counter: Array
+    ) -> tuple[Array, list[Array]]:
+        early = jax.tree.unflatten(structure, gather_early(leaves, divisions, plan.dtype))
+        loss, gradients = sum_gradients(early, inputs, weight, counter, plan)
+        return lax.psum(loss, AXIS), add_up(jax.tree.leaves(gradients), divisions)
 
     divided = jax.shard_map(
         of_device,
         mesh=layout.mesh,
         in_specs=(specs, P(None, AXIS), P(), P()),
-        out_specs=Sums(P(), specs),
+        out_specs=(P(), specs),
         # whether a value is the same on all devices is not inferred: the sums above are written out
         check_vma=False,
     )
-    return divided(params, inputs, weight, counter)
+    loss, summed = divided(leaves, inputs, weight, counter)
+    return Sums(loss, jax.tree.unflatten(structure, summed))
 
 
 def sum_gradients(
