@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from gpt_data.batch import IGNORE, Batch
 from gpt_jax.backend import JaxBackend
 from gpt_jax.options import Options
-from gpt_trainer.backend import OptimizerConfig, Runtime
+from gpt_trainer.backend import OptimizerConfig, Runtime, Shard
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import init_parameters
+from gpt_trainer.ranks.place import Place
 
 # odd sizes: 61 ids do not fill the padded vocabulary, 19 positions no power of two
 SMALL = ModelConfig(n_layer=2, n_head=2, d_model=12, context=19, vocab_size=61)
@@ -30,10 +30,14 @@ def assert_close(name: str, got: np.ndarray, want: np.ndarray, *, rel: float) ->
 
 
 def build(
-    config: ModelConfig = SMALL, layers: str = "scan", precision: str = "float32", **several: Any
+    config: ModelConfig = SMALL,
+    layers: str = "scan",
+    precision: str = "float32",
+    devices: int = 1,
+    shard: Shard = "none",
 ) -> JaxBackend:
-    runtime = Runtime(precision=precision, device="cpu", seed=3)
-    backend = JaxBackend(config, OptimizerConfig(), runtime, Options(layers=layers), **several)
+    runtime = Runtime(precision=precision, device="cpu", seed=3, shard=shard)
+    backend = JaxBackend(config, OptimizerConfig(), runtime, Options(layers=layers), Place(devices=devices))
     backend.load(noisy_parameters(config))
     return backend
 

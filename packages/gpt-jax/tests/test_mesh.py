@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from gpt_data.batch import IGNORE, Batch
 from gpt_jax.backend import JaxBackend
-from gpt_jax.mesh import Shard
 from gpt_jax_toy import SMALL, build
+from gpt_trainer.backend import Shard
 from gpt_trainer.parameters import init_parameters
 
 STEPS, ROWS = 50, 4

@@ -21,17 +21,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from gpt_trainer.backend import Shard
 from jax import lax
 from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import Mesh, NamedSharding, Sharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-Shard = Literal["none", "optimizer", "all"]
 AXIS = "devices"
 EMBEDDINGS = frozenset({"wte", "wpe"})
 MATRICES = EMBEDDINGS | {"qkv_weight", "out_weight", "up_weight", "down_weight"}
