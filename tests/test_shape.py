@@ -19,6 +19,7 @@ FOLDERS = {name: ROOT / "packages" / name.replace("_", "-") / "src" / name for n
 
 LACKING = {
     "gpt_jax": {
+        "tree.py:ALIGN": "JAX places its arrays itself",
         "dropout.py:LOW": "its words are uint32, and wrap by themselves",
         "plan.py:DTYPES": "JAX takes the names as they are",
         "step.py:accumulate": "a step is one compiled function: the sum is a scan inside it",

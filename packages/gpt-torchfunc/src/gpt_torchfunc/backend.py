@@ -19,6 +19,7 @@ from gpt_trainer.backend import OptimizerConfig, Profile, Runtime, StepMetrics
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import OptimizerState, check_optimizer_state, check_parameters
 from gpt_trainer.parameters import Parameters as Canonical
+from gpt_trainer.ranks.place import ALONE, Place
 from jaxtyping import Float32
 from torch import Tensor
 
@@ -34,10 +35,11 @@ from gpt_torchfunc.optimizer import STATE_NAMES, AdamWState, StepScalars, step_s
 from gpt_torchfunc.options import SPEC as SPEC
 from gpt_torchfunc.options import Options
 from gpt_torchfunc.plan import make_plan, scores_trees, tells_documents, wants_compile
+from gpt_torchfunc.processes import sum_over_processes
 from gpt_torchfunc.profiling import record
 from gpt_torchfunc.replay import Replay
 from gpt_torchfunc.step import Sums, TrainingState, accumulate, finish
-from gpt_torchfunc.tree import from_canonical, leaves, map_leaves, to_canonical, zeros
+from gpt_torchfunc.tree import from_canonical, leaves, to_canonical, zeros, zeros_in_one
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -65,19 +67,24 @@ class TorchFuncBackend:
     """Implements ``gpt_trainer.backend.Backend``."""
 
     def __init__(
-        self, config: ModelConfig, optimizer: OptimizerConfig, runtime: Runtime, options: Options
+        self,
+        config: ModelConfig,
+        optimizer: OptimizerConfig,
+        runtime: Runtime,
+        options: Options,
+        place: Place = ALONE,
     ) -> None:
         self.config = config
         self._device = devices.choose_device(runtime.device)
         devices.set_numerics(runtime)
-        self._optimizer, self._runtime = optimizer, runtime
+        self._optimizer, self._runtime, self._place = optimizer, runtime, place
         self._plan = make_plan(config, runtime, options, self._device)
         self._compiled = wants_compile(options, self._device)
         self._tells = tells_documents(self._plan, self._device)
         self._by_trees = scores_trees(options, self._device)
         params, first, second = (zeros(config, self._device) for _ in range(3))
         self._state = TrainingState(params, AdamWState(first, second))
-        self._sums: Sums | None = None
+        self._sums: tuple[Tensor, Sums] | None = None
         self._evaluated: tuple[tuple[int, ...], bool] | None = None
         self._run = Functions(*map(self._compile, PLAIN))
         graphs = self._compiled and self._device.type == "cuda"
@@ -128,12 +135,14 @@ class TorchFuncBackend:
         del first_row
         weight = self._weight(micro_batches, targets)
         scalars = StepScalars(*self._send(step_scalars(self._optimizer, lr, step, skip_above)).unbind())
-        values = self._finish(self._state, self._sum(micro_batches, weight, step), scalars, self._optimizer)
+        total, sums = self._sum(micro_batches, weight, step)
+        sum_over_processes(total, self._place)
+        values = self._finish(self._state, sums, scalars, self._optimizer)
         return PendingMetrics(values)
 
     def gradients(self, micro_batches: Sequence[Batch], step: int) -> tuple[float, Canonical]:
         """Mean loss and its gradient by canonical name, unclipped, dropout as in ``train_step``."""
-        sums = self._sum(micro_batches, self._weight(micro_batches), step)
+        _, sums = self._sum(micro_batches, self._weight(micro_batches), step)
         return float(sums.loss), to_canonical(sums.gradients, self.config)
 
     def evaluate(self, batch: Batch) -> tuple[float, int]:
@@ -199,14 +208,12 @@ class TorchFuncBackend:
         options = devices.compiler_options(self._runtime.deterministic)
         return torch.compile(function, fullgraph=True, dynamic=False, options=options)  # type: ignore[return-value]
 
-    def _sum(self, micro_batches: Sequence[Batch], weight: Tensor, step: int) -> Sums:
-        """Loss and gradient over all micro-batches, in buffers that are allocated once."""
+    def _sum(self, micro_batches: Sequence[Batch], weight: Tensor, step: int) -> tuple[Tensor, Sums]:
+        """Loss and gradient over all micro-batches, in a buffer that is allocated once, and that buffer."""
         if self._sums is None:
-            self._sums = Sums(
-                torch.zeros((), device=self._device), map_leaves(torch.zeros_like, self._state.params)
-            )
-        for buffer in (self._sums.loss, *leaves(self._sums.gradients)):
-            buffer.zero_()
+            buffer, loss, gradients = zeros_in_one(self._state.params)
+            self._sums = buffer, Sums(loss, gradients)
+        self._sums[0].zero_()
         for index, batch in enumerate(micro_batches):
             self._add_share(*self._inputs(batch, training=True), weight, self._keys(step, index))
         return self._sums
@@ -215,7 +222,7 @@ class TorchFuncBackend:
         """``accumulate``, by nothing but tensors: the fields of the inputs, the weight, the keys."""
         *fields, weight, keys = tensors
         assert self._sums is not None
-        accumulate(self._state.params, self._sums, Inputs(*fields), weight, keys, self._plan, self._run)  # type: ignore[arg-type]
+        accumulate(self._state.params, self._sums[1], Inputs(*fields), weight, keys, self._plan, self._run)  # type: ignore[arg-type]
 
     def _scorer(self, batch: Batch) -> Callable[..., Tensor]:
         """``target_log_probs``, compiled for validation's one shape: a benchmark's many are not worth it."""

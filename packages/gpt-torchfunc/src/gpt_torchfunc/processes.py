@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from gpt_trainer.errors import InputError, PeerLostError
 from gpt_trainer.ranks.peers import Alone, Peers
-from gpt_trainer.ranks.place import Meeting, find_meeting
+from gpt_trainer.ranks.place import Meeting, Place, find_meeting
 from gpt_trainer.ranks.watch import PATIENCE_SECONDS
 
 if TYPE_CHECKING:
     import torch.distributed as dist
+    from torch import Tensor
 
 FOREVER = timedelta(days=30)
 """Collectives wait: the watch over the processes knows better than a clock when to end."""
@@ -145,6 +146,14 @@ class TorchStore:
             raise
         except RuntimeError as error:
             raise ConnectionError(str(error)) from None
+
+
+def sum_over_processes(buffer: Tensor, place: Place) -> None:
+    """Replace a buffer by the sum over all processes, in the same order each time; the host does not wait."""
+    if place.world > 1:
+        import torch.distributed as dist
+
+        dist.all_reduce(buffer)
 
 
 def launch(module: str, devices: int, words: Sequence[str]) -> int:

@@ -1,7 +1,7 @@
 """From canonical names to the tree of parameters and back, and functions over its leaves.
 
 Canonical arrays go by Hugging Face's names, one per block; the tree stacks the blocks and pads the
-vocabulary. Shapes: V vocabulary, D width, L blocks.
+vocabulary. Shapes: V vocabulary, D width, L blocks, P elements of a buffer.
 """
 
 from __future__ import annotations
@@ -13,12 +13,16 @@ import torch
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import Parameters as Canonical
 from gpt_trainer.parameters import parameter_shapes
+from jaxtyping import Float
 from torch import Tensor
 
 from gpt_torchfunc.model import Block, Parameters
 
 VOCABULARY_MULTIPLE = 128
 """The head's product is several times slower at an odd width (50257) than at the next multiple."""
+
+ALIGN = 64
+"""Elements: each view of a shared buffer begins on a 256-byte boundary."""
 
 LEAF_NAMES = ("wte", "wpe", *Block._fields, "ln_f_gain", "ln_f_bias")
 
@@ -72,6 +76,18 @@ def zeros(config: ModelConfig, device: torch.device) -> Parameters:
     }
     sizes = ends | blocks
     return from_leaves([torch.zeros(sizes[name], device=device) for name in LEAF_NAMES])
+
+
+def zeros_in_one(tree: Parameters) -> tuple[Float[Tensor, " P"], Float[Tensor, ""], Parameters]:
+    """A buffer of zeros, and views into it: a number, and a tree of the same shapes.
+
+    One buffer is one collective, however many leaves there are.
+    """
+    counts = [-(-leaf.numel() // ALIGN) * ALIGN for leaf in leaves(tree)]
+    flat = leaves(tree)[0].new_zeros(sum(counts) + ALIGN)
+    *parts, last = flat.split([*counts, ALIGN])
+    views = [part[: leaf.numel()].view(leaf.shape) for part, leaf in zip(parts, leaves(tree), strict=True)]
+    return flat, last[0], from_leaves(views)
 
 
 def from_canonical(values: Canonical, config: ModelConfig, device: torch.device) -> Parameters:

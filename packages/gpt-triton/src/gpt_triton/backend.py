@@ -19,6 +19,7 @@ from gpt_trainer.backend import OptimizerConfig, Profile, Runtime, StepMetrics
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import OptimizerState, check_optimizer_state, check_parameters
 from gpt_trainer.parameters import Parameters as Canonical
+from gpt_trainer.ranks.place import ALONE, Place
 from jaxtyping import Float32
 from torch import Tensor
 
@@ -33,6 +34,7 @@ from gpt_triton.optimizer import STATE_NAMES, AdamWState, step_scalars
 from gpt_triton.options import SPEC as SPEC
 from gpt_triton.options import Options
 from gpt_triton.plan import choose_kernels, make_plan
+from gpt_triton.processes import sum_over_processes
 from gpt_triton.profiling import record
 from gpt_triton.step import Sums, TrainingState, accumulate, finish
 from gpt_triton.tree import from_canonical, shadow_of, to_canonical, zeros
@@ -61,11 +63,16 @@ class TritonBackend:
     """Implements ``gpt_trainer.backend.Backend``; see there for what each method promises."""
 
     def __init__(
-        self, config: ModelConfig, optimizer: OptimizerConfig, runtime: Runtime, options: Options
+        self,
+        config: ModelConfig,
+        optimizer: OptimizerConfig,
+        runtime: Runtime,
+        options: Options,
+        place: Place = ALONE,
     ) -> None:
         self.config = config
         self._device = devices.choose_device(runtime.device)
-        self._optimizer, self._runtime, self._options = optimizer, runtime, options
+        self._optimizer, self._runtime, self._options, self._place = optimizer, runtime, options, place
         self._plan = make_plan(config, runtime, options, self._device)
         params, gradients, first, second = (zeros(config, self._device) for _ in range(4))
         shadow = shadow_of(params, config, self._plan.dtype)
@@ -124,6 +131,9 @@ class TritonBackend:
         """
         del first_row
         self._sum(micro_batches, step, targets)
+        # between the recorded graphs, not inside one
+        for buffer in (self._sums.loss, self._sums.gradients.flat):
+            sum_over_processes(buffer, self._place)
         if self._update is None:
             # recording runs it once: no norm is below -1, so that no weight changes
             upload(self._scalars, torch.tensor([0.0, 1.0, 1.0, -1.0]))

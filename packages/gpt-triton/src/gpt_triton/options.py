@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, get_args, get_type_hints
 
 from gpt_trainer.backend import BackendSpec, imported
@@ -51,4 +52,6 @@ SPEC = BackendSpec(
     options=Options,
     create=imported("gpt_triton.backend:TritonBackend"),
     has_gpu=imported("gpt_triton.device:has_gpu"),
+    join=imported("gpt_triton.processes:join"),
+    launch=partial(imported("gpt_triton.processes:launch"), "gpt_triton.train"),
 )

@@ -39,6 +39,9 @@ class Place:
         return self.world * self.devices
 
 
+ALONE = Place()
+
+
 @dataclass(frozen=True)
 class Meeting:
     """Where the processes of a run find each other.
