@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from gpt_trainer.report.plot import smooth
 from matplotlib.figure import Figure
 
@@ -44,7 +45,9 @@ def draw_run(losses: Any, scores: Any, colour: str, values: dict[str, Any]) -> N
     """
     name, score = values["name"], values["score"]
     steps, training = zip(*values["training"], strict=True)
-    losses.plot(steps, smooth(training), color=colour, linewidth=1.0, alpha=0.6, label=f"{name}, training")
+    losses.plot(
+        steps, smooth(np.array(training)), color=colour, linewidth=1.0, alpha=0.6, label=f"{name}, training"
+    )
     curve = [line for line in values["curve"] if line["step"]]
     at = [line["step"] for line in curve]
     losses.plot(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
-from gpt_compare.baseline import SPEC, Options, PlainBackend
+from gpt_compare import huggingface
+from gpt_compare.baseline import SPEC, Baseline, Options
 from gpt_data.batch import IGNORE, Batch
 from gpt_trainer.backend import OptimizerConfig, Runtime, find_backend
 from gpt_trainer.model_config import ModelConfig
@@ -19,8 +21,13 @@ OPTIMIZER = OptimizerConfig(weight_decay=0.5, clip_norm=0.1)
 CPU = Runtime(device="cpu")
 
 
-def plain(config: ModelConfig = CONFIG) -> PlainBackend:
-    return PlainBackend(config, OPTIMIZER, CPU, Options())
+def plain(config: ModelConfig = CONFIG) -> Baseline:
+    return SPEC.create(config, OPTIMIZER, CPU, Options())  # type: ignore[return-value]
+
+
+def transformers() -> Baseline:
+    pytest.importorskip("transformers")
+    return huggingface.create(CONFIG, OPTIMIZER, CPU, huggingface.Options())
 
 
 def make_batch(rows: int, seed: int = 0, ignored: int = 0) -> Batch:
@@ -61,7 +68,7 @@ def test_what_is_loaded_is_exported_bit_for_bit() -> None:
 
 def test_without_biases_it_is_the_same_model_with_biases_of_zero() -> None:
     """Fresh biases are zero: the first loss is the same, and only the gradient's norm lacks theirs."""
-    bare = PlainBackend(CONFIG, OPTIMIZER, CPU, Options(bias="off"))
+    bare = SPEC.create(CONFIG, OPTIMIZER, CPU, Options(bias="off"))
     weights = init_parameters(CONFIG, 3)
     for backend in (bare, full := plain()):
         backend.load(weights)
@@ -85,10 +92,11 @@ def test_padding_has_no_probability() -> None:
     assert loss / targets == pytest.approx(math.log(61), rel=1e-6)
 
 
-def test_three_steps_move_weights_and_moments_as_the_reference_does() -> None:
+@pytest.mark.parametrize("make", [plain, transformers])
+def test_three_steps_move_weights_and_moments_as_the_reference_does(make: Callable[[], Baseline]) -> None:
     """Micro-batches with different numbers of targets, a clip that bites, decay, and a rising rate."""
     spec = find_backend("gpt-triton")
-    ours, theirs = plain(), spec.create(CONFIG, OPTIMIZER, CPU, spec.options())
+    ours, theirs = make(), spec.create(CONFIG, OPTIMIZER, CPU, spec.options())
     # ten times as large as fresh ones, so that GELU and softmax are far from linear
     weights = {name: 10.0 * v if v.ndim == 2 else v for name, v in init_parameters(CONFIG, 1).items()}
     weights = {name: value.astype(np.float32) for name, value in weights.items()}
@@ -120,7 +128,7 @@ def test_evaluation_in_slices_is_evaluation(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_bfloat16_is_autocast() -> None:
-    exact, rounded = plain(), PlainBackend(CONFIG, OPTIMIZER, Runtime("bfloat16", "cpu"), Options())
+    exact, rounded = plain(), SPEC.create(CONFIG, OPTIMIZER, Runtime("bfloat16", "cpu"), Options())
     for backend in (exact, rounded):
         backend.load(init_parameters(CONFIG, 1))
     (want, _), (got, _) = (backend.evaluate(make_batch(4)) for backend in (exact, rounded))
@@ -141,7 +149,21 @@ def test_what_it_does_not_make_is_refused() -> None:
         backend.train_step([make_batch(1)], 0.1, 0, skip_above=1.0)
 
 
+@pytest.mark.parametrize("make", [plain, transformers])
+def test_what_it_says_next_is_what_the_reference_says(make: Callable[[], Baseline]) -> None:
+    """Fed at once or in pieces."""
+    spec, batch = find_backend("gpt-triton"), make_batch(3)
+    ours, theirs = make(), spec.create(CONFIG, OPTIMIZER, CPU, spec.options())
+    for backend in (ours, theirs):
+        backend.load(init_parameters(CONFIG, 1))
+    want = theirs.logits(batch)[:, -1]
+    whole, pieces = ours.decoder(3), ours.decoder(3)
+    assert relative_error(whole.feed(batch.tokens), want) <= 1e-5
+    for part in (batch.tokens[:, :6], batch.tokens[:, 6:7], batch.tokens[:, 7:]):
+        got = pieces.feed(part)
+    assert relative_error(got, want) <= 1e-5
+
+
 def test_its_choices_are_told() -> None:
     choices = plain().choices()
     assert (choices["attention"], choices["compile"], choices["deterministic"]) == ("sdpa", "off", "off")
-    assert SPEC.create is PlainBackend

@@ -5,14 +5,20 @@ from __future__ import annotations
 import tomllib
 from pathlib import Path
 
+import bpe_scratch
 import pytest
-from gpt_compare import plan
-from gpt_compare.commands import read_request
+from gpt_compare import plan, request
+from gpt_compare.commands import _equipped
 from gpt_compare.competitor import Competitor, default_competitors, find_spec, read_competitors
-from gpt_trainer.backend import BackendSpec
+from gpt_compare.reference import read_reference
+from gpt_compare.request import ENDS, read_request
+from gpt_trainer.backend import BackendSpec, Moments
+from gpt_trainer.checkpoint import CheckpointState, find_steps, save_checkpoint
 from gpt_trainer.errors import InputError, WriteError
 from gpt_trainer.gpt2.presets import PRESETS
 from gpt_trainer.gpt2.settings import TrainConfig
+from gpt_trainer.model_config import ModelConfig
+from gpt_trainer.parameters import init_parameters
 from gpt_trainer.settings.values import overlay, read_toml
 
 
@@ -22,8 +28,9 @@ def test_a_competitor_is_a_command_line() -> None:
     assert (two.name, two.flags) == ("gpt-jax", ("--layers", "unroll", "--text", "a b"))
     assert (one.folder, two.folder) == ("1-gpt-jax", "2-gpt-jax-layers-unroll-text-a-b")
     words = two.command(Path("x/plan.toml"), Path("x/y"))
-    assert words[1:6] == ["-m", "gpt_compare.competitor", "gpt-jax", "--config=x/plan.toml", "--out=x/y"]
-    assert tuple(words[6:]) == two.flags
+    assert words[1:7] == ["-m", "gpt_compare.competitor", "-", "gpt-jax", "--config=x/plan.toml", "--out=x/y"]
+    assert two._replace(generate=(1, 8)).command(Path("x/plan.toml"), Path("x/y"))[3] == "1,8"
+    assert tuple(words[7:]) == two.flags
 
 
 @pytest.mark.parametrize(
@@ -56,14 +63,16 @@ def spec(name: str, *, gpu: bool) -> BackendSpec:
 
 def test_one_that_finds_a_gpu_puts_all_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """One on a GPU and one on a CPU would compare nothing: the latter is to fail, and say what it lacks."""
-    monkeypatch.setattr(plan, "find_spec", lambda name: spec(name, gpu=name == "with"))
-    assert plan.choose_device(None, read_competitors(["without"])) == "cpu"
-    assert plan.choose_device("auto", read_competitors(["without", "with"])) == "gpu"
-    assert plan.choose_device("cpu", read_competitors(["with"])) == "cpu"
-    request = read_request(["--runs", "without", "with --flag"])
-    assert (request.preset, request.config.runtime.device) == ("gpt2-124m", "gpu")
-    assert (request.config.runtime.precision, request.config.schedule.steps) == ("bfloat16", 200)
-    assert [each.label for each in request.competitors] == ["without", "with --flag"]
+    monkeypatch.setattr(request, "find_spec", lambda name: spec(name, gpu=name == "with"))
+    devices = [
+        read_request(["--runs", *words]).config.runtime.device
+        for words in (["without"], ["without", "with", "--device", "auto"], ["with", "--device=cpu"])
+    ]
+    assert devices == ["cpu", "gpu", "cpu"]
+    found = read_request(["--runs", "without", "with --flag"])
+    assert (found.preset, found.config.runtime.device) == ("gpt2-124m", "gpu")
+    assert (found.config.runtime.precision, found.config.schedule.steps) == ("bfloat16", 200)
+    assert [each.label for each in found.competitors] == ["without", "with --flag"]
 
 
 def test_defaults_are_the_presets_with_few_steps_of_one_micro_batch() -> None:
@@ -76,14 +85,42 @@ def test_defaults_are_the_presets_with_few_steps_of_one_micro_batch() -> None:
 
 
 def test_flags_have_the_last_word_and_nothing_comes_between_steps() -> None:
-    request = read_request(["--device", "cpu", "--steps", "7", "--lr", "0.5", "--preset", "gpt2-350m"])
-    reports = request.config.reports
-    assert (request.preset, request.config.schedule.steps, request.config.optimizer.lr) == (
-        "gpt2-350m",
-        7,
-        0.5,
-    )
-    assert (reports.eval_every, reports.save_every, reports.sample_every) == (7, 0, 0)
+    found = read_request(["--device", "cpu", "--steps", "7", "--lr", "0.5", "--preset", "gpt2-350m"])
+    reports = found.config.reports
+    assert (found.preset, found.config.schedule.steps, found.config.optimizer.lr) == ("gpt2-350m", 7, 0.5)
+    # after the last step, and never between
+    assert (reports.eval_every, reports.save_every, reports.sample_every) == (ENDS, 0, 0)
+
+
+def test_what_all_trainers_take_is_taken(tmp_path: Path) -> None:
+    """From a file, from flags, and what is no setting of a run."""
+    file = tmp_path / "run.toml"
+    file.write_text("minutes = 0.5\nlr = 0.25\neval-rows = 9\n")
+    words = [f"--config={file}", "--device=cpu", "--eval-every=50", "--lr=0.5", "--profile=3", "--generate=1"]
+    found = read_request([*words, "8"])
+    config = found.config
+    assert (config.schedule.minutes, config.optimizer.lr) == (0.5, 0.5)
+    assert (config.reports.eval_rows, config.reports.eval_every) == (9, 50)
+    assert (found.options.profile, found.options.generate) == (3, (1, 8))
+    (first, *_) = [_equipped(each, found) for each in found.competitors]
+    assert first.flags[0] == "--profile=3"
+    assert first.generate == (1, 8)
+    path = plan.write_plan(tmp_path, config, found.evaluations)
+    assert tomllib.loads(path.read_text())["minutes"] == 0.5
+    assert read_request([*words, "--steps=7"]).config.schedule.flag() == "--steps 7"
+
+
+def test_weights_bring_their_sizes(tmp_path: Path) -> None:
+    model = ModelConfig(n_layer=1, n_head=2, d_model=24, context=32, vocab_size=257)
+    weights = init_parameters(model, 0)
+    tokenizer = bpe_scratch.Tokenizer.from_bytes().to_json().encode()
+    moments = Moments(weights, weights)
+    save_checkpoint(tmp_path, CheckpointState(1, model, weights, moments, {"step": 1}, tokenizer))
+    found = read_request(["--device=cpu", f"--init-from={tmp_path}"])
+    assert (found.config.model.d_model, found.config.model.context) == (24, 32)
+    assert found.config.data.tokenizer == str(find_steps(tmp_path)[-1][1] / "tokenizer.json")
+    (first, *_) = [_equipped(each, found) for each in found.competitors]
+    assert first.flags == (f"--init-from={tmp_path}",)
 
 
 @pytest.mark.parametrize(
@@ -93,6 +130,9 @@ def test_flags_have_the_last_word_and_nothing_comes_between_steps() -> None:
         (["--steps", "0"], "steps=0 is not positive"),
         (["--tokens-per-step", "100"], "is not a multiple of context=128"),
         (["--runs"], "names no competitor"),
+        (["--resume", "run"], "unknown flag --resume"),
+        (["--generate", "0"], r"generate=\(0,\) must be positive"),
+        (["--reference", "none.csv"], "cannot read --reference none.csv"),
     ],
 )
 def test_what_does_not_fit_is_refused(flags: list[str], words: str) -> None:
@@ -111,3 +151,14 @@ def test_the_plan_says_all_that_the_settings_say(tmp_path: Path) -> None:
 def test_a_plan_that_cannot_be_written_is_one_error(tmp_path: Path) -> None:
     with pytest.raises(WriteError, match=r"cannot write .*plan.toml"):
         plan.write_plan(tmp_path / "none", TrainConfig())
+
+
+def test_a_published_curve_is_read_with_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "curve.csv"
+    path.write_text("# another program, another text\n1e6,9.5\n2e6,8.25\n")
+    found = read_reference(path)
+    assert found == ("another program, another text", (1e6, 2e6), (9.5, 8.25))
+    for content in ("", "name\n", "name\n1,2,3\n", "name\nx,y\n"):
+        path.write_text(content)
+        with pytest.raises(InputError, match="is no name with lines of tokens,loss below it"):
+            read_reference(path)

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gpt_compare.comparison import Comparison, read_report
 from gpt_compare.difference import differences
 from gpt_compare.figures import Row, with_gaps
 from gpt_compare.plots import COLOURS, entries_of
-from gpt_compare.report import COLUMNS, Comparison, driver_version, read_report, show, write_report
+from gpt_compare.report import COLUMNS, driver_version, show, write_report
 from gpt_compare_toy import finished
 from gpt_trainer.errors import InputError, WriteError
 from gpt_trainer.gpt2.presets import CPU_DEMO

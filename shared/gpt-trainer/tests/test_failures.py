@@ -40,7 +40,6 @@ from gpt_trainer_runs import Capture, Train, pretend_gpu, the_line
         ),
         (["--learning-rate=1"], "perhaps you meant --lr"),
         (["--batch-size=1"], "perhaps you meant --tokens-per-step or --micro-batch"),
-        (["--minutes=1"], "perhaps you meant --steps"),
         (["--skip-spikes=0.5"], "skip_spikes=0.5"),
         (["--device=gpu"], "device='gpu'"),
         (["--eval-only"], "--eval-only needs a model"),

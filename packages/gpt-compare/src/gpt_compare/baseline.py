@@ -1,30 +1,34 @@
-"""The plain model under the same training loop as the backends: as much of a backend as a run needs.
+"""A model of modules under the same training loop as the backends: as much of a backend as a run needs.
 
 Data, weights, learning rates, clock and metrics are the trainer's; the model, autocast, clipping and AdamW
-are torch's own, and ``torch.compile`` on a GPU. Shapes: B rows, T positions.
+are torch's own, and ``torch.compile`` on a GPU. Shapes: B rows, n new tokens, T positions, V vocabulary.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 from gpt_data.batch import Batch
 from gpt_torchfunc import device as devices
 from gpt_torchfunc.backend import PendingMetrics
-from gpt_trainer.backend import BackendSpec, OptimizerConfig, Runtime
+from gpt_torchfunc.profiling import record
+from gpt_trainer.backend import BackendSpec, OptimizerConfig, Profile, Runtime
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import OptimizerState, Parameters, check_parameters, parameter_shapes
-from jaxtyping import Int64
+from jaxtyping import Float, Float32, Int, Int64
 from torch import Tensor
 
 from gpt_compare.plain import Plain
 
 NAME = "plain"
+Compile = Literal["auto", "on", "off"]
 EVALUATED_TOKENS = 4096
 """Tokens of an evaluation at a time: its logits exist as a whole, and are not to be the peak of memory."""
 
@@ -38,7 +42,7 @@ class Options:
         bias: Whether linear maps and norms have biases, as GPT-2's do; nanoGPT trains without.
     """
 
-    compile: Literal["auto", "on", "off"] = field(
+    compile: Compile = field(
         default="auto", metadata={"help": "compile the model with torch.compile (auto: on a GPU)"}
     )
     bias: Literal["on", "off"] = field(
@@ -46,35 +50,86 @@ class Options:
     )
 
 
-class PlainBackend:
-    """What the training loop asks of ``gpt_trainer.backend.Backend``; it neither samples nor resumes.
+class Network(Protocol):
+    """What a baseline trains: a ``torch.nn.Module`` with these."""
+
+    def __call__(self, tokens: Int64[Tensor, "B T"], targets: Int64[Tensor, "B T"]) -> Float[Tensor, ""]:
+        """Sum of the targets' negative log-likelihoods in nats."""
+        ...
+
+    def take_over(self, parameters: Parameters) -> None:
+        """Copy canonical parameters."""
+        ...
+
+    def named(self) -> Mapping[str, Tensor]:
+        """Its parameters by canonical name."""
+        ...
+
+    def canonical(self, name: str, value: Float[Tensor, "..."]) -> Float[np.ndarray, "..."]:
+        """A parameter, or what has its shape, in canonical layout."""
+        ...
+
+    def feeder(self) -> Callable[[Int64[Tensor, "B n"]], Float[Tensor, "B V"]]:
+        """A function that takes the next tokens of B texts to the logits that follow the last."""
+        ...
+
+
+class Decoder:
+    """Implements ``gpt_trainer.backend.Decoder``."""
+
+    def __init__(self, backend: Baseline) -> None:
+        self._backend, self._feed = backend, backend.network.feeder()
+
+    @torch.no_grad()
+    def feed(self, tokens: Int[np.ndarray, "B n"]) -> Float32[np.ndarray, "B V"]:
+        """Append tokens to every sequence; the logits that follow the last."""
+        device, vocab = self._backend.device, self._backend.config.vocab_size
+        ids = devices.to_device(torch.from_numpy(tokens.astype(np.int64)), device)
+        with self._backend.autocast():
+            logits = self._feed(ids)
+        found: Float32[np.ndarray, "B V"] = logits[:, :vocab].float().cpu().numpy()
+        return found
+
+
+class Baseline:
+    """What the training loop asks of ``gpt_trainer.backend.Backend``; it does not resume.
+
+    Args:
+        name: The competitor's.
+        network: What is trained.
+        compiled: ``"auto"`` compiles on a GPU.
+        more: What else was chosen.
 
     Raises:
         ValueError: For dropout, which the baseline does not make, or a device or compiler that is not there.
     """
 
     def __init__(
-        self, config: ModelConfig, optimizer: OptimizerConfig, runtime: Runtime, options: Options
+        self,
+        name: str,
+        network: Network,
+        config: ModelConfig,
+        optimizer: OptimizerConfig,
+        runtime: Runtime,
+        compiled: Compile,
+        more: Mapping[str, str],
     ) -> None:
         if config.dropout:
-            raise ValueError(f"dropout={config.dropout}: {NAME} makes none; use --dropout 0")
-        self.config = config
+            raise ValueError(f"dropout={config.dropout}: {name} makes none; use --dropout 0")
+        self.config, self._name, self._more = config, name, more
         self._clip = optimizer.clip_norm or math.inf
-        self._device = devices.choose_device(runtime.device)
+        self.device = devices.choose_device(runtime.device)
         self._bfloat16 = runtime.precision == "bfloat16"
         torch.set_float32_matmul_precision("highest")
-        self._bias = options.bias == "on"
-        self._model = Plain(config, self._bias).to(self._device)
-        self._compiled = self._wants_compile(options)
-        self._forward = torch.compile(self._model, dynamic=False) if self._compiled else self._model
-        self._optimizer = optimizer_of(self._model, optimizer)
+        assert isinstance(network, torch.nn.Module), "a network is a module"
+        self.network = network.to(self.device)
+        self._compiled = _wants_compile(compiled, self.device)
+        self._forward = torch.compile(self.network, dynamic=False) if self._compiled else self.network
+        self._optimizer = optimizer_of(self.network, optimizer)
 
-    def _wants_compile(self, options: Options) -> bool:
-        possible = devices.can_compile(self._device)
-        if options.compile == "on" and not possible:
-            raise ValueError("compile='on' needs a compiler, not found here; use --compile off")
-        on_gpu = self._device.type == "cuda"
-        return options.compile == "on" or (options.compile == "auto" and on_gpu and possible)
+    def autocast(self) -> AbstractContextManager[None]:
+        """Products in bfloat16 where that is asked for."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16)
 
     def load(self, parameters: Parameters, optimizer_state: OptimizerState | None = None) -> None:
         """Take over parameters.
@@ -83,9 +138,9 @@ class PlainBackend:
             ValueError: If they do not fit the model, or a state is given.
         """
         if optimizer_state is not None:
-            raise ValueError(f"{NAME} does not resume: start a new run")
+            raise ValueError(f"{self._name} does not resume: start a new run")
         check_parameters(parameters, self.config)
-        self._model.take_over(parameters)
+        self.network.take_over(parameters)
 
     def export(self) -> Parameters:
         """The float32 parameters; biases that it does not have are zeros."""
@@ -101,9 +156,9 @@ class PlainBackend:
 
     def _named(self, value: Callable[[Tensor], Tensor]) -> Parameters:
         """A value of each parameter by canonical name."""
-        own = dict(self._model.named_parameters())
+        own = self.network.named()
         return {
-            name: self._model.canonical(name, value(own[name]))
+            name: self.network.canonical(name, value(own[name]))
             if name in own
             else np.zeros(shape, np.float32)
             for name, shape in parameter_shapes(self.config).items()
@@ -129,17 +184,17 @@ class PlainBackend:
         """
         del step, first_row, targets
         if skip_above != math.inf:
-            raise ValueError(f"skip_spikes: {NAME} leaves no step out")
+            raise ValueError(f"skip_spikes: {self._name} leaves no step out")
         self._optimizer.zero_grad(set_to_none=True)
         weight = 1.0 / sum(batch.target_count for batch in micro_batches)
-        total = torch.zeros((), device=self._device)
+        total = torch.zeros((), device=self.device)
         for batch in micro_batches:
             tokens, targets = self._tensors(batch)
-            with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bfloat16):
+            with self.autocast():
                 loss = self._forward(tokens, targets) * weight
             loss.backward()
             total += loss.detach()
-        norm = torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self._clip)
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         self._optimizer.step()
@@ -150,23 +205,39 @@ class PlainBackend:
         """Sum of negative log-likelihoods in nats, and the number of targets."""
         rows = max(1, EVALUATED_TOKENS // batch.tokens.shape[1])
         tokens, targets = self._tensors(batch)
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bfloat16):
-            parts = [self._model(*part) for part in zip(tokens.split(rows), targets.split(rows), strict=True)]
+        with self.autocast():
+            parts = [
+                self.network(*part) for part in zip(tokens.split(rows), targets.split(rows), strict=True)
+            ]
         return float(torch.stack(parts).double().sum()), batch.target_count
+
+    def decoder(self, rows: int) -> Decoder:
+        """A fresh decoder, for any number of rows."""
+        del rows
+        return Decoder(self)
+
+    def profile(self, folder: Path) -> AbstractContextManager[Profile]:
+        """Record with torch's profiler; its trace is written into ``folder`` on exit."""
+        return record(folder, self.device)
+
+    def synchronize(self) -> None:
+        """Wait until all launched work is done."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def peak_memory_bytes(self) -> int:
         """Highest memory allocated on a GPU since the start; the process's peak on a CPU."""
-        return devices.peak_memory_bytes(self._device)
+        return devices.peak_memory_bytes(self.device)
 
     def device_name(self) -> str:
         """The device as its vendor names it."""
-        return devices.device_name(self._device)
+        return devices.device_name(self.device)
 
     def choices(self) -> Mapping[str, str]:
         """Attention, compilation and versions; torch's own routines, of which some vary from run to run."""
         return {
             "attention": "sdpa",
-            "bias": "on" if self._bias else "off",
+            **self._more,
             "compile": "on" if self._compiled else "off",
             "deterministic": "off",
             "torch": torch.__version__,
@@ -175,12 +246,30 @@ class PlainBackend:
 
     def _tensors(self, batch: Batch) -> tuple[Int64[Tensor, "B T"], Int64[Tensor, "B T"]]:
         if batch.segment_starts is not None or batch.prefix_lengths is not None:
-            raise ValueError(f"{NAME} keeps no documents apart; use --packing stream")
+            raise ValueError(f"{self._name} keeps no documents apart; use --packing stream")
         tokens, targets = (torch.from_numpy(a.astype(np.int64)) for a in (batch.tokens, batch.targets))
-        return devices.to_device(tokens, self._device), devices.to_device(targets, self._device)
+        return devices.to_device(tokens, self.device), devices.to_device(targets, self.device)
 
 
-def optimizer_of(model: Plain, config: OptimizerConfig) -> torch.optim.AdamW:
+def _wants_compile(compiled: Compile, device: torch.device) -> bool:
+    possible = devices.can_compile(device)
+    if compiled == "on" and not possible:
+        raise ValueError("compile='on' needs a compiler, not found here; use --compile off")
+    return compiled == "on" or (compiled == "auto" and device.type == "cuda" and possible)
+
+
+def create(config: ModelConfig, optimizer: OptimizerConfig, runtime: Runtime, options: Options) -> Baseline:
+    """The plain model.
+
+    Raises:
+        ValueError: As ``Baseline``.
+    """
+    network = Plain(config, options.bias == "on")
+    more = {"bias": options.bias}
+    return Baseline(NAME, network, config, optimizer, runtime, options.compile, more)
+
+
+def optimizer_of(model: torch.nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
     """Fused AdamW; matrices and embeddings decay.
 
     Args:
@@ -195,4 +284,4 @@ def optimizer_of(model: Plain, config: OptimizerConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, betas=betas, eps=config.epsilon, fused=True)
 
 
-SPEC = BackendSpec(name=NAME, options=Options, create=PlainBackend, has_gpu=devices.has_gpu)  # type: ignore[arg-type]
+SPEC = BackendSpec(name=NAME, options=Options, create=create, has_gpu=devices.has_gpu)  # type: ignore[arg-type]

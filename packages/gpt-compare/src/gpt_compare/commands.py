@@ -6,91 +6,38 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from gpt_data.flags import parse_flags
 from gpt_data.stopping import StopFlag
 from gpt_data.terminal import guarded
-from gpt_trainer.backend import driver_sees_gpu
 from gpt_trainer.errors import InputError
 from gpt_trainer.gpt2.data import open_data
-from gpt_trainer.gpt2.settings import SECTIONS, TrainConfig
 from gpt_trainer.run.folder import create_folder
-from gpt_trainer.settings.command_line import read_early
 from gpt_trainer.settings.values import flat
 from rich.console import Console
 from rich.text import Text
 
-from gpt_compare.competitor import Competitor, default_competitors, read_competitors
+from gpt_compare.comparison import Comparison, read_report
+from gpt_compare.competitor import Competitor
 from gpt_compare.difference import differences
 from gpt_compare.figures import Row, failed, of_turns, with_gaps
 from gpt_compare.gauge import Gauge, gauge_of
-from gpt_compare.plan import base_of, choose_device, undisturbed, write_plan
-from gpt_compare.report import Comparison, driver_version, read_report, show, write_report
+from gpt_compare.plan import write_plan
+from gpt_compare.report import driver_version, show, write_report
+from gpt_compare.request import Request, point_request
 from gpt_compare.running import run_competitor
-from gpt_compare.sweep import MAX, Point, largest_batch, points_of, write_sweep
+from gpt_compare.sweep import Point, largest_batch, points_of, write_sweep
 
-DESCRIPTION = "Train the same GPT-2 with every backend and with plain PyTorch; report what each costs."
 COMPARISONS = Path("comparisons")
 FAILED, INTERRUPTED = 1, 130
-
-
-@dataclass(frozen=True)
-class Options:
-    """What to compare.
-
-    Attributes:
-        runs: Backends to train, or plain; each with flags of its own in quotes: "gpt-jax --layers unroll".
-        preset: cpu-demo, gpt2-124m, gpt2-350m, gpt2-774m or gpt2-1.5b.
-        out: Folder of the report (comparisons/PRESET-N if not given).
-        batch_size: Rows of a step, which is then one micro-batch: a number, several (a comparison each, as
-            with several of --context or --preset), or max for the largest that fits.
-        repeat: Turns of each competitor, forth and back: A B C C B A.
-        price_per_hour: Dollars for an hour of this machine; the report then says what a billion tokens cost.
-        keep_checkpoints: Leave the trained weights of each run.
-    """
-
-    runs: tuple[str, ...] = ()
-    preset: str | None = None
-    out: Path | None = None
-    batch_size: tuple[str, ...] = ()
-    repeat: int = 1
-    price_per_hour: float | None = None
-    keep_checkpoints: bool = False
-
-    def __post_init__(self) -> None:
-        if self.repeat < 1:
-            raise ValueError(f"repeat={self.repeat} must be at least 1")
-        if self.price_per_hour is not None and not 0.0 < self.price_per_hour < float("inf"):
-            raise ValueError(f"price_per_hour={self.price_per_hour} must be a positive number of dollars")
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the user asked for, complete.
-
-    Attributes:
-        options: What to compare.
-        competitors: The runs.
-        preset: The preset's name.
-        config: The settings that all have in common.
-        largest: Whether each competitor takes the largest batch that fits it.
-    """
-
-    options: Options
-    competitors: list[Competitor]
-    preset: str
-    config: TrainConfig
-    largest: bool = False
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -115,7 +62,7 @@ def run(argv: list[str] | None = None) -> int:
     if argv[:1] in (["report"], ["diff"]):
         return _show_again(argv[1:]) if argv[0] == "report" else _diff(argv[1:])
     places, stop = points_of(argv), StopFlag()
-    requests = [_request_of(point) for point in places]
+    requests = [point_request(point) for point in places]
     command = shlex.join(["gpt-compare", *argv])
     done: list[tuple[Point, Comparison]] = []
     with stop.installed(), _new_folder(requests[0]) as folder:
@@ -137,7 +84,7 @@ def compare(request: Request, folder: Path, command: str, stop: StopFlag) -> Com
     disturbances = gauge.disturbances()
     # prepared once and before anything is timed
     open_data(request.config.data, stop, plain=not sys.stderr.isatty()).close()
-    rows = with_gaps(_run_all(request, folder, stop, gauge, console))
+    rows = _run_all(request, folder, stop, gauge, console)
     comparison = Comparison(
         request.preset,
         flat(request.config) | ({"tokens_per_step": None, "micro_batch": None} if request.largest else {}),
@@ -147,18 +94,13 @@ def compare(request: Request, folder: Path, command: str, stop: StopFlag) -> Com
         driver_version(),
         request.options.price_per_hour,
         disturbances,
+        request.reference,
     )
+    if not comparison.budgeted:
+        # where each had as much time, step n of one is not step n of the other
+        comparison = replace(comparison, rows=with_gaps(rows))
     _publish(folder, comparison, console)
     return comparison
-
-
-def _request_of(point: Point) -> Request:
-    """The request of one place: so many rows are one micro-batch; ``max`` is for each competitor alone."""
-    argv = [*point.argv]
-    if point.batch_size not in (None, MAX):
-        context = point.context or _base(argv)[1].model.context
-        argv += [f"--micro-batch={point.batch_size}", f"--tokens-per-step={int(point.batch_size) * context}"]
-    return replace(read_request(argv), largest=point.batch_size == MAX)
 
 
 def _publish(folder: Path, comparison: Comparison, console: Console) -> None:
@@ -191,47 +133,6 @@ def _diff(words: list[str]) -> int:
     return FAILED if any(worse for _, worse in lines) else 0
 
 
-def read_request(argv: list[str]) -> Request:
-    """The complete request; the preset depends on whether a competitor finds a GPU.
-
-    Raises:
-        InputError: If a name is unknown or values do not fit.
-    """
-    # the frameworks have the last word on the device, and are asked once the command line is known to be good
-    _read_request(argv, "gpu" if driver_sees_gpu() else "cpu")
-    return _read_request(argv, _device(argv))
-
-
-def _read_request(argv: list[str], device: str) -> Request:
-    runs = _early_runs(argv)
-    preset, base = base_of(read_early(argv), device)
-    sections = {name: getattr(base, name) for name in SECTIONS if name != "reports"}
-    values = {"options": Options(runs, preset), **sections}
-    flags = parse_flags(argv, values, prog="gpt-compare", description=DESCRIPTION)
-    try:
-        config = TrainConfig(**{name: getattr(flags, name) for name in sections}, reports=base.reports)
-    except ValueError as error:
-        raise InputError(str(error)) from None
-    return Request(flags.options, read_competitors(runs), preset, undisturbed(config))
-
-
-def _base(argv: list[str]) -> tuple[str, TrainConfig]:
-    """The preset and its settings, on which the other flags' defaults depend."""
-    return base_of(read_early(argv), _device(argv))
-
-
-def _device(argv: list[str]) -> str:
-    return choose_device(read_early(argv).device, read_competitors(_early_runs(argv)))
-
-
-def _early_runs(argv: list[str]) -> tuple[str, ...]:
-    """The competitors, on which the other flags' defaults depend."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--runs", nargs="*")
-    found: list[str] | None = parser.parse_known_args(argv)[0].runs
-    return default_competitors() if found is None else tuple(found)
-
-
 @contextmanager
 def _new_folder(request: Request) -> Iterator[Path]:
     """The comparison's folder; removed again if nothing comes of it."""
@@ -248,8 +149,8 @@ def _new_folder(request: Request) -> Iterator[Path]:
 
 def _run_all(request: Request, folder: Path, stop: StopFlag, gauge: Gauge, console: Console) -> list[Row]:
     """Turn after turn, forth and back; a failure or a signal leaves what the others have."""
-    plan = write_plan(folder, request.config)
-    competitors = request.competitors
+    plan = write_plan(folder, request.config, request.evaluations)
+    competitors = [_equipped(competitor, request) for competitor in request.competitors]
     if request.largest:
         competitors = [_largest(competitor, request, plan, stop, console) for competitor in competitors]
     turns: dict[str, list[Row]] = {competitor.label: [] for competitor in competitors}
@@ -266,6 +167,14 @@ def _run_all(request: Request, folder: Path, stop: StopFlag, gauge: Gauge, conso
         _with_rows(of_turns(rows), competitor) if request.largest else of_turns(rows)
         for competitor, rows in zip(competitors, turns.values(), strict=True)
     ]
+
+
+def _equipped(competitor: Competitor, request: Request) -> Competitor:
+    """The competitor with what is asked of all and is no setting of a run."""
+    options = request.options
+    shared = [] if options.init_from is None else [f"--init-from={options.init_from}"]
+    shared += [f"--profile={options.profile}"] if options.profile else []
+    return competitor._replace(flags=(*shared, *competitor.flags), generate=options.generate)
 
 
 def _with_rows(row: Row, competitor: Competitor) -> Row:

@@ -1,8 +1,9 @@
 """One competitor: its command line, and the process that it trains in.
 
-    python -m gpt_compare.competitor NAME FLAGS...
+    python -m gpt_compare.competitor TEXTS NAME FLAGS...
 
-trains as ``NAME-train FLAGS...`` would; NAME is an installed backend or ``plain``.
+trains as ``NAME-train FLAGS...`` would, and then continues so many texts at once, several numbers with commas
+or ``-`` for none; NAME is an installed backend, ``plain`` or ``transformers``.
 """
 
 from __future__ import annotations
@@ -20,7 +21,12 @@ from gpt_trainer.backend import BackendSpec, find_backend, installed_backends
 from gpt_trainer.commands import train_main
 from gpt_trainer.errors import InputError
 
+from gpt_compare.observing import Observer
+
 PLAIN = "plain"
+BASELINES = {PLAIN: "gpt_compare.baseline", "transformers": "gpt_compare.huggingface"}
+"""Modules of those that no trainer but ours sees; they bring torch."""
+NONE = "-"
 FIRST_SHOWN = ("gpt-triton", "gpt-torchfunc", "gpt-jax")
 OURS = ("--config", "--out", "--preset", "--resume", "--eval-only")
 """Flags that decide what all have in common, or where it goes."""
@@ -34,12 +40,14 @@ class Competitor(NamedTuple):
         name: The backend.
         flags: Flags of this competitor alone, which have the last word.
         place: Its number, from 1.
+        generate: Texts that it continues at once when it is trained.
     """
 
     label: str
     name: str
     flags: tuple[str, ...]
     place: int
+    generate: tuple[int, ...] = ()
 
     @property
     def folder(self) -> str:
@@ -49,7 +57,8 @@ class Competitor(NamedTuple):
     def command(self, plan: Path, out: Path) -> list[str]:
         """The arguments of its process."""
         given = [f"--config={plan}", f"--out={out}", *self.flags]
-        return [sys.executable, "-m", "gpt_compare.competitor", self.name, *given]
+        texts = ",".join(map(str, self.generate)) or NONE
+        return [sys.executable, "-m", "gpt_compare.competitor", texts, self.name, *given]
 
 
 def read_competitors(texts: Sequence[str]) -> list[Competitor]:
@@ -86,24 +95,32 @@ def default_competitors() -> tuple[str, ...]:
 
 
 def find_spec(name: str) -> BackendSpec:
-    """A backend, or the baseline, which no trainer but ours sees.
+    """A backend, or a baseline.
 
     Raises:
         InputError: If it is not installed.
     """
-    if name == PLAIN:
-        # the module brings torch
-        spec: BackendSpec = import_module("gpt_compare.baseline").SPEC
+    if name in BASELINES:
+        spec: BackendSpec = import_module(BASELINES[name]).SPEC
         return spec
     try:
         return find_backend(name)
     except ValueError as error:
-        raise InputError(f"{error}, {PLAIN}") from None
+        raise InputError(f"{error}, {', '.join(BASELINES)}") from None
 
 
 def main(argv: Sequence[str]) -> int:
     """Train; the exit status is the trainer's."""
-    return guarded("gpt-compare", lambda: train_main(find_spec(argv[0]), argv[1:]))
+    texts, name, *flags = argv
+    generate = [] if texts == NONE else [int(rows) for rows in texts.split(",")]
+    folders = [Path(flag.removeprefix("--out=")) for flag in flags if flag.startswith("--out=")]
+    run = folders[-1] if folders else None
+    observer = Observer(name, generate)
+
+    def train() -> int:
+        return observer.run(find_spec(name), lambda spec: train_main(spec, flags), run)
+
+    return guarded("gpt-compare", train)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from gpt_compare.comparison import Comparison
 from gpt_compare.figures import Figures, Row
-from gpt_compare.report import Comparison
 
 MORE_MEMORY = 1.02
 """Allocators round: a peak that is so many times larger counts as grown."""

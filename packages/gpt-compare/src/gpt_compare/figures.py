@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from gpt_compare.breakdown import Breakdown
 from gpt_compare.competitor import Competitor
+from gpt_compare.observing import Speed
 
 WINDOW = 10
 """Losses are means over so many steps, wherever they are called smoothed."""
@@ -33,9 +35,12 @@ class Figures:
         first_step_seconds: The first step alone: what a backend compiles before it, it compiles in it.
         loss: Training loss at the end, smoothed.
         val_loss: Validation loss at the end; None if the data holds too little.
+        bits_per_byte: The same in bits for a byte of text; None if the tokenizer is not known.
         training_seconds: Sum of all steps, the first included.
         losses: Of each step, in nats per token.
         seconds: Of each step.
+        tokens_per_step: Trained on.
+        validations: Step, loss and bits per byte (0 if they are not known) of each evaluation.
     """
 
     steps: int
@@ -49,6 +54,9 @@ class Figures:
     training_seconds: float
     losses: tuple[float, ...] = field(repr=False)
     seconds: tuple[float, ...] = field(repr=False)
+    bits_per_byte: float | None = None
+    tokens_per_step: float = 0.0
+    validations: tuple[tuple[int, float, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,10 @@ class Row:
         watts: Mean power over the second half of its training; None where the device does not count.
         throttled: Whether the device ran slower for heat or want of power meanwhile.
         turns: Median seconds of a step in each of its turns; the row is that of the turn in the middle.
+        compile_seconds: In which its framework's compilers worked; None where nothing tells.
+        generation: How fast it continues texts, for each number of texts.
+        breakdown: Where the time of its profiled steps went; None without a profile.
+        sample: A text that it wrote at the end.
     """
 
     label: str
@@ -78,6 +90,10 @@ class Row:
     watts: float | None = None
     throttled: bool = False
     turns: tuple[float, ...] = ()
+    compile_seconds: float | None = None
+    generation: tuple[Speed, ...] = ()
+    breakdown: Breakdown | None = None
+    sample: str = ""
 
     @property
     def joules_per_token(self) -> float | None:
@@ -118,7 +134,12 @@ def measure(lines: Sequence[Mapping[str, Any]]) -> Figures:
     losses, seconds = (np.array([line[name] for line in steps], np.float64) for name in ("loss", "seconds"))
     shares = [line["mfu"] for line in late if "mfu" in line]
     last = steps[-1]["step"]
-    evaluations = [line["val_loss"] for line in lines if "val_loss" in line and line["step"] == last]
+    validations = tuple(
+        (line["step"], line["val_loss"], line.get("val_bits_per_byte", 0.0))
+        for line in lines
+        if "val_loss" in line
+    )
+    final = validations[-1] if validations and validations[-1][0] == last else None
     return Figures(
         steps=len(steps),
         step_seconds=(low, median, high),
@@ -127,7 +148,10 @@ def measure(lines: Sequence[Mapping[str, Any]]) -> Figures:
         peak_memory_bytes=max(line["peak_memory_bytes"] for line in steps),
         first_step_seconds=float(seconds[0]),
         loss=float(smoothed(losses)[-1]),
-        val_loss=evaluations[-1] if evaluations else None,
+        val_loss=None if final is None else final[1],
+        bits_per_byte=None if final is None else final[2] or None,
+        tokens_per_step=steps[-1]["tokens"] / last,
+        validations=validations,
         training_seconds=float(seconds.sum()),
         losses=tuple(losses.tolist()),
         seconds=tuple(seconds.tolist()),
@@ -180,11 +204,20 @@ def of_turns(rows: Sequence[Row]) -> Row:
 
 def row_from_json(values: Mapping[str, Any]) -> Row:
     """The row that ``Row.as_json`` wrote, by this version or one before it."""
-    figures = values["figures"]
+    figures, breakdown = values["figures"], values.get("breakdown")
     if figures is not None:
         lists = {name: tuple(value) for name, value in figures.items() if isinstance(value, list)}
-        figures = Figures(**{**figures, **lists})
-    return Row(**{**values, "figures": figures, "turns": tuple(values.get("turns", ()))})
+        seen = tuple(tuple(found) for found in figures.get("validations", ()))
+        figures = Figures(**{**figures, **lists, "validations": seen})
+    return Row(
+        **{
+            **values,
+            "figures": figures,
+            "turns": tuple(values.get("turns", ())),
+            "generation": tuple(Speed(*speed) for speed in values.get("generation", ())),
+            "breakdown": None if breakdown is None else Breakdown(**breakdown),
+        }
+    )
 
 
 def failed(competitor: Competitor, error: str) -> Row:

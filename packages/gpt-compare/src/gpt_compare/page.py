@@ -6,15 +6,14 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from gpt_compare.figures import Row
-from gpt_compare.plots import as_svg
-
 CAPTIONS = {
     "speed": "Tokens per second",
     "memory": "Memory at the peak",
     "energy": "Energy",
     "loss-by-step": "Training loss by step",
-    "loss-by-time": "Training loss by time",
+    "loss-by-time": "Training loss by time, and bits per byte of the held-out text",
+    "step": "Where a step's time goes, by each framework's own profiler",
+    "generation": "Texts continued: reading their beginnings, and adding to them",
 }
 STYLE = """
 :root { color-scheme: light dark; --line: #d8d8d8; --quiet: #666; --back: #fff; --fore: #1b1b1b;
@@ -26,6 +25,7 @@ STYLE = """
 body { margin: 0 auto; max-width: 72rem; padding: 1rem; background: var(--back); color: var(--fore);
   font: 1rem/1.5 system-ui, sans-serif }
 h1 { font-size: 1.35rem; line-height: 1.3 } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem }
+h3 { font-size: .95rem; margin: 1rem 0 .25rem } pre { white-space: pre-wrap; overflow-wrap: anywhere }
 p.origin, figcaption, dd, td.low { color: var(--quiet) }
 p.beware { border-left: .25rem solid #d55e00; padding-left: .75rem }
 pre, .wide { overflow-x: auto } pre { background: var(--box); padding: .75rem; border-radius: .3rem }
@@ -48,18 +48,20 @@ def page(
     warnings: Sequence[str],
     table: Sequence[Sequence[str]],
     notes: Mapping[str, str],
-    rows: Sequence[Row],
+    pictures: Mapping[str, str],
+    samples: Mapping[str, str],
     settings: Mapping[str, Any],
 ) -> str:
     """The page; every text is escaped.
 
     Args:
         warnings: Why the figures may not be compared.
+        pictures: SVG by name.
+        samples: What a competitor wrote at its end, by its label.
     """
     beware = "".join(f'<p class="beware">{escape(warning)}</p>' for warning in warnings)
     plots = "".join(
-        f"<figure>{svg}<figcaption>{CAPTIONS[name]}</figcaption></figure>"
-        for name, svg in as_svg(rows).items()
+        f"<figure>{svg}<figcaption>{CAPTIONS[name]}</figcaption></figure>" for name, svg in pictures.items()
     )
     made = _list({name: how for name, how in notes.items() if name.split(",")[0] in table[0]})
     return f"""<!doctype html>
@@ -68,9 +70,16 @@ def page(
 <title>{escape(title)}</title><style>{STYLE}</style></head><body>
 <h1>{escape(title)}</h1><p class="origin">{escape(origin)}</p><pre>{escape(command)}</pre>{beware}
 <div class="wide">{_table(table)}</div><h2>Pictures</h2><div class="plots">{plots}</div>
-<h2>How each figure is made</h2>{made}<h2>What all had in common</h2>{_list(settings)}
+{_samples(samples)}<h2>How each figure is made</h2>{made}<h2>What all had in common</h2>{_list(settings)}
 </body></html>
 """
+
+
+def _samples(samples: Mapping[str, str]) -> str:
+    if not samples:
+        return ""
+    texts = "".join(f"<h3>{escape(label)}</h3><pre>{escape(text)}</pre>" for label, text in samples.items())
+    return f"<h2>What each wrote at its end</h2>{texts}"
 
 
 def _table(table: Sequence[Sequence[str]]) -> str:

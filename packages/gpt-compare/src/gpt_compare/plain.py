@@ -1,11 +1,12 @@
 """GPT-2 as one writes it in PyTorch today: modules, autograd, SDPA, ``cross_entropy``.  No kernel of ours.
 
 Its loss curve is what the backends must follow, its speed what there is to beat.
-Shapes: B rows, T positions, D width, V vocabulary.
+Shapes: B rows, n new tokens, T positions, D width, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -64,13 +65,18 @@ class Plain(nn.Module):
         self.transformer.h = nn.ModuleList([Block(config, bias) for _ in range(config.n_layer)])
         self.transformer.ln_f = nn.LayerNorm(config.d_model, bias=bias)
 
-    def forward(self, tokens: Int64[Tensor, "B T"], targets: Int64[Tensor, "B T"]) -> Float[Tensor, ""]:
-        """Sum of the targets' negative log-likelihoods in nats."""
+    def hidden(self, tokens: Int64[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+        """What the head reads."""
         t: Any = self.transformer
         x = t.wte(tokens) + t.wpe(torch.arange(tokens.shape[1], device=tokens.device))  # [B, T, D]
         for block in t.h:
             x = block(x)
-        logits = (t.ln_f(x) @ t.wte.weight.T).flatten(0, 1)  # [B*T, V padded]
+        return t.ln_f(x)  # type: ignore[no-any-return]
+
+    def forward(self, tokens: Int64[Tensor, "B T"], targets: Int64[Tensor, "B T"]) -> Float[Tensor, ""]:
+        """Sum of the targets' negative log-likelihoods in nats."""
+        t: Any = self.transformer
+        logits = (self.hidden(tokens) @ t.wte.weight.T).flatten(0, 1)  # [B*T, V padded]
         columns = torch.arange(logits.shape[1], device=logits.device)
         logits = logits.masked_fill(columns >= self.vocab_size, -torch.inf)
         return F.cross_entropy(logits.float(), targets.flatten(), ignore_index=IGNORE, reduction="sum")
@@ -86,6 +92,22 @@ class Plain(nn.Module):
             value = torch.tensor(_turned(name, parameters[name]))
             own.zero_()
             own[: len(value)] = value
+
+    def named(self) -> dict[str, Tensor]:
+        """Its parameters by canonical name."""
+        return dict(self.named_parameters())
+
+    def feeder(self) -> Callable[[Int64[Tensor, "B n"]], Float[Tensor, "B V"]]:
+        """Nothing is cached: all of the text goes through the model for each new token."""
+        seen: list[Tensor] = []
+
+        def feed(tokens: Int64[Tensor, "B n"]) -> Float[Tensor, "B V"]:
+            seen.append(tokens)
+            t: Any = self.transformer
+            last = self.hidden(torch.cat(seen, 1))[:, -1]
+            return last @ t.wte.weight.T  # type: ignore[no-any-return]
+
+        return feed
 
     def canonical(self, name: str, value: Float[Tensor, "..."]) -> Float[np.ndarray, "..."]:
         """A parameter, or what has its shape, in canonical layout."""

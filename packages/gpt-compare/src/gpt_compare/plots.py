@@ -6,6 +6,7 @@ import io
 import textwrap
 import zlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,13 +16,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from gpt_compare import parts
+from gpt_compare.comparison import Comparison
 from gpt_compare.figures import WINDOW, Figures, Row, smoothed
+from gpt_compare.reference import Reference
 
 # Okabe and Ito's colours, told apart by colour-blind eyes too (Color Universal Design, 2008)
 COLOURS = {
-    "gpt-triton": "#0072B2", "gpt-torchfunc": "#D55E00", "gpt-jax": "#009E73", "plain": "#CC79A7"
+    "gpt-triton": "#0072B2", "gpt-torchfunc": "#D55E00", "gpt-jax": "#009E73", "plain": "#CC79A7",
+    "transformers": "#56B4E9",
 }  # fmt: skip
-SPARE = ("#E69F00", "#56B4E9", "#8C6BB1", "#7F7F7F")
+SPARE = ("#E69F00", "#8C6BB1", "#7F7F7F", "#8B5A2B")
 """For those that have flags of their own."""
 # curves that agree lie on each other: dashes let all of them be seen
 LINES = ("-", (0, (5, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2)), (0, (1, 1)))
@@ -32,32 +37,33 @@ MINUTE = 60.0
 class Entry(NamedTuple):
     """A finished competitor and its looks."""
 
-    label: str
+    row: Row
     figures: Figures
-    joules: float | None
     colour: str
     line: str | tuple[float, tuple[float, ...]]
 
+    @property
+    def label(self) -> str:
+        """What the user called it."""
+        return self.row.label
 
-def draw_all(folder: Path, rows: Sequence[Row], title: str) -> list[Path]:
-    """Write speed, memory, energy where it is known, loss by step and loss by time as PNG.
 
-    Args:
-        rows: All competitors; those that did not finish are left out.
+def draw_all(folder: Path, comparison: Comparison) -> list[Path]:
+    """Write as PNG what ``drawn`` draws.
 
     Returns:
         The files; none if no competitor finished.
     """
-    figures = drawn(rows, title)
+    figures = drawn(comparison, titled=True)
     for name, figure in figures.items():
         figure.savefig(folder / f"{name}.png", dpi=DPI)
     return [folder / f"{name}.png" for name in figures]
 
 
-def as_svg(rows: Sequence[Row]) -> dict[str, str]:
+def as_svg(comparison: Comparison) -> dict[str, str]:
     """The same plots as SVG to be set into a page: its letters, and its colour where they are black."""
     pictures = {}
-    for name, figure in drawn(rows, None).items():
+    for name, figure in drawn(comparison).items():
         out = io.StringIO()
         # letters stay letters; a salt for each picture keeps their clip paths apart, and equal in every run
         with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
@@ -67,27 +73,35 @@ def as_svg(rows: Sequence[Row]) -> dict[str, str]:
     return pictures
 
 
-def drawn(rows: Sequence[Row], title: str | None) -> dict[str, Figure]:
-    """The plots by name; none if no competitor finished.
+def drawn(comparison: Comparison, *, titled: bool = False) -> dict[str, Figure]:
+    """Speed, memory, energy, losses, a step's parts and generation, as far as they are known, by name.
 
     Args:
-        rows: All competitors; those that did not finish are left out.
+        comparison: Competitors that did not finish are left out; none if no one did.
+        titled: Whether the title stands above.
     """
-    entries = entries_of(rows)
-    plots: dict[str, Callable[[Figure, list[Entry]], None]] = {
-        "speed": _speed, "memory": _memory, "energy": _energy,
-        "loss-by-step": _by_step, "loss-by-time": _by_time,
+    entries = entries_of(comparison.rows)
+    rows = [entry.row for entry in entries]
+    bars, curves = 1.3 + 0.42 * len(entries), 4.9
+    # what is drawn, whether there is something to draw, and the height
+    plots: dict[str, tuple[Callable[[Figure], None], bool, float]] = {
+        "speed": (partial(_speed, entries=entries), True, bars),
+        "memory": (partial(_memory, entries=entries), True, bars),
+        "energy": (partial(_energy, entries=entries), all(row.joules_per_token for row in rows), bars),
+        "step": (partial(parts.step, entries=entries), any(row.breakdown for row in rows), 0.9 + bars),
+        "loss-by-step": (partial(_by_step, entries=entries, reference=comparison.reference), True, curves),
+        "loss-by-time": (partial(_by_time, entries=entries), True, curves),
+        "generation": (
+            partial(parts.generation, entries=entries), any(row.generation for row in rows), curves
+        ),
     }  # fmt: skip
-    if not all(entry.joules for entry in entries):
-        del plots["energy"]
     figures = {}
-    for name, plot in plots.items() if entries else ():
-        bars = plot in (_speed, _memory, _energy)
-        figure = Figure(figsize=(WIDTH, 1.3 + 0.42 * len(entries) if bars else 4.9), layout="constrained")
-        plot(figure, entries)
-        if title is not None:
-            figure.suptitle(title, fontsize=9, x=0.01, ha="left")
-        figures[name] = figure
+    for name, (plot, there, height) in plots.items() if entries else ():
+        if there:
+            figures[name] = Figure(figsize=(WIDTH, height), layout="constrained")
+            plot(figures[name])
+            if titled:
+                figures[name].suptitle(comparison.title, fontsize=9, x=0.01, ha="left")
     return figures
 
 
@@ -97,8 +111,7 @@ def entries_of(rows: Sequence[Row]) -> list[Entry]:
     for place, row in enumerate(rows):
         if row.figures is not None:
             colour = _colour(row.label, {entry.colour for entry in entries})
-            line = LINES[place % len(LINES)]
-            entries.append(Entry(row.label, row.figures, row.joules_per_token, colour, line))
+            entries.append(Entry(row, row.figures, colour, LINES[place % len(LINES)]))
     return entries
 
 
@@ -133,7 +146,7 @@ def _memory(figure: Figure, entries: list[Entry]) -> None:
 
 def _energy(figure: Figure, entries: list[Entry]) -> None:
     axes = figure.subplots()
-    joules = np.array([1e6 * (entry.joules or 0.0) for entry in entries])
+    joules = np.array([1e6 * (entry.row.joules_per_token or 0.0) for entry in entries])
     _bars(axes, entries, joules, joules, [f"{value:,.0f} J" for value in joules])
     axes.set_xlabel("joules of the whole device for a million tokens")
 
@@ -155,42 +168,81 @@ def _bars(axes: Axes, entries: list[Entry], values: np.ndarray, ends: np.ndarray
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _by_step(figure: Figure, entries: list[Entry]) -> None:
-    """Losses, and below them the distance from the first competitor."""
-    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+def _by_step(figure: Figure, entries: list[Entry], reference: Reference | None) -> None:
+    """Losses, and below them the distance from the first competitor where all have the same steps."""
+    apart = any(entry.row.gap is not None for entry in entries)
+    top, *below = figure.subplots(
+        1 + apart, 1, sharex=True, squeeze=False, height_ratios=(3, 1)[: 1 + apart]
+    )[:, 0]
     first = smoothed(np.array(entries[0].figures.losses))
     for entry in entries:
         curve = smoothed(np.array(entry.figures.losses))
         steps = entry.figures.steps - len(curve) + 1 + np.arange(len(curve))
         _line(top, entry, steps, curve)
         length = min(len(curve), len(first))
-        _line(bottom, entry, steps[:length], 100.0 * (curve[:length] / first[:length] - 1.0))
-    _finish(figure, top)
-    bottom.set_ylabel(f"% from\n{entries[0].label}", fontsize=8)
-    bottom.set_xlabel(f"optimizer steps (each point the mean of {WINDOW})")
-    bottom.grid(axis="y", alpha=0.25)
-    bottom.spines[["top", "right"]].set_visible(False)
+        for axes in below:
+            _line(axes, entry, steps[:length], 100.0 * (curve[:length] / first[:length] - 1.0))
+    if reference is not None:
+        _add_reference(top, reference, entries)
+    _finish(figure, top, "training loss (nats per token)")
+    for axes in below:
+        axes.set_ylabel(f"% from\n{entries[0].label}", fontsize=8)
+        axes.grid(axis="y", alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    (below or [top])[-1].set_xlabel(f"optimizer steps (each point the mean of {WINDOW})")
+
+
+def _add_reference(axes: Axes, reference: Reference, entries: list[Entry]) -> None:
+    """A published curve, by the tokens of a step here, as far as the longest run goes."""
+    steps = np.array(reference.tokens) / (entries[0].figures.tokens_per_step or 1.0)
+    seen = steps <= max(entry.figures.steps for entry in entries)
+    if seen.any():
+        losses = np.array(reference.losses)[seen]
+        axes.plot(steps[seen], losses, color="#7F7F7F", linewidth=1.2, linestyle=":", label=reference.name)
 
 
 def _by_time(figure: Figure, entries: list[Entry]) -> None:
-    axes = figure.subplots()
-    in_minutes = max(entry.figures.training_seconds for entry in entries) > 5 * MINUTE
-    for entry in entries:
+    """Losses, and below them what evaluations between the ends told, by the clock after the first step."""
+    between = any(len(entry.figures.validations) > 2 for entry in entries)
+    top, *below = figure.subplots(
+        1 + between, 1, sharex=True, squeeze=False, height_ratios=(3, 2)[: 1 + between]
+    )[:, 0]
+    clocks = [np.cumsum(entry.figures.seconds) - entry.figures.seconds[0] for entry in entries]
+    in_minutes = max(clock[-1] for clock in clocks) > 5 * MINUTE
+    unit = MINUTE if in_minutes else 1.0
+    in_bytes = all(bits > 0.0 for entry in entries for *_, bits in entry.figures.validations)
+    for entry, clock in zip(entries, clocks, strict=True):
         curve = smoothed(np.array(entry.figures.losses))
-        clock = np.cumsum(entry.figures.seconds)[-len(curve) :]
-        _line(axes, entry, clock / MINUTE if in_minutes else clock, curve)
-    _finish(figure, axes)
-    axes.set_xlim(left=0.0)
-    unit = "minutes" if in_minutes else "seconds"
-    axes.set_xlabel(f"{unit} of training: all steps, the first included; evaluation and start left out")
+        _line(top, entry, clock[-len(curve) :] / unit, curve, _with_start(entry))
+        for axes in below:
+            seen = [found for found in entry.figures.validations if found[0] > 0]
+            times = clock[[step - 1 for step, *_ in seen]] / unit
+            _line(axes, entry, times, np.array([found[2 if in_bytes else 1] for found in seen]))
+    _finish(figure, top, "training loss\n(nats per token)" if between else "training loss (nats per token)")
+    for axes in below:
+        axes.set_ylabel("bits per byte\nof held-out text" if in_bytes else "validation loss")
+        axes.grid(axis="y", alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        for line in axes.get_lines():
+            line.set_marker("o")
+            line.set_markersize(3.5)
+    top.set_xlim(left=0.0)
+    name = "minutes" if in_minutes else "seconds"
+    (below or [top])[-1].set_xlabel(f"{name} of training after the first step, evaluations left out")
 
 
-def _line(axes: Axes, entry: Entry, x: np.ndarray, y: np.ndarray) -> None:
-    axes.plot(x, y, color=entry.colour, linestyle=entry.line, linewidth=1.6, label=entry.label)
+def _with_start(entry: Entry) -> str:
+    """Its name, and what passes before the clock begins."""
+    after = entry.row.first_step_after
+    return entry.label if after is None else f"{entry.label} (first step after {after:.0f} s)"
 
 
-def _finish(figure: Figure, axes: Axes) -> None:
-    axes.set_ylabel("training loss (nats per token)")
+def _line(axes: Axes, entry: Entry, x: np.ndarray, y: np.ndarray, label: str | None = None) -> None:
+    axes.plot(x, y, color=entry.colour, linestyle=entry.line, linewidth=1.6, label=label or entry.label)
+
+
+def _finish(figure: Figure, axes: Axes, label: str) -> None:
+    axes.set_ylabel(label)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.25)
     # below, where no curve is; a dash pattern needs room to be recognized

@@ -5,29 +5,23 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from gpt_trainer.errors import InputError, WriteError
-from gpt_trainer.run.record import PACKAGES
+from gpt_trainer.errors import WriteError
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gpt_compare.figures import SPREAD, WINDOW, Row, row_from_json
+from gpt_compare.comparison import JSON_NAME, VERSIONS, Comparison
+from gpt_compare.figures import SPREAD, WINDOW, Row
 
-FORMAT = 2
-JSON_NAME, MARKDOWN_NAME, PAGE_NAME = "report.json", "report.md", "report.html"
-LARGEST_REPORT = 256 << 20
-FAIR_SPREAD = 1.3
-"""Turns of one competitor that differ by more say nothing about which competitor is faster."""
-VERSIONS = ("python", "torch", "triton", "cuda", "jax", "jaxlib", *PACKAGES)
+MARKDOWN_NAME, PAGE_NAME = "report.md", "report.html"
 PLACE = ("backend", "device", "processors", "omp_num_threads")
 COLUMNS = (
-    "", "ms a step", "tokens/s", "MFU", "peak memory", "power", "energy", "price", "first step after", "loss",
-    "validation", "gap", "training", "in all", "made with",
+    "", "ms a step", "tokens/s", "MFU", "peak memory", "power", "energy", "price", "kernels", "compiling",
+    "first step after", "steps", "loss", "validation", "bits per byte", "gap", "training", "in all",
+    "made with",
 )  # fmt: skip
 LOW, _, HIGH = SPREAD
 NOTES = {
@@ -38,9 +32,13 @@ NOTES = {
     "power": "of the whole device by its own counter, mean over the second half of training",
     "energy": "power over tokens/s, for a million tokens",
     "price": "dollars for a billion tokens, from --price-per-hour",
+    "kernels": "that a step launches, by the framework's own profiler; on a CPU operations",
+    "compiling": "in which the framework's compilers worked; what its cache on disk holds is not compiled",
+    "steps": "taken in the time that each had",
     "first step after": "from the start of the process: imports, weights, compilation, the first step",
     "loss": f"of training, mean of the last {WINDOW} steps",
     "validation": "after the last step",
+    "bits per byte": "the validation loss over the bytes of the tokens scored, whatever the vocabulary",
     "gap": f"largest distance of the loss from the first competitor's, both means over {WINDOW} steps",
     "training": "sum of all steps, the first included",
     "in all": "the process, with two evaluations and saving",
@@ -48,103 +46,7 @@ NOTES = {
 """How each figure is made."""
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """What is reported.
-
-    Attributes:
-        preset: The preset's name.
-        settings: What all had in common: every flag's value by its name.
-        rows: One for each competitor.
-        command: What the user typed.
-        date: UTC, ISO 8601.
-        driver: The GPU driver's version, if it is known.
-        price_per_hour: Dollars for an hour of this machine, if the user said so.
-        disturbances: What else went on before the first began: a line each.
-    """
-
-    preset: str
-    settings: Mapping[str, Any]
-    rows: Sequence[Row]
-    command: str
-    date: str
-    driver: str | None
-    price_per_hour: float | None = None
-    disturbances: Sequence[str] = ()
-
-    @property
-    def device(self) -> str:
-        """As its vendor names it; unknown if nothing ran."""
-        names = [row.made_by["device"] for row in self.rows if row.made_by]
-        return names[0] if names else "unknown device"
-
-    @property
-    def versions(self) -> Mapping[str, str]:
-        """Of everything that any competitor used."""
-        used = {name: row.made_by[name] for row in self.rows for name in VERSIONS if name in row.made_by}
-        return {name: used[name] for name in VERSIONS if name in used}
-
-    @property
-    def title(self) -> str:
-        """Model, precision, step and device in one line."""
-        given = self.settings
-        tokens = given["tokens_per_step"]
-        rows = "as many as fit" if tokens is None else tokens // given["context"]
-        size = f"{given['steps']} steps of {rows} x {given['context']} tokens"
-        return f"{self.preset}, {given['precision']}, {size}, on {self.device}"
-
-    @property
-    def warnings(self) -> list[str]:
-        """Why the figures may not be compared: a line each, none if they may."""
-        found = list(self.disturbances)
-        for row in self.rows:
-            if row.spread > FAIR_SPREAD:
-                found.append(
-                    f"{row.label}: its turns differ {row.spread:.2f} times: no order follows from them"
-                )
-            if row.throttled:
-                found.append(f"{row.label}: the device was throttled, for heat or for want of power")
-        return found
-
-    def as_json(self) -> dict[str, Any]:
-        """Every number."""
-        return {
-            "format": FORMAT, "title": self.title, "preset": self.preset, "command": self.command,
-            "date": self.date, "device": self.device, "driver": self.driver, "versions": dict(self.versions),
-            "config": dict(self.settings), "percentiles": list(SPREAD), "window": WINDOW,
-            "price_per_hour": self.price_per_hour, "disturbances": list(self.disturbances),
-            "rows": [row.as_json() for row in self.rows],
-        }  # fmt: skip
-
-
-def read_report(folder: Path) -> Comparison:
-    """The comparison that a folder reports, written by this version or one before it.
-
-    Raises:
-        InputError: If there is no such report, or it is damaged.
-    """
-    path = folder / JSON_NAME
-    try:
-        if path.stat().st_size > LARGEST_REPORT:
-            raise ValueError(f"more than {LARGEST_REPORT >> 20} MiB")
-        values = json.loads(path.read_text("utf-8"))
-        return Comparison(
-            values["preset"],
-            values["config"],
-            [row_from_json(row) for row in values["rows"]],
-            values["command"],
-            values["date"],
-            values["driver"],
-            values.get("price_per_hour"),
-            tuple(values.get("disturbances", ())),
-        )
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise InputError(f"{path} is not a report of gpt-compare: {error}") from None
-
-
-def cells(row: Row, price_per_hour: float | None = None) -> list[str]:
+def cells(row: Row, comparison: Comparison) -> list[str]:
     """A row of the table, column by column as in ``COLUMNS``; an error takes the second."""
     f = row.figures
     if f is None:
@@ -153,7 +55,8 @@ def cells(row: Row, price_per_hour: float | None = None) -> list[str]:
     turns = "; " + ", ".join(f"{1e3 * turn:.1f}" for turn in row.turns) if len(row.turns) > 1 else ""
     choices = {name: value for name, value in row.made_by.items() if name not in (*VERSIONS, *PLACE)}
     joules = row.joules_per_token
-    dollars = None if price_per_hour is None else row.dollars_per_billion_tokens(price_per_hour)
+    price = comparison.price_per_hour
+    dollars = None if price is None else row.dollars_per_billion_tokens(price)
     return [
         row.label,
         f"{median:.1f} ({low:.1f}-{high:.1f}{turns})",
@@ -163,9 +66,13 @@ def cells(row: Row, price_per_hour: float | None = None) -> list[str]:
         _or_blank("{:.0f} W", row.watts),
         _or_blank("{:,.0f} J", None if joules is None else 1e6 * joules),
         _or_blank("${:,.2f}", dollars),
+        _or_blank("{:,.0f}", None if row.breakdown is None else row.breakdown.launched),
+        _or_blank("{:.1f} s", row.compile_seconds),
         _or_blank("{:.1f} s", row.first_step_after),
+        f"{f.steps:,}" if comparison.budgeted else "",
         f"{f.loss:.4f}",
         _or_blank("{:.4f}", f.val_loss),
+        _or_blank("{:.4f}", f.bits_per_byte),
         _or_blank("{:.2g} %", None if row.gap is None else 100.0 * row.gap),
         f"{f.training_seconds:.1f} s",
         _or_blank("{:.1f} s", row.total_seconds),
@@ -175,7 +82,7 @@ def cells(row: Row, price_per_hour: float | None = None) -> list[str]:
 
 def table_of(comparison: Comparison) -> list[list[str]]:
     """Heading and rows; columns that nobody fills are left out."""
-    table = [list(COLUMNS), *(cells(row, comparison.price_per_hour) for row in comparison.rows)]
+    table = [list(COLUMNS), *(cells(row, comparison) for row in comparison.rows)]
     filled = [any(line[place] for line in table[1:]) or not place for place in range(len(COLUMNS))]
     return [[cell for cell, keep in zip(line, filled, strict=True) if keep] for line in table]
 
@@ -193,7 +100,13 @@ def markdown(comparison: Comparison, pictures: Sequence[Path]) -> str:
     warnings = [f"**{warning}**\n" for warning in comparison.warnings]
     notes = [f"- *{name}*: {how}" for name, how in NOTES.items() if name.split(",")[0] in heading]
     made = f"# {comparison.title}\n\n{origin(comparison)}\n\n```sh\n{comparison.command}\n```\n"
-    return "\n".join([made, *warnings, *lines, "", *notes, "", *plots]) + "\n"
+    samples = [f"\n{row.label} at its end:\n\n{_quoted(row.sample)}" for row in comparison.rows if row.sample]
+    return "\n".join([made, *warnings, *lines, "", *notes, "", *plots, *samples]) + "\n"
+
+
+def _quoted(text: str) -> str:
+    """Markdown's form of a text whose signs mean nothing."""
+    return "".join(f"    {line}\n" for line in text.splitlines())
 
 
 def origin(comparison: Comparison) -> str:
@@ -205,7 +118,7 @@ def origin(comparison: Comparison) -> str:
 
 def show(console: Console, comparison: Comparison) -> None:
     """Print the table, turned by a quarter, so that it fits a terminal."""
-    finished = [cells(row, comparison.price_per_hour) for row in comparison.rows if row.figures is not None]
+    finished = [cells(row, comparison) for row in comparison.rows if row.figures is not None]
     labels, *lines = zip(COLUMNS, *finished, strict=True)
     # no padding: five competitors and their spreads are to fit eighty columns
     table = Table(title=comparison.title, padding=0)
@@ -234,12 +147,12 @@ def write_report(folder: Path, comparison: Comparison) -> Path:
     """
     # matplotlib takes two seconds, which --help would spend too
     from gpt_compare.page import page
-    from gpt_compare.plots import draw_all
+    from gpt_compare.plots import as_svg, draw_all
 
     path = folder / MARKDOWN_NAME
     try:
         (folder / JSON_NAME).write_text(json.dumps(comparison.as_json(), indent=1) + "\n", "utf-8")
-        pictures = draw_all(folder, comparison.rows, comparison.title)
+        pictures = draw_all(folder, comparison)
         path.write_text(markdown(comparison, pictures), "utf-8")
         settings = {name: value for name, value in comparison.settings.items() if value is not None}
         (folder / PAGE_NAME).write_text(
@@ -250,7 +163,8 @@ def write_report(folder: Path, comparison: Comparison) -> Path:
                 comparison.warnings,
                 table_of(comparison),
                 NOTES,
-                comparison.rows,
+                as_svg(comparison),
+                {row.label: row.sample for row in comparison.rows if row.sample},
                 settings,
             ),
             "utf-8",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import re
 import shutil
 import signal
 import subprocess
@@ -10,16 +12,19 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from gpt_data.stopping import StopFlag
 from gpt_trainer.checkpoint.discovery import CHECKPOINTS
 from gpt_trainer.report.metrics import METRICS_NAME, read_metrics
+from gpt_trainer.report.profiling import FOLDER
 from gpt_trainer.run.folder import stored_record
 
+from gpt_compare.breakdown import read_profile
 from gpt_compare.competitor import Competitor
 from gpt_compare.figures import Row, failed, measure
 from gpt_compare.gauge import Gauge
+from gpt_compare.observing import OBSERVED_NAME, Speed
 
 LOG_NAME = "output.txt"
 POLL_SECONDS = 0.25
@@ -145,7 +150,43 @@ def _read(competitor: Competitor, run: Path, status: int, stop: StopFlag) -> Row
         return failed(competitor, f"{how}: {complaint(run / LOG_NAME)}")
     record = stored_record(run)
     assert record is not None, "a run that ends well has a record"
-    return Row(competitor.label, figures=measure(lines), made_by=record["made_by"])
+    seen = _observed(run)
+    return Row(
+        competitor.label,
+        figures=measure(lines),
+        made_by=record["made_by"],
+        compile_seconds=seen.get("compile_seconds"),
+        generation=tuple(Speed(*speed) for speed in seen.get("generation", ())),
+        breakdown=read_profile(run / FOLDER, _profiled(competitor)),
+        sample=sample_of(run / LOG_NAME),
+    )
+
+
+def _observed(run: Path) -> dict[str, Any]:
+    """What the process saw of itself; nothing if it wrote nothing."""
+    path = run / OBSERVED_NAME
+    found: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    return found
+
+
+def _profiled(competitor: Competitor) -> int:
+    """How many steps it was to record."""
+    counts = [flag.partition("=")[2] for flag in competitor.flags if flag.startswith("--profile=")]
+    return int(counts[-1]) if counts else 1
+
+
+def sample_of(path: Path) -> str:
+    """The last text that a run wrote, as its output has it; nothing if it wrote none.
+
+    Args:
+        path: Its output: a sample stands behind a line of its own, and before the next step's or the end's.
+    """
+    if not path.is_file():
+        return ""
+    words = re.split(r"^step \d+: sample\n", path.read_text("utf-8", errors="replace"), flags=re.MULTILINE)
+    if len(words) < 2:
+        return ""
+    return re.split(r"^(?:losses drawn in |next: |step +\d+[/:])", words[-1], flags=re.MULTILINE)[0].strip()
 
 
 def complaint(path: Path) -> str:

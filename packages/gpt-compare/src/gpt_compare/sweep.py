@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from gpt_trainer.errors import InputError, WriteError
 
-from gpt_compare.report import Comparison
+from gpt_compare.comparison import Comparison
 
 AXES = ("preset", "context", "batch_size")
 MAX = "max"

@@ -6,7 +6,7 @@ A section's fields are flags, keys of a TOML file and keys of ``trainer.json`` u
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from gpt_data.packing import Packing
@@ -162,9 +162,6 @@ def rate_at(config: TrainConfig, step: int, end: int) -> float:
         floor=schedule.lr_floor,
         decay=schedule.decay_fraction,
     )
-
-
-SECTIONS = {item.name: item for item in fields(TrainConfig)}
 
 
 def _check_counts(config: TrainConfig) -> None:

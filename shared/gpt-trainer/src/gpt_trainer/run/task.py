@@ -248,6 +248,7 @@ class TaskSpec:
         last_bits: Settings that may change on resume, but not without other roundings.
         later: Settings that its first records do not have, and that mean there what they do when not given.
         gone: Settings that its earlier records have, and that decided nothing.
+        suffix: Stands behind the name in the command's.
         prefix: Stands before the preset in the names of unnamed runs.
         check_state: Faults of what ``Task.state`` gave, as it was read again.
         join: As ``BackendSpec.join``; a task that knows no others trains alone.
@@ -273,6 +274,7 @@ class TaskSpec:
     last_bits: frozenset[str] = frozenset()
     later: frozenset[str] = frozenset()
     gone: frozenset[str] = frozenset()
+    suffix: str = "-train"
     prefix: str = ""
     check_state: Callable[[Mapping[str, Any], int], list[str]] = lambda *_: []
     join: Callable[[int], Peers] = Alone

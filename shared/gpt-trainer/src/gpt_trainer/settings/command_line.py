@@ -132,7 +132,7 @@ def _read(spec: TaskSpec, argv: Sequence[str], early: Early, start: Fresh, *, gp
     flags = parse_flags(
         argv,
         {"actions": spec.actions(preset=early.preset), **parts},
-        prog=f"{spec.name}-train",
+        prog=spec.name + spec.suffix,
         description=f"Train {spec.title}. Defaults are the preset's; flags have the last word.",
     )
     config = compose(base, {name: getattr(flags, name) for name, _ in sections(base)})

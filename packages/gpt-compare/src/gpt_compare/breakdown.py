@@ -1,0 +1,194 @@
+"""Where a step's time goes: the kernels of a framework's own profile, put into classes by one list of names.
+
+torch writes Chrome's trace format, JAX the same below ``plugins/profile``. On a GPU the kernels count; on a
+CPU the operations, each without those that it calls.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+MOST_NAMES = 400
+"""Names that are kept, the longest in all first; the rest of a profile is one sum."""
+REST = "rest"
+IDLE = "idle"
+# the first that is found decides; behind a name may stand what its framework says of its place in the program
+CLASSES: dict[str, re.Pattern[str]] = {
+    name: re.compile(pattern, re.IGNORECASE)
+    for name, pattern in {
+        "communication": r"nccl|all[-_]?reduce|all[-_]?gather|reduce[-_]?scatter|collective|c10d",
+        "optimizer": r"adam|muon|newton|optimizer\.py|multi_tensor|_foreach|squares_kernel|root_of_sum"
+        r"|vector_norm|clip_grad|global_norm",
+        "cross-entropy": r"cross_entropy|log_softmax|nll|logsumexp|head_loss|loss\.py",
+        "attention": r"flash|fmha|sdpa|scaled_dot|attention|attend|d_q_(hopper_)?kernel|d_kv|_softmax"
+        r"|mask_kernel",
+        "products": r"gemm|nvjet|cublas|cutlass|xmma|matmul|splitk|descriptor_kernel|pointer_kernel"
+        r"|^hopper_kernel|ynn|\bdot|aten::(add)?b?a?d?d?mm\b|aten::mm|convolution|linear",
+        "norms and elementwise": r"norm|gelu|tanh|elementwise|fusion|fused|copy|cat|memcpy|memset|embedding"
+        r"|index|reduce|fill|philox|dropout|sum|add|mul|sub|div|rsqrt|transpose|convert|wrapped|broadcast"
+        r"|select|slice|scatter|gather|sort|concatenate|aten::",
+        "other": r"",
+    }.items()
+}
+
+
+class Event(NamedTuple):
+    """Something that the device did; times in microseconds."""
+
+    name: str
+    thread: tuple[Any, Any]
+    begin: float
+    length: float
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """A profile in short.
+
+    Attributes:
+        steps: That were recorded.
+        span: Seconds from the first kernel's begin to the last one's end.
+        busy: Seconds in which at least one ran.
+        kernels: Calls and seconds of each name.
+    """
+
+    steps: int
+    span: float
+    busy: float
+    kernels: Mapping[str, tuple[int, float]]
+
+    @property
+    def launched(self) -> float:
+        """Kernels a step."""
+        return sum(calls for calls, _ in self.kernels.values()) / self.steps
+
+    def seconds(self) -> dict[str, float]:
+        """Of a step, by class; what runs side by side is scaled to the time in which anything ran."""
+        found = dict.fromkeys([*CLASSES, IDLE], 0.0)
+        for name, (_, seconds) in self.kernels.items():
+            found[class_of(name)] += seconds
+        scale = self.busy / (sum(found.values()) or 1.0) / self.steps
+        found = {name: scale * seconds for name, seconds in found.items()}
+        return found | {IDLE: (self.span - self.busy) / self.steps}
+
+
+def class_of(name: str) -> str:
+    """The class of a kernel; ``REST`` and what nothing fits is "other"."""
+    if name == REST:
+        return "other"
+    return next(kind for kind, pattern in CLASSES.items() if pattern.search(name))
+
+
+def read_profile(folder: Path, steps: int) -> Breakdown | None:
+    """The profile that a run left; None if there is none, or it holds nothing.
+
+    Args:
+        folder: ``profile`` in the run's folder.
+        steps: That were recorded.
+    """
+    torches = [folder / "trace.json"]
+    traces = [*sorted(folder.glob("plugins/profile/*/*.trace.json.gz")), *filter(Path.is_file, torches)]
+    if not traces:
+        return None
+    path = traces[-1]
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open("rb") as file:
+        try:
+            raw = json.load(file).get("traceEvents", [])
+        except ValueError:
+            return None
+    events = list(_of_jax(raw) if path.suffix == ".gz" else _of_torch(raw))
+    return _summed(events, steps) if events else None
+
+
+def _of_torch(raw: Sequence[Mapping[str, Any]]) -> Iterator[Event]:
+    """Kernels and copies; without a GPU the operators, each for itself."""
+    device = [event for event in raw if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")]
+    if device:
+        yield from (Event(e["name"], (e["pid"], e["tid"]), e["ts"], e["dur"]) for e in device)
+        return
+    operators = (e for e in raw if e.get("cat") == "cpu_op" and "dur" in e)
+    yield from _without_inner(Event(e["name"], (e["pid"], e["tid"]), e["ts"], e["dur"]) for e in operators)
+
+
+def _of_jax(raw: Sequence[Mapping[str, Any]]) -> Iterator[Event]:
+    """What runs on the streams of a GPU, or, without one, the compiled program's operations."""
+    names = {e["pid"]: e["args"]["name"] for e in raw if e.get("name") == "process_name"}
+    threads = {(e["pid"], e["tid"]): e["args"]["name"] for e in raw if e.get("name") == "thread_name"}
+    found = [
+        Event(_place(e), (e["pid"], e["tid"]), e["ts"], e["dur"])
+        for e in raw
+        if e.get("ph") == "X"
+        and "GPU" in names.get(e["pid"], "")
+        and "Stream" in threads.get((e["pid"], e["tid"]), "")
+    ]
+    if found:
+        yield from found
+        return
+    inner = (e for e in raw if e.get("ph") == "X" and "hlo_op" in e.get("args", {}))
+    yield from _without_inner(
+        Event(re.sub(r"\.\d+$", "", e["name"]), (e["pid"], e["tid"]), e["ts"], e["dur"]) for e in inner
+    )
+
+
+def _place(event: Mapping[str, Any]) -> str:
+    """A kernel's name, and what JAX says of its place in the program: the operation and the file."""
+    args = event.get("args", {})
+    source = Path(str(args.get("source", ""))).name
+    place = [str(args.get("name") or args.get("tf_op") or ""), str(args.get("hlo_op", "")), source]
+    words = " ".join(re.sub(r"\.\d+\b", "", word) for word in place if word)
+    return f"{event['name']} [{words[-160:]}]" if words else str(event["name"])
+
+
+def _without_inner(events: Iterable[Event]) -> Iterator[Event]:
+    """Each operation's own time: what it calls on its thread is taken from it."""
+    threads: dict[tuple[Any, Any], list[Event]] = defaultdict(list)
+    for event in events:
+        threads[event.thread].append(event)
+    for found in threads.values():
+        outer: list[tuple[float, int]] = []
+        own = [event.length for event in sorted(found, key=_order)]
+        for place, event in enumerate(ordered := sorted(found, key=_order)):
+            while outer and outer[-1][0] <= event.begin:
+                outer.pop()
+            if outer:
+                own[outer[-1][1]] -= event.length
+            outer.append((event.begin + event.length, place))
+        yield from (e._replace(length=max(0.0, left)) for e, left in zip(ordered, own, strict=True))
+
+
+def _order(event: Event) -> tuple[float, float]:
+    """By begin; of two that begin together the outer one first."""
+    return event.begin, -event.length
+
+
+def _summed(events: Sequence[Event], steps: int) -> Breakdown:
+    calls: dict[str, int] = defaultdict(int)
+    seconds: dict[str, float] = defaultdict(float)
+    for event in events:
+        calls[event.name] += 1
+        seconds[event.name] += 1e-6 * event.length
+    ordered = sorted(seconds, key=lambda name: -seconds[name])
+    kept = {name: (calls[name], seconds[name]) for name in ordered[:MOST_NAMES]}
+    if len(ordered) > MOST_NAMES:
+        rest = ordered[MOST_NAMES:]
+        kept[REST] = sum(calls[name] for name in rest), sum(seconds[name] for name in rest)
+    begin = min(event.begin for event in events)
+    end = max(event.begin + event.length for event in events)
+    return Breakdown(steps, 1e-6 * (end - begin), 1e-6 * _covered(events), kept)
+
+
+def _covered(events: Sequence[Event]) -> float:
+    """Microseconds in which at least one runs."""
+    total, end = 0.0, float("-inf")
+    for event in sorted(events, key=_order):
+        stop = event.begin + event.length
+        total += max(0.0, stop - max(event.begin, end))
+        end = max(end, stop)
+    return total
