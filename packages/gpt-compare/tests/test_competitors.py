@@ -12,7 +12,7 @@ from gpt_compare.commands import _equipped
 from gpt_compare.competitor import Competitor, default_competitors, find_spec, read_competitors
 from gpt_compare.reference import read_reference
 from gpt_compare.request import ENDS, read_request
-from gpt_trainer.backend import BackendSpec, Moments
+from gpt_trainer.backend import BackendSpec
 from gpt_trainer.checkpoint import CheckpointState, find_steps, save_checkpoint
 from gpt_trainer.errors import InputError, WriteError
 from gpt_trainer.gpt2.presets import PRESETS
@@ -114,7 +114,7 @@ def test_weights_bring_their_sizes(tmp_path: Path) -> None:
     model = ModelConfig(n_layer=1, n_head=2, d_model=24, context=32, vocab_size=257)
     weights = init_parameters(model, 0)
     tokenizer = bpe_scratch.Tokenizer.from_bytes().to_json().encode()
-    moments = Moments(weights, weights)
+    moments = {"first": weights, "second": weights}
     save_checkpoint(tmp_path, CheckpointState(1, model, weights, moments, {"step": 1}, tokenizer))
     found = read_request(["--device=cpu", f"--init-from={tmp_path}"])
     assert (found.config.model.d_model, found.config.model.context) == (24, 32)

@@ -189,9 +189,8 @@ class Baseline:
         weight = 1.0 / sum(batch.target_count for batch in micro_batches)
         total = torch.zeros((), device=self.device)
         for batch in micro_batches:
-            tokens, targets = self._tensors(batch)
             with self.autocast():
-                loss = self._forward(tokens, targets) * weight
+                loss = self._forward(*self._tensors(batch)) * weight
             loss.backward()
             total += loss.detach()
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self._clip)
