@@ -162,17 +162,10 @@ def test_ids_outside_the_vocabulary_are_refused(change, message, build, batch, w
     assert same(backend.export(), weights)
 
 
-def test_bad_steps_are_refused(build, batch, config):
-    backend = build()
-    with pytest.raises(ValueError, match="micro_batches is empty"):
-        backend.train_step([], 0.1, 0)
-    with pytest.raises(ValueError, match="differ in shape"):
-        backend.train_step([batch, batch.rows(0, 1)], 0.1, 0)
-    with pytest.raises(ValueError, match="no position of the step has a target"):
-        backend.train_step([batch._replace(targets=np.full_like(batch.targets, IGNORE))], 0.1, 0)
+def test_rows_longer_than_the_context_are_refused(build, batch, config):
     long = batch._replace(tokens=np.zeros((1, config.context + 1), np.int32))
     with pytest.raises(ValueError, match="context=13"):
-        backend.logits(long)
+        build().logits(long)
 
 
 @pytest.mark.parametrize(

@@ -159,17 +159,6 @@ def test_skip_above_leaves_the_weights_alone(config: ModelConfig, weights: Param
     assert backend.train_step([batch], 1e-3, 0, skip_above=1e9).fetch().updated
 
 
-def test_a_step_without_targets_is_zero_not_nan(
-    config: ModelConfig, weights: Parameters, batch: Batch
-) -> None:
-    backend = make(config, weights)
-    empty = batch._replace(targets=np.full_like(batch.targets, IGNORE))
-    metrics = backend.train_step([empty], 1e-3, 0).fetch()
-    assert metrics.loss == 0.0
-    assert metrics.grad_norm == 0.0
-    assert backend.evaluate(empty) == (0.0, 0)
-
-
 @pytest.mark.parametrize("pieces", [(13,), (1,) * 13, (5, 1, 7), (12, 1)], ids=str)
 def test_decoder_equals_the_whole_forward(
     pieces: tuple[int, ...], config: ModelConfig, weights: Parameters, batch: Batch, assert_close: Check

@@ -16,6 +16,7 @@ from gpt_data.batch import IGNORE, Batch
 from gpt_data.checks import check_batch
 from gpt_data.targets import spread, target_index
 from gpt_trainer.backend import OptimizerConfig, Profile, Runtime, StepMetrics
+from gpt_trainer.micro_batches import target_weight
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import OptimizerState, check_optimizer_state, check_parameters
 from gpt_trainer.parameters import Parameters as Canonical
@@ -134,7 +135,7 @@ class JaxBackend:
             targets: Targets of the whole step; those of ``micro_batches`` if ``None``.
         """
         del first_row
-        weight = _weight(micro_batches, targets)
+        weight = np.float32(target_weight(micro_batches, self.config, targets))
         inputs, counter = self._inputs(micro_batches), self._counter(step)
         scalars = step_scalars(self._optimizer, lr, step, skip_above)
         self._whole = None
@@ -152,7 +153,7 @@ class JaxBackend:
 
     def gradients(self, micro_batches: Sequence[Batch], step: int) -> tuple[float, Canonical]:
         """Mean loss and its gradient by canonical name, unclipped, dropout as in ``train_step``."""
-        weight = _weight(micro_batches)
+        weight = np.float32(target_weight(micro_batches, self.config))
         inputs, counter = self._inputs(micro_batches), self._counter(step)
         sums = self._gradient_sums(
             self._state.params, inputs, weight, counter, plan=self._plan, layout=self._layout
@@ -228,9 +229,7 @@ class JaxBackend:
         return np.array([seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF, step], np.uint32)
 
     def _inputs(self, batches: Sequence[Batch]) -> Inputs:
-        """The batches of a step on the device, stacked, once they are seen to fit the model."""
-        for batch in batches:
-            self._check(batch, training=True)
+        """The checked batches of a step on the device, stacked."""
         starts, documents = None, None
         if any(batch.segment_starts is not None for batch in batches):
             host = np.stack([_starts(batch) for batch in batches])
@@ -256,22 +255,8 @@ class JaxBackend:
     def _send(self, array: np.ndarray) -> Array:
         return jax.device_put(array, self._device)
 
-    def _check(self, batch: Batch, *, training: bool = False) -> None:
-        config = self.config
-        check_batch(batch, context=config.context, vocab_size=config.vocab_size, training=training)
-
-
-def _weight(micro_batches: Sequence[Batch], targets: int | None = None) -> np.float32:
-    """One over the number of targets of a step."""
-    if not micro_batches:
-        raise ValueError("micro_batches is empty, expected at least one")
-    shapes = [batch.tokens.shape for batch in micro_batches]
-    if len(set(shapes)) > 1:
-        raise ValueError(f"micro-batches differ in shape: {shapes}")
-    total = sum(batch.target_count for batch in micro_batches) if targets is None else targets
-    if not total:
-        raise ValueError("no position of the step has a target")
-    return np.float32(1.0 / total)
+    def _check(self, batch: Batch) -> None:
+        check_batch(batch, context=self.config.context, vocab_size=self.config.vocab_size)
 
 
 def _starts(batch: Batch) -> np.ndarray:

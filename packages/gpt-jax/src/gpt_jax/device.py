@@ -10,13 +10,11 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-import platform
-import resource
-import sys
 from pathlib import Path
 
 import jax
 from gpt_trainer.backend import driver_sees_gpu
+from gpt_trainer.machine import cpu_name, peak_process_bytes
 
 PREALLOCATE = "XLA_PYTHON_CLIENT_PREALLOCATE"
 PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
@@ -88,24 +86,11 @@ def compiler_options(device: jax.Device, *, deterministic: bool) -> dict[str, bo
 
 def device_name(device: jax.Device) -> str:
     """The device as its vendor names it."""
-    if device.platform == "cpu":
-        return _cpu_model() or platform.processor() or platform.machine()
-    return device.device_kind
-
-
-def _cpu_model() -> str:
-    try:
-        with Path("/proc/cpuinfo").open(encoding="utf-8") as lines:
-            names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    except OSError:
-        return ""
-    return names[0] if names else ""
+    return cpu_name() if device.platform == "cpu" else device.device_kind
 
 
 def peak_memory_bytes(device: jax.Device) -> int:
     """Highest memory allocated on a GPU since the start; the process's peak on a CPU."""
-    if device.platform != "cpu":
-        return int(device.memory_stats()["peak_bytes_in_use"])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # macOS counts bytes, Linux KiB
-    return peak if sys.platform == "darwin" else peak * 1024
+    if device.platform == "cpu":
+        return peak_process_bytes()
+    return int(device.memory_stats()["peak_bytes_in_use"])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args, get_type_hints
+from typing import Literal
 
 from gpt_trainer.backend import BackendSpec, imported
+from gpt_trainer.settings.values import check_choices
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,7 @@ class Options:
     )
 
     def __post_init__(self) -> None:
-        for name, hint in get_type_hints(Options).items():
-            if getattr(self, name) not in get_args(hint):
-                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(get_args(hint))}")
+        check_choices(self)
 
 
 SPEC = BackendSpec(

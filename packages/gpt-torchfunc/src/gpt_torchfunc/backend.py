@@ -16,6 +16,7 @@ from gpt_data.batch import Batch
 from gpt_data.checks import check_batch
 from gpt_data.targets import spread, target_index
 from gpt_trainer.backend import OptimizerConfig, Profile, Runtime, StepMetrics
+from gpt_trainer.micro_batches import target_weight
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import OptimizerState, check_optimizer_state, check_parameters
 from gpt_trainer.parameters import Parameters as Canonical
@@ -151,8 +152,8 @@ class TorchFuncBackend:
 
     def log_probs(self, batch: Batch) -> Float32[np.ndarray, "B T"]:
         """Log-probability of each target given what its position may see; 0 where ignored; no dropout."""
+        self._check(batch)
         if self._by_trees:
-            self._check(batch)
             return scoring.log_probs(self._state.params, batch, self._plan)
         inputs, index = self._inputs(batch), target_index(batch.targets)
         if index is None:
@@ -164,6 +165,7 @@ class TorchFuncBackend:
 
     def logits(self, batch: Batch) -> Float32[np.ndarray, "B T V"]:
         """All logits, without dropout."""
+        self._check(batch)
         values = logits(self._state.params, self._inputs(batch), self._plan)
         return values[..., : self.config.vocab_size].float().cpu().numpy()
 
@@ -215,7 +217,7 @@ class TorchFuncBackend:
             self._sums = buffer, Sums(loss, gradients)
         self._sums[0].zero_()
         for index, batch in enumerate(micro_batches):
-            self._add_share(*self._inputs(batch, training=True), weight, self._keys(step, index))
+            self._add_share(*self._inputs(batch), weight, self._keys(step, index))
         return self._sums
 
     def _share(self, *tensors: Tensor | None) -> None:
@@ -233,26 +235,15 @@ class TorchFuncBackend:
         return self._log_probs if whole else target_log_probs
 
     def _weight(self, micro_batches: Sequence[Batch], targets: int | None = None) -> Float32[Tensor, ""]:
-        """One over the number of targets of a step."""
-        if not micro_batches:
-            raise ValueError("micro_batches is empty, expected at least one")
-        if len({batch.tokens.shape for batch in micro_batches}) > 1:
-            raise ValueError(
-                f"micro-batches differ in shape: {[batch.tokens.shape for batch in micro_batches]}"
-            )
-        total = sum(batch.target_count for batch in micro_batches) if targets is None else targets
-        if not total:
-            raise ValueError("no position of the step has a target")
-        return self._send(torch.tensor(1.0 / total))
+        return self._send(torch.tensor(target_weight(micro_batches, self.config, targets)))
 
     def _keys(self, step: int, micro_batch: int) -> Tensor | None:
         if not self.config.dropout:
             return None
         return self._send(dropout_keys(self._runtime.seed, step, micro_batch, self.config.n_layer))
 
-    def _inputs(self, batch: Batch, *, training: bool = False) -> Inputs:
-        """The batch on the device, once it is seen to fit the model."""
-        self._check(batch, training=training)
+    def _inputs(self, batch: Batch) -> Inputs:
+        """The checked batch on the device."""
         ends = None
         if batch.segment_starts is not None and batch.prefix_lengths is None and self._tells:
             ends = boundaries(batch.segment_starts)
@@ -260,9 +251,8 @@ class TorchFuncBackend:
         sent = [None if a is None else self._send(torch.from_numpy(np.ascontiguousarray(a))) for a in arrays]
         return Inputs(*sent)  # type: ignore[arg-type]
 
-    def _check(self, batch: Batch, *, training: bool = False) -> None:
-        config = self.config
-        check_batch(batch, context=config.context, vocab_size=config.vocab_size, training=training)
+    def _check(self, batch: Batch) -> None:
+        check_batch(batch, context=self.config.context, vocab_size=self.config.vocab_size)
 
     def _send(self, tensor: Tensor) -> Tensor:
         return devices.to_device(tensor, self._device)

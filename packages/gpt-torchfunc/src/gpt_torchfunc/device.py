@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import platform
-import resource
 import shutil
-import sys
-from pathlib import Path
 from typing import Any
 
 import torch
 from gpt_trainer.backend import Runtime
+from gpt_trainer.machine import cpu_name, peak_process_bytes
 from torch import Tensor
 
 
@@ -73,24 +70,9 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 def device_name(device: torch.device) -> str:
     """The device as its vendor names it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return _cpu_model() or platform.processor() or platform.machine()
-
-
-def _cpu_model() -> str:
-    try:
-        with Path("/proc/cpuinfo").open(encoding="utf-8") as lines:
-            names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    except OSError:
-        return ""
-    return names[0] if names else ""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
 
 
 def peak_memory_bytes(device: torch.device) -> int:
     """Highest memory allocated on a GPU since the start; the process's peak on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # macOS counts bytes, Linux KiB
-    return peak if sys.platform == "darwin" else peak * 1024
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_process_bytes()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal, get_args, get_type_hints
+from typing import Literal
 
 from gpt_trainer.backend import BackendSpec, imported
+from gpt_trainer.settings.values import check_choices
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,7 @@ class Options:
     )
 
     def __post_init__(self) -> None:
-        for name, kind in get_type_hints(Options).items():
-            if getattr(self, name) not in get_args(kind):
-                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(get_args(kind))}")
+        check_choices(self)
 
 
 SPEC = BackendSpec(

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from gpt_data.batch import Batch
-from gpt_data.checks import check_batch
 from gpt_data.targets import spread, target_index
 from gpt_trainer.backend import OptimizerConfig, Profile, Runtime, StepMetrics
+from gpt_trainer.micro_batches import target_weight
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import OptimizerState, check_optimizer_state, check_parameters
 from gpt_trainer.parameters import Parameters as Canonical
@@ -194,14 +194,8 @@ class TritonBackend:
 
     def _sum(self, micro_batches: Sequence[Batch], step: int, targets: int | None = None) -> None:
         """Sum the micro-batches' shares of loss and gradients into zeroed buffers."""
-        if not micro_batches:
-            raise ValueError("micro_batches is empty, expected at least one")
-        config = self.config
-        for batch in micro_batches:
-            check_batch(batch, context=config.context, vocab_size=config.vocab_size, training=True)
+        config, weight = self.config, target_weight(micro_batches, self.config, targets)
         held = [self._hold(shape_of(batch)) for batch in micro_batches]
-        total = sum(batch.target_count for batch in micro_batches) if targets is None else targets
-        weight = 1.0 / max(total, 1)
         self._sums.gradients.flat.zero_()
         self._sums.loss.zero_()
         for index, (batch, (slot, launch)) in enumerate(zip(micro_batches, held, strict=True)):

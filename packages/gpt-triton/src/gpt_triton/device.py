@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import platform
-import resource
-import sys
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import torch
+from gpt_trainer.machine import cpu_name, peak_process_bytes
 
 
 def has_gpu() -> bool:
@@ -32,23 +29,12 @@ def choose_device(name: str) -> torch.device:
 
 def device_name(device: torch.device) -> str:
     """The device as its vendor names it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    information = Path("/proc/cpuinfo")
-    if information.is_file():
-        for line in information.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Highest memory that torch allocated on a GPU; the process's peak on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # kilobytes, except on macOS
-    return peak if sys.platform == "darwin" else peak * 1024
+    """Highest memory allocated on a GPU since the start; the process's peak on a CPU."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_process_bytes()
 
 
 def library_versions() -> dict[str, str]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal, get_args, get_type_hints
+from typing import Literal
 
 from gpt_trainer.backend import BackendSpec, imported
+from gpt_trainer.settings.values import check_choices
 
 Kernels = Literal["auto", "triton", "reference"]
 KeepChoice = Literal["all", "less"]
@@ -39,12 +40,7 @@ class Options:
     )
 
     def __post_init__(self) -> None:
-        for name, hint in get_type_hints(Options).items():
-            choices = (True, False) if hint is bool else get_args(hint)
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r} is not one of {', '.join(map(str, choices))}"
-                )
+        check_choices(self)
 
 
 SPEC = BackendSpec(

@@ -110,6 +110,23 @@ def overlay_section(section: S, values: Mapping[str, Any], where: str) -> S:
         raise InputError(f"{where}: {error}") from None
 
 
+def check_choices(section: Any) -> None:
+    """Refuse what is none of a field's choices: of a bool, and of a Literal.
+
+    Args:
+        section: A dataclass.
+
+    Raises:
+        ValueError: Naming the field and its choices.
+    """
+    for name, hint in get_type_hints(type(section)).items():
+        choices = {bool: (True, False)}.get(hint, get_args(hint))
+        if choices and getattr(section, name) not in choices:
+            raise ValueError(
+                f"{name}={getattr(section, name)!r} is not one of {', '.join(map(str, choices))}"
+            )
+
+
 def convert(name: str, value: Any, kind: Any, where: str) -> Any:
     """A TOML or JSON value as what a field of type ``kind`` holds.
 
