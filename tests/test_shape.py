@@ -19,6 +19,7 @@ FOLDERS = {name: ROOT / "packages" / name.replace("_", "-") / "src" / name for n
 
 LACKING = {
     "gpt_jax": {
+        "device.py:choose_device": "it takes several of one process: choose_devices",
         "tree.py:ALIGN": "JAX places its arrays itself",
         "dropout.py:LOW": "its words are uint32, and wrap by themselves",
         "plan.py:DTYPES": "JAX takes the names as they are",
@@ -40,7 +41,6 @@ LACKING = {
         "model.py:norm_linear": "LayerNorm is an op, whose result is kept or made again",
         "model.py:normalise": "the same",
         "model.py:positions": "counted on the host, with the batch",
-        "optimizer.py:MATRICES": "they come first in a flat buffer: Parameters.decay_count",
         "optimizer.py:StepScalars": "one tensor of four, which the kernel reads",
         "optimizer.py:adamw_init": "the moments are buffers of the backend",
         "options.py:Options.attention": "kernels decides",
