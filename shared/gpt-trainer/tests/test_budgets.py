@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,28 @@ def test_minutes_are_those_of_steps_but_the_first(
     assert fall == sorted(fall, reverse=True)
     # of so few steps the first, which does not count, is one in twelve
     assert FLOOR <= fall[-1] < 2.0 * FLOOR
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_profile_takes_no_time_of_the_steps(
+    clock: Clock, train: Train, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    overlap: bool,
+) -> None:  # fmt: skip
+    """Its beginning and the writing of its trace were once counted as the steps beside them."""
+    profile = ToyBackend.profile
+
+    @contextmanager
+    def slow(self: ToyBackend, folder: Path) -> Iterator[ToyBackend]:
+        clock.now += 1000.0
+        with profile(self, folder) as found:
+            yield found
+        clock.now += 1000.0
+
+    monkeypatch.setattr(ToyBackend, "profile", slow)
+    pretend_gpu(monkeypatch, gpu=overlap)
+    assert train(*flags, "--out=run", "--profile=2") == 0
+    found = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [line["seconds"] for line in found if "loss" in line] == [1.0] * 12
 
 
 def test_stopped_and_resumed_it_counts_on(

@@ -5,6 +5,7 @@ Written as ``observed.json`` into the run's folder. Shapes: B sequences.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
 import sys
@@ -29,14 +30,17 @@ class CompileClock:
 
     def __init__(self) -> None:
         self._spans: list[tuple[float, float]] = []
+        self.told = False
 
     def ended(self, seconds: float) -> None:
         """A compilation of so many seconds ends now."""
         now = time.perf_counter()
         self._spans.append((now - seconds, now))
 
-    def seconds(self) -> float:
-        """The union of all spans so far."""
+    def seconds(self) -> float | None:
+        """The union of all spans so far; None if nobody tells."""
+        if not self.told:
+            return None
         total, end = 0.0, -1.0
         for begin, stop in sorted(self._spans):
             total += max(0.0, stop - max(begin, end))
@@ -55,7 +59,10 @@ def listening(name: str, clock: CompileClock) -> Iterator[None]:
     torches = ("gpt-torchfunc", "plain", "transformers")
     makers |= dict.fromkeys(torches, _listen_to_dynamo)
     if name in makers:
-        makers[name](clock)
+        # where a framework tells it differs from version to version
+        with contextlib.suppress(ImportError, AttributeError):
+            makers[name](clock)
+            clock.told = True
     yield
 
 
@@ -70,11 +77,7 @@ def _listen_to_xla(clock: CompileClock) -> None:
 
 
 def _listen_to_triton(clock: CompileClock) -> None:
-    try:
-        from triton import knobs
-    except ImportError:
-        # on a CPU it runs without
-        return
+    from triton import knobs
 
     def heard(*, times: Any, cache_hit: bool, **_: Any) -> None:
         if not cache_hit:
@@ -88,7 +91,7 @@ def _listen_to_dynamo(clock: CompileClock) -> None:
 
     begun: list[float] = []
     callback.on_compile_start(lambda _: begun.append(time.perf_counter()))
-    callback.on_compile_end(lambda _: clock.ended(time.perf_counter() - begun.pop()))
+    callback.on_compile_end(lambda _: clock.ended(time.perf_counter() - begun.pop()) if begun else None)
 
 
 class Speed(NamedTuple):

@@ -29,22 +29,26 @@ class ProfileWindow:
         self._recording = ExitStack()
         self._profile: Profile | None = None
 
-    def before(self, step: int) -> None:
-        """Begin to record if ``step`` is the first one to be recorded."""
-        if step == self._first < self._last:
-            self._task.synchronize()
-            if self._folder is not None:
-                self._profile = self._recording.enter_context(self._task.profile(self._folder))
+    def begins(self, step: int) -> bool:
+        """Whether ``step`` is the first one to be recorded."""
+        return step == self._first < self._last
 
-    def after(self, step: int, say: Callable[[str], None]) -> bool:
-        """End the recording if ``step`` steps are taken; True if it was ended."""
-        if step != self._last or self._first >= self._last:
-            return False
+    def begin(self) -> None:
+        """Record from here on; no step that is launched may be under way."""
+        self._task.synchronize()
+        if self._folder is not None:
+            self._profile = self._recording.enter_context(self._task.profile(self._folder))
+
+    def ends(self, step: int) -> bool:
+        """Whether the recording ends when ``step`` steps are taken."""
+        return self._first < step == self._last
+
+    def end(self, say: Callable[[str], None]) -> None:
+        """Write the trace, which may take longer than the steps, and say what it holds."""
         self._task.synchronize()
         self._recording.close()
         if self._profile is not None:
             say(f"{self._last - self._first} steps recorded in {self._folder}\n{self._profile.table()}")
-        return True
 
     def __enter__(self) -> ProfileWindow:
         return self

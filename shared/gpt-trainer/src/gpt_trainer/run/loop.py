@@ -113,11 +113,16 @@ class Loop:
                 told = self.peers.gather([self.stop(), self.task.weight(batch)], f"step {state.step}")
                 if any(stops for stops, _ in told):
                     return self._stop()
-                profile.before(state.step)
+                if profile.begins(state.step):
+                    self._settle()
+                    profile.begin()
+                    self._watch.restart()
                 self._take_step(batch, sum(weight for _, weight in told))
                 self.end = self._reckon()
-                if profile.after(state.step, self.reporter.say) or self._pause_due():
+                if profile.ends(state.step) or self._pause_due():
                     self._settle()
+                    if profile.ends(state.step):
+                        profile.end(self.reporter.say)
                     if not self._pause():
                         return self._stop()
         return not self._stops() or state.step == self._saved_step
