@@ -3,8 +3,10 @@
 The model uses the token and position tables, the first block's MLP with tanh, and the tied head; the
 other parameters of a GPT-2 stay as they are. Gradients are exact. Shapes: B rows, T positions, D width.
 
-TOY_FAULT plants faults: ``sigterm:5`` in step 5, ``kill:5``, ``nan:5``, ``spike:5``, ``memory:5``, and
-``sigterm-eval:1`` in the evaluation of that number, counted from 0.
+TOY_FAULT plants faults: ``sigterm:5`` in step 5, ``kill:5``, ``stop:5``, ``nan:5``, ``spike:5``,
+``memory:5``, and ``sigterm-eval:1`` in the evaluation of that number, counted from 0.
+With TOY_RANK they are that rank's.
+Processes of a run are told by torchrun's variables; their table is a folder, TOY_STORE.
 """
 
 from __future__ import annotations
@@ -12,8 +14,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -31,6 +35,8 @@ from gpt_trainer.parameters import (
     decays,
     parameter_shapes,
 )
+from gpt_trainer.ranks.peers import Alone, Peers
+from gpt_trainer.ranks.place import ALONE, Place, find_meeting
 
 WTE, WPE = "transformer.wte.weight", "transformer.wpe.weight"
 FC, FC_BIAS = "transformer.h.0.mlp.c_fc.weight", "transformer.h.0.mlp.c_fc.bias"
@@ -53,7 +59,56 @@ class ToyOptions:
 
 
 def fault(kind: str, number: int) -> bool:
-    return os.environ.get("TOY_FAULT") == f"{kind}:{number}"
+    mine = os.environ.get("TOY_RANK", "0") == os.environ.get("RANK", "0")
+    return mine and os.environ.get("TOY_FAULT") == f"{kind}:{number}"
+
+
+class FolderStore:
+    """A table in a folder, for processes without a framework."""
+
+    def __init__(self) -> None:
+        self.folder = Path(os.environ["TOY_STORE"])
+
+    def path(self, key: str) -> Path:
+        return self.folder / key.replace("/", "-")
+
+    def set(self, key: str, value: bytes) -> None:
+        draft = self.path(f".{key}.{os.getpid()}.{threading.get_ident()}")
+        draft.write_bytes(value)
+        draft.replace(self.path(key))
+
+    def get(self, key: str, seconds: float) -> bytes | None:
+        until = time.monotonic() + seconds
+        while True:
+            with suppress(FileNotFoundError):
+                return self.path(key).read_bytes()
+            if time.monotonic() >= until:
+                return None
+            time.sleep(0.002)
+
+    def delete(self, key: str) -> None:
+        self.path(key).unlink(missing_ok=True)
+
+
+def join(devices: int) -> Peers:
+    meeting = find_meeting(os.environ)
+    return Alone(devices) if meeting is None else Peers(meeting.place, FolderStore)
+
+
+def summed(values: Sequence[np.ndarray], name: str, place: Place) -> list[np.ndarray]:
+    """Sums over all processes, in the order of ranks."""
+    store, rows = FolderStore(), []
+    draft = store.path(f"{name}/{place.rank}.npz.draft")
+    with draft.open("wb") as file:
+        np.savez(file, *values)
+    draft.replace(store.path(f"{name}/{place.rank}.npz"))
+    for rank in range(place.world):
+        path = store.path(f"{name}/{rank}.npz")
+        while not path.exists():
+            time.sleep(0.002)
+        with np.load(path) as found:
+            rows.append([found[key] for key in found.files])
+    return [np.sum(column, axis=0) for column in zip(*rows, strict=True)]
 
 
 @dataclass
@@ -84,8 +139,14 @@ def copied(tree: Parameters) -> Parameters:
 
 class ToyBackend:
     def __init__(
-        self, config: ModelConfig, optimizer: OptimizerConfig, runtime: Runtime, options: ToyOptions
+        self,
+        config: ModelConfig,
+        optimizer: OptimizerConfig,
+        runtime: Runtime,
+        options: ToyOptions,
+        place: Place = ALONE,
     ) -> None:
+        self.place = place
         if runtime.device == "gpu":
             raise ValueError("device='gpu': this backend has none; choose 'cpu'")
         self.config, self.optimizer, self.evaluations = config, optimizer, 0
@@ -180,11 +241,16 @@ class ToyBackend:
             os.kill(os.getpid(), signal.SIGKILL)
         if fault("memory", step):
             raise OutOfMemoryError("tried to allocate 20 GiB")
+        if fault("stop", step):
+            os.kill(os.getpid(), signal.SIGSTOP)
         loss, grads = self.sums(micro_batches, targets)
         if fault("nan", step):
             grads[FC][0, 0] = np.nan
         if fault("spike", step):
             grads[FC][0, 0] = 1e3
+        if self.place.world > 1:
+            loss, *values = summed([np.array(loss), *grads.values()], f"step{step}", self.place)
+            loss, grads = float(loss), dict(zip(grads, values, strict=True))
         norm = float(np.sqrt(sum(np.square(g, dtype=np.float64).sum() for g in grads.values())))
         updated = bool(norm <= skip_above)
         if updated:
@@ -230,7 +296,7 @@ class ToyBackend:
         return {"numpy": np.__version__}
 
 
-SPEC = BackendSpec("gpt-toy", ToyOptions, ToyBackend, lambda: False)
+SPEC = BackendSpec("gpt-toy", ToyOptions, ToyBackend, lambda: False, join)
 
 if __name__ == "__main__":
     command = {"train": train_main, "sample": sample_main}[sys.argv[1]]
