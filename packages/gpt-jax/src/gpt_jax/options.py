@@ -48,4 +48,5 @@ SPEC = BackendSpec(
     options=Options,
     create=imported("gpt_jax.backend:JaxBackend"),
     has_gpu=imported("gpt_jax.device:has_gpu"),
+    join=imported("gpt_jax.processes:join"),
 )
