@@ -12,17 +12,17 @@ import pytest
 SITE = Path(__file__).parents[1] / "shared" / "site"
 
 
-def _load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("cells", SITE / "cells.py")
+def _load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, SITE / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["cells"] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 
 
-cells = _load()
+cells, kept = _load("cells"), _load("kept")
 
 
 @pytest.mark.parametrize(("package", "reference"), list(cells.references()), ids=":".join)
@@ -49,3 +49,16 @@ def test_calls_stand_in_the_order_of_the_text() -> None:
 def test_a_name_that_is_gone_is_told() -> None:
     with pytest.raises(LookupError, match=r"gpt_jax/model\.py defines no layer_norn"):
         cells.cut("gpt_jax", "model.py:layer_norn")
+
+
+def test_what_a_block_keeps_is_what_the_packages_say() -> None:
+    strips = kept.strips()
+    # as gpt_jax.model, gpt_torchfunc.gradients and gpt_triton.ops promise
+    assert {dialect: strip.widths for dialect, strip in strips.items()} == {
+        "JAX": 10,
+        "torch.func": 10,
+        "Triton, --keep less": 7,
+        "Triton, --keep all": 16,
+    }
+    assert all(strip.widths + sum(widths for _, widths in strip.again) >= 16 for strip in strips.values())
+    assert kept.drawn(strips).count("<rect") == sum(len(s.kept) + len(s.again) for s in strips.values())

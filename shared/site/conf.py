@@ -17,6 +17,7 @@ from sphinx.util.docutils import SphinxDirective
 
 sys.path.insert(0, str(Path(__file__).parent))
 from cells import DIALECTS, Call, call_tree, cut, step_table
+from kept import drawn, strips
 
 project = "Pretty JAX, Mighty Triton"
 html_title = project
@@ -93,6 +94,14 @@ class Calls(SphinxDirective):
         return [nodes.raw("", tabs("calls", trees), format="html")]
 
 
+class Kept(SphinxDirective):
+    """What a block keeps for its backward, in three dialects."""
+
+    def run(self) -> list[nodes.Node]:
+        """One picture."""
+        return [nodes.raw("", drawn(strips()), format="html")]
+
+
 def tabs(name: str, columns: dict[str, str]) -> str:
     """Columns on a wide page, tabs on a narrow one, without a line of script.
 
@@ -151,4 +160,5 @@ def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-docstring", _plain_bars)
     app.add_directive("training-step", TrainingStep)
     app.add_directive("calls", Calls)
+    app.add_directive("kept", Kept)
     app.add_html_math_renderer("mathml", (_inline, None), (_block, None))
