@@ -12,10 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gpt_compare.breakdown import Breakdown
 from gpt_compare.comparison import Comparison, read_report
 from gpt_compare.difference import differences
 from gpt_compare.figures import Row, with_gaps
-from gpt_compare.plots import COLOURS, entries_of
+from gpt_compare.observing import Speed
+from gpt_compare.plots import COLOURS, drawn, entries_of
+from gpt_compare.reference import Reference
 from gpt_compare.report import COLUMNS, driver_version, show, write_report
 from gpt_compare_toy import finished
 from gpt_trainer.errors import InputError, WriteError
@@ -246,3 +249,62 @@ def test_the_driver_is_told_if_its_tool_answers(
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     assert driver_version() == version
+
+
+def budgeted(tmp_path: Path) -> Comparison:
+    """Two that had as many seconds, with all that can be told of them."""
+    parts = Breakdown(2, 0.2, 0.16, {"nvjet_a": (8, 0.1), "_adamw_kernel": (2, 0.06)})
+    row = replace(
+        ROWS[0],
+        breakdown=parts,
+        compile_seconds=3.25,
+        generation=(Speed(1, 9e3, 80.0), Speed(8, 2e4, 500.0)),
+        sample="Once <upon>\na time",
+    )
+    assert row.figures is not None
+    seen = ((0, 9.0, 4.5), (20, 5.0, 2.5), (40, 3.25, 1.625))
+    row = replace(row, figures=replace(row.figures, validations=seen, bits_per_byte=1.625))
+    settings = {**flat(CPU_DEMO), "minutes": 0.5}
+    reference = Reference("another text", (3e4, 6e5, 9e9), (9.0, 5.0, 3.0))
+    given = (settings, [row, replace(row, label="plain")], "gpt-compare", "2026", None)
+    made = Comparison("cpu-demo", *given, reference=reference)
+    write_report(tmp_path, made)
+    return made
+
+
+def test_a_budget_has_its_steps_bits_and_parts_in_the_table(tmp_path: Path) -> None:
+    made = budgeted(tmp_path)
+    assert made.title == "cpu-demo, None, 30 seconds of steps of 16 x 128 tokens, on a device"
+    line = table_of((tmp_path / "report.md").read_text())[0]
+    assert (line["steps"], line["bits per byte"], line["kernels"]) == ("40", "1.6250", "5")
+    assert line["compiling"] == "3.2 s"
+    assert {path.stem for path in tmp_path.glob("*.png")} == {*PLOTS, "step", "generation"}
+    page = (tmp_path / "report.html").read_text()
+    assert "Once &lt;upon&gt;" in page
+    assert "    Once <upon>\n    a time\n" in (tmp_path / "report.md").read_text()
+    again = read_report(tmp_path)
+    assert again == replace(made, rows=again.rows)
+    assert [row.as_json() for row in again.rows] == [row.as_json() for row in made.rows]
+    assert again.rows[0].breakdown == made.rows[0].breakdown
+
+
+def test_the_clock_begins_behind_the_first_step_and_evaluations_lie_on_it(tmp_path: Path) -> None:
+    figures = drawn(budgeted(tmp_path))
+    top, below = figures["loss-by-time"].axes
+    label = top.get_lines()[0].get_label()
+    assert label == "gpt-triton (first step after 4 s)"
+    seconds = np.linspace(1.0, 1.2, 39)
+    assert top.get_lines()[0].get_xdata()[-1] == pytest.approx(seconds.sum())
+    x, y = below.get_lines()[0].get_data()
+    assert x == pytest.approx([seconds[:19].sum(), seconds.sum()])
+    assert y == pytest.approx([2.5, 1.625])
+    # by the tokens of a step here, and no further than the runs go
+    published = figures["loss-by-step"].axes[0].get_lines()[-1]
+    assert (published.get_label(), published.get_xdata().tolist()) == ("another text", [1.0, 20.0])
+
+
+def test_a_steps_parts_add_up_to_it(tmp_path: Path) -> None:
+    (axes,) = drawn(budgeted(tmp_path))["step"].axes
+    widths = [bar.get_width() for bar in axes.patches if bar.get_y() < 0.0]
+    assert sum(widths) == pytest.approx(100.0)
+    assert sorted(width for width in widths if width) == pytest.approx([20.0, 30.0, 50.0])

@@ -35,6 +35,9 @@ SCRIPTS = {
     "boxed": "import tyro; from typing import Literal; tyro.cli(Literal['on', 'off'], args=['maybe'])",
     "deaf": "signal.signal(signal.SIGTERM, signal.SIG_IGN); say('begun'); time.sleep(60)",
     "refused": f"{SAVE}; say('a warning'); say('gpt-x: --flag is no flag\\n'); sys.exit(65)",
+    "infinite": "say('gpt-x: step 3: loss nan; the last checkpoint is as it was'); sys.exit(70)",
+    "large": "say('gpt-x: out of memory: tried to allocate 20 GiB'); sys.exit(71)",
+    "writer": f"{SAVE}; write(); say('step 2: sample\\nOnce upon\\n\\na time\\n\\nnext: sample more')",
     "killed": "say('step 1'); os.kill(os.getpid(), signal.SIGKILL)",
     "traceback": "raise OSError('disk on fire')",
 }
@@ -91,6 +94,8 @@ def test_checkpoints_stay_if_they_are_to(tmp_path: Path) -> None:
     [
         ("refused", "exit status 65: gpt-x: --flag is no flag"),
         ("killed", "killed by SIGKILL: step 1"),
+        ("infinite", "exit status 70: gpt-x: step 3: loss nan; the last checkpoint is as it was"),
+        ("large", "exit status 71: gpt-x: out of memory: tried to allocate 20 GiB"),
         ("traceback", "exit status 1: OSError: disk on fire"),
         (
             "boxed",
@@ -110,6 +115,18 @@ def test_one_that_says_nothing_any_more_is_given_up(tmp_path: Path, monkeypatch:
     row = run_competitor(competitor("deaf"), tmp_path / "plan.toml", StopFlag())
     assert row.error == "wrote nothing for 1 s: begun"
     assert time.monotonic() - began < 20.0
+
+
+def test_what_it_wrote_at_its_end_is_kept_and_what_it_saw_of_itself(tmp_path: Path) -> None:
+    assert run_competitor(competitor("writer"), tmp_path / "plan.toml", StopFlag()).sample == (
+        "Once upon\n\na time"
+    )
+    seen = {"compile_seconds": 2.5, "generation": [[8, 100.0, 20.0]]}
+    write = f"(run / 'observed.json').write_text({json.dumps(seen)!r})"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SCRIPTS, "good", f"write(); {write}")
+        row = run_competitor(competitor("good"), tmp_path / "plan.toml", StopFlag())
+    assert (row.sample, row.compile_seconds, row.generation) == ("", 2.5, ((8, 100.0, 20.0),))
 
 
 class Meter(Gauge):

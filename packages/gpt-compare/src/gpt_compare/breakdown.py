@@ -79,6 +79,12 @@ class Breakdown:
         return found | {IDLE: (self.span - self.busy) / self.steps}
 
 
+def breakdown_from_json(values: Mapping[str, Any]) -> Breakdown:
+    """What ``dataclasses.asdict`` made of one, as JSON keeps it."""
+    kernels = {name: (calls, seconds) for name, (calls, seconds) in values["kernels"].items()}
+    return Breakdown(values["steps"], values["span"], values["busy"], kernels)
+
+
 def class_of(name: str) -> str:
     """The class of a kernel; ``REST`` and what nothing fits is "other"."""
     if name == REST:

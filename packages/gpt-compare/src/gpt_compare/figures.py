@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from gpt_compare.breakdown import Breakdown
+from gpt_compare.breakdown import Breakdown, breakdown_from_json
 from gpt_compare.competitor import Competitor
 from gpt_compare.observing import Speed
 
@@ -215,7 +215,7 @@ def row_from_json(values: Mapping[str, Any]) -> Row:
             "figures": figures,
             "turns": tuple(values.get("turns", ())),
             "generation": tuple(Speed(*speed) for speed in values.get("generation", ())),
-            "breakdown": None if breakdown is None else Breakdown(**breakdown),
+            "breakdown": None if breakdown is None else breakdown_from_json(breakdown),
         }
     )
 
