@@ -79,6 +79,8 @@ class TorchFuncBackend:
         self._device = devices.choose_device(runtime.device)
         devices.set_numerics(runtime)
         self._optimizer, self._runtime, self._place = optimizer, runtime, place
+        if runtime.shard != "none":
+            raise ValueError(f"shard={runtime.shard!r} is not here; use shard='none', gpt-triton or gpt-jax")
         self._plan = make_plan(config, runtime, options, self._device)
         self._compiled = wants_compile(options, self._device)
         self._tells = tells_documents(self._plan, self._device)
@@ -133,10 +135,9 @@ class TorchFuncBackend:
             first_row: Row of the whole step that the first of these is.
             targets: Targets of the whole step; those of ``micro_batches`` if ``None``.
         """
-        del first_row
         weight = self._weight(micro_batches, targets)
         scalars = StepScalars(*self._send(step_scalars(self._optimizer, lr, step, skip_above)).unbind())
-        total, sums = self._sum(micro_batches, weight, step)
+        total, sums = self._sum(micro_batches, weight, step, first_row)
         sum_over_processes(total, self._place)
         values = self._finish(self._state, sums, scalars, self._optimizer)
         return PendingMetrics(values)
@@ -210,13 +211,16 @@ class TorchFuncBackend:
         options = devices.compiler_options(self._runtime.deterministic)
         return torch.compile(function, fullgraph=True, dynamic=False, options=options)  # type: ignore[return-value]
 
-    def _sum(self, micro_batches: Sequence[Batch], weight: Tensor, step: int) -> tuple[Tensor, Sums]:
+    def _sum(
+        self, micro_batches: Sequence[Batch], weight: Tensor, step: int, first_row: int = 0
+    ) -> tuple[Tensor, Sums]:
         """Loss and gradient over all micro-batches, in a buffer that is allocated once, and that buffer."""
         if self._sums is None:
             buffer, loss, gradients = zeros_in_one(self._state.params)
             self._sums = buffer, Sums(loss, gradients)
         self._sums[0].zero_()
-        for index, batch in enumerate(micro_batches):
+        # masks belong to micro-batches of the whole step
+        for index, batch in enumerate(micro_batches, first_row // len(micro_batches[0].tokens)):
             self._add_share(*self._inputs(batch), weight, self._keys(step, index))
         return self._sums
 

@@ -29,15 +29,17 @@ from gpt_triton.dropout import dropout_keys
 from gpt_triton.graphs import Recorder
 from gpt_triton.inputs import MicroBatch, Shape, load_batch, send, shape_of, upload
 from gpt_triton.loss import target_log_probs
-from gpt_triton.model import logits
+from gpt_triton.model import Parameters, logits
 from gpt_triton.optimizer import STATE_NAMES, AdamWState, step_scalars
 from gpt_triton.options import SPEC as SPEC
 from gpt_triton.options import Options
 from gpt_triton.plan import choose_kernels, make_plan
-from gpt_triton.processes import sum_over_processes
+from gpt_triton.processes import gather_shares, shares_optimizer, sum_over_processes, sum_shares
 from gpt_triton.profiling import record
 from gpt_triton.step import Sums, TrainingState, accumulate, finish
-from gpt_triton.tree import from_canonical, shadow_of, to_canonical, zeros
+from gpt_triton.tree import from_canonical, layout_of, shadow_of, share_of, to_canonical, zeros
+
+CPU = torch.device("cpu")
 
 
 class PendingMetrics:
@@ -74,10 +76,13 @@ class TritonBackend:
         self._device = devices.choose_device(runtime.device)
         self._optimizer, self._runtime, self._options, self._place = optimizer, runtime, options, place
         self._plan = make_plan(config, runtime, options, self._device)
-        params, gradients, first, second = (zeros(config, self._device) for _ in range(4))
+        self._shares = shares_optimizer(runtime.shard, place)
+        params, gradients = (zeros(config, self._device, place.world) for _ in range(2))
+        moments = [self._zeros_of_optimizer(params) for _ in STATE_NAMES]
         shadow = shadow_of(params, config, self._plan.dtype)
-        self._state = TrainingState(params, AdamWState(first, second), shadow)
+        self._state = TrainingState(params, AdamWState(*moments), shadow)
         self._sums = Sums(torch.zeros((), device=self._device), gradients)
+        self._norm = torch.zeros(1, device=self._device)
         self._scalars = torch.ones(4, device=self._device)
         self._metrics = torch.zeros(3, device=self._device)
         self._held: dict[Shape, tuple[MicroBatch, Callable[[], None]]] = {}
@@ -96,10 +101,12 @@ class TritonBackend:
         moments = [None if optimizer_state is None else optimizer_state[name] for name in STATE_NAMES]
         trees = (self._state.params, *self._state.moments)
         for tree, values in zip(trees, (parameters, *moments), strict=True):
-            if values is None:
-                tree.flat.zero_()
-            else:
-                tree.flat.copy_(from_canonical(values, self.config, torch.device("cpu")).flat)
+            tree.flat.zero_()
+            if values is not None:
+                whole = zeros(self.config, torch.device("cpu"), self._place.world)
+                whole.flat[: layout_of(self.config).size] = from_canonical(values, self.config, CPU).flat
+                shared = self._shares and tree is not self._state.params
+                tree.flat.copy_(share_of(whole, self._place).flat if shared else whole.flat)
         if self._state.shadow is not self._state.params:
             self._state.shadow.flat.copy_(self._state.params.flat)
 
@@ -108,9 +115,16 @@ class TritonBackend:
         return to_canonical(self._state.params, self.config)
 
     def export_optimizer_state(self) -> OptimizerState:
-        """The optimizer's state, as copies."""
-        trees = zip(STATE_NAMES, self._state.moments, strict=True)
-        return {name: to_canonical(tree, self.config) for name, tree in trees}
+        """The optimizer's state, as copies; where processes hold shares, all call this together."""
+        state = {}
+        for name, tree in zip(STATE_NAMES, self._state.moments, strict=True):
+            if self._shares:
+                whole = zeros(self.config, self._device, self._place.world)
+                share_of(whole, self._place).flat.copy_(tree.flat)
+                gather_shares(whole.flat, self._place)
+                tree = whole
+            state[name] = to_canonical(tree, self.config)
+        return state
 
     def train_step(
         self,
@@ -129,17 +143,19 @@ class TritonBackend:
             first_row: Row of the whole step that the first of these is.
             targets: Targets of the whole step; those of ``micro_batches`` if ``None``.
         """
-        del first_row
-        self._sum(micro_batches, step, targets)
+        self._sum(micro_batches, step, targets, first_row)
         # between the recorded graphs, not inside one
-        for buffer in (self._sums.loss, self._sums.gradients.flat):
-            sum_over_processes(buffer, self._place)
+        self._sum_over_processes()
         if self._update is None:
             # recording runs it once: no norm is below -1, so that no weight changes
             upload(self._scalars, torch.tensor([0.0, 1.0, 1.0, -1.0]))
             self._update = self._recorded(self._finish)
         upload(self._scalars, torch.from_numpy(step_scalars(self._optimizer, lr, step, skip_above)))
         self._update()
+        if self._shares:
+            gather_shares(self._state.params.flat, self._place)
+            if self._state.shadow is not self._state.params:
+                self._state.shadow.flat.copy_(self._state.params.flat)
         return PendingMetrics(self._metrics)
 
     def gradients(self, micro_batches: Sequence[Batch], step: int) -> tuple[float, Canonical]:
@@ -192,13 +208,17 @@ class TritonBackend:
             "cuda_graph": str(self._recorder is not None).lower(),
         } | devices.library_versions()
 
-    def _sum(self, micro_batches: Sequence[Batch], step: int, targets: int | None = None) -> None:
+    def _sum(
+        self, micro_batches: Sequence[Batch], step: int, targets: int | None = None, first_row: int = 0
+    ) -> None:
         """Sum the micro-batches' shares of loss and gradients into zeroed buffers."""
         config, weight = self.config, target_weight(micro_batches, self.config, targets)
         held = [self._hold(shape_of(batch)) for batch in micro_batches]
         self._sums.gradients.flat.zero_()
         self._sums.loss.zero_()
-        for index, (batch, (slot, launch)) in enumerate(zip(micro_batches, held, strict=True)):
+        # masks belong to micro-batches of the whole step
+        first = first_row // len(micro_batches[0].tokens)
+        for index, (batch, (slot, launch)) in enumerate(zip(micro_batches, held, strict=True), first):
             keys = None
             if config.dropout:
                 keys = dropout_keys(self._runtime.seed, step, index, config.n_layer)
@@ -216,7 +236,32 @@ class TritonBackend:
         accumulate(self._state.shadow, self._sums, slot.inputs, slot.weight, slot.keys, self._plan)
 
     def _finish(self) -> None:
-        self._metrics.copy_(finish(self._state, self._sums, self._scalars, self._optimizer, self._plan))
+        state, sums, norm = self._state, self._sums, None
+        if self._shares:
+            # the shadow is written when all shares are gathered
+            own = share_of(state.params, self._place)
+            state, norm = TrainingState(own, state.moments, own), self._norm
+            sums = Sums(sums.loss, share_of(sums.gradients, self._place))
+        self._metrics.copy_(finish(state, sums, self._scalars, self._optimizer, self._plan, norm))
+
+    def _sum_over_processes(self) -> None:
+        """Sum loss and gradient over all; of the gradient this process's share alone, if it has one."""
+        gradients = self._sums.gradients
+        sum_over_processes(self._sums.loss, self._place)
+        if not self._shares:
+            sum_over_processes(gradients.flat, self._place)
+            return
+        sum_shares(gradients.flat, self._place)
+        self._norm.copy_(self._plan.ops.global_norm(share_of(gradients, self._place).flat).square_())
+        sum_over_processes(self._norm, self._place)
+        self._norm.sqrt_()
+
+    def _zeros_of_optimizer(self, params: Parameters) -> Parameters:
+        """A tree of zeros, or a share of one."""
+        if not self._shares:
+            return zeros(self.config, self._device, self._place.world)
+        own = share_of(params, self._place)
+        return own._replace(flat=torch.zeros_like(own.flat))
 
     def _recorded(self, launch: Callable[[], None]) -> Callable[[], None]:
         """A graph of ``launch``, which is run once for it; or ``launch`` itself where nothing is recorded."""

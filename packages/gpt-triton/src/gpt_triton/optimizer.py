@@ -63,6 +63,7 @@ def adamw_update(
     scalars: Float[Tensor, " 4"],
     shadow: Parameters,
     ops: Ops,
+    norm: Float[Tensor, " 1"] | None = None,
 ) -> Outcome:
     """One step in place; everything stays as it was if the norm is not finite or above ``skip_above``.
 
@@ -72,8 +73,9 @@ def adamw_update(
         state: Moments, changed.
         scalars: As ``step_scalars`` makes them.
         shadow: What products read, rewritten unless it is ``params`` itself.
+        norm: Of the whole gradient, where ``gradients`` are a share of it.
     """
-    norm = ops.global_norm(gradients.flat)
+    norm = ops.global_norm(gradients.flat) if norm is None else norm
     ops.adamw_update(
         params.flat,
         gradients.flat,

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gpt_trainer.backend import Shard
 from gpt_trainer.errors import InputError, PeerLostError
 from gpt_trainer.ranks.peers import Alone, Peers
 from gpt_trainer.ranks.place import Meeting, Place, find_meeting
@@ -154,6 +155,33 @@ def sum_over_processes(buffer: Tensor, place: Place) -> None:
         import torch.distributed as dist
 
         dist.all_reduce(buffer)
+
+
+def shares_optimizer(shard: Shard, place: Place) -> bool:
+    """Whether each process holds a share of the optimizer's state only.
+
+    Raises:
+        ValueError: If weights are to be shared too.
+    """
+    if shard == "all":
+        raise ValueError(
+            "shard='all' is not here: every kernel reads weights that are whole; use shard='optimizer'"
+        )
+    return shard == "optimizer" and place.world > 1
+
+
+def sum_shares(buffer: Tensor, place: Place) -> None:
+    """Sum over all processes what lies in this one's share of a buffer; the rest is left as it falls."""
+    import torch.distributed as dist
+
+    dist.reduce_scatter_tensor(buffer.chunk(place.world)[place.rank], buffer)
+
+
+def gather_shares(buffer: Tensor, place: Place) -> None:
+    """Fill a buffer with every process's share of it."""
+    import torch.distributed as dist
+
+    dist.all_gather_into_tensor(buffer, buffer.chunk(place.world)[place.rank])
 
 
 def launch(module: str, devices: int, words: Sequence[str]) -> int:

@@ -54,7 +54,12 @@ def accumulate(
 
 
 def finish(
-    state: TrainingState, sums: Sums, scalars: Float[Tensor, " 4"], config: OptimizerConfig, plan: Plan
+    state: TrainingState,
+    sums: Sums,
+    scalars: Float[Tensor, " 4"],
+    config: OptimizerConfig,
+    plan: Plan,
+    norm: Float[Tensor, " 1"] | None = None,
 ) -> Float[Tensor, " 3"]:
     """Clip and update by the summed gradient.
 
@@ -62,10 +67,11 @@ def finish(
         state: Parameters, moments and shadow, changed in place.
         sums: Loss and gradient of the whole step.
         scalars: As ``step_scalars`` makes them.
+        norm: Of the whole gradient, where state and sums are a share of all.
 
     Returns:
         Loss, gradient norm, and 1 if the weights were updated.
     """
     params, moments, shadow = state
-    outcome = adamw_update(params, sums.gradients, moments, config, scalars, shadow, plan.ops)
+    outcome = adamw_update(params, sums.gradients, moments, config, scalars, shadow, plan.ops, norm)
     return torch.stack([sums.loss, outcome.grad_norm, outcome.updated.to(sums.loss.dtype)])

@@ -3,7 +3,7 @@
 All leaves of a tree are views into one flat buffer: one kernel for AdamW, one for the norm and one collective
 for many GPUs. Matrices come first, then gains and biases, so that weight decay covers a prefix. Each view
 begins on a 128-byte boundary, in the bfloat16 shadow too, and the vocabulary is padded inside with zero rows
-to a multiple of 128. Shapes: P elements of a buffer.
+to a multiple of 128. Shapes: P elements of a buffer, S of a process's share of it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import Parameters as Canonical
 from gpt_trainer.parameters import parameter_shapes
+from gpt_trainer.ranks.place import Place
 from jaxtyping import Float
 from torch import Tensor
 
@@ -109,9 +110,26 @@ def view_as_tree(
     )
 
 
-def zeros(config: ModelConfig, device: torch.device) -> Parameters:
-    """A tree of zeros, float32."""
-    return view_as_tree(torch.zeros(layout_of(config).size, device=device), config)
+def zeros(config: ModelConfig, device: torch.device, shares: int = 1) -> Parameters:
+    """A tree of zeros, float32.
+
+    Args:
+        shares: So many equal shares of the buffer are aligned: it ends in elements that are nobody's.
+    """
+    size = _round_up(layout_of(config).size, ALIGN * shares)
+    return view_as_tree(torch.zeros(size, device=device), config)
+
+
+def share_of(tree: Parameters, place: Place) -> Parameters:
+    """A process's share of the elements of a tree, for what reads the buffer alone.
+
+    Args:
+        tree: Of as many aligned shares as there are processes.
+    """
+    size = tree.flat.numel() // place.world
+    first = place.rank * size
+    own = tree.flat[first : first + size]
+    return tree._replace(flat=own, decay_count=min(max(tree.decay_count - first, 0), size))
 
 
 def shadow_of(params: Parameters, config: ModelConfig, dtype: torch.dtype) -> Parameters:

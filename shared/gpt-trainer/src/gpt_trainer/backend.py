@@ -162,7 +162,8 @@ class Backend(Protocol):
             lr: Learning rate of this step.
             step: Optimizer steps already taken, from 0: AdamW's bias correction uses ``step + 1`` and
                 the dropout masks use ``step``.
-            first_row: Row of the whole step that the first of these is: dropout masks count rows from there.
+            first_row: Row of the whole step that the first of these is, a multiple of a micro-batch's rows:
+                dropout masks count micro-batches from the step's first, whoever has it.
             targets: Number of targets in the whole step; those of ``micro_batches`` if ``None``.
             skip_above: Largest global norm that still updates the weights.
 

@@ -61,6 +61,7 @@ def dropout_key(seed: int, step: int, micro_batch: int, layer: int, site: Site) 
     Args:
         seed: The run's seed, below 2^64.
         step: Optimizer steps already taken, from 0.
+        micro_batch: Counted from the step's first, over all processes and devices, in the order of rows.
         layer: Index of the block, from 0; 0 for the embedding.
     """
     counter = np.array([[step], [micro_batch], [layer], [int(site)]], np.uint32)

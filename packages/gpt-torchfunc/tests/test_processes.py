@@ -1,0 +1,132 @@
+"""A process a device, over gloo: the same losses as one, on the loopback address alone, and no hang."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from gpt_data.prepare import prepare
+from gpt_torchfunc.options import SPEC
+from gpt_torchfunc.processes import without_devices
+from gpt_trainer.checkpoint import find_steps
+from gpt_trainer.commands import train_main
+from gpt_trainer.report.metrics import read_metrics
+
+PATIENCE = 120.0
+LISTENING = "0A"
+LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("corpus")
+    (folder / "text.txt").write_text("".join(f"def f{n}(x):\n    return x * {n}\n" for n in range(400)))
+    prepare(f"text:{folder / 'text.txt'}", "bytes", folder / "shards")
+    return [
+        *("--n-layer=2", "--n-head=2", "--d-model=16", "--context=16", "--device=cpu", "--plain"),
+        *(f"--data=shards:{folder / 'shards'}", "--tokenizer=bytes", "--tokens-per-step=256"),
+        *("--micro-batch=4", "--steps=50", "--warmup=5", "--lr=0.01", "--save-every=5", "--eval-every=25"),
+        *("--eval-rows=16", "--sample-every=0", "--log-every=1", "--dropout=0.1"),
+    ]
+
+
+def run(launcher: list[str], *flags: str, cwd: Path, **environment: str) -> subprocess.Popen[str]:
+    """A command in its own processes, with a thread each."""
+    return subprocess.Popen(
+        [sys.executable, "-m", *launcher, *flags],
+        cwd=cwd,
+        env=os.environ | {"OMP_NUM_THREADS": "1", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def until(found: Callable[[], object], what: str) -> None:
+    """Wait for something."""
+    end = time.monotonic() + PATIENCE
+    while not found():
+        assert time.monotonic() < end, f"no {what} in {PATIENCE:.0f} s"
+        time.sleep(0.05)
+
+
+def ranks_of(launcher: int) -> dict[int, int]:
+    """Process ids by rank, of what torchrun has started."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            environment = (folder / "environ").read_bytes().split(b"\0")
+        except (OSError, IndexError):
+            continue
+        ranks = [int(item[5:]) for item in environment if item.startswith(b"RANK=")]
+        if parent == launcher and ranks:
+            found[ranks[0]] = int(folder.name)
+    return found
+
+
+def listening(process: int) -> Iterator[str]:
+    """Addresses that a process listens on, in hexadecimal."""
+    sockets = set()
+    for file in Path(f"/proc/{process}/fd").iterdir():
+        try:
+            sockets.add(str(file.readlink()))
+        except OSError:
+            continue
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{process}/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == LISTENING and f"socket:[{fields[9]}]" in sockets:
+                yield fields[1].partition(":")[0]
+
+
+def losses(folder: Path) -> list[float]:
+    return [line["loss"] for line in read_metrics(folder / "metrics.jsonl") if "loss" in line]
+
+
+def test_two_processes_on_the_loopback_take_the_steps_of_one_and_stop_together(
+    flags: list[str], tmp_path: Path
+) -> None:
+    words = ["gpt_torchfunc.train", "--devices=2", "--out=two"]
+    with run(words, *flags, cwd=tmp_path) as process:
+        until(lambda: losses(tmp_path / "two"), "first step")
+        ranks = ranks_of(process.pid)
+        addresses = {address for one in (process.pid, *ranks.values()) for address in listening(one)}
+        os.kill(ranks[1], signal.SIGTERM)
+        said = process.communicate(timeout=PATIENCE)[0]
+    assert sorted(ranks) == [0, 1]
+    assert addresses, "gloo listens somewhere"
+    assert addresses <= LOOPBACK
+    assert process.returncode == 75, said
+    assert "Traceback" not in said
+    assert len(losses(tmp_path / "two")) == find_steps(tmp_path / "two")[-1][0] < 50
+    assert train_main(SPEC, ["--resume", str(tmp_path / "two")]) == 0
+    assert train_main(SPEC, [*flags, "--out", str(tmp_path / "one")]) == 0
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-6)
+
+
+@pytest.mark.slow
+def test_torchrun_goes_on_after_a_process_was_killed(flags: list[str], tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ["torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1", f"--master-port={port}"]
+    with run([*words, "-m", "gpt_torchfunc.train"], *flags, "--out=run", cwd=tmp_path) as process:
+        until(lambda: len(losses(tmp_path / "run")) > 6, "step 6")
+        os.kill(ranks_of(process.pid)[1], signal.SIGKILL)
+        said = process.communicate(timeout=PATIENCE)[0]
+    assert process.returncode == 0, said
+    assert "rank 1 is lost" in said
+    assert train_main(SPEC, [*flags, "--out", str(tmp_path / "one")]) == 0
+    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "one"), rel=1e-6)
+
+
+def test_devices_are_not_told_twice() -> None:
+    assert without_devices(["--devices", "2", "--lr", "1", "--devices=3"]) == ["--lr", "1"]
