@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from gpt_data.batch import IGNORE
 from gpt_torchfunc.dropout import dropout_keys
-from gpt_torchfunc.gradients import loss_and_gradients
+from gpt_torchfunc.gradients import add_gradients_of_whole, loss_and_gradients
 from gpt_torchfunc.loss import head_loss_and_gradients, target_log_probs, token_nll
 from gpt_torchfunc.model import Plan, logits
 from gpt_torchfunc.tree import LEAF_NAMES, from_leaves, leaves, map_leaves
@@ -77,6 +77,43 @@ def test_bfloat16_gradients_err_at_most_twice_as_much_as_autocast(config, params
     for name, got, theirs, exact in zip(LEAF_NAMES, *map(leaves, (ours, plain, want)), strict=True):
         error, allowed = ((g.double() - exact).norm() / exact.norm() for g in (got, theirs.grad))
         assert error <= 2 * allowed, f"{name}: {error:.1e} > 2 x {allowed:.1e}"
+
+
+@pytest.mark.parametrize("attention", ["written", "sdpa"])
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+def test_the_whole_and_its_pieces_have_one_gradient(
+    rate, attention, config, params, packed, to_inputs, assert_close
+):
+    plan = plan_for(config, attention=attention, dropout=rate)
+    keys = dropout_keys(3, 1, 0, config.n_layer) if rate else None
+    given = (params, to_inputs(packed), plan, weight_of(packed), keys)
+    (loss, got), (want_loss, want) = (
+        loss_and_gradients(*given, add_gradients_of_whole),
+        loss_and_gradients(*given),
+    )
+    assert_close("loss", loss, want_loss, rel=1e-6)
+    for name, ours, theirs in zip(LEAF_NAMES, leaves(got), leaves(want), strict=True):
+        assert_close(name, ours, theirs, rel=1e-6)
+
+
+def test_without_a_compiler_no_product_is_formed_twice(build, batch, config):
+    """The step of a CPU was a third slower while backward formed every product of forward again."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Watch(TorchDispatchMode):
+        hidden = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            wide = func is torch.ops.aten.mm.default and out.shape == (batch.tokens.size, 4 * config.d_model)
+            self.hidden += wide
+            return out
+
+    backend = build()
+    with Watch() as watch:
+        backend.train_step([batch], 1e-3, 0)
+    # the hidden layer and its gradient, in each block
+    assert watch.hidden == 2 * config.n_layer
 
 
 # 1: a token at a time; 7: a short last chunk; 52: all at once

@@ -89,7 +89,7 @@ class TorchFuncBackend:
         self._state = TrainingState(params, AdamWState(first, second))
         self._sums: tuple[Tensor, Sums] | None = None
         self._evaluated: tuple[tuple[int, ...], bool] | None = None
-        self._run = Functions(*map(self._compile, PLAIN))
+        self._run = Functions(*map(self._compile, PLAIN)) if self._compiled else None
         graphs = self._compiled and self._device.type == "cuda"
         self._add_share = Replay(self._share) if graphs else self._share
         self._finish = self._compile(finish)

@@ -37,6 +37,7 @@ from gpt_torchfunc.model import (
     contract,
     embed,
     expand,
+    hidden_states,
     layer_norm,
     merge,
     mix,
@@ -45,7 +46,7 @@ from gpt_torchfunc.model import (
     unstack,
     written,
 )
-from gpt_torchfunc.tree import map_leaves
+from gpt_torchfunc.tree import leaves, map_leaves
 
 Heads = tuple[Float[Tensor, "B H T K"], Float[Tensor, "B H T K"], Float[Tensor, "B H T K"]]
 Keys = Int64[Tensor, "4 2"] | None
@@ -217,16 +218,38 @@ def add_gradients(
     return loss
 
 
+def add_gradients_of_whole(
+    params: Parameters,
+    sums: Parameters,
+    inputs: Inputs,
+    plan: Plan,
+    weight: Float[Tensor, ""],
+    keys: Int64[Tensor, "L 4 2"] | None = None,
+) -> Float[Tensor, ""]:
+    """``add_gradients`` by one ``vjp`` of the whole model, which keeps what every operation leaves.
+
+    The quicker form where nothing is compiled: only a compiler leaves a piece's unread product out.
+    """
+    hidden, pull = vjp(lambda params: hidden_states(params, inputs, plan, keys), params)  # type: ignore[misc]
+    loss, d_hidden, d_wte = head_loss_and_gradients(
+        hidden, params.wte, inputs.targets.flatten(), plan, weight
+    )
+    (shares,) = pull(d_hidden)
+    _add((sums.wte, *leaves(sums)), (d_wte, *leaves(shares)))
+    return loss
+
+
 def loss_and_gradients(
     params: Parameters,
     inputs: Inputs,
     plan: Plan,
     weight: Float[Tensor, ""],
     keys: Int64[Tensor, "L 4 2"] | None = None,
+    add: Callable[..., Tensor] = add_gradients,
 ) -> tuple[Float[Tensor, ""], Parameters]:
-    """``add_gradients`` to nothing: a function of its arguments."""
+    """``add_gradients``, or its other form, to nothing: a function of its arguments."""
     sums = map_leaves(torch.zeros_like, params)
-    return add_gradients(params, sums, inputs, plan, weight, keys), sums
+    return add(params, sums, inputs, plan, weight, keys), sums
 
 
 def _forward(

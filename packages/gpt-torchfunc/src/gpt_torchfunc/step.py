@@ -15,7 +15,7 @@ from gpt_trainer.backend import OptimizerConfig
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from gpt_torchfunc.gradients import PLAIN, Functions, add_gradients
+from gpt_torchfunc.gradients import Functions, add_gradients, add_gradients_of_whole
 from gpt_torchfunc.model import Inputs, Parameters, Plan
 from gpt_torchfunc.optimizer import AdamWState, StepScalars, adamw_update
 from gpt_torchfunc.tree import leaves
@@ -42,7 +42,7 @@ def accumulate(
     weight: Float[Tensor, ""],
     keys: Int64[Tensor, "L 4 2"] | None,
     plan: Plan,
-    run: Functions = PLAIN,
+    run: Functions | None = None,
 ) -> None:
     """Add one micro-batch's share to ``sums``.
 
@@ -50,8 +50,10 @@ def accumulate(
         sums: Loss and gradient so far, changed in place.
         weight: One over the number of targets in the whole step.
         keys: Dropout keys, or ``None``.
+        run: The compiled pieces; ``None`` where nothing is compiled.
     """
-    sums.loss.add_(add_gradients(params, sums.gradients, inputs, plan, weight, keys, run))
+    given = (params, sums.gradients, inputs, plan, weight, keys)
+    sums.loss.add_(add_gradients_of_whole(*given) if run is None else add_gradients(*given, run))
 
 
 def finish(
