@@ -21,7 +21,8 @@ from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import OptimizerState, check_optimizer_state, check_parameters
 from gpt_trainer.parameters import Parameters as Canonical
 from gpt_trainer.ranks.place import Place
-from jaxtyping import Array, Float32, Int32
+from gpt_trainer.sequences import Sequences
+from jaxtyping import Array, Float32, Int, Int32
 
 from gpt_jax.decoding import Decoder
 from gpt_jax.device import choose_devices, compiler_options, device_name, peak_memory_bytes
@@ -179,9 +180,11 @@ class JaxBackend:
         values = self._logits(self._params, self._scored(batch), plan=self._plan)
         return np.array(values)[..., : self.config.vocab_size]
 
-    def decoder(self, rows: int) -> Decoder:
-        """A fresh decoder for ``rows`` sequences of at most ``config.context`` tokens."""
-        return Decoder(self._params, self.config, self._plan, rows)
+    def decoder(
+        self, rows: int, *, room: int | None = None, filling: Int[np.ndarray, " B"] | None = None
+    ) -> Decoder:
+        """A fresh decoder for ``rows`` sequences; see ``gpt_trainer.backend.Backend.decoder``."""
+        return Decoder(self._params, self._plan, Sequences.begin(self.config, rows, room, filling))
 
     def profile(self, folder: Path) -> AbstractContextManager[Profile]:
         """Record with JAX's profiler; its trace is written into ``folder`` on exit."""

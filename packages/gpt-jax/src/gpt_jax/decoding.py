@@ -1,32 +1,53 @@
 """Generation with the keys and values of earlier positions kept.
 
 All shapes are static: the cache has room for a whole context, and new tokens are filled up to a power
-of two, so that a prompt of any length and the single tokens after it take two compilations. What the
-filling would write falls past the end of the cache, where it is dropped.
+of two, so that a prompt of any length and the single tokens after it take two compilations. What is
+filled up on the right writes past the last token, where the next tokens write before any of them looks
+there, or past the end of the cache, where it is dropped.
 
-Shapes: B rows, n new positions (filled up), C context, D width, H heads, K head width, V vocabulary,
-L blocks.
+Shapes: B rows, n new positions (filled up to m), C slots of the cache, R rows of a fork, N positions that
+are scored, D width, H heads, K head width, V vocabulary, L blocks.
 """
 
 from __future__ import annotations
 
+from copy import copy
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from gpt_data.checks import check_ids
-from gpt_trainer.model_config import ModelConfig
+from gpt_data.batch import IGNORE
+from gpt_data.targets import spread, target_index
+from gpt_trainer.sequences import Sequences
 from jax import lax
-from jaxtyping import Array, Float, Float32, Int
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 
 from gpt_jax.attention import attention_weights, weighted_sum
+from gpt_jax.loss import token_nll
 from gpt_jax.mesh import EMBEDDINGS, MATRICES
 from gpt_jax.model import Block, Parameters, Plan, gelu, layer_norm, linear, split_heads
 from gpt_jax.precision import product
 
 SMALLEST_FILL = 32
+
+
+@struct.dataclass
+class New:
+    """New tokens, filled up on the right.
+
+    Attributes:
+        positions: Rows of ``wpe``.
+        filling: How many of each row's first slots nothing sees.
+        start: Slots of the cache that are taken.
+    """
+
+    tokens: Int[ArrayLike, "B n"]
+    positions: Int[ArrayLike, "B n"]
+    filling: Int[ArrayLike, " B"]
+    start: Int[ArrayLike, ""]
 
 
 @struct.dataclass
@@ -38,20 +59,14 @@ class Cache:
 
 
 class Decoder:
-    """Sequences that grow together; implements ``gpt_trainer.backend.Decoder``.
+    """Sequences that grow together; implements ``gpt_trainer.backend.Decoder``."""
 
-    Attributes:
-        length: Tokens fed so far.
-    """
-
-    def __init__(self, params: Parameters, config: ModelConfig, plan: Plan, rows: int) -> None:
-        if rows < 1:
-            raise ValueError(f"rows={rows} is not positive")
-        self.length = 0
-        self._config, self._plan, self._rows = config, plan, rows
+    def __init__(self, params: Parameters, plan: Plan, sequences: Sequences) -> None:
+        config, rows = sequences.config, len(sequences.filling)
+        self._plan, self._sequences = plan, sequences
         # cast once: a decoder reads every weight for every token; and a copy, as training donates its own
         self._params = _prepare(params, plan)
-        shape = (config.n_layer, rows, config.context, config.n_head, config.head_width)
+        shape = (config.n_layer, rows, sequences.room, config.n_head, config.head_width)
         (device,) = params.wte.devices()
         empty = np.zeros(shape, jnp.dtype(plan.dtype))
         self._cache = Cache(jax.device_put(empty, device), jax.device_put(empty.copy(), device))
@@ -62,28 +77,49 @@ class Decoder:
         Raises:
             ValueError: If the sequences would outgrow the model's context, or the shape or an id is wrong.
         """
-        self._check(tokens)
-        count = tokens.shape[1]
-        filled = np.zeros((self._rows, _fill(count)), np.int32)
-        filled[:, :count] = tokens
-        span = np.array([self.length, count], np.int32)
-        self._cache, logits = _extend(self._params, self._cache, filled, span, self._plan)
-        self.length += count
-        return np.array(logits)[:, : self._config.vocab_size]
+        new, last = self._new(tokens), np.int32(tokens.shape[1] - 1)
+        self._cache, logits = _extend(self._params, self._cache, new, last, self._plan)
+        return np.array(logits)[:, : self._plan.vocab_size]
 
-    def _check(self, tokens: np.ndarray) -> None:
-        if tokens.ndim != 2 or tokens.shape[0] != self._rows or tokens.shape[1] < 1:
-            raise ValueError(f"tokens have shape {tokens.shape}, expected ({self._rows}, n) with n >= 1")
-        if self.length + tokens.shape[1] > self._config.context:
-            raise ValueError(
-                f"{self.length} + {tokens.shape[1]} tokens outgrow the context of {self._config.context}"
-            )
-        check_ids("tokens", tokens, 0, self._config.vocab_size)
+    def log_probs(
+        self, tokens: Int[np.ndarray, "B n"], targets: Int[np.ndarray, "B n"]
+    ) -> Float32[np.ndarray, "B n"]:
+        """Append ``n`` tokens to every sequence; return the log-probability of each target, 0 where ignored.
+
+        Raises:
+            ValueError: If a token that a target depends on would outgrow the model's context, or a shape or
+                an id is wrong.
+        """
+        new = self._new(tokens, targets)
+        self._cache, x = _advance(self._params, self._cache, new, self._plan)
+        if (targets == IGNORE).all():
+            return np.zeros(targets.shape, np.float32)
+        filled = _filled(targets, IGNORE)
+        values = _score(self._params, x, target_index(filled), filled, self._plan)
+        return spread(np.asarray(values), filled)[:, : targets.shape[1]]
+
+    def fork(self, rows: Int[np.ndarray, " R"]) -> Decoder:
+        """A decoder of R sequences: number r goes on from where sequence ``rows[r]`` of this one is now."""
+        made = copy(self)
+        made._sequences, made._cache = self._sequences.fork(rows), _take(self._cache, rows.astype(np.int32))
+        return made
+
+    def _new(self, tokens: np.ndarray, targets: np.ndarray | None = None) -> New:
+        """New tokens, checked and counted, filled up on the right."""
+        start = np.int32(self._sequences.length)
+        positions = self._sequences.append(tokens, targets)
+        return New(_filled(tokens, 0), _filled(positions, 0), self._sequences.filling, start)
 
 
 def _fill(count: int) -> int:
     """Columns that ``count`` new tokens take: 1, or a power of two from 32 on."""
     return 1 if count == 1 else max(SMALLEST_FILL, 1 << (count - 1).bit_length())
+
+
+def _filled(values: Int[np.ndarray, "B n"], value: int) -> Int32[np.ndarray, "B m"]:
+    """Columns of ``value`` behind the others."""
+    missing = _fill(values.shape[1]) - values.shape[1]
+    return np.pad(values.astype(np.int32), ((0, 0), (0, missing)), constant_values=value)
 
 
 @partial(jax.jit, static_argnums=1)
@@ -101,42 +137,73 @@ def _prepare(params: Parameters, plan: Plan) -> Parameters:
     )
 
 
-@partial(jax.jit, static_argnums=4, donate_argnums=1)
-def _extend(
-    params: Parameters, cache: Cache, tokens: Int[Array, "B n"], span: Int[Array, " 2"], plan: Plan
-) -> tuple[Cache, Float[Array, "B V"]]:
-    """The cache with the new positions in it, and the logits after the last of them.
+@partial(jax.jit, static_argnums=3, donate_argnums=1)
+def _advance(params: Parameters, cache: Cache, new: New, plan: Plan) -> tuple[Cache, Float[Array, "B n D"]]:
+    """The cache with the new positions in it, and the residual stream of these behind the last block.
 
     Args:
         cache: Keys and values so far; its memory is used again.
-        tokens: New tokens, filled up on the right.
-        span: How many tokens there are already, and how many of ``tokens`` count.
     """
-    start, count = span
-    offset = jnp.arange(tokens.shape[1], dtype=jnp.int32)
-    # what only fills up goes past the end
-    position = jnp.where(offset < count, start + offset, cache.keys.shape[2])
-    x = (params.wte[tokens] + params.wpe.at[position].get(mode="clip")[None]).astype(plan.dtype)
+    slots = new.start + jnp.arange(new.tokens.shape[1], dtype=jnp.int32)
+    first = jnp.minimum(new.filling[:, None], slots[None])  # [B, n]
+    room = jnp.arange(cache.keys.shape[2], dtype=jnp.int32)[None, None]
+    mask = (first[:, :, None] <= room) & (room <= slots[None, :, None])  # [B, n, C]
+    x = (params.wte[new.tokens] + params.wpe[new.positions]).astype(plan.dtype)
 
     def step(x: Array, layer: tuple[Block, Cache]) -> tuple[Array, Cache]:
-        return _apply_block(layer[0], x, layer[1], position, plan)
+        return _apply_block(layer[0], x, layer[1], slots, mask, plan)
 
     assert isinstance(params.blocks, Block)
     x, cache = lax.scan(step, x, (params.blocks, cache))
-    last = lax.dynamic_slice_in_dim(x, count - 1, 1, axis=1)  # [B, 1, D]
-    last = layer_norm(last, params.ln_f_gain, params.ln_f_bias)[:, 0]
-    return cache, product("bd,vd->bv", last, params.wte.astype(plan.dtype), wide=True)
+    return cache, x
+
+
+@partial(jax.jit, static_argnums=4, donate_argnums=1)
+def _extend(
+    params: Parameters, cache: Cache, new: New, last: Int[Array, ""], plan: Plan
+) -> tuple[Cache, Float[Array, "B V"]]:
+    """The cache with the new positions in it, and the logits after number ``last`` of them."""
+    cache, x = _advance(params, cache, new, plan)
+    hidden = lax.dynamic_slice_in_dim(x, last, 1, axis=1)  # [B, 1, D]
+    hidden = layer_norm(hidden, params.ln_f_gain, params.ln_f_bias)[:, 0]
+    return cache, product("bd,vd->bv", hidden, params.wte.astype(plan.dtype), wide=True)
+
+
+@partial(jax.jit, static_argnums=4)
+def _score(
+    params: Parameters,
+    x: Float[Array, "B n D"],
+    index: Int[Array, " N"] | None,
+    targets: Int[Array, "B n"],
+    plan: Plan,
+) -> Float[Array, " N"]:
+    """Log-probability of each target that ``index`` picks; of all if it is ``None``."""
+    hidden, targets = x.reshape(-1, x.shape[-1]), targets.reshape(-1)
+    if index is not None:
+        hidden, targets = hidden[index], targets[index]
+    hidden = layer_norm(hidden, params.ln_f_gain, params.ln_f_bias)
+    return -token_nll(hidden, params.wte, targets, plan)
+
+
+@jax.jit
+def _take(cache: Cache, rows: Int[Array, " R"]) -> Cache:
+    """The cache of some rows."""
+    return Cache(cache.keys[:, rows], cache.values[:, rows])
 
 
 def _apply_block(
-    block: Block, x: Float[Array, "B n D"], cache: Cache, position: Int[Array, " n"], plan: Plan
+    block: Block,
+    x: Float[Array, "B n D"],
+    cache: Cache,
+    slots: Int[Array, " n"],
+    mask: Bool[Array, "B n C"],
+    plan: Plan,
 ) -> tuple[Float[Array, "B n D"], Cache]:
-    """One block on the new positions, which see all of the cache up to themselves."""
+    """One block on the new positions; what would be written behind the cache's end is dropped."""
     qkv = linear(layer_norm(x, block.ln1_gain, block.ln1_bias), block.qkv_weight, block.qkv_bias)
     q, k, v = split_heads(qkv, plan.n_head)
-    keys = cache.keys.at[:, position].set(k, mode="drop")
-    values = cache.values.at[:, position].set(v, mode="drop")
-    mask = jnp.arange(keys.shape[1], dtype=jnp.int32)[None, None] <= position[None, :, None]  # [1, n, C]
+    keys = cache.keys.at[:, slots].set(k, mode="drop")
+    values = cache.values.at[:, slots].set(v, mode="drop")
     mixed = weighted_sum(attention_weights(q, keys, mask), values).reshape(x.shape)
     x = x + linear(mixed, block.out_weight, block.out_bias)
     h = linear(layer_norm(x, block.ln2_gain, block.ln2_bias), block.up_weight, block.up_bias)

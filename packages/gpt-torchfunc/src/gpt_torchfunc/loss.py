@@ -120,7 +120,13 @@ def target_log_probs(
     hidden, targets = hidden_states(params, inputs, plan), inputs.targets.flatten()
     if index is not None:
         hidden, targets = hidden[index], targets[index]
-    head = params.wte.to(plan.dtype)
+    return hidden_log_probs(hidden, params.wte.to(plan.dtype), targets, plan)
+
+
+def hidden_log_probs(
+    hidden: Float[Tensor, "N D"], head: Float[Tensor, "V D"], targets: Int[Tensor, " N"], plan: Plan
+) -> Float[Tensor, " N"]:
+    """Log-probability of each target, 0 where ignored, from what the head sees."""
     chunks = zip(*_chunks(hidden, targets, head, plan), strict=True)
     return -torch.cat([token_nll(h, head, t, plan.vocab_size) for h, t in chunks])
 

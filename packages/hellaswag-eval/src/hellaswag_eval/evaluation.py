@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Protocol as Interface
 from typing import runtime_checkable
 
 import numpy as np
 from gpt_data.batch import Batch
+from gpt_trainer.backend import Decoder
 from gpt_trainer.model_config import ModelConfig
 
+from hellaswag_eval.forks import MakeDecoder
 from hellaswag_eval.protocols import Example, Protocol
 from hellaswag_eval.results import Evaluation, judge
 from hellaswag_eval.scoring import LogProbFn, Plan, Scorer, as_scorer, score
@@ -25,6 +26,10 @@ class GivesLogProbs(Interface):
 
     def log_probs(self, batch: Batch) -> np.ndarray:
         """Log-probability [B, T] of each target given what its position may see; 0 where ignored."""
+        ...
+
+    def decoder(self, rows: int, *, room: int | None = None, filling: np.ndarray | None = None) -> Decoder:
+        """A decoder of sequences of unequal lengths."""
         ...
 
 
@@ -53,8 +58,7 @@ def evaluate(
         StoppedError: If the plan's ``should_stop`` says so.
         ValueError: If there is no example, or the function's result has the wrong shape.
     """
-    plan = replace(plan or Plan(), share=False)
-    return _evaluate(as_scorer(log_prob_fn), examples, context, protocol, plan)
+    return _evaluate(as_scorer(log_prob_fn), examples, context, protocol, plan or Plan(), None)
 
 
 def evaluate_backend(
@@ -78,15 +82,21 @@ def evaluate_backend(
         StoppedError: If the plan's ``should_stop`` says so.
         ValueError: If there is no example.
     """
-    return _evaluate(backend.log_probs, examples, backend.config.context, protocol, plan or Plan())
+    context = backend.config.context
+    return _evaluate(backend.log_probs, examples, context, protocol, plan or Plan(), backend.decoder)
 
 
 def _evaluate(
-    scorer: Scorer, examples: Sequence[Example], context: int, protocol: Protocol, plan: Plan
+    scorer: Scorer,
+    examples: Sequence[Example],
+    context: int,
+    protocol: Protocol,
+    plan: Plan,
+    make_decoder: MakeDecoder | None,
 ) -> Evaluation:
     _check(examples)
     began = time.perf_counter()
-    scores = score(scorer, examples, context, plan)
+    scores = score(scorer, examples, context, plan, make_decoder)
     seconds = time.perf_counter() - began
     return Evaluation(protocol, judge(examples, scores, protocol), scores.shapes, seconds)
 

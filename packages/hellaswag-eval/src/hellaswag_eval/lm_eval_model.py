@@ -31,7 +31,7 @@ NAME = "gpt-from-scratch"
 MAX_NEW_TOKENS = 256
 """The harness's own default for tasks that do not say."""
 MOST_ENDINGS = 16
-"""Continuations that share a row, at most."""
+"""Continuations that share a context, at most."""
 SHOWN_CONTEXT = 40
 
 
@@ -137,7 +137,7 @@ class GPTFromScratch(LM):
         return np.array([self._tokenizer.end_of_text], np.int32)
 
     def _score(self, heads: Sequence[Ids], tails: Sequence[Ids]) -> list[float]:
-        """Continuations of one context, where they follow each other, share it in one row."""
+        """Continuations of one context, where they follow each other, share it."""
         examples: list[Example] = []
         for head, tail in zip(heads, tails, strict=True):
             last = examples[-1] if examples else None
@@ -145,7 +145,7 @@ class GPTFromScratch(LM):
                 examples[-1] = last._replace(endings=(*last.endings, tail))
             else:
                 examples.append(Example(head, (tail,), row=len(examples)))
-        found = score(self._backend.log_probs, examples, self._context, self._plan)
+        found = score(self._backend.log_probs, examples, self._context, self._plan, self._backend.decoder)
         return [float(value) for values in found.log_probs for value in values]
 
     def _is_greedy(self, head: Ids, tail: Ids, log_prob: float) -> bool:
@@ -154,7 +154,7 @@ class GPTFromScratch(LM):
             return False
         rows = separate_rows(Example(head, (tail,)), 0, self._context)
         width = min(self._context, -(-len(rows[0].tokens) // 64) * 64)
-        padded = pad(rows, 1, width, shared=False)
+        padded = pad(rows, 1, width)
         scored = padded.batch.targets[0] != IGNORE
         chosen = self._backend.logits(padded.batch)[0][scored].argmax(axis=-1)
         return bool((chosen == padded.batch.targets[0][scored]).all())

@@ -1,9 +1,7 @@
-"""Examples as rows of tokens: every ending behind a context of its own, or all behind one that they share.
+"""Examples as rows of tokens: every ending behind a context of its own.
 
-Shapes: B rows, T positions, P length of the shared prefix.
-
-Both layouts ask the same of the model. A token of an ending is predicted from all tokens of the context
-and those of the ending before it; the first of them from the context's last token.
+A token of an ending is predicted from all tokens of the context and those of the ending before it; the
+first of them from the context's last token. Shapes: B rows, T positions.
 """
 
 from __future__ import annotations
@@ -25,38 +23,13 @@ class Row(NamedTuple):
     Attributes:
         tokens: What the model reads.
         targets: What it is to predict; ``IGNORE`` within the context.
-        segment_starts: As in ``gpt_data.batch.Batch``.
-        prefix: Length P of the shared prefix.
         owners: For each position the number of the ending that its target belongs to, counted over all
             examples; ``IGNORE`` where there is no target.
     """
 
     tokens: Ids
     targets: Ids
-    segment_starts: Ids
-    prefix: int
     owners: Ids
-
-
-def can_share(example: Example, context: int) -> bool:
-    """Whether the context and each ending fit the model together, so that nothing has to be cut."""
-    return len(example.context) + max(map(len, example.endings)) - 1 <= context
-
-
-def shared_row(example: Example, first: int) -> Row:
-    """The context once, and behind it the endings, none of which sees another.
-
-    The prefix is the context without its last token, with which each ending begins anew.
-    """
-    context, endings = example.context, example.endings
-    prefix = len(context) - 1
-    lengths = [len(ending) for ending in endings]
-    starts = prefix + np.concatenate(([0], np.cumsum(lengths)[:-1]))
-    none = np.full(prefix, IGNORE)
-    tokens = [context[:-1], *(np.concatenate((context[-1:], ending[:-1])) for ending in endings)]
-    owners = [none, np.repeat(np.arange(first, first + len(endings)), lengths)]
-    segment_starts = [np.zeros(prefix), np.repeat(starts, lengths)]
-    return Row(_join(tokens), _join([none, *endings]), _join(segment_starts), prefix, _join(owners))
 
 
 def separate_rows(example: Example, first: int, context: int) -> list[Row]:
@@ -80,8 +53,6 @@ def _separate_row(example: Example, number: int, owner: int, context: int) -> Ro
     return Row(
         _join([whole[:-1]]),
         _join([none, ending]),
-        np.zeros(len(whole) - 1, np.int32),
-        0,
         _join([none, np.full(len(ending), owner)]),
     )
 
@@ -102,21 +73,13 @@ class PaddedRows(NamedTuple):
     owners: Int32[np.ndarray, "B T"]
 
 
-def pad(rows: Sequence[Row], height: int, width: int, *, shared: bool) -> PaddedRows:
-    """Rows as one batch of ``height`` by ``width``; what is added has no target and is seen by nothing.
-
-    Args:
-        shared: Whether the rows have a prefix; otherwise each is one segment.
-    """
+def pad(rows: Sequence[Row], height: int, width: int) -> PaddedRows:
+    """Rows as one batch of ``height`` by ``width``; what is added stands on the right and has no target."""
     assert len(rows) <= height, (len(rows), height)
     tokens = np.zeros((height, width), np.int32)
     targets, owners = (np.full((height, width), IGNORE, np.int32) for _ in range(2))
-    # a padded position sees only itself, so that its position in the model is never beyond the context
-    starts = np.tile(np.arange(width, dtype=np.int32), (height, 1))
-    prefixes = np.zeros(height, np.int32)
     for number, row in enumerate(rows):
         inside = slice(0, len(row.tokens))
         tokens[number, inside], targets[number, inside] = row.tokens, row.targets
-        starts[number, inside], owners[number, inside] = row.segment_starts, row.owners
-        prefixes[number] = row.prefix
-    return PaddedRows(Batch(tokens, targets, *((starts, prefixes) if shared else ())), owners)
+        owners[number, inside] = row.owners
+    return PaddedRows(Batch(tokens, targets), owners)

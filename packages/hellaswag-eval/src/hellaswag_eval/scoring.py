@@ -6,8 +6,8 @@ Shapes: B rows, T positions, N endings of all examples.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from dataclasses import dataclass, replace
+from itertools import accumulate, chain, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -15,15 +15,19 @@ from gpt_data.batch import IGNORE, Batch
 from gpt_trainer.errors import CommandError, NonFiniteError
 from jaxtyping import Float64
 
+from hellaswag_eval.forks import Forked, MakeDecoder, can_share, score_forked
 from hellaswag_eval.protocols import Example
-from hellaswag_eval.rows import PaddedRows, Row, can_share, pad, separate_rows, shared_row
-from hellaswag_eval.shapes import group_rows
+from hellaswag_eval.rows import Row, pad, separate_rows
+from hellaswag_eval.shapes import Group, group_rows
 
 LogProbFn = Callable[[np.ndarray], np.ndarray]
 """Tokens [B, T], padded on the right with id 0, to log-probabilities [B, T] of the same tokens: entry
 ``[b, t]`` is ``log p(tokens[b, t] | tokens[b, :t])`` in nats. Column 0 and padding are not looked at."""
 Scorer = Callable[[Batch], np.ndarray]
 """A batch to the log-probability of each target, [B, T]: a backend's ``log_probs``."""
+
+Part = tuple[tuple[int, int], np.ndarray, np.ndarray]
+"""A shape, the numbers of some endings, each at least once, and a float64 for each, to be summed."""
 
 WIDTH_STEP = 32
 TOKENS_PER_BATCH = 16_384
@@ -44,8 +48,8 @@ class Plan:
         tokens_per_batch: Positions of a batch, padding included.
         most_shapes: Different shapes, at most, for rows of one layout.
         width_step: What the rows' widths are multiples of.
-        share: Whether endings share their context in one row, if the model can.
-        on_progress: Told rows done and rows in all after every batch.
+        share: Whether the endings of an item share its context, if the model has decoders.
+        on_progress: Told endings done and endings in all after every batch.
         should_stop: Asked before every batch.
 
     Raises:
@@ -71,7 +75,7 @@ class Scores(NamedTuple):
     Attributes:
         log_probs: For each example the summed log-probability of each ending.
         truncated: Whether its context was cut for any ending.
-        shapes: Shapes (rows, width) that the model was given.
+        shapes: Shapes (rows, width) of the batches: of rows, or of contexts that are shared.
     """
 
     log_probs: list[Float64[np.ndarray, " k"]]
@@ -80,7 +84,7 @@ class Scores(NamedTuple):
 
 
 def as_scorer(log_prob_fn: LogProbFn) -> Scorer:
-    """A function of tokens as one of batches whose rows have no prefix.
+    """A function of tokens as one of batches.
 
     Args:
         log_prob_fn: See ``LogProbFn``.
@@ -99,14 +103,21 @@ def as_scorer(log_prob_fn: LogProbFn) -> Scorer:
     return score
 
 
-def score(scorer: Scorer, examples: Sequence[Example], context: int, plan: Plan) -> Scores:
+def score(
+    scorer: Scorer,
+    examples: Sequence[Example],
+    context: int,
+    plan: Plan,
+    make_decoder: MakeDecoder | None = None,
+) -> Scores:
     """Log-probabilities of all endings.
 
     Args:
         scorer: The model.
         examples: Questions.
         context: The model's context.
-        plan: How to batch; ``share`` needs a scorer that understands prefixes.
+        plan: How to batch.
+        make_decoder: Its decoders, without which no context is shared.
 
     Raises:
         InputError: If an ending is longer than the context.
@@ -114,57 +125,65 @@ def score(scorer: Scorer, examples: Sequence[Example], context: int, plan: Plan)
         StoppedError: If asked to stop.
     """
     firsts = [0, *accumulate(len(example.endings) for example in examples)]
-    layouts = _lay_out(examples, firsts, context, plan)
-    total = np.zeros(firsts[-1])
-    shapes, done, rows = [], 0, sum(len(layout) for layout in layouts.values())
-    for shared, layout in layouts.items():
-        for count, padded in _batches(layout, context, plan, shared=shared):
-            if plan.should_stop is not None and plan.should_stop():
-                raise StoppedError(f"stopped after {done} of {rows} rows")
-            _add(total, padded, scorer(padded.batch))
-            shapes.append(padded.owners.shape)
-            done += count
-            if plan.on_progress is not None:
-                plan.on_progress(done, rows)
+    forked, rows = _lay_out(examples, firsts, context, plan if make_decoder else replace(plan, share=False))
+    total, shapes, done = np.zeros(firsts[-1]), set(), 0
+    parts = chain(_forked(make_decoder, forked, plan), _separate(scorer, rows, context, plan))
+    _may_go_on(plan, 0, firsts[-1])
+    for shape, owners, values in parts:
+        total += np.bincount(owners, values, len(total))
+        shapes.add(shape)
+        done += len(np.unique(owners))
+        if plan.on_progress is not None:
+            plan.on_progress(done, firsts[-1])
+        _may_go_on(plan, done, firsts[-1])
     log_probs = [total[first:last] for first, last in pairwise(firsts)]
     _check_finite(examples, log_probs)
     truncated = [not can_share(example, context) for example in examples]
-    return Scores(log_probs, truncated, sorted(set(shapes)))
+    return Scores(log_probs, truncated, sorted(shapes))
+
+
+def _may_go_on(plan: Plan, done: int, everything: int) -> None:
+    if done < everything and plan.should_stop is not None and plan.should_stop():
+        raise StoppedError(f"stopped after {done} of {everything} endings")
 
 
 def _lay_out(
     examples: Sequence[Example], firsts: Sequence[int], context: int, plan: Plan
-) -> dict[bool, list[Row]]:
-    """All rows, by whether they have a prefix."""
-    layouts: dict[bool, list[Row]] = {True: [], False: []}
+) -> tuple[list[Forked], list[Row]]:
+    """What shares its context, and the rows of what does not: it is too long, or there is one ending."""
+    forked: list[Forked] = []
+    rows: list[Row] = []
     for example, first in zip(examples, firsts, strict=False):
-        if plan.share and can_share(example, context):
-            layouts[True].append(shared_row(example, first))
+        if plan.share and len(example.endings) > 1 and can_share(example, context):
+            forked.append(Forked(example, first))
         else:
-            layouts[False] += separate_rows(example, first, context)
-    return layouts
+            rows += separate_rows(example, first, context)
+    return forked, rows
 
 
-def _batches(
-    layout: Sequence[Row], context: int, plan: Plan, *, shared: bool
-) -> Iterator[tuple[int, PaddedRows]]:
-    """Batches, each with the number of its rows that are not filling."""
-    groups = group_rows(
-        [len(row.tokens) for row in layout],
-        tokens=plan.tokens_per_batch,
-        at_most=plan.most_shapes,
-        step=plan.width_step,
-        widest=None if shared else context,
-    )
-    for group in groups:
+def _forked(make_decoder: MakeDecoder | None, forked: Sequence[Forked], plan: Plan) -> Iterator[Part]:
+    for group in _group([len(each.example.context) for each in forked], plan):
+        assert make_decoder is not None
+        endings = [ending for member in group.members for ending in forked[member].example.endings]
+        room = group.width + max(map(len, endings))
         for members in group.batches():
-            rows = [layout[member] for member in members]
-            yield len(rows), pad(rows, group.height, group.width, shared=shared)
+            batch = [forked[member] for member in members]
+            for owners, values in score_forked(make_decoder, batch, group.height, room):
+                yield (group.height, group.width), owners, values
 
 
-def _add(total: np.ndarray, padded: PaddedRows, values: np.ndarray) -> None:
-    owned = padded.owners != IGNORE
-    total += np.bincount(padded.owners[owned], values[owned].astype(np.float64), len(total))
+def _separate(scorer: Scorer, rows: Sequence[Row], context: int, plan: Plan) -> Iterator[Part]:
+    for group in _group([len(row.tokens) for row in rows], plan, context):
+        for members in group.batches():
+            padded = pad([rows[member] for member in members], group.height, group.width)
+            owned, values = padded.owners != IGNORE, scorer(padded.batch)
+            yield padded.owners.shape, padded.owners[owned], values[owned].astype(np.float64)
+
+
+def _group(lengths: list[int], plan: Plan, widest: int | None = None) -> list[Group]:
+    return group_rows(
+        lengths, tokens=plan.tokens_per_batch, at_most=plan.most_shapes, step=plan.width_step, widest=widest
+    )
 
 
 def _check_finite(examples: Sequence[Example], log_probs: Sequence[np.ndarray]) -> None:

@@ -100,6 +100,27 @@ class Decoder(Protocol):
         """
         ...
 
+    def log_probs(
+        self, tokens: Int[np.ndarray, "B n"], targets: Int[np.ndarray, "B n"]
+    ) -> Float32[np.ndarray, "B n"]:
+        """Append ``n`` tokens to every sequence; return the log-probability of each target, 0 where ignored.
+
+        The head is computed for targets only. What stands behind a row's last target is not held to the
+        model's context: it may be filling, so that continuations of unequal lengths go in one call, but
+        with which a sequence must not go on.
+
+        Raises:
+            ValueError: If a token that a target depends on would outgrow the model's context.
+        """
+        ...
+
+    def fork(self, rows: Int[np.ndarray, " R"]) -> Decoder:
+        """A decoder of R sequences: number r goes on from where sequence ``rows[r]`` of this one is now.
+
+        The two share nothing that either would change; a sequence may be taken any number of times.
+        """
+        ...
+
 
 @runtime_checkable
 class Profile(Protocol):
@@ -158,7 +179,7 @@ class Backend(Protocol):
 
         Args:
             micro_batches: At least one, all of the same shape; the loss is weighted by targets, so that
-                the split changes a gradient by rounding only. None has ``prefix_lengths``.
+                the split changes a gradient by rounding only.
             lr: Learning rate of this step.
             step: Optimizer steps already taken, from 0: AdamW's bias correction uses ``step + 1`` and
                 the dropout masks use ``step``.
@@ -168,7 +189,7 @@ class Backend(Protocol):
             skip_above: Largest global norm that still updates the weights.
 
         Raises:
-            ValueError: If a batch does not fit the model or has ``prefix_lengths``; nothing is changed then.
+            ValueError: If a batch does not fit the model; nothing is changed then.
         """
         ...
 
@@ -183,8 +204,7 @@ class Backend(Protocol):
     def log_probs(self, batch: Batch) -> Float32[np.ndarray, "B T"]:
         """Log-probability of each target given what its position may see; 0 where ignored; no dropout.
 
-        The rows may share prefixes among continuations (``Batch.prefix_lengths``). The head is computed
-        for positions with a target only, where these are few.
+        The head is computed for positions with a target only, where these are few.
 
         Raises:
             ValueError: If the batch does not fit the model (``gpt_data.checks.check_batch``).
@@ -202,8 +222,17 @@ class Backend(Protocol):
         """
         ...
 
-    def decoder(self, rows: int) -> Decoder:
-        """A fresh decoder for ``rows`` sequences of at most ``config.context`` tokens."""
+    def decoder(
+        self, rows: int, *, room: int | None = None, filling: Int[np.ndarray, " B"] | None = None
+    ) -> Decoder:
+        """A fresh decoder for ``rows`` sequences of at most ``config.context`` tokens.
+
+        Args:
+            rows: How many.
+            room: Tokens to hold for each sequence, filling included; the model's context if ``None``.
+            filling: How many of each sequence's first tokens are filling, which nothing sees and which have
+                no position: prompts of unequal lengths then end together. ``None`` means none.
+        """
         ...
 
     def profile(self, folder: Path) -> AbstractContextManager[Profile]:
