@@ -64,7 +64,7 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> list[Example]:
 
 @pytest.fixture(scope="module")
 def found(run: Path, examples: list[Example]) -> dict[tuple[str, bool], Evaluation]:
-    """By backend and by whether contexts are shared; four shapes at most, as JAX compiles each."""
+    """By backend and by whether contexts are shared; few shapes, as JAX compiles each."""
     opened: dict[str, Opened] = {name: open_checkpoint(run, name, device="cpu") for name in BACKENDS}
     plans = {
         share: Plan(tokens_per_batch=4096, most_shapes=2, width_step=64, share=share)
@@ -95,9 +95,3 @@ def test_items_are_answered_alike(
     assert len({answer.predictions["acc"] for answer in got.answers}) > 1
     assert got.truncated == want.truncated
     assert 0 < got.truncated < len(got.answers)
-
-
-def test_sharing_saves_tokens(found: dict[tuple[str, bool], Evaluation]) -> None:
-    assert len(found["gpt-jax", True].shapes) <= 4
-    widest = {share: max(width for _, width in found["gpt-jax", share].shapes) for share in (True, False)}
-    assert widest[True] > CONTEXT >= widest[False], "a shared row may be longer than the context"

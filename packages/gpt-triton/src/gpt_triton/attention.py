@@ -9,20 +9,27 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 
 def attend(
-    q: Float[Tensor, "B H n K"], k: Float[Tensor, "B H t K"], v: Float[Tensor, "B H t K"]
+    q: Float[Tensor, "B H n K"],
+    k: Float[Tensor, "B H t K"],
+    v: Float[Tensor, "B H t K"],
+    mask: Bool[Tensor, "B n t"],
 ) -> Float[Tensor, "B H n K"]:
-    """Causal attention of the last ``n`` of ``t`` positions."""
-    return (attention_weights(q, k) @ v.float()).to(q.dtype)
+    """Attention of ``n`` positions to the keys that each may see.
+
+    Args:
+        mask: True where a query may see a key, at least once for every query.
+    """
+    return (attention_weights(q, k, mask) @ v.float()).to(q.dtype)
 
 
-def attention_weights(q: Float[Tensor, "B H n K"], k: Float[Tensor, "B H t K"]) -> Float[Tensor, "B H n t"]:
-    """``softmax(q k^T / sqrt(K))`` over the keys up to each query, in float32."""
-    count, total = q.shape[2], k.shape[2]
+def attention_weights(
+    q: Float[Tensor, "B H n K"], k: Float[Tensor, "B H t K"], mask: Bool[Tensor, "B n t"]
+) -> Float[Tensor, "B H n t"]:
+    """``softmax(q k^T / sqrt(K))`` over the visible keys, in float32."""
     s = q.float() @ k.float().mT / math.sqrt(q.shape[3])  # [B, H, n, t]
-    hidden = torch.ones(count, total, dtype=torch.bool, device=q.device).triu_(total - count + 1)
-    return torch.softmax(s.masked_fill_(hidden, -math.inf), -1)
+    return torch.softmax(s.masked_fill_(~mask[:, None], -math.inf), -1)

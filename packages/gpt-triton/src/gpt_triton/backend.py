@@ -20,7 +20,8 @@ from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import OptimizerState, check_optimizer_state, check_parameters
 from gpt_trainer.parameters import Parameters as Canonical
 from gpt_trainer.ranks.place import ALONE, Place
-from jaxtyping import Float32
+from gpt_trainer.sequences import Sequences
+from jaxtyping import Float32, Int
 from torch import Tensor
 
 from gpt_triton import device as devices
@@ -179,9 +180,11 @@ class TritonBackend:
         inputs = load_batch(batch, self.config, self._device)
         return logits(self._state.shadow, inputs, self._plan).cpu().numpy()
 
-    def decoder(self, rows: int) -> Decoder:
-        """A fresh decoder for ``rows`` sequences of at most ``config.context`` tokens."""
-        return Decoder(self._state.shadow, self.config, self._plan, rows)
+    def decoder(
+        self, rows: int, *, room: int | None = None, filling: Int[np.ndarray, " B"] | None = None
+    ) -> Decoder:
+        """A fresh decoder for ``rows`` sequences; see ``gpt_trainer.backend.Backend.decoder``."""
+        return Decoder(self._state.shadow, self._plan, Sequences.begin(self.config, rows, room, filling))
 
     def profile(self, folder: Path) -> AbstractContextManager[Profile]:
         """Record with torch's profiler; its trace is written into ``folder`` on exit."""
