@@ -34,7 +34,8 @@ MODEL = ModelConfig(n_layer=2, n_head=3, d_model=48, context=40, vocab_size=211)
 class ModelCase:
     """One row of the matrix: which packing, which dropout, how many micro-batches of how many rows.
 
-    With ``prefixes`` the rows hold continuations of a prefix, and are scored but not trained on.
+    With ``contexts``, lengths of some, continuations of them are scored, by rows and through forks of a
+    decoder, and nothing is trained.
     """
 
     name: str
@@ -42,7 +43,7 @@ class ModelCase:
     dropout: float = 0.0
     micro_batches: int = 1
     rows: int = 4
-    prefixes: tuple[int, ...] = ()
+    contexts: tuple[int, ...] = ()
 
     @property
     def model(self) -> ModelConfig:
@@ -56,7 +57,7 @@ MODEL_CASES = (
     ModelCase("micro-batches", micro_batches=4, rows=1),
     ModelCase("dropout", dropout=0.1),
     ModelCase("documents-dropout-micro-batches", documents=True, dropout=0.1, micro_batches=2, rows=2),
-    ModelCase("prefixes", prefixes=(0, 1, 17, 39)),
+    ModelCase("forks", contexts=(0, 1, 17, 39)),
 )
 
 
@@ -85,19 +86,29 @@ def draw_batch(case: ModelCase, stream: np.random.Generator) -> Batch:
     return Batch(tokens, targets, starts)
 
 
-def draw_prefixed_batch(case: ModelCase, stream: np.random.Generator) -> Batch:
-    """Rows nearly twice as long as the context, cut into continuations at random; few targets."""
-    shape = (case.rows, 2 * MODEL.context - 7)
-    tokens, targets = stream.integers(0, MODEL.vocab_size, (2, *shape), dtype=np.int32)
-    targets[stream.random(shape) < 0.6] = IGNORE
-    starts = np.zeros(shape, np.int32)
-    for row, prefix in enumerate(case.prefixes):
-        at = prefix
-        while at < shape[1]:
-            length = int(stream.integers(1, MODEL.context - prefix, endpoint=True))
-            starts[row, at : at + length] = at
-            at += length
-    return Batch(tokens, targets, starts, np.array(case.prefixes, np.int32))
+def draw_forks(case: ModelCase, stream: np.random.Generator) -> dict[str, np.ndarray]:
+    """Contexts that end together, and continuations of them up to the model's context; few targets."""
+    lengths, rows = np.array(case.contexts), np.array([3, 0, 1, 2, 2, 0, 1, 2], np.int32)
+    width, room = lengths.max(), MODEL.context
+    contexts = stream.integers(0, MODEL.vocab_size, (len(lengths), width), dtype=np.int32)
+    tokens, targets = stream.integers(0, MODEL.vocab_size, (2, len(rows), room), dtype=np.int32)
+    targets[stream.random(targets.shape) < 0.6] = IGNORE
+    targets[np.arange(room) >= room - lengths[rows][:, None]] = IGNORE
+    filling = (width - lengths).astype(np.int32)
+    return {"contexts": contexts, "filling": filling, "rows": rows, "tokens": tokens, "targets": targets}
+
+
+def whole_rows(forks: dict[str, np.ndarray]) -> Batch:
+    """Each continuation behind a context of its own."""
+    contexts, filling = forks["contexts"], forks["filling"]
+    parts = [(contexts[row, filling[row] :], line) for line, row in enumerate(forks["rows"])]
+    tokens = [np.concatenate([held, forks["tokens"][line]])[: MODEL.context] for held, line in parts]
+    none = [np.full(len(held), IGNORE, np.int32) for held, _ in parts]
+    targets = [
+        np.concatenate([ignored, forks["targets"][line]])[: MODEL.context]
+        for ignored, (_, line) in zip(none, parts, strict=True)
+    ]
+    return Batch(np.stack(tokens), np.stack(targets))
 
 
 def write_model_case(case: ModelCase, folder: Path) -> None:
@@ -108,8 +119,10 @@ def write_model_case(case: ModelCase, folder: Path) -> None:
     # every fourth step starts over, so that twenty losses fall and a run that drifts shows
     distinct = [[draw_batch(case, stream) for _ in range(case.micro_batches)] for _ in range(4)]
     steps = [distinct[step % len(distinct)] for step in range(STEPS)]
-    if case.prefixes:
-        distinct, steps = [[draw_prefixed_batch(case, stream)]], []
+    forks: dict[str, np.ndarray] = {}
+    if case.contexts:
+        forks = draw_forks(case, stream)
+        distinct, steps = [[whole_rows(forks)]], []
     inputs = {f"parameter.{name}": value for name, value in parameters.items()}
     for step, batches in enumerate(distinct):
         for index, batch in enumerate(batches):
@@ -118,6 +131,7 @@ def write_model_case(case: ModelCase, folder: Path) -> None:
                 for field, value in batch._asdict().items()
                 if value is not None
             }
+    inputs |= {f"fork.{name}": value for name, value in forks.items()}
     save_file(inputs, folder / "inputs.safetensors")
     expected = expected_answers(case, parameters, steps) if steps else expected_scores(parameters, distinct)
     save_file(expected, folder / "expected.safetensors")
@@ -155,7 +169,8 @@ def expected_scores(parameters: referee.Tree, distinct: list[list[Batch]]) -> re
     [[batch]] = distinct
     p = {name: value.astype(np.float64) for name, value in parameters.items()}
     logits = referee.forward(p, batch, MODEL)[0]
-    return {"logits": logits, "log_probs": referee.log_probs(logits, batch.targets)}
+    log_probs = referee.log_probs(logits, batch.targets)
+    return {"logits": logits, "log_probs": log_probs, "forked_log_probs": log_probs[batch.targets != IGNORE]}
 
 
 def read_batches(inputs: dict[str, np.ndarray], step: int, count: int) -> list[Batch]:

@@ -58,7 +58,7 @@ def rung_of(kind: str, name: str) -> str:
         if name == "mask":
             return "masks"
         return "op VJP" if name.startswith("d_") else "op forward"
-    head = name.partition(".")[0]
+    head = name.partition(".")[0].removeprefix("forked_")
     return {"gradient": "gradients", "weight": "weights", "log_probs": "logits"}.get(head, head)
 
 

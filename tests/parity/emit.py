@@ -20,7 +20,7 @@ from typing import Any
 
 import cases
 import numpy as np
-from gpt_data.batch import Batch
+from gpt_data.batch import IGNORE, Batch
 from gpt_trainer.backend import Backend, OptimizerConfig, Runtime, find_backend
 from gpt_trainer.checkpoint import CheckpointState, load_latest, save_checkpoint
 from gpt_trainer.model_config import ModelConfig
@@ -100,7 +100,10 @@ def answer(
     first = batches_of(facts, inputs, 0)
     answers = {"logits": backend.logits(first[0])}
     if not facts["steps"]:
-        return answers | {"log_probs": backend.log_probs(first[0])}
+        log_probs = backend.log_probs(first[0])
+        # the yardstick has no decoder
+        forked = forked_log_probs(backend, inputs) if hasattr(backend, "decoder") else log_probs
+        return answers | {"log_probs": log_probs, "forked_log_probs": forked[forked != 0.0]}
     loss, gradients = backend.gradients(first, 0)
     answers["loss"] = np.array([loss])
     answers |= {f"gradient.{name}": value for name, value in gradients.items()}
@@ -108,6 +111,17 @@ def answer(
     answers |= {f"weight.{name}": value for name, value in backend.export().items()}
     answers["losses"] = np.array(losses + train(backend, facts, inputs, range(1, steps)))
     return answers
+
+
+def forked_log_probs(backend: Backend, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    """Log-probabilities of continuations through forks of their contexts' decoder, 0 where ignored."""
+    contexts, filling, rows, tokens, targets = (
+        inputs[f"fork.{name}"] for name in ("contexts", "filling", "rows", "tokens", "targets")
+    )
+    room = contexts.shape[1] + tokens.shape[1]
+    decoder = backend.decoder(len(contexts), room=room, filling=filling)
+    decoder.log_probs(contexts, np.full_like(contexts, IGNORE))
+    return decoder.fork(rows).log_probs(tokens, targets)
 
 
 def train(
@@ -168,13 +182,22 @@ def exchange_resume(arguments: argparse.Namespace, saver: str) -> None:
         )
 
 
+def plant_in_fork(backend: str) -> None:
+    """Let forks go on from the row before theirs."""
+    decoder = importlib.import_module(f"{backend.replace('-', '_')}.decoding").Decoder
+    fork = decoder.fork
+    decoder.fork = lambda self, rows: fork(self, np.maximum(rows - 1, 0))
+
+
 def main() -> None:
     """Answer, save or resume, as the command line asks."""
     arguments = parse()
     if os.environ.get("TRITON_INTERPRET") == "1":
         sys.path.insert(0, str(Path(__file__).parents[2] / "packages/gpt-triton/tests"))
         importlib.import_module("gpt_triton_interpreting").replace_language_once()
-    if arguments.plant:
+    if arguments.plant == "fork":
+        plant_in_fork(arguments.backend)
+    elif arguments.plant:
         adapter(arguments.backend).plant(arguments.plant)
     if arguments.save:
         exchange_save(arguments)

@@ -89,10 +89,7 @@ def visible(batch: Batch) -> Array:
     causal = time[:, None] >= time[None, :]
     if batch.segment_starts is None:
         return np.broadcast_to(causal, (len(batch.tokens), 1, *causal.shape))
-    own = time >= batch.segment_starts[:, :, None]
-    if batch.prefix_lengths is not None:
-        own |= time < batch.prefix_lengths[:, None, None]
-    return (causal & own)[:, None]
+    return (causal & (time >= batch.segment_starts[:, :, None]))[:, None]
 
 
 def split_heads(qkv: Array, n_head: int) -> tuple[Array, Array, Array]:

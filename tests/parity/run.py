@@ -45,10 +45,9 @@ VARIANTS = (
     Variant("gpt-jax-written", "gpt-jax", ("attention=written",), exchanges=True),
     # cuDNN's attention has no float32 form
     Variant("gpt-jax-cudnn", "gpt-jax", ("attention=cudnn",), ("gpu",), ("bfloat16",)),
-    # one form as it stands and one as torch.compile makes it, which is the default on a GPU; and on a CPU
-    # one that scores by trees and one that does by rows
+    # one form as it stands and one as torch.compile makes it, which is the default on a GPU
     Variant("gpt-torchfunc-written", "gpt-torchfunc", ("attention=written", "compile=off"), exchanges=True),
-    Variant("gpt-torchfunc-sdpa", "gpt-torchfunc", ("attention=sdpa", "scoring=rows")),
+    Variant("gpt-torchfunc-sdpa", "gpt-torchfunc", ("attention=sdpa",)),
     Variant("gpt-triton-reference", "gpt-triton", ("kernels=reference",), exchanges=True),
     Variant("gpt-triton-kernels", "gpt-triton", ("kernels=triton",), ("gpu",), exchanges=True),
     # two steps are enough to see the optimizer's state at work, and all that the interpreter has time for

@@ -38,7 +38,7 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-CASES = ("stream", "prefixes", "layer_norm", "linear", "attention", "gelu")
+CASES = ("stream", "forks", "layer_norm", "linear", "attention", "gelu")
 
 
 def answers_of(
@@ -76,13 +76,11 @@ def test_a_planted_error_is_named(backend: str, error: str, questions: Path, tmp
     assert [each for each in failed if each.case == "gelu"] == []
 
 
-# on a CPU, gpt-torchfunc scores by formulas of its own
-@pytest.mark.skipif("gpt-torchfunc" not in installed_backends(), reason="needs gpt-torchfunc")
-@pytest.mark.parametrize("error", [f"trees-{error}" for error in WHERE])
-def test_an_error_in_scoring_alone_is_named(error: str, questions: Path, tmp_path: Path) -> None:
-    found = answers_of("gpt-torchfunc", error, questions, tmp_path, ("prefixes",))
+@pytest.mark.parametrize("backend", installed_backends())
+def test_an_error_in_a_fork_alone_is_named(backend: str, questions: Path, tmp_path: Path) -> None:
+    found = answers_of(backend, "fork", questions, tmp_path, ("forks",))
     failed = [each for each in found if not each.passed]
-    assert [(each.rung, each.tensor) for each in failed] == [("logits", "log_probs")]
+    assert [(each.rung, each.tensor) for each in failed] == [("logits", "forked_log_probs")]
 
 
 def test_a_missing_tensor_a_wrong_shape_and_nan_are_infinite_errors(questions: Path, tmp_path: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 from gpt_data.batch import IGNORE, Batch
 from gpt_jax.backend import JaxBackend
@@ -57,32 +55,3 @@ def make_batch(rows: int, context: int, *, packed: bool = False, seed: int = 0) 
     targets[:, ::5] = IGNORE
     starts = np.arange(context, dtype=np.int32) // 7 * 7
     return Batch(tokens, targets, np.tile(starts, (rows, 1)) if packed else None)
-
-
-def share(rows: list[tuple[int, list[int]]], vocab_size: int) -> Batch:
-    """Rows of a prefix and continuations of the given lengths, filled up with documents of one token."""
-    stream = np.random.default_rng(3)
-    shape = (len(rows), max(prefix + sum(lengths) for prefix, lengths in rows))
-    starts = np.tile(np.arange(shape[1], dtype=np.int32), (len(rows), 1))
-    for row, (prefix, lengths) in enumerate(rows):
-        starts[row, :prefix] = 0
-        for start, stop in pairwise(np.cumsum([prefix, *lengths])):
-            starts[row, start:stop] = start
-    tokens, targets = (stream.integers(0, vocab_size, shape, dtype=np.int32) for _ in range(2))
-    return Batch(tokens, targets, starts, np.array([prefix for prefix, _ in rows], np.int32))
-
-
-def apart(batch: Batch) -> tuple[Batch, list[tuple[int, np.ndarray]]]:
-    """Each continuation in a row of its own behind a copy of its prefix; and the places it came from."""
-    assert batch.segment_starts is not None
-    assert batch.prefix_lengths is not None
-    places = []
-    for row, (starts, prefix) in enumerate(zip(batch.segment_starts, batch.prefix_lengths, strict=True)):
-        for start in np.unique(starts[prefix:]) if prefix < len(starts) else [prefix]:
-            own = prefix + np.flatnonzero(starts[prefix:] == start)
-            places.append((row, np.concatenate([np.arange(prefix), own])))
-    shape = (len(places), max(len(at) for _, at in places))
-    tokens, targets = np.zeros(shape, np.int32), np.full(shape, IGNORE, np.int32)
-    for line, (row, at) in enumerate(places):
-        tokens[line, : len(at)], targets[line, : len(at)] = batch.tokens[row, at], batch.targets[row, at]
-    return Batch(tokens, targets), places

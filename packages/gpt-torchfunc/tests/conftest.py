@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -85,24 +84,6 @@ def packed(batch: Batch) -> Batch:
     starts[1, 12:] = 12
     starts[3, 4:9], starts[3, 9:] = 4, 9
     return batch._replace(segment_starts=starts)
-
-
-@pytest.fixture(scope="session")
-def share(config: ModelConfig) -> Callable[[list[tuple[int, list[int]]]], Batch]:
-    """Rows of a prefix and continuations of the given lengths, filled up with documents of one token."""
-
-    def make(rows: list[tuple[int, list[int]]]) -> Batch:
-        stream = np.random.default_rng(3)
-        shape = (len(rows), max(prefix + sum(lengths) for prefix, lengths in rows))
-        starts = np.tile(np.arange(shape[1], dtype=np.int32), (len(rows), 1))
-        for row, (prefix, lengths) in enumerate(rows):
-            starts[row, :prefix] = 0
-            for start, stop in pairwise(np.cumsum([prefix, *lengths])):
-                starts[row, start:stop] = start
-        tokens, targets = (stream.integers(0, config.vocab_size, shape, dtype=np.int32) for _ in range(2))
-        return Batch(tokens, targets, starts, np.array([prefix for prefix, _ in rows], np.int32))
-
-    return make
 
 
 @pytest.fixture

@@ -178,7 +178,7 @@ def test_an_unknown_runtime_is_refused(runtime, message, config):
 
 
 def test_an_unknown_option_is_refused(unchecked):
-    for name in ("attention", "compile", "scoring"):
+    for name in ("attention", "compile"):
         with pytest.raises(ValueError, match=f"{name}='fast' is not one of"):
             Options(**{name: "fast"})
 
@@ -223,3 +223,26 @@ def test_a_vocabulary_that_needs_no_padding(config, batch):
     backend.load(start)
     assert same(backend.export(), start)
     assert backend.logits(batch).shape == (4, 13, 256)
+
+
+def test_the_head_scores_targets_alone_and_gives_the_same(build, packed, assert_close):
+    backend = build()
+    every, heads = backend.log_probs(packed._replace(targets=np.abs(packed.targets))), []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if func is torch.ops.aten.mm.default and out.shape[-1] == backend._state.params.wte.shape[0]:
+                heads.append(len(out))
+            return out
+
+    for rate in (0.0, 0.1, 0.5):
+        few = np.random.default_rng(5).random(every.shape) < rate
+        scored = packed._replace(targets=np.where(few, np.abs(packed.targets), IGNORE))
+        with Watch():
+            got = backend.log_probs(scored)
+        assert not got[~few].any()
+        assert_close(f"log-probabilities at {rate}", got, np.where(few, every, 0.0), rel=1e-6)
+        # shares of an eighth of 52 positions
+        assert heads.pop() == max(1, -(-few.sum() // 7)) * 7
+        assert backend.evaluate(scored) == (pytest.approx(-got.sum(), rel=1e-6), few.sum())

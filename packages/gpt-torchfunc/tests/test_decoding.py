@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from gpt_data.batch import IGNORE, Batch
 
 
 # all at once; one by one; a prompt and then one by one; uneven pieces
@@ -51,3 +52,28 @@ def test_an_id_outside_the_vocabulary_is_refused(bad, build):
 def test_a_wrong_shape_is_refused(shape, build):
     with pytest.raises(ValueError, match=r"expected \(4, n\)"):
         build().decoder(4).feed(np.zeros(shape, np.int32))
+
+
+@pytest.mark.parametrize("attention", ["written", "sdpa"])
+def test_forks_of_unequal_sequences_score_as_whole_rows(attention, build, assert_close):
+    from gpt_torchfunc.options import Options
+
+    backend = build(options=Options(attention=attention))
+    # contexts of 5, 0, 3 and 7 tokens that end together; endings of 6 (up to 13), 6, 1, 4 and 2 tokens
+    stream, lengths = np.random.default_rng(4), np.array([5, 0, 3, 7])
+    rows, counts = np.array([3, 0, 0, 1, 2]), (6, 6, 1, 4, 2)
+    held = stream.integers(0, 151, (4, 7), dtype=np.int32)
+    tokens, targets = stream.integers(0, 151, (2, 5, 6), dtype=np.int32)
+    whole = Batch(np.zeros((5, 13), np.int32), np.full((5, 13), IGNORE, np.int32))
+    for line, (row, count) in enumerate(zip(rows, counts, strict=True)):
+        targets[line, count:] = IGNORE
+        start, stop = lengths[row], lengths[row] + count
+        whole.tokens[line, :stop] = [*held[row, 7 - start :], *tokens[line, :count]]
+        whole.targets[line, start:stop] = targets[line, :count]
+    decoder = backend.decoder(4, room=13, filling=7 - lengths)
+    assert not decoder.log_probs(held, np.full_like(held, IGNORE)).any()
+    got, want = decoder.fork(rows).log_probs(tokens, targets), backend.log_probs(whole)
+    assert not got[targets == IGNORE].any()
+    assert_close("endings", got[targets != IGNORE], want[whole.targets != IGNORE], rel=1e-6)
+    # the contexts are as they were
+    assert np.array_equal(decoder.fork(rows).log_probs(tokens, targets), got)

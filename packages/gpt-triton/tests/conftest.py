@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from importlib import import_module
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -93,24 +92,6 @@ def batch(config: ModelConfig) -> Batch:
 def packed(config: ModelConfig) -> Batch:
     """Four rows of several documents, of lengths from 1 up."""
     return _draw(config, rows=4, segments=True)
-
-
-@pytest.fixture(scope="session")
-def share() -> Callable[..., Batch]:
-    """Rows of a prefix and continuations of the given lengths, filled up with documents of one token."""
-
-    def make(rows: Sequence[tuple[int, Sequence[int]]], vocab_size: int = 151) -> Batch:
-        stream = np.random.default_rng(3)
-        shape = (len(rows), max(prefix + sum(lengths) for prefix, lengths in rows))
-        starts = np.tile(np.arange(shape[1], dtype=np.int32), (len(rows), 1))
-        for row, (prefix, lengths) in enumerate(rows):
-            starts[row, :prefix] = 0
-            for start, stop in pairwise(np.cumsum([prefix, *lengths])):
-                starts[row, start:stop] = start
-        tokens, targets = (stream.integers(0, vocab_size, shape, dtype=np.int32) for _ in range(2))
-        return Batch(tokens, targets, starts, np.array([prefix for prefix, _ in rows], np.int32))
-
-    return make
 
 
 def _draw(config: ModelConfig, rows: int, *, segments: bool) -> Batch:

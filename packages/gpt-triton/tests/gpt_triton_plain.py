@@ -29,17 +29,13 @@ def plain_attention(
     n_head: int,
     starts: Tensor | None,
     weight_scale: Tensor | None = None,
-    prefixes: Tensor | None = None,
 ) -> Tensor:
     rows, context, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
     q, k, v = (x.view(rows, context, n_head, -1).transpose(1, 2) for x in qkv.split(width, 2))
     index = torch.arange(context)
     seen = (index[None, :] <= index[:, None])[None, None]
     if starts is not None:
-        own = index >= starts[:, None, :, None]
-        if prefixes is not None:
-            own = own | (index < prefixes[:, None, None, None])
-        seen = seen & own
+        seen = seen & (index >= starts[:, None, :, None])
     s = (q @ k.mT / math.sqrt(width // n_head)).masked_fill(~seen, -math.inf)
     p = s.softmax(-1)
     if weight_scale is not None:

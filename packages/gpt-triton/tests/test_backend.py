@@ -14,6 +14,7 @@ from gpt_data.batch import IGNORE, Batch
 from gpt_trainer.backend import OptimizerConfig, Runtime, find_backend
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import Parameters
+from gpt_triton import reference
 from gpt_triton.backend import TritonBackend
 from gpt_triton.options import SPEC, Options
 from gpt_triton_plain import PlainModel
@@ -236,3 +237,48 @@ def test_no_autograd_anywhere(config: ModelConfig, weights: Parameters, batch: B
         make(config, weights).train_step([batch], 1e-3, 0).fetch()
     names = {event.name for event in recorded.function_events}
     assert not {name for name in names if "backward" in name.lower()}
+
+
+def test_forks_of_unequal_sequences_score_as_whole_rows(
+    config: ModelConfig, weights: Parameters, assert_close: Check
+) -> None:
+    backend = make(config, weights)
+    # contexts of 5, 0, 3 and 7 tokens that end together; endings of 6 (up to 13), 6, 1, 4 and 2 tokens
+    stream, lengths = np.random.default_rng(4), np.array([5, 0, 3, 7])
+    rows, counts = np.array([3, 0, 0, 1, 2]), (6, 6, 1, 4, 2)
+    held = stream.integers(0, 151, (4, 7), dtype=np.int32)
+    tokens, targets = stream.integers(0, 151, (2, 5, 6), dtype=np.int32)
+    whole = Batch(np.zeros((5, 13), np.int32), np.full((5, 13), IGNORE, np.int32))
+    for line, (row, count) in enumerate(zip(rows, counts, strict=True)):
+        targets[line, count:] = IGNORE
+        start, stop = lengths[row], lengths[row] + count
+        whole.tokens[line, :stop] = [*held[row, 7 - start :], *tokens[line, :count]]
+        whole.targets[line, start:stop] = targets[line, :count]
+    decoder = backend.decoder(4, room=13, filling=7 - lengths)
+    assert not decoder.log_probs(held, np.full_like(held, IGNORE)).any()
+    got, want = decoder.fork(rows).log_probs(tokens, targets), backend.log_probs(whole)
+    assert not got[targets == IGNORE].any()
+    assert_close("endings", got[targets != IGNORE], want[whole.targets != IGNORE], "split")
+    # the contexts are as they were
+    assert np.array_equal(decoder.fork(rows).log_probs(tokens, targets), got)
+
+
+def test_the_head_scores_targets_alone_and_gives_the_same(
+    config: ModelConfig,
+    weights: Parameters,
+    packed: Batch,
+    assert_close: Check,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    backend, targets = make(config, weights), np.abs(packed.targets)
+    every, scored, whole = backend.log_probs(packed._replace(targets=targets)), [], reference.linear_nll
+    monkeypatch.setattr(reference, "linear_nll", lambda x, *rest: scored.append(len(x)) or whole(x, *rest))
+    for rate in (0.0, 0.1, 0.5):
+        few = np.random.default_rng(5).random(every.shape) < rate
+        part = packed._replace(targets=np.where(few, targets, IGNORE))
+        got = backend.log_probs(part)
+        assert not got[~few].any()
+        assert_close(f"log-probabilities at {rate}", got, np.where(few, every, 0.0), "split")
+        # shares of an eighth of 52 positions
+        assert scored.pop() == max(1, -(-few.sum() // 7)) * 7
+        assert backend.evaluate(part) == (pytest.approx(-got.sum(), rel=1e-6), few.sum())

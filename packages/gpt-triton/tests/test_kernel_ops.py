@@ -9,11 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from gpt_data.batch import Batch
 from gpt_triton_kernel_runs import DEVICE, DTYPES, check_op, dropout, randn, wide
 from torch import Tensor
 
@@ -147,33 +145,6 @@ def test_attention(
         d_q, d_k, d_v = ops.attention_bwd(res, d_out, heads, site).split(width, 2)
         # one visible key each: the weights are constant and these gradients are zero up to rounding
         return [out, res.lse, d_v] if context == 1 else [out, res.lse, d_q, d_k, d_v]
-
-    check_op(run, dtype)
-
-
-def _shared(context: int) -> list[tuple[int, list[int]]]:
-    """Prefixes around the tiles of 16 and 32 keys, none and all of the row; random continuations behind."""
-    stream = np.random.default_rng(context)
-    return [
-        (prefix, stream.geometric(0.12, size=(context - prefix) // 8 + 1).tolist())
-        for prefix in (0, 1, 15, 16, 17, 31, 32, 33, 48, context)
-        if prefix <= context
-    ]
-
-
-# 1, 33, 65, 97: a row of one position; queries one past a tile; continuations two and three tiles away
-@pytest.mark.parametrize("context", [1, 33, 65, 97])
-def test_attention_of_continuations(context: int, share: Callable[..., Batch], dtype: torch.dtype) -> None:
-    batch = share(_shared(context))
-    starts, prefixes = (
-        torch.from_numpy(field[..., :context] if field.ndim == 2 else field).contiguous().to(DEVICE)
-        for field in (batch.segment_starts, batch.prefix_lengths)
-    )
-
-    def run(ops: Any, copy: Callable[..., Tensor], dt: torch.dtype) -> list[Tensor]:
-        qkv = copy(randn(*starts.shape, 3 * 2 * 5), dt)
-        out, res = ops.attention_fwd(qkv, 2, starts, None, prefixes)
-        return [out, res.lse]
 
     check_op(run, dtype)
 

@@ -1,7 +1,7 @@
 """A model in NumPy: next-token probabilities from all that a position sees, nearer tokens counting more.
 
-It obeys ``gpt_data.batch.Batch`` to the letter, prefixes included, and position ids outside its context
-are an error, so that two layouts that mean the same give the same. Shapes: B rows, T positions, D width.
+Position ids outside its context are an error, and its decoders score whole rows, each time anew, so that two
+layouts that mean the same give the same. Shapes: B rows, T positions, n new positions, D width.
 
 As a program it is the command with the toy as its only backend.
 """
@@ -18,6 +18,7 @@ from gpt_trainer import backend
 from gpt_trainer.backend import BackendSpec
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import Parameters
+from gpt_trainer.sequences import Sequences
 
 
 class ToyModel:
@@ -30,6 +31,14 @@ class ToyModel:
 
     def log_probs(self, batch: Batch) -> np.ndarray:
         self.shapes.add(batch.tokens.shape)
+        return self.score(batch)
+
+    def decoder(self, rows: int, *, room: int | None = None, filling: np.ndarray | None = None) -> ToyDecoder:
+        return ToyDecoder(
+            self, Sequences.begin(self.config, rows, room, filling), np.zeros((rows, 0), np.int32)
+        )
+
+    def score(self, batch: Batch) -> np.ndarray:
         places = batch.positions  # [B, T]
         assert 0 <= places.min() <= places.max() < self.config.context, "a position beyond the context"
         nearness = np.exp(-0.3 * (places[:, :, None] - places[:, None, :])) * visible(batch)  # [B, T, T]
@@ -46,16 +55,35 @@ class ToyModel:
         return np.pad(found, ((0, 0), (1, 0)), constant_values=np.nan)
 
 
+class ToyDecoder:
+    """Sequences that grow; counts the tokens that it was given."""
+
+    fed = 0
+
+    def __init__(self, model: ToyModel, sequences: Sequences, tokens: np.ndarray) -> None:
+        self.model, self.sequences, self.tokens = model, sequences, tokens
+
+    def log_probs(self, tokens: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        ToyDecoder.fed += tokens.size
+        self.sequences.append(tokens, targets)
+        before, self.tokens = self.tokens.shape[1], np.concatenate([self.tokens, tokens], axis=1)
+        values = np.zeros(targets.shape, np.float32)
+        for row, wanted in enumerate(targets):
+            if (count := int(np.flatnonzero(wanted != IGNORE).max(initial=-1)) + 1) > 0:
+                own = self.tokens[row : row + 1, self.sequences.filling[row] : before + count]
+                asked = np.full_like(own, IGNORE)
+                asked[0, -count:] = wanted[:count]
+                values[row, :count] = self.model.score(Batch(own, asked))[0, -count:]
+        return values
+
+    def fork(self, rows: np.ndarray) -> ToyDecoder:
+        return ToyDecoder(self.model, self.sequences.fork(rows), self.tokens[rows])
+
+
 def visible(batch: Batch) -> np.ndarray:
-    """Whether position t sees position s, [B, T, T], from the words of ``Batch``'s docstring."""
-    rows, length = batch.tokens.shape
-    t, s = np.arange(length)[None, :, None], np.arange(length)[None, None, :]
-    starts = np.zeros((rows, length)) if batch.segment_starts is None else batch.segment_starts
-    sees = (starts[:, :, None] <= s) & (s <= t)
-    if batch.prefix_lengths is not None:
-        prefix = batch.prefix_lengths[:, None, None]
-        sees = sees | ((s < prefix) & (t >= prefix))
-    return sees
+    """Whether position t sees position s, [1, T, T]."""
+    assert batch.segment_starts is None
+    return np.tril(np.ones((1, batch.tokens.shape[1], batch.tokens.shape[1]), bool))
 
 
 class ToyBackend(ToyModel):

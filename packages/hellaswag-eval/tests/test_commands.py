@@ -96,30 +96,44 @@ def test_lines_name_everything(
     assert "(12 items)" in second
 
 
+class Silent:
+    """A decoder of nothing."""
+
+    def log_probs(self, tokens: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        return np.zeros(targets.shape, np.float32)
+
+    def fork(self, rows: np.ndarray) -> Silent:
+        return self
+
+
 def test_flags_decide_the_batches(
     installed: Any, run: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batches: list[Batch] = []
+    batches: list[tuple[int, ...]] = []
 
     def log_probs(self: ToyModel, batch: Batch) -> np.ndarray:
-        batches.append(batch)
+        batches.append(batch.tokens.shape)
         return np.zeros(batch.tokens.shape, np.float32)
+
+    def decoder(self: ToyModel, rows: int, *, room: int, filling: np.ndarray) -> Silent:
+        batches.append((rows, room))
+        return Silent()
 
     def shapes(*flags: object) -> list[tuple[int, ...]]:
         batches.clear()
         assert call("--model", run, "--data", data, "--protocol", "completion", *flags) == 0
-        return [batch.tokens.shape for batch in batches]
+        return sorted(batches)
 
     monkeypatch.setattr(ToyBackend, "log_probs", log_probs)
+    monkeypatch.setattr(ToyBackend, "decoder", decoder)
     with data.open("a") as file:
         file.write(json.dumps({**ITEM, "ctx": "a" * 45}) + "\n")
-    assert sorted(shapes()) == [(1, 96), (12, 64)]
-    assert all(batch.prefix_lengths is not None for batch in batches)
-    assert shapes("--shapes", 1) == [(13, 96)]
-    assert sorted(shapes("--tokens-per-batch", 64)) == [(1, 64)] * 12 + [(1, 96)]
-    assert sorted(shapes("--limit", 2)) == [(2, 64)]
+    # contexts of 32 and 64 tokens at most, and an ending of 18
+    assert shapes() == [(1, 64 + 18), (12, 32 + 18)]
+    assert shapes("--shapes", 1) == [(13, 64 + 18)]
+    assert shapes("--tokens-per-batch", 64) == [(1, 64 + 18)] + [(2, 32 + 18)] * 6
+    assert shapes("--limit", 2) == [(2, 32 + 18)]
     assert sum(rows for rows, _ in shapes("--no-share-context")) == 4 * 13
-    assert all(batch.prefix_lengths is None for batch in batches)
 
 
 @pytest.mark.parametrize(
@@ -195,5 +209,5 @@ def test_a_signal_ends_it(
         return np.zeros(batch.tokens.shape, np.float32)
 
     monkeypatch.setattr(ToyBackend, "log_probs", interrupted)
-    assert call("--model", run, "--data", data, "--tokens-per-batch", 64) == 130
-    assert "stopped after 1 of 12 rows" in capsys.readouterr().err
+    assert call("--model", run, "--data", data, "--tokens-per-batch", 64, "--no-share-context") == 130
+    assert "stopped after 1 of 48 endings" in capsys.readouterr().err

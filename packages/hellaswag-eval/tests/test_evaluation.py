@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,8 @@ import pytest
 from gpt_trainer.errors import InputError, NonFiniteError, WriteError
 from hellaswag_eval import Example, Plan, StoppedError, evaluate, evaluate_backend
 from hellaswag_eval.results import Evaluation, describe, write_answers
-from hellaswag_eval.rows import pad, shared_row
 from hellaswag_eval.shapes import choose_widths, group_rows
-from hellaswag_toy import ToyModel, visible
+from hellaswag_toy import ToyDecoder, ToyModel
 
 
 def example(context: list[int], *endings: list[int], label: int = 0, row: int = 0) -> Example:
@@ -99,34 +99,24 @@ def test_both_layouts_ask_the_same_of_the_model() -> None:
         assert one.predictions == two.predictions == three.predictions
         assert np.abs(np.array(one.log_probs) - two.log_probs).max() <= 1e-4
         assert np.abs(np.array(three.log_probs) - two.log_probs).max() <= 1e-4
-    tokens = {
-        name: sum(rows * width for rows, width in e.shapes) for name, e in (("s", shared), ("a", separate))
-    }
-    assert tokens["s"] < tokens["a"]
 
 
-def test_no_ending_sees_another() -> None:
-    row = shared_row(example([1, 2, 3], [4, 5], [6], [7, 8]), first=10)
-    assert row.tokens.tolist() == [1, 2, 3, 4, 3, 3, 7]
-    assert row.targets.tolist() == [-1, -1, 4, 5, 6, 7, 8]
-    assert row.segment_starts.tolist() == [0, 0, 2, 2, 4, 5, 5]
-    assert row.owners.tolist() == [-1, -1, 10, 10, 11, 12, 12]
-    batch = pad([row], 2, 9, shared=True).batch
-    assert batch.positions[0].tolist() == [0, 1, 2, 3, 2, 2, 3, 2, 2]
-    seen = [np.flatnonzero(line).tolist() for line in visible(batch)[0]]
-    assert seen == [
-        [0],
-        [0, 1],
-        [0, 1, 2],
-        [0, 1, 2, 3],
-        [0, 1, 4],
-        [0, 1, 5],
-        [0, 1, 5, 6],
-        [0, 1, 7],
-        [0, 1, 8],
-    ]
-    assert batch.positions[1].tolist() == [0] * 9
-    assert (batch.targets[1] == -1).all()
+def test_a_context_is_read_once() -> None:
+    items, before = drawn(60), ToyDecoder.fed
+    evaluate_backend(ToyModel(), items, plan=Plan(tokens_per_batch=600))
+    # the context but for its last token, which goes with each ending; and a little filling
+    needed = sum(len(item.context) - 1 + sum(map(len, item.endings)) for item in items)
+    assert needed <= ToyDecoder.fed - before <= 1.25 * needed
+    assert sum(4 * len(item.context) for item in items) > 1.25 * needed
+
+
+def test_an_ending_alone_reads_its_context_with_it() -> None:
+    toy, before = ToyModel(), ToyDecoder.fed
+    found = evaluate_backend(toy, [example([5, 6], [7])])
+    assert (toy.shapes, ToyDecoder.fed) == ({(1, 32)}, before)
+    assert (
+        found.answers[0].log_probs == evaluate(toy.log_prob_fn, [example([5, 6], [7])]).answers[0].log_probs
+    )
 
 
 # the longest that fits to the token, one more, and far more; the toy refuses positions beyond 64
@@ -160,13 +150,16 @@ def test_results_do_not_depend_on_the_batches() -> None:
     for tokens, shapes, step in [(1, 1, 1), (333, 3, 8), (10**6, 50, 32)]:
         toy = ToyModel()
         plan = Plan(tokens_per_batch=tokens, most_shapes=shapes, width_step=step)
-        found = evaluate_backend(toy, items, plan=plan)
+        shared = evaluate_backend(toy, items, plan=plan)
+        assert not toy.shapes
+        assert len(shared.shapes) <= shapes
+        runs.append(np.array([answer.log_probs for answer in shared.answers]))
+        found = evaluate_backend(toy, items, plan=replace(plan, share=False))
         assert set(found.shapes) == toy.shapes
         assert len(toy.shapes) <= shapes
         assert all(rows * width <= tokens or rows == 1 for rows, width in toy.shapes)
         runs.append(np.array([answer.log_probs for answer in found.answers]))
-    assert np.abs(runs[0] - runs[1]).max() <= 1e-4
-    assert np.abs(runs[0] - runs[2]).max() <= 1e-4
+    assert max(np.abs(runs[0] - run).max() for run in runs[1:]) <= 1e-4
 
 
 def test_widths_are_the_best_there_are() -> None:
@@ -226,10 +219,10 @@ def test_it_can_be_watched_and_stopped() -> None:
     toy, seen = ToyModel(), []
     plan = Plan(tokens_per_batch=500, on_progress=lambda done, total: seen.append((done, total)))
     evaluate_backend(toy, drawn(30), plan=plan)
-    assert [total for _, total in seen] == [30] * len(seen)
+    assert [total for _, total in seen] == [120] * len(seen)
     assert [done for done, _ in seen] == sorted({done for done, _ in seen})
-    assert seen[-1] == (30, 30)
-    with pytest.raises(StoppedError, match="stopped after 0 of 30 rows") as caught:
+    assert seen[-1] == (120, 120)
+    with pytest.raises(StoppedError, match="stopped after 0 of 120 endings") as caught:
         evaluate_backend(toy, drawn(30), plan=Plan(should_stop=lambda: True))
     assert caught.value.exit_status == 130
 

@@ -9,36 +9,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 
-def shared(prefix: int, *continuations: int) -> Batch:
-    """One row: a prefix and continuations of the given lengths; token t is t."""
-    starts, at = [0] * prefix, prefix
-    for length in continuations:
-        starts += [at] * length
-        at += length
-    tokens = np.arange(at, dtype=np.int32)[None]
-    return Batch(tokens, tokens.copy(), np.array([starts], np.int32), np.array([prefix], np.int32))
+def packed(*lengths: int) -> Batch:
+    """One row of documents of the given lengths; token t is t."""
+    ends = np.cumsum(lengths)
+    starts = np.repeat(ends - lengths, lengths).astype(np.int32)
+    tokens = np.arange(ends[-1], dtype=np.int32)[None]
+    return Batch(tokens, tokens.copy(), starts[None])
 
 
-def test_each_continuation_counts_on_from_its_prefix() -> None:
-    batch = shared(3, 2, 1, 4)
-    assert batch.positions.tolist() == [[0, 1, 2, 3, 4, 3, 3, 4, 5, 6]]
-    assert shared(0, 2, 3).positions.tolist() == [[0, 1, 0, 1, 2]]
-    assert shared(4).positions.tolist() == [[0, 1, 2, 3]]
-    assert batch._replace(prefix_lengths=None, segment_starts=None).positions.tolist() == [[*range(10)]]
+def test_each_document_counts_from_its_start() -> None:
+    assert packed(3, 2, 1, 4).positions.tolist() == [[0, 1, 2, 0, 1, 0, 0, 1, 2, 3]]
+    assert packed(3, 7)._replace(segment_starts=None).positions.tolist() == [[*range(10)]]
 
 
 def test_rows_take_every_field() -> None:
-    batch = shared(2, 3)
+    batch = packed(2, 3)
     two = Batch(*(np.concatenate([field, field + 1]) for field in batch))
     assert all((got == want + 1).all() for got, want in zip(two.rows(1, 2), batch, strict=True))
-    assert two.rows(0, 1).prefix_lengths.shape == (1,)
-    assert two._replace(prefix_lengths=None).rows(0, 1).prefix_lengths is None
-
-
-# a context of 7: ten positions in a row, none of which counts past 6
-@pytest.mark.parametrize("batch", [shared(3, 2, 1, 4), shared(0, 7, 3), shared(7), shared(6, 1, 1, 1)])
-def test_a_row_may_outgrow_the_context_if_no_position_does(batch: Batch) -> None:
-    check_batch(batch, context=7, vocab_size=10)
+    assert two._replace(segment_starts=None).rows(0, 1).segment_starts is None
 
 
 @pytest.mark.parametrize(
@@ -48,36 +36,23 @@ def test_a_row_may_outgrow_the_context_if_no_position_does(batch: Batch) -> None
         ({"targets": (0, 4, -2)}, "targets span -2..9, outside the vocabulary of 10"),
         ({"segment_starts": (0, 4, 5)}, r"segment_starts\[0, 4\]=5, expected from 0 to the position itself"),
         ({"segment_starts": (0, 4, -1)}, r"segment_starts\[0, 4\]=-1, expected from 0 to the position"),
-        ({"segment_starts": (0, 2, 2)}, r"segment_starts\[0, 2\]=2, expected 0 within the prefix"),
-        ({"segment_starts": (0, 4, 2)}, r"segment_starts\[0, 4\]=2, expected at least the prefix's length"),
-        ({"segment_starts": (0, 6, 3)}, r"segment_starts\[0, 6\]=3, expected never less"),
-        ({"segment_starts": (0, 9, 7)}, r"segment_starts\[0, 9\]=7, expected a position that begins"),
-        ({"prefix_lengths": (0, 11)}, r"prefix_lengths\[0\]=11, expected from 0 to the row's length 10"),
-        ({"prefix_lengths": (0, -1)}, r"prefix_lengths\[0\]=-1, expected from 0"),
     ],
     ids=lambda value: str(value)[:40],
 )
 def test_what_does_not_fit_is_named(change: dict[str, tuple[int, ...]], message: str) -> None:
-    batch = shared(3, 2, 1, 4)
+    batch = packed(3, 2, 1, 4)
     [(name, (*at, value))] = change.items()
     field = getattr(batch, name).copy()
     field[tuple(at)] = value
     with pytest.raises(ValueError, match=message):
-        check_batch(batch._replace(**{name: field}), context=7, vocab_size=10)
+        check_batch(batch._replace(**{name: field}), context=10, vocab_size=10)
 
 
 def test_shapes_that_do_not_fit_are_named() -> None:
-    batch = shared(3, 2, 1, 4)
-    with pytest.raises(ValueError, match=r"positions\[0, 9\]=6, expected below context=6"):
-        check_batch(batch, context=6, vocab_size=10)
-    with pytest.raises(ValueError, match=r"tokens have shape \(1, 10\), .* T <= context=7"):
-        check_batch(batch._replace(prefix_lengths=None), context=7, vocab_size=10)
-    with pytest.raises(ValueError, match="need segment_starts"):
-        check_batch(batch._replace(segment_starts=None), context=7, vocab_size=10)
-    with pytest.raises(ValueError, match="for evaluation only"):
-        check_batch(batch, context=7, vocab_size=10, training=True)
-    with pytest.raises(ValueError, match=r"prefix_lengths have shape \(2,\), expected \(1,\)"):
-        check_batch(batch._replace(prefix_lengths=np.zeros(2, np.int32)), context=7, vocab_size=10)
+    batch = packed(3, 2, 1, 4)
+    check_batch(batch, context=10, vocab_size=10)
+    with pytest.raises(ValueError, match=r"tokens have shape \(1, 10\), .* T <= context=9"):
+        check_batch(batch, context=9, vocab_size=10)
     with pytest.raises(ValueError, match=r"targets have shape \(1, 9\), expected \(1, 10\)"):
         check_batch(batch._replace(targets=batch.targets[:, 1:]), context=10, vocab_size=10)
     for empty in (np.zeros((0, 3), np.int32), np.zeros((3, 0), np.int32), np.zeros(3, np.int32)):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from gpt_data.batch import IGNORE
-from gpt_torchfunc import gradients, loss, model, scoring
+from gpt_torchfunc import gradients, loss, model
 from gpt_torchfunc.dropout import dropout, dropout_mask
 from gpt_torchfunc.model import Block, Inputs, Parameters, Plan
 from torch import Tensor
@@ -19,21 +19,16 @@ Arrays = dict[str, np.ndarray]
 
 
 def plant(error: str) -> None:
-    """Break one place of the model, or with ``trees-`` of its copy for a CPU: the matrix must see it."""
-    module: Any = scoring if error.startswith("trees-") else model
-    layer_norm, linear, attend = module.layer_norm, module.linear, scoring.attend
-    if error.endswith("epsilon"):
-        module.EPSILON = 1e-3
+    """Break one place of the model: the matrix must see it."""
+    linear = model.linear
+    if error == "epsilon":
+        model.EPSILON = 1e-3
     elif error == "gain":
-        _replace(layer_norm, lambda x, gain, bias: honest(x, 1.01 * gain, bias))  # type: ignore[name-defined] # noqa: F821
+        _replace(model.layer_norm, lambda x, gain, bias: honest(x, 1.01 * gain, bias))  # type: ignore[name-defined] # noqa: F821
     elif error == "mask":
         _replace(model.attention_mask, lambda inputs, plan: honest(inputs, plan).roll(1, 1))  # type: ignore[name-defined] # noqa: F821
-    elif error == "trees-gain":
-        module.layer_norm = lambda x, gain, bias: layer_norm(x, 1.01 * gain, bias)
-    elif error.endswith("bias"):
-        module.linear = lambda x, weight, bias: linear(x, weight, 0.0 * bias)
-    elif error == "trees-mask":
-        scoring.attend = lambda qkv, masks, plan: attend(qkv, [mask.roll(1, 1) for mask in masks], plan)
+    elif error == "bias":
+        model.linear = lambda x, weight, bias: linear(x, weight, 0.0 * bias)
     else:
         raise ValueError(f"unknown error {error!r}")
 

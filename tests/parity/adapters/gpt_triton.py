@@ -28,16 +28,12 @@ def plant(error: str) -> None:
     elif error == "mask":
 
         def off_by_one(
-            qkv: Tensor,
-            n_head: int,
-            starts: Tensor | None,
-            dropout: Dropout | None = None,
-            prefix_lengths: Tensor | None = None,
+            qkv: Tensor, n_head: int, starts: Tensor | None, dropout: Dropout | None = None
         ) -> tuple:
             index = torch.arange(qkv.shape[1], dtype=torch.int32)
             late = torch.minimum(torch.ones_like(index), index).expand(qkv.shape[:2])
             starts = late if starts is None else torch.maximum(starts, late)
-            return attend(qkv, n_head, starts, dropout, prefix_lengths)
+            return attend(qkv, n_head, starts, dropout)
 
         reference.attention_fwd = off_by_one
     else:

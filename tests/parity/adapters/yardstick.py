@@ -75,9 +75,7 @@ class Yardstick:
         rows, time, width = x.shape
         starts = np.zeros((rows, time)) if batch.segment_starts is None else batch.segment_starts
         index = np.arange(time)
-        prefixes = np.zeros(rows) if batch.prefix_lengths is None else batch.prefix_lengths
-        own = (index >= starts[:, :, None]) | (index < prefixes[:, None, None])
-        seen = (index[:, None] >= index) & own
+        seen = (index[:, None] >= index) & (index >= starts[:, :, None])
         hidden = self.tensor(~seen)[:, None]
         for layer in range(self.config.n_layer):
             n = f"h.{layer}."

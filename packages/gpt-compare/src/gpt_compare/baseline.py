@@ -244,7 +244,7 @@ class Baseline:
         }
 
     def _tensors(self, batch: Batch) -> tuple[Int64[Tensor, "B T"], Int64[Tensor, "B T"]]:
-        if batch.segment_starts is not None or batch.prefix_lengths is not None:
+        if batch.segment_starts is not None:
             raise ValueError(f"{self._name} keeps no documents apart; use --packing stream")
         tokens, targets = (torch.from_numpy(a.astype(np.int64)) for a in (batch.tokens, batch.targets))
         return devices.to_device(tokens, self.device), devices.to_device(targets, self.device)

@@ -1,12 +1,12 @@
 """Causal attention written out, by tiles of queries.
 
-    out_t = sum_s drop(softmax_s(q_t . k_s / sqrt(K))) v_s      over  start(t) <= s <= t,  and  s < P
+    out_t = sum_s drop(softmax_s(q_t . k_s / sqrt(K))) v_s      over  start(t) <= s <= t
 
 A tile of queries sees the keys up to its last query and no further, so the upper triangle is never
 computed. Each tile is a ``jax.checkpoint``: backward forms its weights again, so that no more than
 one tile of them, ``[B, H, tile, T]``, exists at a time.
 
-Shapes: B rows, T positions, P of them in the prefix of a row, t queries of a tile, S keys that a tile
+Shapes: B rows, T positions, t queries of a tile, S keys that a tile
 sees, H heads, K head width.
 
 References:
@@ -36,19 +36,15 @@ def attend(
     segment_starts: Int[Array, "B T"] | None = None,
     key: UInt32[Array, " 2"] | None = None,
     rate: float = 0.0,
-    prefix_lengths: Int[Array, " B"] | None = None,
 ) -> Float[Array, "B T H K"]:
-    """Causal attention, each position within its own document and the prefix of its row.
+    """Causal attention, each position within its own document.
 
     Args:
         segment_starts: First position of each position's document; ``None`` means that all are 0.
         key: Dropout key of the attention weights; ``None`` means no dropout.
-        prefix_lengths: Positions at the start of each row that all later ones see; ``None`` means none.
     """
     tiles = [
-        jax.checkpoint(partial(_attend_tile, start=start, rate=rate))(
-            q, k, v, segment_starts, prefix_lengths, key
-        )
+        jax.checkpoint(partial(_attend_tile, start=start, rate=rate))(q, k, v, segment_starts, key)
         for start in range(0, q.shape[1], TILE)
     ]
     return jnp.concatenate(tiles, axis=1)
@@ -100,7 +96,6 @@ def _attend_tile(
     k: Float[Array, "B T H K"],
     v: Float[Array, "B T H K"],
     segment_starts: Int[Array, "B T"] | None,
-    prefix_lengths: Int[Array, " B"] | None,
     key: UInt32[Array, " 2"] | None,
     *,
     start: int,
@@ -111,7 +106,7 @@ def _attend_tile(
     stop = min(start + TILE, context)
     starts = None if segment_starts is None else segment_starts[:, start:stop]
     query_index = jnp.arange(start, stop, dtype=jnp.int32)
-    mask = visible(query_index, stop, starts, prefix_lengths)
+    mask = visible(query_index, stop, starts)
     weights = attention_weights(q[:, start:stop], k[:, :stop], mask)
     if key is not None:
         keep = dropout_mask_tile((rows, heads, context, context), start, stop, key, rate)
@@ -123,22 +118,17 @@ def visible(
     query_index: Int[Array, " t"],
     stop: int,
     starts: Int[Array, "B t"] | None,
-    prefix_lengths: Int[Array, " B"] | None = None,
 ) -> Bool[Array, "#B t S"]:
-    """True where a query may see a key: not ahead of it, and in the same document or the row's prefix.
+    """True where a query may see a key: not ahead of it, and in the same document.
 
     Args:
         starts: First position of each query's document, or ``None``.
-        prefix_lengths: Keys of each row that all later queries see, or ``None``; only with ``starts``.
     """
     key_index = jnp.arange(stop, dtype=jnp.int32)[None, None]
     causal = key_index <= query_index[None, :, None]
     if starts is None:
         return causal
-    own = key_index >= starts[:, :, None]
-    if prefix_lengths is not None:
-        own |= key_index < prefix_lengths[:, None, None]
-    return causal & own
+    return causal & (key_index >= starts[:, :, None])
 
 
 def attention_weights(

@@ -207,7 +207,6 @@ class JaxBackend:
         attention: str = self._plan.attention
         if attention == "cudnn":
             attention += ", written in training (dropout)" if self.config.dropout else ""
-            attention += ", written for prefixes"
         return {
             "attention": attention,
             "layers": "scan" if self._stacked else "unroll",
@@ -242,7 +241,7 @@ class JaxBackend:
             self._layout.spread(np.stack(arrays))
             for arrays in ([batch.tokens for batch in batches], [batch.targets for batch in batches])
         )
-        return Inputs(tokens, targets, starts, None, documents)
+        return Inputs(tokens, targets, starts, documents)
 
     def _documents(self, starts: Int32[np.ndarray, "N B T"]) -> Array | None:
         """Documents in cuDNN's words, if it is to see them."""
@@ -270,8 +269,7 @@ def _fill_up(batch: Batch, context: int) -> Batch:
     """Columns without targets on the right, which no earlier position sees."""
     length = batch.tokens.shape[1]
     wanted = -(-length // EVALUATION_MULTIPLE) * EVALUATION_MULTIPLE
-    # only rows with a prefix are longer than the context
-    missing = (wanted if length > context else min(context, wanted)) - length
+    missing = min(context, wanted) - length
     if not missing:
         return batch
     pad = ((0, 0), (0, missing))

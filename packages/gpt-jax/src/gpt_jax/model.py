@@ -101,7 +101,6 @@ class Inputs:
     tokens: Int[Array, "*N B T"]
     targets: Int[Array, "*N B T"]
     segment_starts: Int[Array, "*N B T"] | None = None
-    prefix_lengths: Int[Array, "*N B"] | None = None
     documents: Int[Array, "*N B S"] | None = None
     """The same as ``segment_starts`` in cuDNN's words: see ``first_positions``."""
 
@@ -153,13 +152,10 @@ def embed(params: Parameters, inputs: Inputs, plan: Plan) -> Float[Array, "M D"]
 
 
 def positions(inputs: Inputs) -> Int[Array, "B T"]:
-    """Position of each token within its document; a continuation counts on from its prefix."""
+    """Position of each token within its document."""
     assert inputs.segment_starts is not None
     index = jnp.arange(inputs.tokens.shape[1], dtype=jnp.int32)[None]
-    if inputs.prefix_lengths is None:
-        return index - inputs.segment_starts
-    prefix = inputs.prefix_lengths[:, None]
-    return index - inputs.segment_starts + jnp.where(index < prefix, 0, prefix)
+    return index - inputs.segment_starts
 
 
 def apply_block(
@@ -193,8 +189,8 @@ def self_attention(
     They come from three products, since one matrix of all three would have to be taken apart, and its
     gradient put together again, in memory.
 
-    The fused kernel draws its own random numbers, knows no prefixes, and has no derivative for rows of odd
-    length: with dropout, prefixes or an odd T the written form is used.
+    The fused kernel draws its own random numbers, and has no derivative for rows of odd length: with dropout
+    or an odd T the written form is used.
     """
     weights, biases = jnp.split(block.qkv_weight, 3, -1), jnp.split(block.qkv_bias, 3, -1)
     parts = norm_linear(x, block.ln1_gain, block.ln1_bias, list(zip(weights, biases, strict=True)))
@@ -204,7 +200,7 @@ def self_attention(
     if plan.attention == "cudnn" and key is None and told and q.shape[1] % 2 == 0:
         out = attend_fused(q, k, v, inputs.documents, layer)
     else:
-        out = attend(q, k, v, starts, key, plan.dropout, inputs.prefix_lengths)
+        out = attend(q, k, v, starts, key, plan.dropout)
     return out.reshape(x.shape)
 
 

@@ -1,8 +1,8 @@
 """Causal attention, written out or by torch's fused kernels.
 
-    out_t = sum_s drop(softmax_s(q_t . k_s / sqrt(K))) v_s      over  start(t) <= s <= t,  and  s < P
+    out_t = sum_s drop(softmax_s(q_t . k_s / sqrt(K))) v_s      over  start(t) <= s <= t
 
-Shapes: B rows, T positions, P of them in the prefix of a row, t queries, M tokens of all rows (B T), S
+Shapes: B rows, T positions, t queries, M tokens of all rows (B T), S
 boundaries, H heads, K head width.
 """
 
@@ -76,15 +76,11 @@ def attend_fused(
 def visible(
     context: int,
     segment_starts: Int[Tensor, "B T"] | None,
-    prefix_lengths: Int[Tensor, " B"] | None,
     device: torch.device,
 ) -> Bool[Tensor, "#B T T"]:
-    """True where a query (row) may see a key (column): not ahead, in its document or the row's prefix."""
+    """True where a query (row) may see a key (column): not ahead, and in the same document."""
     index = torch.arange(context, device=device)
     causal = (index[None, :] <= index[:, None])[None]  # [1, T, T]
     if segment_starts is None:
         return causal
-    own = index >= segment_starts[:, :, None]  # [B, T, T]
-    if prefix_lengths is not None:
-        own = own | (index < prefix_lengths[:, None, None])
-    return causal & own
+    return causal & (index >= segment_starts[:, :, None])

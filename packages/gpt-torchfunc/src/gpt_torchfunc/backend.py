@@ -26,7 +26,6 @@ from jaxtyping import Float32, Int
 from torch import Tensor
 
 from gpt_torchfunc import device as devices
-from gpt_torchfunc import scoring
 from gpt_torchfunc.decoding import Decoder
 from gpt_torchfunc.documents import boundaries
 from gpt_torchfunc.dropout import dropout_keys
@@ -36,7 +35,7 @@ from gpt_torchfunc.model import Inputs, Parameters, logits
 from gpt_torchfunc.optimizer import STATE_NAMES, AdamWState, StepScalars, step_scalars
 from gpt_torchfunc.options import SPEC as SPEC
 from gpt_torchfunc.options import Options
-from gpt_torchfunc.plan import make_plan, scores_trees, tells_documents, wants_compile
+from gpt_torchfunc.plan import make_plan, tells_documents, wants_compile
 from gpt_torchfunc.processes import sum_over_processes
 from gpt_torchfunc.profiling import record
 from gpt_torchfunc.replay import Replay
@@ -85,7 +84,6 @@ class TorchFuncBackend:
         self._plan = make_plan(config, runtime, options, self._device)
         self._compiled = wants_compile(options, self._device)
         self._tells = tells_documents(self._plan, self._device)
-        self._by_trees = scores_trees(options, self._device)
         params, first, second = (zeros(config, self._device) for _ in range(3))
         self._state = TrainingState(params, AdamWState(first, second))
         self._sums: tuple[Tensor, Sums] | None = None
@@ -155,8 +153,6 @@ class TorchFuncBackend:
     def log_probs(self, batch: Batch) -> Float32[np.ndarray, "B T"]:
         """Log-probability of each target given what its position may see; 0 where ignored; no dropout."""
         self._check(batch)
-        if self._by_trees:
-            return scoring.log_probs(self._state.params, batch, self._plan)
         inputs, index = self._inputs(batch), target_index(batch.targets)
         if index is None:
             values = self._scorer(batch)(self._state.params, inputs, self._plan)
@@ -238,8 +234,7 @@ class TorchFuncBackend:
         shape = (batch.tokens.shape, batch.segment_starts is None)
         if self._evaluated is None and batch.tokens.shape[1] == self.config.context:
             self._evaluated = shape
-        whole = shape == self._evaluated and batch.prefix_lengths is None
-        return self._log_probs if whole else target_log_probs
+        return self._log_probs if shape == self._evaluated else target_log_probs
 
     def _weight(self, micro_batches: Sequence[Batch], targets: int | None = None) -> Float32[Tensor, ""]:
         return self._send(torch.tensor(target_weight(micro_batches, self.config, targets)))
@@ -252,7 +247,7 @@ class TorchFuncBackend:
     def _inputs(self, batch: Batch) -> Inputs:
         """The checked batch on the device."""
         ends = None
-        if batch.segment_starts is not None and batch.prefix_lengths is None and self._tells:
+        if batch.segment_starts is not None and self._tells:
             ends = boundaries(batch.segment_starts)
         arrays = (*batch, ends)
         sent = [None if a is None else self._send(torch.from_numpy(np.ascontiguousarray(a))) for a in arrays]

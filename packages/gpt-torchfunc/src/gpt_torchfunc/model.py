@@ -90,7 +90,6 @@ class Inputs(NamedTuple):
     tokens: Int[Tensor, "B T"]
     targets: Int[Tensor, "B T"]
     segment_starts: Int[Tensor, "B T"] | None = None
-    prefix_lengths: Int[Tensor, " B"] | None = None
     boundaries: Int[Tensor, " S"] | None = None
     """Where documents begin and end, counted through all rows; then attention needs no mask."""
 
@@ -145,13 +144,10 @@ def embed(params: Parameters, inputs: Inputs, plan: Plan) -> Float[Tensor, "M D"
 
 
 def positions(inputs: Inputs) -> Int[Tensor, "B T"]:
-    """Position of each token within its document; a continuation counts on from its prefix."""
+    """Position of each token within its document."""
     assert inputs.segment_starts is not None
     index = torch.arange(inputs.tokens.shape[1], device=inputs.tokens.device)
-    if inputs.prefix_lengths is None:
-        return index - inputs.segment_starts
-    prefix = inputs.prefix_lengths[:, None]
-    return index - inputs.segment_starts + torch.where(index < prefix, 0, prefix)
+    return index - inputs.segment_starts
 
 
 def apply_block(
@@ -286,7 +282,7 @@ def attention_mask(inputs: Inputs, plan: Plan) -> Shaped[Tensor, "#B T T"] | Non
     starts = inputs.segment_starts
     if fused and (starts is None or inputs.boundaries is not None):
         return None
-    mask = visible(inputs.tokens.shape[1], starts, inputs.prefix_lengths, inputs.tokens.device)
+    mask = visible(inputs.tokens.shape[1], starts, inputs.tokens.device)
     return torch.where(mask, 0.0, -torch.inf).to(plan.dtype) if fused else mask
 
 

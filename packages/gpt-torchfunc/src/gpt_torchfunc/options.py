@@ -19,8 +19,6 @@ class Options:
             With dropout the written form is used in training, as torch's kernel has its own random numbers.
         compile: Compile the step with ``torch.compile``; ``"auto"``: on a GPU, as on a CPU a compilation
             takes a minute and saves a quarter of each step.
-        scoring: Log-probabilities by ``"trees"`` of tokens (see ``scoring.py``), on a CPU alone, or by
-            ``"rows"``, as in training; ``"auto"``: by trees on a CPU.
 
     Raises:
         ValueError: If a value is not one of the choices.
@@ -32,10 +30,6 @@ class Options:
     )
     compile: Literal["auto", "on", "off"] = field(
         default="auto", metadata={"help": "compile the step with torch.compile (auto: on a GPU)"}
-    )
-    scoring: Literal["auto", "trees", "rows"] = field(
-        default="auto",
-        metadata={"help": "evaluate by trees of tokens, on a CPU alone, or by rows (auto: trees on a CPU)"},
     )
 
     def __post_init__(self) -> None:

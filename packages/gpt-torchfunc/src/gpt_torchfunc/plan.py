@@ -54,17 +54,6 @@ def wants_compile(options: Options, device: torch.device) -> bool:
     )
 
 
-def scores_trees(options: Options, device: torch.device) -> bool:
-    """Whether log-probabilities are taken by trees of tokens.
-
-    Raises:
-        ValueError: If it is wanted on another device than a CPU.
-    """
-    if options.scoring == "trees" and device.type != "cpu":
-        raise ValueError("scoring='trees' needs device='cpu'; use scoring='rows'")
-    return options.scoring != "rows" and device.type == "cpu"
-
-
 def tells_documents(plan: Plan, device: torch.device) -> bool:
     """Whether the fused kernel is told where documents begin: FlashAttention's, which has no float32."""
     half = plan.dtype in (torch.bfloat16, torch.float16)

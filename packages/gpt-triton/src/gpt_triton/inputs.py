@@ -85,6 +85,4 @@ def load_batch(batch: Batch, config: ModelConfig, device: torch.device) -> Input
     check_batch(batch, context=config.context, vocab_size=config.vocab_size)
     held = MicroBatch(shape_of(batch), config, device)
     held.fill(batch, 1.0)
-    if batch.prefix_lengths is None:
-        return held.inputs
-    return held.inputs._replace(prefix_lengths=send(torch.from_numpy(batch.prefix_lengths), device))
+    return held.inputs

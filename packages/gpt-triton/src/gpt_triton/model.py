@@ -91,7 +91,6 @@ class Inputs(NamedTuple):
     targets: Int[Tensor, "B T"]
     positions: Int[Tensor, "B T"]
     segment_starts: Int[Tensor, "B T"] | None = None
-    prefix_lengths: Int[Tensor, " B"] | None = None
 
 
 def hidden_states(
@@ -205,7 +204,6 @@ def apply_block_fwd(
         plan.n_head,
         inputs.segment_starts,
         dropout_at(keys, Site.ATTENTION, rate),
-        inputs.prefix_lengths,
     )
     drop = dropout_at(keys, Site.ATTENTION_RESIDUAL, rate)
     y = ops.linear_residual_fwd(attended.view(x.shape), block.out_weight, block.out_bias, x, drop)  # [M, D]

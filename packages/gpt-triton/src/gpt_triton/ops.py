@@ -226,7 +226,6 @@ class Ops(Protocol):
         n_head: int,
         segment_starts: Int[Tensor, "B T"] | None,
         dropout: Dropout | None = None,
-        prefix_lengths: Int[Tensor, " B"] | None = None,
     ) -> tuple[Float[Tensor, "B T W//3"], AttentionResiduals]:
         """Causal attention of every head, within documents."""
         ...

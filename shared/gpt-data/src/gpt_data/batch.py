@@ -17,11 +17,6 @@ IGNORE = -1
 class Batch(NamedTuple):
     """B rows of T tokens, and what each position is to predict.
 
-    A row with a prefix of P positions holds several continuations of it, one after the other: position
-    t >= P sees the prefix, ``s < P``, and its own continuation, ``segment_starts[t] <= s <= t``, but no
-    other one. Such a row may be longer than the model's context, since each continuation counts its
-    positions from P on.
-
     Attributes:
         tokens: Token ids, each in ``[0, vocabulary)``.
         targets: The token that follows, or ``IGNORE`` where there is nothing to predict
@@ -29,15 +24,11 @@ class Batch(NamedTuple):
         segment_starts: For each position, the index within its row of the first position of its
             document; position t attends to ``segment_starts[t] <= s <= t`` and to nothing else.
             ``None`` means that every row is one segment (all zeros).
-        prefix_lengths: For each row, the length P of the prefix that its continuations share, for
-            evaluation only; ``segment_starts`` are then given, 0 within the prefix and at least P behind
-            it. ``None`` means that no row has one.
     """
 
     tokens: Int32[np.ndarray, "B T"]
     targets: Int32[np.ndarray, "B T"]
     segment_starts: Int32[np.ndarray, "B T"] | None = None
-    prefix_lengths: Int32[np.ndarray, " B"] | None = None
 
     @property
     def positions(self) -> Int32[np.ndarray, "B T"]:
@@ -47,11 +38,7 @@ class Batch(NamedTuple):
         if self.segment_starts is None:
             return index
         positions: np.ndarray = index - self.segment_starts
-        if self.prefix_lengths is None:
-            return positions
-        prefix = self.prefix_lengths[:, None]
-        shifted: np.ndarray = positions + np.where(index < prefix, np.int32(0), prefix)
-        return shifted
+        return positions
 
     @property
     def target_count(self) -> int:

@@ -3,9 +3,9 @@
     S = Q K^T / sqrt(K),   P = softmax over the keys that a query may see,   O = dropout(P) V
 
 A program owns a tile of queries and streams the keys past it, with the running maximum and sum of the online
-softmax. Key tiles after the last query or before the start of the first query's document are never loaded,
-except for the prefix of the row, if it has one; tiles that every query sees whole skip the masks. Scores are
-kept in units of log 2, because exp2 is one instruction: log2(e) is folded into the scale.
+softmax. Key tiles after the last query or before the start of the first query's document are never loaded;
+tiles that every query sees whole skip the masks. Scores are kept in units of log 2, because exp2 is one
+instruction: log2(e) is folded into the scale.
 Shapes: B rows, T positions, D width, H heads, K = D/H head width, W padded head width.
 
 References:
@@ -59,17 +59,14 @@ def store_head_tile(base_ptr, position, stride, T, value, K: tl.constexpr, W: tl
 
 @triton.jit
 @no_type_check
-def visible(q_position, k_position, start, prefix):
-    """[q, k]: the key is not after the query and not before its document unless in the prefix.
+def visible(q_position, k_position, start):
+    """[q, k]: the key is not after the query and not before its document.
 
     A query that exists sees no key past the end; one that does not is never written, or has zeros for d_out.
     """
     seen = k_position[None, :] <= q_position[:, None]
     if start is not None:
-        own = k_position[None, :] >= start[:, None]
-        if prefix is not None:
-            own = own | (k_position[None, :] < prefix)
-        seen = seen & own
+        seen = seen & (k_position[None, :] >= start[:, None])
     return seen
 
 
@@ -85,7 +82,6 @@ def _attend(
     mask_ptr,  # first word of the head's mask, or None
     q_position,
     start,  # [q], or None
-    prefix,  # int32, or None
     key_first,
     key_last,
     stride,
@@ -103,7 +99,7 @@ def _attend(
         k = operand(load_head_tile(k_ptr, k_position, stride, T, K, W))
         s = tl.dot(q, k.T, input_precision="ieee")
         if MASKED:
-            s = tl.where(visible(q_position, k_position, start, prefix), s, float("-inf"))
+            s = tl.where(visible(q_position, k_position, start), s, float("-inf"))
         new_top = tl.maximum(top, tl.max(s, 1))
         shift = new_top * scale_log2
         if MASKED and start is not None:
@@ -125,7 +121,6 @@ def _attend(
 def _attention_fwd_kernel(
     qkv_ptr,  # [B, T, 3, H, K]
     starts_ptr,  # [B, T] or None
-    prefix_ptr,  # [B] or None
     mask_ptr,  # [2, B*H, blocks, 32] or None
     out_ptr,  # [B, T, H, K] written
     lse_ptr,  # [B, H, T] written
@@ -146,7 +141,6 @@ def _attention_fwd_kernel(
     q_position = q_first + tl.arange(0, STAY)
     q = operand(load_head_tile(q_ptr, q_position, 3 * width, T, K, W))
     start = None
-    prefix = None
     whole_first = 0
     if starts_ptr is not None:
         starts_at = starts_ptr + (head // H) * T + q_position
@@ -164,30 +158,17 @@ def _attention_fwd_kernel(
         mask_ptr += head * mask_words(T)
     k_ptr, v_ptr = q_ptr + width, q_ptr + 2 * width
     DTYPE: tl.constexpr = qkv_ptr.dtype.element_ty
-    if prefix_ptr is not None:
-        # the prefix, as far as the tiles of the queries' own documents do not hold it
-        prefix = tl.load(prefix_ptr + head // H)
-        prefix_whole = tl.minimum(prefix // STREAM * STREAM, seen_first)
-        prefix_last = tl.minimum(tl.cdiv(prefix, STREAM) * STREAM, seen_first)
-        acc, top, total = _attend(
-            acc, top, total, q, k_ptr, v_ptr, mask_ptr, q_position, start, prefix, 0, prefix_whole,
-            3 * width, T, scale_log2, False, DTYPE, STREAM, K, W,
-        )  # fmt: skip
-        acc, top, total = _attend(
-            acc, top, total, q, k_ptr, v_ptr, mask_ptr, q_position, start, prefix, prefix_whole, prefix_last,
-            3 * width, T, scale_log2, True, DTYPE, STREAM, K, W,
-        )  # fmt: skip
     if starts_ptr is not None:
         acc, top, total = _attend(
-            acc, top, total, q, k_ptr, v_ptr, mask_ptr, q_position, start, prefix, seen_first, whole_first,
+            acc, top, total, q, k_ptr, v_ptr, mask_ptr, q_position, start, seen_first, whole_first,
             3 * width, T, scale_log2, True, DTYPE, STREAM, K, W,
         )  # fmt: skip
     acc, top, total = _attend(
-        acc, top, total, q, k_ptr, v_ptr, mask_ptr, q_position, start, prefix, whole_first, whole_last,
+        acc, top, total, q, k_ptr, v_ptr, mask_ptr, q_position, start, whole_first, whole_last,
         3 * width, T, scale_log2, False, DTYPE, STREAM, K, W,
     )  # fmt: skip
     acc, top, total = _attend(
-        acc, top, total, q, k_ptr, v_ptr, mask_ptr, q_position, start, prefix, whole_last, key_last,
+        acc, top, total, q, k_ptr, v_ptr, mask_ptr, q_position, start, whole_last, key_last,
         3 * width, T, scale_log2, True, DTYPE, STREAM, K, W,
     )  # fmt: skip
     out_base = out_ptr + (head // H) * T * width + (head % H) * K
@@ -201,19 +182,15 @@ def attention_fwd(
     n_head: int,
     segment_starts: Int[Tensor, "B T"] | None,
     dropout: Dropout | None = None,
-    prefix_lengths: Int[Tensor, " B"] | None = None,
 ) -> tuple[Float[Tensor, "B T D"], AttentionResiduals]:
     """Attention of every head; softmax and sums in float32.
 
     Args:
         segment_starts: First position that each position may see; ``None`` means 0.
-        prefix_lengths: Positions of each row that all later ones see besides; only with
-            ``segment_starts``, without dropout, and never before a backward.
     """
     qkv = qkv.contiguous()
     if segment_starts is not None:
         segment_starts = segment_starts.contiguous()
-    assert prefix_lengths is None or (segment_starts is not None and dropout is None)
     rows, context, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
     head_width = width // n_head
     padded = max(16, triton.next_power_of_2(head_width))
@@ -231,7 +208,7 @@ def attention_fwd(
         return out, AttentionResiduals(qkv, out, lse, None, mask)
     tiles = attention_tiles("forward", padded, qkv.dtype, dropout is not None)
     _attention_fwd_kernel[(rows * n_head, triton.cdiv(context, tiles.stay))](
-        qkv, segment_starts, prefix_lengths, mask, out, lse, context,
+        qkv, segment_starts, mask, out, lse, context,
         LOG2_E.value / math.sqrt(head_width), keep_scale,
         H=n_head, K=head_width, STAY=tiles.stay, STREAM=tiles.stream, W=padded,
         num_warps=tiles.warps, num_stages=tiles.stages,

@@ -50,7 +50,7 @@ def _d_q_tiles(
         k = operand(load_head_tile(k_ptr, k_position, 3 * WIDTH, T, K, W))
         p = tl.exp2(tl.dot(q, k.T, input_precision="ieee") * scale_log2 - lse_log2[:, None])
         if MASKED:
-            p = tl.where(visible(q_position, k_position, start, None), p, 0.0)
+            p = tl.where(visible(q_position, k_position, start), p, 0.0)
         v = operand(load_head_tile(k_ptr + WIDTH, k_position, 3 * WIDTH, T, K, W))
         d_p = tl.dot(d_out, v.T, input_precision="ieee")
         if mask_ptr is not None:

@@ -36,25 +36,22 @@ def attention_fwd(
     n_head: int,
     segment_starts: Int[Tensor, "B T"] | None,
     dropout: Dropout | None = None,
-    prefix_lengths: Int[Tensor, " B"] | None = None,
 ) -> tuple[Float[Tensor, "B T W//3"], AttentionResiduals]:
     """Attention of every head; softmax and sums in float32.
 
     Args:
         qkv: Queries, keys and values, side by side: W = 3 D.
         segment_starts: First position that each position may see; ``None`` means 0.
-        prefix_lengths: Positions of each row that all later ones see besides; only with
-            ``segment_starts``, and never before a backward.
     """
     rows, context, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
     q, k, v = _split_heads(qkv, 3, n_head)
     out, lse = torch.empty_like(q), q.new_empty(q.shape[:2])
-    starts, prefixes = _per_head(segment_starts, n_head), _per_head(prefix_lengths, n_head)
+    starts = _per_head(segment_starts, n_head)
     scale = 1.0 / math.sqrt(width // n_head)
     for heads, first, last in _tiles(q):
         here = (heads, slice(first, last))
         s = torch.bmm(q[here], k[heads, :last].mT).mul_(scale)  # [n, q, k]
-        _fill_hidden(s, starts, heads, first, last, -math.inf, prefixes)
+        _fill_hidden(s, starts, heads, first, last, -math.inf)
         top = s.amax(2, keepdim=True)
         p = s.sub_(top).exp_()
         total = p.sum(2, keepdim=True)
@@ -137,23 +134,17 @@ def _fill_hidden(
     first: int,
     last: int,
     value: float,
-    prefixes: Int[Tensor, " N"] | None = None,
 ) -> None:
-    """Write ``value`` where a key lies after its query, or before its document and behind the prefix."""
+    """Write ``value`` where a key lies after its query, or before its document."""
     queries = last - first
     future = torch.ones(queries, queries, dtype=torch.bool, device=tile.device).triu_(1)
     tile[:, :, first:].masked_fill_(future, value)
     if starts is not None:
-        prefix = None if prefixes is None else prefixes[heads]
-        tile.masked_fill_(_before_start(starts[heads, first:last], last, prefix), value)
+        tile.masked_fill_(_before_start(starts[heads, first:last], last), value)
 
 
-def _before_start(
-    starts: Int[Tensor, "n q"], keys: int, prefix: Int[Tensor, " n"] | None
-) -> Bool[Tensor, "n q k"]:
-    index = torch.arange(keys, device=starts.device)
-    before = index < starts[:, :, None]
-    return before if prefix is None else before & (index >= prefix[:, None, None])
+def _before_start(starts: Int[Tensor, "n q"], keys: int) -> Bool[Tensor, "n q k"]:
+    return torch.arange(keys, device=starts.device) < starts[:, :, None]
 
 
 def _tile_scale(
