@@ -22,7 +22,6 @@ from gpt_data.batch import IGNORE
 from gpt_data.targets import spread, target_index
 from gpt_trainer.sequences import Sequences
 from jax import lax
-from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 
 from gpt_jax.attention import attention_weights, weighted_sum
@@ -44,10 +43,10 @@ class New:
         start: Slots of the cache that are taken.
     """
 
-    tokens: Int[ArrayLike, "B n"]
-    positions: Int[ArrayLike, "B n"]
-    filling: Int[ArrayLike, " B"]
-    start: Int[ArrayLike, ""]
+    tokens: Int[Array | np.ndarray, "B n"]
+    positions: Int[Array | np.ndarray, "B n"]
+    filling: Int[Array | np.ndarray, " B"]
+    start: Int[Array | np.ndarray, ""]
 
 
 @struct.dataclass
@@ -106,7 +105,7 @@ class Decoder:
 
     def _new(self, tokens: np.ndarray, targets: np.ndarray | None = None) -> New:
         """New tokens, checked and counted, filled up on the right."""
-        start = np.int32(self._sequences.length)
+        start = np.array(self._sequences.length, np.int32)
         positions = self._sequences.append(tokens, targets)
         return New(_filled(tokens, 0), _filled(positions, 0), self._sequences.filling, start)
 
@@ -144,7 +143,7 @@ def _advance(params: Parameters, cache: Cache, new: New, plan: Plan) -> tuple[Ca
     Args:
         cache: Keys and values so far; its memory is used again.
     """
-    slots = new.start + jnp.arange(new.tokens.shape[1], dtype=jnp.int32)
+    slots = jnp.asarray(new.start) + jnp.arange(new.tokens.shape[1], dtype=jnp.int32)
     first = jnp.minimum(new.filling[:, None], slots[None])  # [B, n]
     room = jnp.arange(cache.keys.shape[2], dtype=jnp.int32)[None, None]
     mask = (first[:, :, None] <= room) & (room <= slots[None, :, None])  # [B, n, C]

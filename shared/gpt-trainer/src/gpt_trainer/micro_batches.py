@@ -26,7 +26,7 @@ def target_weight(micro_batches: Sequence[Batch], config: ModelConfig, targets: 
     if len(set(shapes)) > 1:
         raise ValueError(f"micro-batches differ in shape: {shapes}")
     for batch in micro_batches:
-        check_batch(batch, context=config.context, vocab_size=config.vocab_size, training=True)
+        check_batch(batch, context=config.context, vocab_size=config.vocab_size)
     total = sum(batch.target_count for batch in micro_batches) if targets is None else targets
     if not total:
         raise ValueError("no position of the step has a target")

@@ -71,7 +71,8 @@ class Sequences:
                 raise ValueError(f"{self.length} + {more} tokens outgrow the {name} of {limit}")
         slots = np.arange(self.length, self.length + count, dtype=np.int32)
         self.length += count
-        return np.clip(slots - self.filling[:, None], 0, self.config.context - 1)
+        positions: np.ndarray = np.clip(slots - self.filling[:, None], 0, self.config.context - 1)
+        return positions
 
     def fork(self, rows: Int[np.ndarray, " R"]) -> Sequences:
         """Sequence ``rows[r]`` for each r, as it is now.
