@@ -12,7 +12,7 @@ from gpt_trainer.commands import train_main
 from gpt_trainer.report.metrics import read_metrics
 from gpt_triton.options import SPEC
 
-# 27 tokens, 3 layers of width 12: a buffer whose shares end inside matrices, and behind the last vector
+# a width of 12: the buffer has gaps, and its shares end inside matrices
 SIZES = ["--n-layer=3", "--n-head=2", "--d-model=12", "--context=16", "--device=cpu", "--plain"]
 PACE = [
     "--tokens-per-step=256",
