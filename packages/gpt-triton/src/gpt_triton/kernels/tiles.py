@@ -108,8 +108,8 @@ def matmul_tiles(
         splits = min(3, triton.cdiv(k, 64)) if split else 1
         return MatmulTiles(64, 64, 64, 1, 1, splits)
     if dtype == torch.float32:
-        # true float32 runs on the plain units: a thread keeps 8 x 8 sums, and loads 16 numbers for 64 of them
-        candidates = [MatmulTiles(128, 128, 16, 8, 3) if m > 64 else MatmulTiles(64, 64, 16, 4, 3)]
+        # true float32 runs on the plain units: a thread keeps 64 sums, and four warps wait less than eight
+        candidates = [MatmulTiles(64, 128, 32, 4, 2) if m > 64 else MatmulTiles(64, 64, 16, 4, 3)]
     elif not has_tensor_descriptors(device):
         # Ampere and Ada: within 99 KiB of shared memory and the registers of 8 warps
         candidates = [MatmulTiles(128, 64 if epilogue == "dropout" else 128, 32, 8, 4)]
