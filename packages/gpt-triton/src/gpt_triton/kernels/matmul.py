@@ -52,6 +52,9 @@ def product(
     """
     (m, k), n = a.shape, b.shape[1]
     epilogue = epilogue or Epilogue()
+    if a.dtype == torch.float32:
+        # read across, a weight halves the speed of the plain units: 20 against 43 TFLOP/s on an H200
+        b = b.contiguous()
     # descriptors in the interpreter are for tests: pointers are its plainer path
     fast = not INTERPRET.value and a.dtype == torch.bfloat16 and has_tensor_descriptors(a.device)
     moved = (a, b, epilogue.factor, epilogue.residual, None if out.dtype == torch.float32 else out)
