@@ -44,7 +44,7 @@ def product(
 
     Args:
         a: Left operand; a transposed view is read in place.
-        b: Right operand; a transposed view is read in place.
+        b: Right operand; a transposed view is read in place, in float32 copied.
         out: Contiguous; written, or added to.
         epilogue: What follows the product; not with ``accumulate``.
         accumulate: Add to ``out``, which is float32.
