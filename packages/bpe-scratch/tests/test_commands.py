@@ -67,14 +67,6 @@ def test_a_long_text_is_one_document(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert shown.split()[-4:] == list(map(str, ids[-5:-1]))
 
 
-def test_inspect_shows_what_it_should(trained: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    corpus, out = trained
-    main(["inspect", "--tokenizer", str(out), "--text", "the cat's", "--files", str(corpus)])
-    shown = capsys.readouterr().out
-    assert "bytes per token" in shown
-    assert "|the| cat|'s" in shown
-
-
 def test_fewer_ids_than_asked_for_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.txt").write_text("ab ab", "utf-8")
     main(["train", str(tmp_path / "a.txt"), "--vocab-size=999", "--out", str(tmp_path / "t.json")])
@@ -108,6 +100,29 @@ def test_bad_input_is_one_line_and_a_status(
     assert "pattern 'gpt-2' is none of gpt2, cl100k" in capsys.readouterr().err
 
 
+# once a page of a box and status 2
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "a.txt", "--vocabsize", "300"], "unknown flag --vocabsize"),
+        (["train", "a.txt", "--vocab-size", "many"], "argument --vocab-size: invalid int value: 'many'"),
+        (["train", "a.txt", "--layer", "rust"], "argument --layer: invalid choice: 'rust'"),
+        (["train"], "the following arguments are required: PATH"),
+        (["decode", "64x"], "argument ids: invalid int value: '64x'"),
+        (["inspect"], "invalid choice: 'inspect'"),
+        ([], "the following arguments are required: train|encode|decode"),
+    ],
+)
+def test_what_is_mistyped_is_65(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    told = capsys.readouterr().err
+    assert stopped.value.code == 65
+    assert told.startswith("bpe-scratch: ")
+    assert message in told
+    assert told.count("\n") == 1
+
+
 # encodings that lack the characters: once a traceback
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_what_cannot_be_shown_is_replaced(tmp_path: Path, encoding: str) -> None:
@@ -117,8 +132,6 @@ def test_what_cannot_be_shown_is_replaced(tmp_path: Path, encoding: str) -> None
     shown = run("decode", "127", "102", "127", *tokenizer, environment=environment)
     want = {"ascii": "??", "latin-1": "é?", "utf-8": "é\ufffd"}[encoding]
     assert (shown.returncode, shown.stdout.decode(encoding), shown.stderr) == (0, want, b"")
-    shown = run("inspect", *tokenizer, "--text", "日本", environment=environment)
-    assert (shown.returncode, shown.stderr) == (0, b"")
     (tmp_path / "a.txt").write_text("ab ab", "utf-8")
     shown = run("train", tmp_path / "a.txt", "--vocab-size=258", "--out", out, environment=environment)
     assert (shown.returncode, shown.stdout) == (0, b"")
@@ -141,7 +154,7 @@ def test_help_has_forty_columns(columns: str) -> None:
     assert 30 <= widest <= (80 if columns == "0" else 60)
 
 
-@pytest.mark.parametrize("words", [["decode", "64"], ["--help"], ["inspect"]])
+@pytest.mark.parametrize("words", [["decode", "64"], ["--help"], ["train", "--help"]])
 def test_output_that_cannot_be_written_is_73(tmp_path: Path, words: list[str]) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full")
@@ -179,7 +192,7 @@ def test_a_reader_that_leaves_is_no_error_to_tell(tmp_path: Path) -> None:
 
 
 # once each of these ended in a traceback of KeyboardInterrupt
-@pytest.mark.parametrize("module", ["numpy", "tyro", "rich.console", "regex"])
+@pytest.mark.parametrize("module", ["numpy", "argparse", "numpy.typing", "regex"])
 def test_ctrl_c_while_modules_are_imported_says_nothing(tmp_path: Path, module: str) -> None:
     path = tmp_path / (module.replace(".", "/") + ".py")
     path.parent.mkdir(exist_ok=True)

@@ -18,18 +18,19 @@ from bpe_scratch import (
     reference,
     train,
 )
-from bpe_scratch.training import BYTE_IDS, Words, count_words, learn_merges
+from bpe_scratch.patterns import splitter
+from bpe_scratch.training import BYTE_IDS, count_words, learn
+from bpe_scratch.words import Words
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 
 def counts(documents: list[str], pattern: str = "gpt2", *, layer: Any, **limit: int) -> dict[bytes, int]:
-    words = count_words(documents, pattern, layer, **limit)
-    return words.as_dict() if isinstance(words, Words) else words
+    return count_words(documents, pattern, layer, **limit).as_dict()
 
 
 def learned(words: dict[bytes, int], merges: int, layer: Any, least: int = 2) -> list[tuple[int, int]]:
-    return learn_merges(words, merges, least, (), layer)
+    return [(left, right) for left, right, _ in learn(Words.of(words), merges, least, layer).merges]
 
 
 def pairs_of(tokenizer: Tokenizer) -> list[tuple[int, int]]:
@@ -168,5 +169,5 @@ def test_impossible_arguments_are_named(arguments: dict[str, object], message: s
 
 def test_any_expression_can_be_the_pattern() -> None:
     tokenizer = train(["aXbXaXbX" * 5], 260, pattern="X|[^X]+")
-    assert tokenizer.pieces("aXb") == ["a", "X", "b"]
+    assert splitter(tokenizer.pattern)("aXb") == ["a", "X", "b"]
     assert Tokenizer.from_json(tokenizer.to_json()).encode("aXbab") == tokenizer.encode("aXbab")

@@ -1,4 +1,4 @@
-"""The command ``bpe-scratch``: train, encode, decode, inspect."""
+"""The command ``bpe-scratch``: train, encode, decode."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ import os
 import shutil
 import signal
 import sys
+from argparse import ArgumentParser, HelpFormatter, Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import IO, Any, NoReturn, get_args
 
 import numpy as np
-import tyro
-from rich.console import Console
 
 from bpe_scratch.corpus import Part, read_parts
 from bpe_scratch.errors import TokenizerError, WriteError
@@ -24,71 +23,52 @@ from bpe_scratch.layers import Layer
 from bpe_scratch.special import END_OF_TEXT
 from bpe_scratch.tokenizer import Tokenizer
 
-Files = Annotated[tuple[Path, ...], tyro.conf.Positional]
 _NARROWEST = 40
 _BATCH = 1 << 24  # characters encoded at once
 
 
-@dataclass(frozen=True)
-class Train:
-    """Learn a tokenizer from files and write ``tokenizer.json``."""
+class _Parser(ArgumentParser):
+    """A help of 40 columns or more, whatever the terminal says; what is mistyped is bad input."""
 
-    files: Files
-    """Text files, .jsonl, or folders of them, perhaps .gz, .xz, .bz2 or .zst."""
-    vocab_size: int = 32_768
-    """Number of ids, the bytes and special tokens included."""
-    out: Path = Path("tokenizer.json")
-    """File to write."""
-    pattern: str = "gpt2"
-    """gpt2, cl100k, o200k, whitespace, none, or an expression."""
-    special_token: tuple[str, ...] = (END_OF_TEXT,)
-    """Texts with an id of their own."""
-    min_frequency: int = 2
-    """Least count of a pair worth merging."""
-    field: str = "text"
-    """Field of JSON lines that holds the document."""
-    layer: Layer = "auto"
-    """Implementation; the merges are the same."""
+    def __init__(self, *args: Any, **given: Any) -> None:
+        width = max(_NARROWEST, shutil.get_terminal_size().columns - 2)
+        super().__init__(*args, **given | {"formatter_class": partial(HelpFormatter, width=width)})
+
+    def print_help(self, file: Any = None) -> None:
+        # argparse passes over what cannot be written
+        print(self.format_help(), end="", file=file)
+
+    def error(self, message: str) -> NoReturn:
+        said = message.replace("unrecognized arguments:", "unknown flag")
+        raise TokenizerError(f"{said}; {self.prog} --help lists what there is")
 
 
-@dataclass(frozen=True)
-class Encode:
-    """Write the ids of files: one document a line, or raw numbers with --out."""
+def _parser() -> ArgumentParser:
+    path: dict[str, Any] = {"type": Path, "metavar": "PATH"}
+    files, tokenizer = _Parser(add_help=False), _Parser(add_help=False)
+    files.add_argument("files", nargs="+", **path, help="texts, .jsonl, folders; also .gz, .xz, .bz2, .zst")
+    files.add_argument("--field", default="text", help="the document in JSON lines (%(default)s)")
+    tokenizer.add_argument("--tokenizer", default="tokenizer.json", **path, help="the file (%(default)s)")
+    parser = _Parser("bpe-scratch", description="Byte-level BPE. Each command has a --help of its own.")
+    commands = parser.add_subparsers(required=True, metavar="train|encode|decode")
 
-    files: Files
-    """Files as for train."""
-    tokenizer: Path = Path("tokenizer.json")
-    """tokenizer.json to use."""
-    out: Path | None = None
-    """File for little-endian uint16 or uint32 ids, the end of text after each document."""
-    field: str = "text"
-    """Field of JSON lines that holds the document."""
-    threads: int = 1
-    """Threads that share the documents."""
+    train = commands.add_parser("train", parents=[files], help="learn a tokenizer from files")
+    train.set_defaults(run=_train)
+    train.add_argument("--vocab-size", type=int, default=32_768, help="number of ids (%(default)s)")
+    train.add_argument("--out", default="tokenizer.json", **path, help="file to write (%(default)s)")
+    train.add_argument("--pattern", default="gpt2", help="gpt2, cl100k, o200k, whitespace, none, expression")
+    train.add_argument("--special-token", nargs="*", default=[END_OF_TEXT], help="texts with an own id")
+    train.add_argument("--min-frequency", type=int, default=2, help="least count of a pair (%(default)s)")
+    train.add_argument("--layer", choices=get_args(Layer), default="auto", help="the merges are the same")
 
+    encode = commands.add_parser("encode", parents=[files, tokenizer], help="write ids, a document a line")
+    encode.set_defaults(run=_encode)
+    encode.add_argument("--out", **path, help="raw uint16 or uint32, the end of text behind each document")
 
-@dataclass(frozen=True)
-class Decode:
-    """Write the text of ids, given as arguments or on standard input."""
-
-    ids: Annotated[tuple[int, ...], tyro.conf.Positional] = field(default_factory=tuple)
-    """Ids; read from standard input if none is given. Negative ones need no --, behind which all are ids."""
-    tokenizer: Path = Path("tokenizer.json")
-    """tokenizer.json to use."""
-
-
-@dataclass(frozen=True)
-class Inspect:
-    """Show what a tokenizer knows, and how it cuts a text."""
-
-    tokenizer: Path = Path("tokenizer.json")
-    """tokenizer.json to show."""
-    text: str | None = None
-    """A text to cut; shown in colours, one a token."""
-    files: tuple[Path, ...] = ()
-    """Files to count bytes per token on."""
-    rows: int = 20
-    """Merges and tokens to list."""
+    decode = commands.add_parser("decode", parents=[tokenizer], help="write the text of ids")
+    decode.set_defaults(run=_decode)
+    decode.add_argument("ids", nargs="*", type=int, help="read from standard input if there are none")
+    return parser
 
 
 def main(argv: Sequence[str] | None = None, *, on_ready: Any = None) -> None:
@@ -99,11 +79,13 @@ def main(argv: Sequence[str] | None = None, *, on_ready: Any = None) -> None:
     try:
         if on_ready is not None:
             signal.signal(signal.SIGINT, on_ready)
-        _prepare_streams()
+        for stream in (sys.stdout, sys.stderr):
+            # what a terminal cannot show is replaced
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
         try:
-            # nobody types None: a flag that may be missing shows what it takes
-            config = (tyro.conf.DisallowNone,)
-            _run(tyro.cli(Train | Encode | Decode | Inspect, prog="bpe-scratch", args=argv, config=config))  # type: ignore[arg-type]
+            arguments = _parser().parse_args(argv)
+            arguments.run(arguments)
         finally:
             sys.stdout.flush()
     except KeyboardInterrupt:
@@ -114,93 +96,67 @@ def main(argv: Sequence[str] | None = None, *, on_ready: Any = None) -> None:
         # files that are read have names; what has none is standard output
         if error.filename is not None:
             _fail(f"cannot read {error.filename}: {error.strerror}", 65)
-        _close_output()
+        # what could not be written is not tried again when the process ends
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         # a reader that leaves has what it wanted
         if not isinstance(error, BrokenPipeError):
             _fail(f"cannot write the output: {error.strerror}", 73)
 
 
-def _prepare_streams() -> None:
-    """What a terminal cannot show is replaced, and help has room to be laid out."""
-    if shutil.get_terminal_size().columns < _NARROWEST:
-        os.environ["COLUMNS"] = str(_NARROWEST)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
-
-
-def _close_output() -> None:
-    """What could not be written is not tried again when the process ends."""
-    with suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _fail(message: str, status: int) -> None:
-    _say(f"bpe-scratch: {message}", style="red")
+def _fail(message: str, status: int) -> NoReturn:
+    _say(f"bpe-scratch: {message}")
     sys.exit(status)
 
 
-def _say(message: str, style: str | None = None) -> None:
-    Console(stderr=True).print(message, style=style, markup=False, highlight=False, soft_wrap=True)
+def _say(message: str, end: str = "\n") -> None:
+    print(message, end=end, file=sys.stderr, flush=True)
 
 
-def _run(arguments: Train | Encode | Decode | Inspect) -> None:
-    if isinstance(arguments, Train):
-        _train(arguments)
-    elif isinstance(arguments, Encode):
-        _encode(arguments)
-    elif isinstance(arguments, Decode):
-        try:
-            ids = arguments.ids or tuple(map(int, sys.stdin.read().split()))
-        except ValueError as error:
-            raise TokenizerError(f"standard input holds what is no id: {error}") from None
-        sys.stdout.write(Tokenizer.load(arguments.tokenizer).decode(ids))
-    else:
-        from bpe_scratch.inspection import inspect
-
-        inspect(Tokenizer.load(arguments.tokenizer), arguments.text, arguments.files, arguments.rows)
+def _show(message: str) -> None:
+    """A line on a terminal that the next one takes the place of."""
+    if sys.stderr.isatty():
+        _say(f"\r\x1b[K{message}", end="")
 
 
-def _train(arguments: Train) -> None:
-    from rich.progress import Progress, SpinnerColumn, TextColumn
-
+def _train(given: Namespace) -> None:
     from bpe_scratch.training import train
 
-    console = Console(stderr=True)
-    columns = SpinnerColumn("line"), TextColumn("{task.description}")
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("reading")
-        parts = read_parts(arguments.files, arguments.field, arguments.pattern, _say)
-        tokenizer = train(
-            (part.text for part in parts),
-            arguments.vocab_size,
-            pattern=arguments.pattern,
-            special_tokens=arguments.special_token,
-            min_frequency=arguments.min_frequency,
-            layer=arguments.layer,
-            on_documents=lambda n: progress.update(task, description=f"counted {n} documents"),
-            on_progress=lambda done, wanted: progress.update(
-                task, description=f"learned {done} of {wanted} merges"
-            ),
-        )
-    tokenizer.save(arguments.out)
-    short = tokenizer.vocab_size < arguments.vocab_size
-    fewer = f" of {arguments.vocab_size} asked for: no other pair occurs {arguments.min_frequency} times"
-    _say(
-        f"{arguments.out}: {tokenizer.vocab_size} ids{fewer if short else ''}, sha256 {tokenizer.sha256[:16]}"
+    tokenizer = train(
+        (part.text for part in read_parts(given.files, given.field, given.pattern, _say)),
+        given.vocab_size,
+        pattern=given.pattern,
+        special_tokens=given.special_token,
+        min_frequency=given.min_frequency,
+        layer=given.layer,
+        on_documents=lambda n: _show(f"counted {n} documents"),
+        on_progress=lambda done, wanted: _show(f"learned {done} of {wanted} merges"),
     )
+    tokenizer.save(given.out)
+    fewer = f" of {given.vocab_size} asked for: no other pair occurs {given.min_frequency} times"
+    size = f"{tokenizer.vocab_size} ids{fewer if tokenizer.vocab_size < given.vocab_size else ''}"
+    _show("")
+    _say(f"{given.out}: {size}, sha256 {tokenizer.sha256[:16]}")
 
 
-def _encode(arguments: Encode) -> None:
-    tokenizer = Tokenizer.load(arguments.tokenizer)
-    parts = read_parts(arguments.files, arguments.field, tokenizer.pattern, _say)
-    if arguments.out is None:
+def _encode(given: Namespace) -> None:
+    tokenizer = Tokenizer.load(given.tokenizer)
+    parts = read_parts(given.files, given.field, tokenizer.pattern, _say)
+    if given.out is None:
         for part in parts:
             print(*tokenizer.encode(part.text), end="\n" if part.last else " ")
         return
-    with replacing(arguments.out) as file:
-        number = sum(_write_ids(tokenizer, batch, arguments.threads, file) for batch in _batches(parts))
-    _say(f"{arguments.out}: {number} ids of {np.dtype(tokenizer.dtype)}")
+    with replacing(given.out) as file:
+        number = sum(_write_ids(tokenizer, batch, file) for batch in _batches(parts))
+    _say(f"{given.out}: {number} ids of {np.dtype(tokenizer.dtype)}")
+
+
+def _decode(given: Namespace) -> None:
+    try:
+        ids = given.ids or list(map(int, sys.stdin.read().split()))
+    except ValueError as error:
+        raise TokenizerError(f"standard input holds what is no id: {error}") from None
+    sys.stdout.write(Tokenizer.load(given.tokenizer).decode(ids))
 
 
 def _batches(parts: Iterator[Part]) -> Iterator[list[Part]]:
@@ -215,8 +171,8 @@ def _batches(parts: Iterator[Part]) -> Iterator[list[Part]]:
     yield batch
 
 
-def _write_ids(tokenizer: Tokenizer, batch: list[Part], threads: int, file: IO[bytes]) -> int:
-    ids, offsets = tokenizer.encode_to_numpy([part.text for part in batch], threads=threads)
+def _write_ids(tokenizer: Tokenizer, batch: list[Part], file: IO[bytes]) -> int:
+    ids, offsets = tokenizer.encode_to_numpy([part.text for part in batch])
     if tokenizer.end_of_text is not None:
         last = np.array([part.last for part in batch], dtype=bool)
         ids = np.insert(ids, offsets[1:][last], tokenizer.end_of_text)

@@ -117,11 +117,7 @@ def _unpack(file: Any, path: Path) -> Iterator[bytes]:
     if kind == ".zst":
         zstd = _zstd(path)
         try:
-            yield from (
-                _unpacked(file, zstd.ZstdDecompressor)
-                if hasattr(zstd, "ZstdFile")
-                else _zstandard(file, zstd)
-            )
+            yield from _unpacked(file, zstd.ZstdDecompressor)
         except zstd.ZstdError as error:
             raise EOFError(error) from None
     elif kind in (".xz", ".bz2"):
@@ -149,21 +145,8 @@ def _unpacked(file: Any, make: Callable[[], Any]) -> Iterator[bytes]:
         raw = b""
 
 
-def _zstandard(file: Any, zstd: Any) -> Iterator[bytes]:
-    """The same by the package ``zstandard``, whose decompressor has no bound: a little at a time."""
-    decoder = zstd.ZstdDecompressor().decompressobj()
-    while raw := file.read(512):
-        while raw:
-            if decoder.eof:
-                decoder = zstd.ZstdDecompressor().decompressobj()
-            yield decoder.decompress(raw)
-            raw = decoder.unused_data
-    if not decoder.eof:
-        raise EOFError("it ended before the end of the stream")
-
-
 def _zstd(path: Path) -> Any:
-    for name in ("compression.zstd", "zstandard"):
+    for name in ("compression.zstd", "backports.zstd"):
         try:
             return import_module(name)
         except ImportError:

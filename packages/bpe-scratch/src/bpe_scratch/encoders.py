@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
@@ -40,18 +40,11 @@ class PlainEncoder:
             raise
         return list(chain.from_iterable(parts))
 
-    def encode_arrays(
-        self, texts: Sequence[str], lengths: npt.NDArray[np.int64], dtype: type
-    ) -> Iterator[IdArray]:
-        """The ids of many texts, in parts; ``lengths``, zeros, receives the number of ids of each text."""
-        for number, text in enumerate(texts):
-            part: IdArray = np.array(self.encode(text), dtype=dtype)
-            lengths[number] = part.size
-            yield part
-
-    def clone(self) -> PlainEncoder:
-        """An encoder that another thread may use: this one, for it only ever replaces whole entries."""
-        return self
+    def encode_array(self, texts: Sequence[str], lengths: npt.NDArray[np.int64], dtype: type) -> IdArray:
+        """The ids of many texts; ``lengths`` receives the number of ids of each."""
+        found = [self.encode(text) for text in texts]
+        lengths[:] = list(map(len, found))
+        return np.fromiter(chain.from_iterable(found), dtype, int(lengths.sum()))
 
     def _learn(self, piece: str) -> list[int]:
         vocabulary = self._vocabulary

@@ -24,7 +24,3 @@ class TokenIdError(TokenizerError):
 
 class WriteError(OSError):
     """A file that cannot be written; the message names it."""
-
-
-class DuplicateTokenError(Exception):
-    """Two pairs make the same bytes (or their hashes collide): rare, and left to the plain trainer."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from itertools import chain, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,10 +14,9 @@ import numpy.typing as npt
 
 from bpe_scratch.decoders import Decoder, TokenStream
 from bpe_scratch.encoders import IdArray
-from bpe_scratch.errors import TokenizerError
 from bpe_scratch.files import Parts, read_gpt2, read_text, replacing
 from bpe_scratch.layers import Layer, make_encoder, resolve_layer
-from bpe_scratch.patterns import refuse_lone_text, resolve_pattern, splitter
+from bpe_scratch.patterns import refuse_lone_text, resolve_pattern
 from bpe_scratch.special import END_OF_TEXT, all_token_bytes, check_allowed, check_special, split_special
 from bpe_scratch.tiktoken_file import read_tiktoken
 from bpe_scratch.tokenizer_json import format_tokenizer_json, parse_tokenizer_json
@@ -49,7 +47,6 @@ class Tokenizer:
         self.special_tokens = check_special(special_tokens or {}, vocabulary)
         self._token_bytes = all_token_bytes(vocabulary, self.special_tokens)
         self._layer = layer
-        self._clones: list[Any] = []
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
@@ -58,13 +55,12 @@ class Tokenizer:
         Raises:
             FileFormatError: If it is not a byte-level BPE that this package can reproduce.
         """
-        parts = parse_tokenizer_json(read_text(Path(path)), str(path))
-        return cls(parts.vocabulary, pattern=parts.pattern, special_tokens=parts.special_tokens)
+        return cls.from_json(read_text(Path(path)), str(path))
 
     @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Read the text of a ``tokenizer.json``, as :meth:`load` does."""
-        parts = parse_tokenizer_json(text, "tokenizer.json")
+    def from_json(cls, text: str, name: str = "tokenizer.json") -> Self:
+        """Read the text of a ``tokenizer.json``; ``name`` is the file's, for messages."""
+        parts = parse_tokenizer_json(text, name)
         return cls(parts.vocabulary, pattern=parts.pattern, special_tokens=parts.special_tokens)
 
     @classmethod
@@ -163,67 +159,30 @@ class Tokenizer:
         return ids
 
     def encode_batch(
-        self, texts: Iterable[str], *, allowed_special: Collection[str] = frozenset(), threads: int = 1
+        self, texts: Iterable[str], *, allowed_special: Collection[str] = frozenset()
     ) -> list[list[int]]:
-        """The ids of each text.
-
-        Args:
-            texts: Texts, each encoded by itself.
-            allowed_special: As in :meth:`encode`.
-            threads: Threads that share the texts; only the compiled layer gains by more than one.
-        """
+        """The ids of each text, all else as in :meth:`encode`."""
         refuse_lone_text(texts)
         if allowed_special:
             return [self.encode(text, allowed_special=allowed_special) for text in texts]
-        ids, offsets = self.encode_to_numpy(list(texts), threads=threads)
+        ids, offsets = self.encode_to_numpy(list(texts))
         # lists that share one object per id: faster than an object for each, and a quarter of the memory
         return [self._integers[ids[start:end]].tolist() for start, end in pairwise(offsets.tolist())]
 
-    def encode_to_numpy(
-        self, texts: Sequence[str], *, threads: int = 1
-    ) -> tuple[IdArray, npt.NDArray[np.int64]]:
+    def encode_to_numpy(self, texts: Sequence[str]) -> tuple[IdArray, npt.NDArray[np.int64]]:
         """All ids of many texts in one array.
 
         Args:
             texts: Texts, each encoded by itself; special tokens are ordinary text.
-            threads: As in :meth:`encode_batch`.
 
         Returns:
             ``(ids, offsets)``: ids as uint16 if every id fits, else uint32; text ``i`` is
             ``ids[offsets[i]:offsets[i + 1]]``, offsets as int64.
         """
         refuse_lone_text(texts)
-        lengths = np.zeros(len(texts), dtype=np.int64)
-        parts = self._encode_parts(texts, lengths, threads)
         offsets = np.zeros(len(texts) + 1, dtype=np.int64)
-        np.cumsum(lengths, out=offsets[1:])
-        if len(parts) == 1:
-            return parts[0], offsets
-        return (np.concatenate(parts) if parts else np.zeros(0, dtype=self.dtype)), offsets
-
-    def _encode_parts(
-        self, texts: Sequence[str], lengths: npt.NDArray[np.int64], threads: int
-    ) -> list[IdArray]:
-        if threads < 1:
-            raise TokenizerError(f"threads={threads} must be at least 1")
-        if threads == 1 or len(texts) < 2:
-            return list(self._encoder.encode_arrays(texts, lengths, self.dtype))
-        while len(self._clones) < threads:
-            self._clones.append(self._encoder.clone())
-        sizes = np.cumsum([len(text) for text in texts])
-        inner = np.searchsorted(sizes, sizes[-1] * np.arange(1, threads) / threads).tolist()
-        bounds = [0, *inner, len(texts)]
-
-        def work(share: int) -> list[IdArray]:
-            mine = slice(bounds[share], bounds[share + 1])
-            return list(self._clones[share].encode_arrays(texts[mine], lengths[mine], self.dtype))
-
-        with ThreadPoolExecutor(threads) as pool:
-            return list(chain.from_iterable(pool.map(work, range(threads))))
-
-    def pieces(self, text: str) -> list[str]:
-        """The pieces that a text is cut into before BPE."""
-        return splitter(self.pattern)(text)
+        ids = self._encoder.encode_array(texts, offsets[1:], self.dtype)
+        return ids, np.cumsum(offsets)
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes that ids stand for, special ones included.

@@ -2,46 +2,23 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from bpe_scratch import incremental
 from bpe_scratch.byte_alphabet import BYTES_IN_ID_ORDER, CHAR_TO_BYTE
-from bpe_scratch.errors import DuplicateTokenError, TokenizerError
+from bpe_scratch.errors import TokenizerError
 from bpe_scratch.layers import Layer, has_numba, resolve_layer, tell_before_compiling
-from bpe_scratch.patterns import refuse_lone_text, resolve_pattern, splitter, to_utf8
+from bpe_scratch.patterns import refuse_lone_text, resolve_pattern, to_utf8
 from bpe_scratch.special import END_OF_TEXT
 from bpe_scratch.tokenizer import Tokenizer
-from bpe_scratch.vocabulary import Pair, Vocabulary
+from bpe_scratch.vocabulary import Vocabulary
+from bpe_scratch.words import PlainCounter, Words
 
 BYTE_IDS = tuple(BYTES_IN_ID_ORDER.index(byte) for byte in range(256))
 MAX_WORDS = 1 << 23
-_BATCH = 1_000_000  # characters counted between two looks at the limit, by the reference
-
-
-class Words(NamedTuple):
-    """Words one after another: word ``w`` is ``text[starts[w]:starts[w + 1]]``; empty ones count nothing."""
-
-    text: npt.NDArray[np.uint8]
-    starts: npt.NDArray[np.int64]
-    counts: npt.NDArray[np.int64]
-
-    @classmethod
-    def of(cls, words: Mapping[bytes, int]) -> Words:
-        """The words of a dictionary."""
-        starts = np.cumsum([0, *map(len, words)], dtype=np.int64)
-        counts = np.fromiter(words.values(), np.int64, len(words))
-        return cls(np.frombuffer(b"".join(words), dtype=np.uint8), starts, counts)
-
-    def as_dict(self) -> dict[bytes, int]:
-        """The count of each word."""
-        raw, bounds = self.text.tobytes(), pairwise(self.starts.tolist())
-        return {raw[a:b]: n for (a, b), n in zip(bounds, self.counts.tolist(), strict=True) if a < b}
 
 
 def train(
@@ -83,8 +60,9 @@ def train(
     merges = _merges_wanted(vocab_size, special_tokens, min_frequency)
     words = count_words(documents, pattern, layer, max_words, on_documents)
     progress = None if on_progress is None else (lambda done: on_progress(done, merges))
-    pairs = learn_merges(words, merges, min_frequency, special_tokens, layer, progress)
-    vocabulary = Vocabulary.from_merges(pairs)
+    for token in map(to_utf8, special_tokens):
+        words = words.without(token)
+    vocabulary = learn(words, merges, min_frequency, layer, progress)
     special = {text: i for i, text in enumerate(special_tokens, start=len(vocabulary.tokens))}
     return Tokenizer(vocabulary, pattern=pattern, special_tokens=special, layer=layer)
 
@@ -95,7 +73,7 @@ def count_words(
     layer: Layer,
     max_words: int = MAX_WORDS,
     on_documents: Callable[[int], None] | None = None,
-) -> Words | dict[bytes, int]:
+) -> Words:
     """How often each distinct piece of the documents occurs.
 
     Memory grows with the distinct pieces alone. Once there are more than ``max_words``, the pieces seen
@@ -107,7 +85,7 @@ def count_words(
         raise TokenizerError(f"max_words={max_words} must be at least 2")
     counter: Any
     if resolve_layer(layer, pattern) == "reference":
-        counter = _PlainCounter(pattern)
+        counter = PlainCounter(pattern)
     else:
         from bpe_scratch.compiled.counting import WordCounter
 
@@ -120,7 +98,7 @@ def count_words(
             dropped *= 2
         if on_documents is not None:
             on_documents(done)
-    words: Words | dict[bytes, int] = counter.words()
+    words: Words = counter.words()
     return words
 
 
@@ -139,70 +117,18 @@ def _merges_wanted(vocab_size: int, special_tokens: Sequence[str], min_frequency
     return merges
 
 
-def learn_merges(
-    words: Words | dict[bytes, int],
-    merges: int,
-    min_frequency: int,
-    special_tokens: Sequence[str],
-    layer: Layer,
-    progress: Callable[[int], None] | None = None,
-) -> list[Pair]:
+def learn(
+    words: Words, merges: int, min_frequency: int, layer: Layer, progress: Callable[[int], None] | None = None
+) -> Vocabulary:
     """Learn merges from words and their counts, up to 2^62 in all."""
-    for token in map(to_utf8, special_tokens):
-        words = _cut_out(words, token)
     if layer != "reference" and has_numba():
         from bpe_scratch.compiled.trainer import train_merges
 
         tell_before_compiling()
-        arrays = words if isinstance(words, Words) else Words.of(words)
-        try:
-            return train_merges(arrays, np.array(BYTE_IDS, np.int32), merges, min_frequency, progress)
-        except DuplicateTokenError:
-            pass
-    known = words.as_dict() if isinstance(words, Words) else words
-    return incremental.train_merges(known, BYTE_IDS, merges, min_frequency, progress)
-
-
-def _cut_out(words: Words | dict[bytes, int], token: bytes) -> Words | dict[bytes, int]:
-    """The words without a token's bytes: what stands before and behind them are words of their own."""
-    if isinstance(words, Words):
-        if token not in words.text.tobytes():
-            return words
-        words = words.as_dict()
-    parts: Counter[bytes] = Counter()
-    for word, count in words.items():
-        for part in word.split(token):
-            parts[part] += count
-    parts.pop(b"", None)
-    return dict(parts)
-
-
-class _PlainCounter:
-    """Counts with Python objects only."""
-
-    def __init__(self, pattern: str) -> None:
-        self._split = splitter(pattern)
-        self._counts: Counter[bytes] = Counter()
-
-    def __len__(self) -> int:
-        return len(self._counts)
-
-    def add(self, documents: Iterable[str]) -> Iterator[int]:
-        """Count the pieces of documents; yields now and then the number of documents read."""
-        done = held = 0
-        for done, document in enumerate(documents, start=1):
-            to_utf8(document)
-            self._counts.update(map(str.encode, self._split(document)))
-            held += len(document)
-            if held >= _BATCH:
-                yield done
-                held = 0
-        yield done
-
-    def forget(self, count: int) -> None:
-        """Drop every word that was seen at most ``count`` times."""
-        self._counts = Counter({word: seen for word, seen in self._counts.items() if seen > count})
-
-    def words(self) -> dict[bytes, int]:
-        """The count of each word."""
-        return dict(self._counts)
+        byte_ids = np.array(BYTE_IDS, np.int32)
+        known = Vocabulary.from_merges(train_merges(words, byte_ids, merges, min_frequency, progress))
+        # two pairs that make the same bytes share a token, whose counts can grow again: kernels rule that out
+        if len(known.tokens) == 256 + len(known.merges):
+            return known
+    pairs = incremental.train_merges(words.as_dict(), BYTE_IDS, merges, min_frequency, progress)
+    return Vocabulary.from_merges(pairs)

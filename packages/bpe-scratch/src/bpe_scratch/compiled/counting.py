@@ -10,12 +10,12 @@ from bpe_scratch.compiled import encoding
 from bpe_scratch.compiled.encoder import padded, point_to_scratch
 from bpe_scratch.compiled.pieces import KINDS
 from bpe_scratch.compiled.state import encoding_state
+from bpe_scratch.compiled.utf8 import utf8_of
 from bpe_scratch.compiled.word_table import ARENA_START, INLINE, LONG, OFFSET, SLOT, WordTable
-from bpe_scratch.patterns import to_utf8
-from bpe_scratch.training import Words
+from bpe_scratch.words import Words
 
 _CHUNK = 1 << 18
-_FIRST_LOG = 16
+_FIRST_LOG, _FIRST_ARENA = 16, 1 << 16
 _COUNT, _LENGTH = 2, INLINE
 
 
@@ -27,7 +27,7 @@ class WordCounter:
         self._state["counting"] = 1
         self._state["longest"] = np.iinfo(np.int64).max
         point_to_scratch(self._state)
-        self._table = WordTable(self._state, _FIRST_LOG)
+        self._table = WordTable(self._state, _FIRST_LOG, _FIRST_ARENA, 0)
 
     def __len__(self) -> int:
         return self._state["slots_used"]
@@ -36,9 +36,9 @@ class WordCounter:
         """Count the pieces of documents; yields now and then the number of documents read."""
         chunk: list[bytes] = []
         size = done = 0
-        for text in documents:
-            chunk.append(to_utf8(text))
-            size += len(chunk[-1])
+        for raw in utf8_of(documents):
+            chunk.append(raw)
+            size += len(raw)
             if size >= _CHUNK:
                 self._add_chunk(chunk)
                 done += len(chunk)
@@ -56,7 +56,8 @@ class WordCounter:
                 self._table.rehash(self._table.log + 1)
             needed = state["stop"] - state["position"] + 64
             if state["arena_used"] + needed > state["arena_size"]:
-                self._table.double("arena", 1 << 62, needed)
+                arena = state.array("arena")
+                self._table.put("arena", np.concatenate([arena, np.zeros(arena.size + needed, np.uint8)]))
 
     def words(self) -> Words:
         """The words in no particular order, and the counter is empty again."""
@@ -74,7 +75,7 @@ class WordCounter:
         lengths = np.concatenate([keys[:, _LENGTH], np.array([len(piece) for piece in pieces], np.int64)])
         counts = np.concatenate([rows[:, _COUNT], rows[long, _COUNT]]).astype(np.int64)
         text = np.concatenate([short, np.frombuffer(b"".join(pieces), dtype=np.uint8)])
-        self._table = WordTable(self._state, _FIRST_LOG)
+        self._table = WordTable(self._state, _FIRST_LOG, _FIRST_ARENA, 0)
         return Words(text, np.concatenate([[0], np.cumsum(lengths)]), counts)
 
     def forget(self, count: int) -> None:
@@ -89,6 +90,6 @@ class WordCounter:
             kept.append(arena[begin : begin + size])
             rows[row, 1] += np.uint64(end) - np.uint64(begin)
             end += size
-        table.put("arena", np.concatenate([*kept, np.zeros(1 << 16, dtype=np.uint8)]))
+        table.put("arena", np.concatenate([*kept, np.zeros(_FIRST_ARENA, dtype=np.uint8)]))
         table.rehash(table.log)
         self._state["slots_used"], self._state["arena_used"] = int(np.count_nonzero(rows[:, 1])), end

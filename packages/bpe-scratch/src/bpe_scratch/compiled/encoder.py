@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -15,14 +15,16 @@ from bpe_scratch.compiled.cuts import CUTS
 from bpe_scratch.compiled.pair_table import point_to_pairs
 from bpe_scratch.compiled.pieces import KINDS
 from bpe_scratch.compiled.state import State, encoding_state
+from bpe_scratch.compiled.utf8 import utf8_of
 from bpe_scratch.compiled.word_table import WordTable
-from bpe_scratch.patterns import to_utf8
+from bpe_scratch.encoders import IdArray
 from bpe_scratch.vocabulary import Vocabulary
 
 _CHUNK = 1 << 18  # bytes joined for one call, so that the text stays in the cache
 _FIRST_LOG, _LAST_LOG = 17, 20  # slots of the word table: 4 MB to 32 MB
 _GROWTH = 2  # of the power of two: to move all words costs more than the memory
-_LARGEST_ARENA = 1 << 25
+# memory that is never written is never taken
+_ARENA, _POOL = 1 << 25, 1 << 23
 _BUDGET = 1 << 20  # merges of a long piece between two looks at Ctrl-C
 # windows of 64 bytes reach a little beyond both ends of the text
 _PADDING = b"\0" * 64
@@ -44,13 +46,13 @@ def point_to_scratch(state: State) -> None:
     state.point(
         cuts=np.zeros(CUTS, dtype=np.uint64),
         batch=np.zeros(encoding.BATCH_SIZE, dtype=np.uint64),
-        ids=np.zeros(encoding.LONGEST_SHORT + 1, dtype=np.int32),
-        found=np.zeros(encoding.LONGEST_SHORT + 1, dtype=np.uint64),
+        ids=np.zeros(encoding.LONGEST_SHORT + 3, dtype=np.int32)[1:],
+        found=np.zeros(encoding.LONGEST_SHORT + 3, dtype=np.uint64)[1:],
     )
 
 
 class CompiledEncoder:
-    """Encodes with kernels. One thread at a time uses one encoder; :meth:`clone` gives another its own."""
+    """Encodes with kernels. One thread at a time uses it."""
 
     def __init__(self, vocabulary: Vocabulary, pattern: str) -> None:
         self._lock = threading.Lock()
@@ -68,38 +70,32 @@ class CompiledEncoder:
         text, bounds = padded([token for _, token in items])
         # at most half full
         log = max(_FIRST_LOG, (2 * len(items)).bit_length())
-        words = WordTable(self._state, log, max(1 << 16, 2 * text.size + 32 * len(items)), 1 << 18)
+        words = WordTable(self._state, log, max(_ARENA, 2 * text.size + 32 * len(items)), _POOL)
         indexes = np.array([i for i, _ in items], dtype=np.int64)
         encoding.enter_tokens(self._state.record, text, bounds, self._vocabulary.whole_pieces, indexes)
         return words
 
-    def clone(self) -> CompiledEncoder:
-        """An encoder of the same vocabulary with a cache of its own."""
-        return CompiledEncoder(self._vocabulary, self._pattern)
-
     def encode(self, text: str) -> list[int]:
         """The ids of a text without special tokens."""
-        ids: list[int] = next(self.encode_arrays([text], np.zeros(1, dtype=np.int64), np.uint32)).tolist()
+        ids: list[int] = self.encode_array([text], np.zeros(1, dtype=np.int64), np.uint32).tolist()
         return ids
 
-    def encode_arrays(
-        self, texts: Sequence[str], lengths: npt.NDArray[np.int64], dtype: type
-    ) -> Iterator[npt.NDArray[Any]]:
-        """The ids of many texts, in one part; ``lengths``, zeros, receives the number of ids of each text."""
+    def encode_array(self, texts: Sequence[str], lengths: npt.NDArray[np.int64], dtype: type) -> IdArray:
+        """The ids of many texts; ``lengths``, zeros, receives the number of ids of each."""
         # no more ids than bytes; memory that is never written is never taken
         size = sum(len(text) if text.isascii() else 4 * len(text) for text in map(str.__str__, texts))
         out: npt.NDArray[Any] = np.empty(size + encoding.SPARE, dtype=dtype)
         chunk: list[bytes] = []
         first = bytes_held = written = 0
-        for number, text in enumerate(texts, start=1):
-            chunk.append(to_utf8(text))
-            bytes_held += len(chunk[-1])
+        for number, raw in enumerate(utf8_of(texts), start=1):
+            chunk.append(raw)
+            bytes_held += len(raw)
             if bytes_held >= _CHUNK or number == len(texts):
                 written = self._encode_chunk(chunk, lengths[first:number], out, written)
                 chunk, first, bytes_held = [], number, 0
         # gives back what was not needed, in place
         out.resize(written, refcheck=False)
-        yield out
+        return out
 
     def _encode_chunk(
         self, chunk: list[bytes], lengths: npt.NDArray[np.int64], out: npt.NDArray[Any], written: int
@@ -107,17 +103,12 @@ class CompiledEncoder:
         text, bounds = padded(chunk)
         with self._lock:
             state, reason = self._state, -1
-            state["narrow"], state["written"], state["position"], state["document"] = (
-                out.itemsize == 2,
-                written,
-                0,
-                0,
-            )
+            state["position"] = state["document"] = 0
+            state["narrow"], state["written"] = out.itemsize == 2, written
             while reason != encoding.DONE:
                 reason = encoding.encode_documents(state.record, text, bounds, lengths, out.view(np.uint8))
-                if reason == encoding.TABLE_FULL and not self._grow():
-                    # the cache has a limit: back to the vocabulary alone
-                    self._words = self._seed()
+                if reason == encoding.TABLE_FULL:
+                    self._make_room()
                 elif reason == encoding.LONG_PIECE:
                     ids, written = self._long(), state["written"]
                     out[written : written + ids.size] = ids
@@ -125,18 +116,13 @@ class CompiledEncoder:
                     state["written"], state["position"] = written + ids.size, state["stop"]
             return state["written"]
 
-    def _grow(self) -> bool:
-        """Make room where it is short; false if a limit is reached."""
-        words, state = self._words, self._state
-        if words.is_full():
-            if words.log >= _LAST_LOG:
-                return False
+    def _make_room(self) -> None:
+        """More slots; at the limit, or where it is others that are short, back to the vocabulary alone."""
+        words = self._words
+        if words.is_full() and words.log < _LAST_LOG:
             words.rehash(min(words.log + _GROWTH, _LAST_LOG))
-        if state["arena_used"] + encoding.LONGEST_SHORT + 32 > state["arena_size"]:
-            return words.double("arena", _LARGEST_ARENA)
-        if state["pool_used"] + encoding.LARGEST_BATCH > state["pool_size"]:
-            return words.double("pool", _LARGEST_ARENA)
-        return True
+        else:
+            self._words = self._seed()
 
     def _long(self) -> npt.NDArray[np.int32]:
         """One piece that is too long for the cache, by the heap."""

@@ -39,8 +39,6 @@ DONE, TABLE_FULL, LONG_PIECE = 0, 1, 2
 LONGEST_SHORT = 255
 SPARE = 4
 """Ids that may be written behind the last one."""
-LARGEST_BATCH = CUTS * LONGEST_SHORT + SPARE
-"""Ids that may come of one batch of pieces."""
 # scratch: two keys and a slot for each piece; which ones are new
 FRESH, BATCH_SIZE = 3 * CUTS, 4 * CUTS
 _INLINE_IDS = 4

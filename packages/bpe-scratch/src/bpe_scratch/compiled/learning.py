@@ -16,16 +16,13 @@ Fields of a node, int32: symbol, pair index, word.
 
 from __future__ import annotations
 
-import numpy as np
-
 from bpe_scratch.compiled.kernel import inner, kernel
-from bpe_scratch.compiled.memory import load8, load32, load64, load_int, store32, store64, store_int
+from bpe_scratch.compiled.memory import load8, load32, load_int, store32, store_int
 from bpe_scratch.compiled.pair_heap import BEGIN, COLUMNS, COUNT, KEY, SIZE, heap_pop, heap_push, next_pair
 
 SEPARATOR = -2147483648
 NO_PAIR, PENDING = -1, -2
 SYMBOL, PAIR, WORD, FIELDS = 0, 1, 2, 3
-DONE, PAIRS_FULL, PLACES_FULL, DUPLICATE = 0, 1, 2, 3
 
 
 @inner
@@ -36,10 +33,9 @@ def put_node(nodes, at, symbol, word):
     store32(nodes, at * FIELDS + WORD, word)
 
 
-@kernel
-def lay_out(states):
+@inner
+def lay_out(s):
     """Fill the nodes: a separator, then each word and a separator."""
-    s = states[0]
     put_node(s.nodes, 0, SEPARATOR, 0)
     at = 1
     for w in range(s.words):
@@ -59,12 +55,13 @@ def pair_of_bytes(nodes, at):
 
 
 @kernel
-def index_bytes(states):
-    """Enter all pairs of bytes that occur often enough.
+def begin(states):
+    """Lay out the words, and enter all pairs of bytes that occur often enough.
 
     ``grid`` [65536, 2], zeros, counts each pair's occurrences, weighted and not; then it holds its index.
     """
     s = states[0]
+    lay_out(s)
     for at in range(1, s.nodes_used - 1):
         pair = pair_of_bytes(s.nodes, at)
         if pair >= 0:
@@ -216,33 +213,12 @@ def enter_around(s, new, begin, joined, width):
 
 
 @inner
-def is_new(s, value):
-    """Enter the hash of a token's bytes; false if it is there."""
-    at = np.int64(value >> np.uint64(20)) & s.seen_mask
-    while load64(s.seen, at) != 0:
-        if load64(s.seen, at) == value:
-            return False
-        at = (at + 1) & s.seen_mask
-    store64(s.seen, at, value)
-    return True
-
-
-@inner
-def name_token(s, a, b, new):
-    """Length and hash of a new token; false if its bytes are a token's already."""
-    power = load64(s.powers, b)
-    value = load64(s.hashes, a) * power + load64(s.hashes, b)
-    store64(s.hashes, new, value)
-    store64(s.powers, new, load64(s.powers, a) * power)
-    store_int(s.lengths, new, load_int(s.lengths, a) + load_int(s.lengths, b))
-    return is_new(s, value | np.uint64(1))
-
-
-@inner
-def merge(s, pair, a, new):
+def merge(s, pair, a, b, new):
     """Write a new token over every occurrence of a pair, and enter the pairs beside it."""
-    begin, width = load_int(s.pairs, pair * COLUMNS + BEGIN), load_int(s.lengths, new)
-    joined = join(s, pair, new, load_int(s.lengths, a), width)
+    first = load_int(s.lengths, a)
+    begin, width = load_int(s.pairs, pair * COLUMNS + BEGIN), first + load_int(s.lengths, b)
+    store_int(s.lengths, new, width)
+    joined = join(s, pair, new, first, width)
     number = count_around(s, new, begin, joined, width)
     open_pairs(s, new, number)
     enter_around(s, new, begin, joined, width)
@@ -254,24 +230,22 @@ def merge(s, pair, a, new):
 
 @kernel
 def learn(states):
-    """Learn up to ``budget`` merges, or all that are wanted; stops when an array may become too small."""
+    """Learn up to ``budget`` merges, or all that are wanted, or as many as there is room for pairs.
+
+    Returns whether there may be more to learn.
+    """
     s = states[0]
     for _ in range(min(s.budget, s.wanted - s.learned)):
         pair = next_pair(s)
         if pair < 0:
-            break
-        size = load_int(s.pairs, pair * COLUMNS + SIZE)
+            return False
+        size, key = load_int(s.pairs, pair * COLUMNS + SIZE), load_int(s.pairs, pair * COLUMNS + KEY)
         if s.pairs_used + min(2 * size, 2 * (257 + s.learned)) > s.pairs_room:
-            return PAIRS_FULL
-        if s.places_used + 2 * size > s.places_room:
-            return PLACES_FULL
-        key, new = load_int(s.pairs, pair * COLUMNS + KEY), 256 + s.learned
+            return True
         a, b = key >> 32, key & 0xFFFFFFFF
-        if not name_token(s, a, b, new):
-            return DUPLICATE
         heap_pop(s)
-        merge(s, pair, a, new)
+        merge(s, pair, a, b, 256 + s.learned)
         store_int(s.merges, 2 * s.learned, a)
         store_int(s.merges, 2 * s.learned + 1, b)
         s.learned += 1
-    return DONE
+    return True

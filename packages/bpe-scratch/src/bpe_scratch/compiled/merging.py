@@ -9,6 +9,7 @@ from bpe_scratch.compiled.kernel import inner, kernel
 from bpe_scratch.compiled.memory import address, load8, load32, load64, store32, store64
 from bpe_scratch.compiled.pair_table import NO_PAIR, find_pair
 
+_NOTHING = 0x7FFFFFFF
 _32, _LOW = np.uint64(32), np.uint64(0xFFFFFFFF)
 
 
@@ -16,35 +17,36 @@ _32, _LOW = np.uint64(32), np.uint64(0xFFFFFFFF)
 def merge_short(s, i, n):
     """Merge a short piece in place: scan for the strongest pair, join, repeat. Returns the number of ids.
 
-    ``s.ids`` receives the ids; ``s.found`` is scratch, the table's answer for each pair.
+    ``s.ids`` receives the ids, between two that pair with nothing; ``s.found`` is scratch, the table's answer
+    for the pair that begins at each.
     """
-    ids, found = s.ids, s.found
-    store32(ids, 0, load32(s.byte_ids, load8(s.text, i)))
-    for k in range(1, n):
-        store32(ids, k, load32(s.byte_ids, load8(s.text, i + k)))
-        store64(found, k - 1, find_pair(s, load32(ids, k - 1), load32(ids, k)))
-    while n > 1:
+    ids, found, before = s.ids, s.found, load8(s.text, i)
+    store32(ids, -1, _NOTHING)
+    for k in range(n):
+        byte = load8(s.text, i + k)
+        store32(ids, k, load32(s.byte_ids, byte))
+        store64(found, k - 1, load64(s.byte_pairs, before << 8 | byte))
+        before = byte
+    store32(ids, n, _NOTHING)
+    store64(found, n - 1, NO_PAIR)
+    while True:
         best, least = 0, load64(found, 0)
         for k in range(1, n - 1):
             answer = load64(found, k)
             if answer >> _32 < least >> _32:
                 best, least = k, answer
         if least == NO_PAIR:
-            break
-        store32(ids, best, np.int64(least & _LOW))
-        n -= 1
-        for k in range(best + 1, n):
+            return n
+        # asked before all else: memory answers while the rest moves up
+        merged, n = np.int64(least & _LOW), n - 1
+        left = find_pair(s, load32(ids, best - 1), merged)
+        right = find_pair(s, merged, load32(ids, best + 2))
+        store32(ids, best, merged)
+        for k in range(best + 1, n + 1):
             store32(ids, k, load32(ids, k + 1))
-            store64(found, k - 1, load64(found, k))
-        if best > 0:
-            store64(
-                found,
-                best - 1,
-                find_pair(s, load32(ids, best - 1), load32(ids, best)),
-            )
-        if best < n - 1:
-            store64(found, best, find_pair(s, load32(ids, best), load32(ids, best + 1)))
-    return n
+            store64(found, k, load64(found, k + 1))
+        store64(found, best - 1, left)
+        store64(found, best, right)
 
 
 @inner

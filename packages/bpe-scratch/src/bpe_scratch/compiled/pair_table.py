@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from bpe_scratch.compiled.kernel import inner, kernel
-from bpe_scratch.compiled.memory import load64
+from bpe_scratch.compiled.memory import load32, load64, store64
 from bpe_scratch.compiled.state import State
 from bpe_scratch.vocabulary import Vocabulary
 
@@ -30,13 +30,13 @@ def key_and_slot(left, right, shift):
 def find_pair(s, left, right):
     """``rank << 32 | merged id`` of a pair, or ``NO_PAIR``."""
     key, at = key_and_slot(left, right, s.pair_shift)
-    while True:
-        found = load64(s.pairs, 2 * at)
-        if found == key:
-            return load64(s.pairs, 2 * at + 1)
-        if found == 0:
-            return NO_PAIR
-        at = at + 1 & (np.int64(1) << (64 - s.pair_shift)) - 1
+    size = np.int64(1) << (64 - s.pair_shift)
+    found = load64(s.pairs, at)
+    while (found != key) & (found != 0):
+        at = at + 1 & size - 1
+        found = load64(s.pairs, at)
+    # what is not there has its answer too: to branch would cost more than to load it
+    return load64(s.pairs, size + at)
 
 
 @kernel
@@ -44,15 +44,27 @@ def fill_pairs(rows, ranks, pairs, shift):
     """Enter all merges ``rows`` [merges, 3] into an empty table."""
     for m in range(rows.shape[0]):
         key, at = key_and_slot(rows[m, 0], rows[m, 1], shift)
-        while pairs[at, 0] != 0:
-            at = (at + 1) % pairs.shape[0]
-        pairs[at, 0], pairs[at, 1] = key, np.uint64(ranks[m]) << _32 | np.uint64(rows[m, 2])
+        while pairs[0, at] != 0:
+            at = (at + 1) % pairs.shape[1]
+        pairs[0, at], pairs[1, at] = key, np.uint64(ranks[m]) << _32 | np.uint64(rows[m, 2])
+
+
+@kernel
+def look_up_bytes(states):
+    """What the table says of each two bytes ``left << 8 | right``: a word starts with these."""
+    s = states[0]
+    for both in range(1 << 16):
+        left, right = load32(s.byte_ids, both >> 8), load32(s.byte_ids, both & 255)
+        store64(s.byte_pairs, both, find_pair(s, left, right))
 
 
 def point_to_pairs(state: State, vocabulary: Vocabulary) -> None:
     """Make the table of a vocabulary's merges for a state."""
-    log = max(4, (4 * len(vocabulary.merges)).bit_length())
-    pairs = np.zeros((1 << log, 2), dtype=np.uint64)
+    log = max(4, (2 * len(vocabulary.merges)).bit_length())
+    pairs = np.zeros((2, 1 << log), dtype=np.uint64)
+    pairs[1] = NO_PAIR
     fill_pairs(vocabulary.merge_array, np.array(vocabulary.ranks, dtype=np.int64), pairs, 64 - log)
     state["pair_shift"] = 64 - log
-    state.point(pairs=pairs, byte_ids=np.array(vocabulary.byte_ids, dtype=np.int32))
+    byte_ids, byte_pairs = np.array(vocabulary.byte_ids, dtype=np.int32), np.zeros(1 << 16, dtype=np.uint64)
+    state.point(pairs=pairs, byte_ids=byte_ids, byte_pairs=byte_pairs)
+    look_up_bytes(state.record)

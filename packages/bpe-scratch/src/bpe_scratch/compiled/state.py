@@ -20,8 +20,9 @@ _ENCODING = """
     cuts batch                             scratch for the pieces looked up together
     slots shift arena arena_size           the table of known pieces: 2**(64 - shift) slots; long pieces
     pool pool_size                         ids that do not fit their slot
-    byte_ids pairs pair_shift              [256] id of each byte; the merges
-    ids found                              [256] scratch of the merging of one piece
+    byte_ids byte_pairs                    [256] id of each byte; [65536] what two of them become
+    pairs pair_shift                       the merges
+    ids found                              [-1 to 256] scratch of the merging of one piece
     out narrow                             the ids that are written, in uint16 if narrow, or else uint32
     longest counting                       pieces of more bytes are left; pieces are counted, not encoded
     position document written              how far encoding is
@@ -32,9 +33,8 @@ _LEARNING = """
     text starts counts words byte_ids      [words] one after another; where they begin [words + 1]
     nodes nodes_used                       the words as linked symbols
     least budget wanted                    least count of a pair; merges to learn in this call, and in all
-    lengths hashes powers                  [256 + wanted] of each token
-    seen seen_mask                         the hashes again, as a hash table
-    pairs pairs_room places places_room    the pairs; where they begin, in the nodes
+    lengths                                [256 + wanted] of each token, in bytes
+    pairs pairs_room places                the pairs; where they begin, in the nodes
     heap around touched grid               scratch
     merges                                 [wanted, 2] the pairs learned
     pairs_used places_used heap_size learned

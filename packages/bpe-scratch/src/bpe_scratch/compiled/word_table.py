@@ -164,7 +164,7 @@ def rehash(old, new, shift):
 class WordTable:
     """The slots, the arena and the pool that a state points to."""
 
-    def __init__(self, state: State, log: int, arena: int = 1 << 16, pool: int = 0) -> None:
+    def __init__(self, state: State, log: int, arena: int, pool: int) -> None:
         self.state = state
         self._set_slots(_empty_slots(log), log)
         self.put("arena", np.zeros(arena, dtype=np.uint8))
@@ -180,14 +180,6 @@ class WordTable:
         """Take another ``arena`` or ``pool``, which begins as the one before does."""
         self.state.point(**{name: array})
         self.state[f"{name}_size"] = array.size
-
-    def double(self, name: str, limit: int, least: int = 0) -> bool:
-        """Twice the arena or the pool, and ``least`` more bytes at least; false if it is at its limit."""
-        old = self.state.array(name)
-        if old.nbytes >= limit:
-            return False
-        self.put(name, np.concatenate([old, np.zeros(max(old.size, least), dtype=old.dtype)]))
-        return True
 
     def is_full(self) -> bool:
         """Whether no more slots can be used."""
