@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from gpt_triton.compiling import launch_compiled
+from gpt_triton.compiling import hash_compiler, launch_compiled
 
 # in a process of its own: the other tests choose the interpreter, which compiles nothing
 PROGRAM = """
@@ -60,3 +60,13 @@ def test_without_kernels_a_launch_happens_once() -> None:
     calls: list[int] = []
     launch_compiled(lambda: calls.append(1))
     assert calls == [1]
+
+
+def test_a_compilation_finds_the_compiler_hashed() -> None:
+    from triton.runtime.cache import triton_key
+
+    triton_key.cache_clear()
+    thread = hash_compiler()
+    assert thread is not None
+    thread.join()
+    assert triton_key.cache_info().currsize == 1

@@ -25,6 +25,7 @@ from jaxtyping import Float32, Int
 from torch import Tensor
 
 from gpt_triton import device as devices
+from gpt_triton.compiling import hash_compiler
 from gpt_triton.decoding import Decoder
 from gpt_triton.dropout import dropout_keys
 from gpt_triton.graphs import Recorder
@@ -89,6 +90,8 @@ class TritonBackend:
         self._held: dict[Shape, tuple[MicroBatch, Callable[[], None]]] = {}
         self._update: Callable[[], None] | None = None
         self._recorder = Recorder() if options.cuda_graph and self._device.type == "cuda" else None
+        if self._device.type == "cuda":
+            hash_compiler()
 
     def load(self, parameters: Canonical, optimizer_state: OptimizerState | None = None) -> None:
         """Take over parameters, and the optimizer's state (zeros if not given).

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -40,6 +41,23 @@ def launch_compiled(launch: Callable[[], Any]) -> None:
     with ThreadPoolExecutor(min(len(missing), os.cpu_count() or 1, MOST_THREADS)) as pool:
         list(pool.map(compile_here, missing))
     launch()
+
+
+def hash_compiler() -> threading.Thread | None:
+    """Start to hash Triton's own files, half a gigabyte, which names all that it compiles and keeps.
+
+    Triton does so once in a process, when it is first asked for a kernel: then sixteen threads at a time.
+
+    Returns:
+        The thread; ``None`` if Triton is not there, or hashes in another place.
+    """
+    try:
+        from triton.runtime.cache import triton_key
+    except ImportError:
+        return None
+    thread = threading.Thread(target=triton_key, daemon=True)
+    thread.start()
+    return thread
 
 
 def _left_out(launch: Callable[[], Any]) -> list[Callable[[], Any]]:
