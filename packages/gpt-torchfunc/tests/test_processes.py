@@ -94,7 +94,7 @@ def losses(folder: Path) -> list[float]:
 def test_two_processes_on_the_loopback_take_the_steps_of_one_and_stop_together(
     flags: list[str], tmp_path: Path
 ) -> None:
-    words = ["gpt_torchfunc.train", "--devices=2", "--out=two"]
+    words = ["gpt_torchfunc.train", "--devices=2", "--shard=optimizer", "--out=two"]
     with run(words, *flags, cwd=tmp_path) as process:
         until(lambda: losses(tmp_path / "two"), "first step")
         ranks = ranks_of(process.pid)

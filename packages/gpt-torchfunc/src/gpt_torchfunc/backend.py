@@ -36,11 +36,12 @@ from gpt_torchfunc.optimizer import STATE_NAMES, AdamWState, StepScalars, step_s
 from gpt_torchfunc.options import SPEC as SPEC
 from gpt_torchfunc.options import Options
 from gpt_torchfunc.plan import make_plan, tells_documents, wants_compile
-from gpt_torchfunc.processes import sum_over_processes
+from gpt_torchfunc.processes import shares_optimizer, sum_over_processes
 from gpt_torchfunc.profiling import record
 from gpt_torchfunc.replay import Replay
+from gpt_torchfunc.sharing import Shared, zeros_like_part
 from gpt_torchfunc.step import Sums, TrainingState, accumulate, finish
-from gpt_torchfunc.tree import from_canonical, leaves, to_canonical, zeros, zeros_in_one
+from gpt_torchfunc.tree import from_canonical, leaves, to_canonical, zeros
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -79,14 +80,17 @@ class TorchFuncBackend:
         self._device = devices.choose_device(runtime.device)
         devices.set_numerics(runtime)
         self._optimizer, self._runtime, self._place = optimizer, runtime, place
-        if runtime.shard != "none":
-            raise ValueError(f"shard={runtime.shard!r} is not here; use shard='none', gpt-triton or gpt-jax")
         self._plan = make_plan(config, runtime, options, self._device)
         self._compiled = wants_compile(options, self._device)
         self._tells = tells_documents(self._plan, self._device)
-        params, first, second = (zeros(config, self._device) for _ in range(3))
-        self._state = TrainingState(params, AdamWState(first, second))
-        self._sums: tuple[Tensor, Sums] | None = None
+        params = zeros(config, self._device)
+        self._shared = Shared(params, place) if shares_optimizer(runtime.shard, place) else None
+        if self._shared is None:
+            moments = [zeros(config, self._device) for _ in STATE_NAMES]
+        else:
+            params, moments = self._shared.tree, [zeros_like_part(self._shared) for _ in STATE_NAMES]
+        self._state = TrainingState(params, AdamWState(*moments))
+        self._sums: Shared | None = None
         self._evaluated: tuple[tuple[int, ...], bool] | None = None
         self._run = Functions(*map(self._compile, PLAIN)) if self._compiled else None
         graphs = self._compiled and self._device.type == "cuda"
@@ -106,16 +110,22 @@ class TorchFuncBackend:
         moments = [None if optimizer_state is None else optimizer_state[name] for name in STATE_NAMES]
         trees = [self._state.params, *self._state.moments]
         for tree, values in zip(trees, (parameters, *moments), strict=True):
-            _fill(tree, None if values is None else from_canonical(values, self.config, self._device))
+            given = None if values is None else from_canonical(values, self.config, self._device)
+            if self._shared is not None and tree is not self._state.params:
+                whole = Shared(self._state.params, self._place)
+                whole.fill(given)
+                given = whole.part
+            _fill(tree, given)
 
     def export(self) -> Canonical:
         """The float32 master parameters, as copies."""
         return to_canonical(self._state.params, self.config)
 
     def export_optimizer_state(self) -> OptimizerState:
-        """The optimizer's state, as copies."""
+        """The optimizer's state, as copies; where processes hold shares, all call this together."""
         trees = zip(STATE_NAMES, self._state.moments, strict=True)
-        return {name: to_canonical(tree, self.config) for name, tree in trees}
+        gathered = (lambda tree: tree) if self._shared is None else self._shared.gathered
+        return {name: to_canonical(gathered(tree), self.config) for name, tree in trees}
 
     def train_step(
         self,
@@ -136,15 +146,21 @@ class TorchFuncBackend:
         """
         weight = self._weight(micro_batches, targets)
         scalars = StepScalars(*self._send(step_scalars(self._optimizer, lr, step, skip_above)).unbind())
-        total, sums = self._sum(micro_batches, weight, step, first_row)
-        sum_over_processes(total, self._place)
-        values = self._finish(self._state, sums, scalars, self._optimizer)
+        sums = self._sum(micro_batches, weight, step, first_row)
+        if self._shared is None:
+            sum_over_processes(sums.flat, self._place)
+            values = self._finish(self._state, Sums(sums.last, sums.tree), scalars, self._optimizer)
+        else:
+            norm = sums.sum()
+            own = TrainingState(self._shared.part, self._state.moments)
+            values = self._finish(own, Sums(sums.last, sums.part), scalars, self._optimizer, norm)
+            self._shared.gather()
         return PendingMetrics(values)
 
     def gradients(self, micro_batches: Sequence[Batch], step: int) -> tuple[float, Canonical]:
         """Mean loss and its gradient by canonical name, unclipped, dropout as in ``train_step``."""
-        _, sums = self._sum(micro_batches, self._weight(micro_batches), step)
-        return float(sums.loss), to_canonical(sums.gradients, self.config)
+        sums = self._sum(micro_batches, self._weight(micro_batches), step)
+        return float(sums.last), to_canonical(sums.tree, self.config)
 
     def evaluate(self, batch: Batch) -> tuple[float, int]:
         """Sum of negative log-likelihoods in nats, and the number of targets; no dropout."""
@@ -210,14 +226,11 @@ class TorchFuncBackend:
         options = devices.compiler_options(self._runtime.deterministic)
         return torch.compile(function, fullgraph=True, dynamic=False, options=options)  # type: ignore[return-value]
 
-    def _sum(
-        self, micro_batches: Sequence[Batch], weight: Tensor, step: int, first_row: int = 0
-    ) -> tuple[Tensor, Sums]:
-        """Loss and gradient over all micro-batches, in a buffer that is allocated once, and that buffer."""
+    def _sum(self, micro_batches: Sequence[Batch], weight: Tensor, step: int, first_row: int = 0) -> Shared:
+        """Loss and gradient over all micro-batches, in a buffer that is allocated once."""
         if self._sums is None:
-            buffer, loss, gradients = zeros_in_one(self._state.params)
-            self._sums = buffer, Sums(loss, gradients)
-        self._sums[0].zero_()
+            self._sums = Shared(self._state.params, self._place)
+        self._sums.flat.zero_()
         # masks belong to micro-batches of the whole step
         for index, batch in enumerate(micro_batches, first_row // len(micro_batches[0].tokens)):
             self._add_share(*self._inputs(batch), weight, self._keys(step, index))
@@ -227,7 +240,8 @@ class TorchFuncBackend:
         """``accumulate``, by nothing but tensors: the fields of the inputs, the weight, the keys."""
         *fields, weight, keys = tensors
         assert self._sums is not None
-        accumulate(self._state.params, self._sums[1], Inputs(*fields), weight, keys, self._plan, self._run)  # type: ignore[arg-type]
+        sums = Sums(self._sums.last, self._sums.tree)
+        accumulate(self._state.params, sums, Inputs(*fields), weight, keys, self._plan, self._run)  # type: ignore[arg-type]
 
     def _scorer(self, batch: Batch) -> Callable[..., Tensor]:
         """``target_log_probs``, compiled for validation's one shape: a benchmark's many are not worth it."""

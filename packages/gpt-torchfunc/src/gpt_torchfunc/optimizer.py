@@ -87,14 +87,16 @@ def adamw_update(
     state: AdamWState,
     config: OptimizerConfig,
     scalars: StepScalars,
+    norm: Float[Tensor, ""] | None = None,
 ) -> tuple[Parameters, AdamWState, Outcome]:
     """One step; everything stays as it was if the norm is not finite or above ``skip_above``.
 
     Args:
         params: Float32 parameters.
         gradients: Of the mean loss, unclipped.
+        norm: Of the whole gradient, where the trees are shares of all leaves.
     """
-    norm = global_norm(gradients)
+    norm = global_norm(gradients) if norm is None else norm
     updated = torch.isfinite(norm) & (norm <= scalars.skip_above)
     scale = torch.clamp(config.clip_norm / norm, max=1.0) if config.clip_norm else torch.ones_like(norm)
 

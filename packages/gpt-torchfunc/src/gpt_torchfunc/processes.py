@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gpt_trainer.backend import Shard
 from gpt_trainer.errors import InputError, PeerLostError
 from gpt_trainer.ranks.peers import Alone, Peers
 from gpt_trainer.ranks.place import Meeting, Place, find_meeting
@@ -154,6 +155,46 @@ def sum_over_processes(buffer: Tensor, place: Place) -> None:
         import torch.distributed as dist
 
         dist.all_reduce(buffer)
+
+
+def shares_optimizer(shard: Shard, place: Place) -> bool:
+    """Whether each process holds a share of the optimizer's state only.
+
+    Raises:
+        ValueError: If weights are to be shared too.
+    """
+    if shard == "all":
+        raise ValueError(
+            "shard='all' is not here: whole weights are read where they lie; use shard='optimizer'"
+        )
+    return shard == "optimizer" and place.world > 1
+
+
+def sum_parts(parts: Sequence[Tensor], place: Place) -> None:
+    """Sum this process's part over all processes; the others are left as they fall.
+
+    Args:
+        parts: Equal, one for each process, one behind the other in one buffer.
+    """
+    import torch.distributed as dist
+
+    dist.reduce_scatter_tensor(parts[place.rank], _whole(parts))
+
+
+def gather_parts(parts: Sequence[Tensor], place: Place) -> None:
+    """Fill in every process's part.
+
+    Args:
+        parts: As ``sum_parts``.
+    """
+    import torch.distributed as dist
+
+    dist.all_gather_into_tensor(_whole(parts), parts[place.rank])
+
+
+def _whole(parts: Sequence[Tensor]) -> Tensor:
+    """What the parts are parts of."""
+    return parts[0].as_strided((sum(part.numel() for part in parts),), (1,))
 
 
 def launch(module: str, devices: int, words: Sequence[str]) -> int:

@@ -57,18 +57,25 @@ def accumulate(
 
 
 def finish(
-    state: TrainingState, sums: Sums, scalars: StepScalars, config: OptimizerConfig
+    state: TrainingState,
+    sums: Sums,
+    scalars: StepScalars,
+    config: OptimizerConfig,
+    norm: Float[Tensor, ""] | None = None,
 ) -> Float[Tensor, " 3"]:
     """Clip and update by the summed gradient.
 
     Args:
         state: Parameters and moments, changed in place.
         sums: Loss and gradient of the whole step.
+        norm: Of the whole gradient, where state and sums are shares of all leaves.
 
     Returns:
         Loss, gradient norm, and 1 if the weights were updated.
     """
-    params, moments, outcome = adamw_update(state.params, sums.gradients, state.moments, config, scalars)
+    params, moments, outcome = adamw_update(
+        state.params, sums.gradients, state.moments, config, scalars, norm
+    )
     for old, new in zip((state.params, *state.moments), (params, *moments), strict=True):
         for buffer, value in zip(leaves(old), leaves(new), strict=True):
             buffer.copy_(value)

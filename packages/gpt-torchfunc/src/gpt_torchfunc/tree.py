@@ -78,16 +78,33 @@ def zeros(config: ModelConfig, device: torch.device) -> Parameters:
     return from_leaves([torch.zeros(sizes[name], device=device) for name in LEAF_NAMES])
 
 
-def zeros_in_one(tree: Parameters) -> tuple[Float[Tensor, " P"], Float[Tensor, ""], Parameters]:
+def zeros_in_one(
+    tree: Parameters, shares: int = 1
+) -> tuple[Float[Tensor, " P"], Float[Tensor, ""], Parameters]:
     """A buffer of zeros, and views into it: a number, and a tree of the same shapes.
 
     One buffer is one collective, however many leaves there are.
+
+    Args:
+        shares: Each leaf is followed by as much as makes so many equal, aligned shares of it.
     """
-    counts = [-(-leaf.numel() // ALIGN) * ALIGN for leaf in leaves(tree)]
+    counts = _counts(tree, shares)
     flat = leaves(tree)[0].new_zeros(sum(counts) + ALIGN)
     *parts, last = flat.split([*counts, ALIGN])
     views = [part[: leaf.numel()].view(leaf.shape) for part, leaf in zip(parts, leaves(tree), strict=True)]
     return flat, last[0], from_leaves(views)
+
+
+def in_shares(flat: Float[Tensor, " P"], tree: Parameters, shares: int) -> list[list[Tensor]]:
+    """For each leaf of a tree in a buffer of ``zeros_in_one`` the equal parts of its piece of the buffer."""
+    counts = _counts(tree, shares)
+    return [list(part.chunk(shares)) for part in flat[: sum(counts)].split(counts)]
+
+
+def _counts(tree: Parameters, shares: int) -> list[int]:
+    """Elements of a buffer for each leaf."""
+    multiple = ALIGN * shares
+    return [-(-leaf.numel() // multiple) * multiple for leaf in leaves(tree)]
 
 
 def from_canonical(values: Canonical, config: ModelConfig, device: torch.device) -> Parameters:

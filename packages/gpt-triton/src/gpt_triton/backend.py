@@ -36,7 +36,7 @@ from gpt_triton.optimizer import STATE_NAMES, AdamWState, step_scalars
 from gpt_triton.options import SPEC as SPEC
 from gpt_triton.options import Options
 from gpt_triton.plan import choose_kernels, make_plan
-from gpt_triton.processes import gather_shares, shares_optimizer, sum_over_processes, sum_shares
+from gpt_triton.processes import gather_parts, shares_optimizer, sum_over_processes, sum_parts
 from gpt_triton.profiling import record
 from gpt_triton.step import Sums, TrainingState, accumulate, finish
 from gpt_triton.tree import from_canonical, layout_of, shadow_of, share_of, to_canonical, zeros
@@ -125,7 +125,7 @@ class TritonBackend:
             if self._shares:
                 whole = zeros(self.config, self._device, self._place.world)
                 share_of(whole, self._place).flat.copy_(tree.flat)
-                gather_shares(whole.flat, self._place)
+                gather_parts(whole.flat.chunk(self._place.world), self._place)
                 tree = whole
             state[name] = to_canonical(tree, self.config)
         return state
@@ -157,7 +157,7 @@ class TritonBackend:
         upload(self._scalars, torch.from_numpy(step_scalars(self._optimizer, lr, step, skip_above)))
         self._update()
         if self._shares:
-            gather_shares(self._state.params.flat, self._place)
+            gather_parts(self._state.params.flat.chunk(self._place.world), self._place)
             if self._state.shadow is not self._state.params:
                 self._state.shadow.flat.copy_(self._state.params.flat)
         return PendingMetrics(self._metrics)
@@ -257,7 +257,7 @@ class TritonBackend:
         if not self._shares:
             sum_over_processes(gradients.flat, self._place)
             return
-        sum_shares(gradients.flat, self._place)
+        sum_parts(gradients.flat.chunk(self._place.world), self._place)
         self._norm.copy_(self._plan.ops.global_norm(share_of(gradients, self._place).flat).square_())
         sum_over_processes(self._norm, self._place)
         self._norm.sqrt_()

@@ -165,23 +165,36 @@ def shares_optimizer(shard: Shard, place: Place) -> bool:
     """
     if shard == "all":
         raise ValueError(
-            "shard='all' is not here: every kernel reads weights that are whole; use shard='optimizer'"
+            "shard='all' is not here: whole weights are read where they lie; use shard='optimizer'"
         )
     return shard == "optimizer" and place.world > 1
 
 
-def sum_shares(buffer: Tensor, place: Place) -> None:
-    """Sum over all processes what lies in this one's share of a buffer; the rest is left as it falls."""
+def sum_parts(parts: Sequence[Tensor], place: Place) -> None:
+    """Sum this process's part over all processes; the others are left as they fall.
+
+    Args:
+        parts: Equal, one for each process, one behind the other in one buffer.
+    """
     import torch.distributed as dist
 
-    dist.reduce_scatter_tensor(buffer.chunk(place.world)[place.rank], buffer)
+    dist.reduce_scatter_tensor(parts[place.rank], _whole(parts))
 
 
-def gather_shares(buffer: Tensor, place: Place) -> None:
-    """Fill a buffer with every process's share of it."""
+def gather_parts(parts: Sequence[Tensor], place: Place) -> None:
+    """Fill in every process's part.
+
+    Args:
+        parts: As ``sum_parts``.
+    """
     import torch.distributed as dist
 
-    dist.all_gather_into_tensor(buffer, buffer.chunk(place.world)[place.rank])
+    dist.all_gather_into_tensor(_whole(parts), parts[place.rank])
+
+
+def _whole(parts: Sequence[Tensor]) -> Tensor:
+    """What the parts are parts of."""
+    return parts[0].as_strided((sum(part.numel() for part in parts),), (1,))
 
 
 def launch(module: str, devices: int, words: Sequence[str]) -> int:
