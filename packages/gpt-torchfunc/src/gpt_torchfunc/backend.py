@@ -26,6 +26,7 @@ from jaxtyping import Float32, Int
 from torch import Tensor
 
 from gpt_torchfunc import device as devices
+from gpt_torchfunc.collectives import shares_optimizer, sum_over_processes
 from gpt_torchfunc.decoding import Decoder
 from gpt_torchfunc.documents import boundaries
 from gpt_torchfunc.dropout import dropout_keys
@@ -36,7 +37,6 @@ from gpt_torchfunc.optimizer import STATE_NAMES, AdamWState, StepScalars, step_s
 from gpt_torchfunc.options import SPEC as SPEC
 from gpt_torchfunc.options import Options
 from gpt_torchfunc.plan import make_plan, tells_documents, wants_compile
-from gpt_torchfunc.processes import shares_optimizer, sum_over_processes
 from gpt_torchfunc.profiling import record
 from gpt_torchfunc.replay import Replay
 from gpt_torchfunc.sharing import Shared, zeros_like_part

@@ -1,4 +1,4 @@
-"""One process a device: how they start, where they meet, and sums over them, all by ``torch.distributed``.
+"""One process a device: how they start, and where they meet, by ``torch.distributed``.
 
 The processes of one host speak over the loopback address alone. Tensors go by NCCL between GPUs and by gloo
 between CPUs; small values through a store, see ``gpt_trainer.ranks``.
@@ -15,19 +15,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt_trainer.backend import Shard
 from gpt_trainer.errors import InputError, PeerLostError
 from gpt_trainer.ranks.peers import Alone, Peers
-from gpt_trainer.ranks.place import Meeting, Place, find_meeting
+from gpt_trainer.ranks.place import Meeting, find_meeting
 from gpt_trainer.ranks.watch import PATIENCE_SECONDS
 
 if TYPE_CHECKING:
     import torch.distributed as dist
-    from torch import Tensor
 
-FOREVER = timedelta(days=30)
+_FOREVER = timedelta(days=30)
 """Collectives wait: the watch over the processes knows better than a clock when to end."""
-SAVE_SECONDS = "600"
+_SAVE_SECONDS = "600"
 """What torchrun gives processes that were asked to stop."""
 
 
@@ -57,7 +55,7 @@ def join(devices: int) -> Peers:
     engines = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     place = meeting.place
     tensors = dist.PrefixStore("tensors", store)
-    dist.init_process_group(engines, store=tensors, rank=place.rank, world_size=place.world, timeout=FOREVER)
+    dist.init_process_group(engines, store=tensors, rank=place.rank, world_size=place.world, timeout=_FOREVER)
     return Peers(place, partial(TorchStore, meeting, server))
 
 
@@ -149,54 +147,6 @@ class TorchStore:
             raise ConnectionError(str(error)) from None
 
 
-def sum_over_processes(buffer: Tensor, place: Place) -> None:
-    """Replace a buffer by the sum over all processes, in the same order each time; the host does not wait."""
-    if place.world > 1:
-        import torch.distributed as dist
-
-        dist.all_reduce(buffer)
-
-
-def shares_optimizer(shard: Shard, place: Place) -> bool:
-    """Whether each process holds a share of the optimizer's state only.
-
-    Raises:
-        ValueError: If weights are to be shared too.
-    """
-    if shard == "all":
-        raise ValueError(
-            "shard='all' is not here: whole weights are read where they lie; use shard='optimizer'"
-        )
-    return shard == "optimizer" and place.world > 1
-
-
-def sum_parts(parts: Sequence[Tensor], place: Place) -> None:
-    """Sum this process's part over all processes; the others are left as they fall.
-
-    Args:
-        parts: Equal, one for each process, one behind the other in one buffer.
-    """
-    import torch.distributed as dist
-
-    dist.reduce_scatter_tensor(parts[place.rank], _whole(parts))
-
-
-def gather_parts(parts: Sequence[Tensor], place: Place) -> None:
-    """Fill in every process's part.
-
-    Args:
-        parts: As ``sum_parts``.
-    """
-    import torch.distributed as dist
-
-    dist.all_gather_into_tensor(_whole(parts), parts[place.rank])
-
-
-def _whole(parts: Sequence[Tensor]) -> Tensor:
-    """What the parts are parts of."""
-    return parts[0].as_strided((sum(part.numel() for part in parts),), (1,))
-
-
 def launch(module: str, devices: int, words: Sequence[str]) -> int:
     """Have torchrun start a process for each device of this host; the exit status of the first that failed.
 
@@ -207,7 +157,7 @@ def launch(module: str, devices: int, words: Sequence[str]) -> int:
         words: Its arguments; those about devices are left out.
     """
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", SAVE_SECONDS)
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", _SAVE_SECONDS)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.api import SignalException

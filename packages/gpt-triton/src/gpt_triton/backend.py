@@ -25,6 +25,7 @@ from jaxtyping import Float32, Int
 from torch import Tensor
 
 from gpt_triton import device as devices
+from gpt_triton.collectives import gather_parts, shares_optimizer, sum_over_processes, sum_parts
 from gpt_triton.compiling import hash_compiler
 from gpt_triton.decoding import Decoder
 from gpt_triton.dropout import dropout_keys
@@ -36,7 +37,6 @@ from gpt_triton.optimizer import STATE_NAMES, AdamWState, step_scalars
 from gpt_triton.options import SPEC as SPEC
 from gpt_triton.options import Options
 from gpt_triton.plan import choose_kernels, make_plan
-from gpt_triton.processes import gather_parts, shares_optimizer, sum_over_processes, sum_parts
 from gpt_triton.profiling import record
 from gpt_triton.step import Sums, TrainingState, accumulate, finish
 from gpt_triton.tree import from_canonical, layout_of, shadow_of, share_of, to_canonical, zeros

@@ -1,0 +1,52 @@
+"""Sums over the processes of a run, whole or in parts, always in the same order; the host waits for none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.distributed as dist
+from gpt_trainer.backend import Shard
+from gpt_trainer.ranks.place import Place
+from torch import Tensor
+
+
+def sum_over_processes(buffer: Tensor, place: Place) -> None:
+    """Replace a buffer by the sum over all processes, in the same order each time; the host does not wait."""
+    if place.world > 1:
+        dist.all_reduce(buffer)
+
+
+def shares_optimizer(shard: Shard, place: Place) -> bool:
+    """Whether each process holds a share of the optimizer's state only.
+
+    Raises:
+        ValueError: If weights are to be shared too.
+    """
+    if shard == "all":
+        raise ValueError(
+            "shard='all' is not here: whole weights are read where they lie; use shard='optimizer'"
+        )
+    return shard == "optimizer" and place.world > 1
+
+
+def sum_parts(parts: Sequence[Tensor], place: Place) -> None:
+    """Sum this process's part over all processes; the others are left as they fall.
+
+    Args:
+        parts: Equal, one for each process, one behind the other in one buffer.
+    """
+    dist.reduce_scatter_tensor(parts[place.rank], _whole(parts))
+
+
+def gather_parts(parts: Sequence[Tensor], place: Place) -> None:
+    """Fill in every process's part.
+
+    Args:
+        parts: As ``sum_parts``.
+    """
+    dist.all_gather_into_tensor(_whole(parts), parts[place.rank])
+
+
+def _whole(parts: Sequence[Tensor]) -> Tensor:
+    """What the parts are parts of."""
+    return parts[0].as_strided((sum(part.numel() for part in parts),), (1,))
