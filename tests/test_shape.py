@@ -45,9 +45,12 @@ LACKING = {
         "model.py:normalise": "the same",
         "model.py:positions": "counted on the host, with the batch",
         "optimizer.py:StepScalars": "one tensor of four, which the kernel reads",
-        "optimizer.py:adamw_init": "the moments are buffers of the backend",
         "options.py:Options.attention": "kernels decides",
         "plan.py:LOGITS_IN_FLIGHT": "see Plan.chunk",
+        "tree.py:END_NAMES": "parameters are placed by their canonical names: Layout",
+        "tree.py:Leaves": "some of the parameters are a Stretch of the buffer",
+        "tree.py:leaves_from_canonical": "fill, of a Stretch",
+        "tree.py:named_leaves": "the same",
     },
 }
 """By backend: file and name that it lacks, and why."""

@@ -44,6 +44,7 @@ class ModelCase:
     micro_batches: int = 1
     rows: int = 4
     contexts: tuple[int, ...] = ()
+    optimizer: OptimizerConfig = OPTIMIZER
 
     @property
     def model(self) -> ModelConfig:
@@ -56,6 +57,7 @@ MODEL_CASES = (
     ModelCase("documents", documents=True),
     ModelCase("micro-batches", micro_batches=4, rows=1),
     ModelCase("dropout", dropout=0.1),
+    ModelCase("muon", optimizer=replace(OPTIMIZER, optimizer="muon", muon_lr_factor=2.0)),
     ModelCase("documents-dropout-micro-batches", documents=True, dropout=0.1, micro_batches=2, rows=2),
     ModelCase("forks", contexts=(0, 1, 17, 39)),
 )
@@ -137,7 +139,7 @@ def write_model_case(case: ModelCase, folder: Path) -> None:
     save_file(expected, folder / "expected.safetensors")
     facts = {
         "model": asdict(case.model),
-        "optimizer": asdict(OPTIMIZER),
+        "optimizer": asdict(case.optimizer),
         "seed": SEED,
         "steps": len(steps),
         "distinct": len(distinct),
@@ -151,12 +153,12 @@ def expected_answers(case: ModelCase, parameters: referee.Tree, steps: list[list
     """Logits, loss, gradients, weights after one step, and the losses of all steps, in float64."""
     p = {name: value.astype(np.float64) for name, value in parameters.items()}
     answers = {"logits": referee.forward(p, steps[0][0], case.model)[0]}
-    state = referee.adamw_init(p)
+    state = referee.optimizer_init(p, case.optimizer)
     losses = []
     for step, batches in enumerate(steps):
         loss, grads = referee.loss_and_gradients(p, batches, case.model, SEED, step)
         losses.append(loss)
-        p, state = referee.adamw(p, grads, state, step, LEARNING_RATE, OPTIMIZER)
+        p, state = referee.optimize(p, grads, state, step, LEARNING_RATE, case.optimizer)
         if step == 0:
             answers["loss"] = np.array([loss])
             answers |= {f"gradient.{name}": value for name, value in grads.items()}

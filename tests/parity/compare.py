@@ -48,8 +48,8 @@ class Finding(NamedTuple):
 
     @property
     def passed(self) -> bool:
-        """Whether the error is within its tolerance; NaN never is."""
-        return self.error <= self.tolerance
+        """Whether the error is within its tolerance; NaN never is. The yardstick is measured, not judged."""
+        return self.label == YARDSTICK or self.error <= self.tolerance
 
 
 def rung_of(kind: str, name: str) -> str:

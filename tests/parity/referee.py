@@ -1,4 +1,4 @@
-"""GPT-2 in float64 NumPy: forward, a backward derived by hand, AdamW. The truth the backends are held to.
+"""GPT-2 in float64 NumPy: forward, backward derived by hand, AdamW and Muon. What the backends are held to.
 
 Nothing here is fast; everything is written as the formula reads. Parameters go by canonical name.
 Axes: B rows, T positions, D width, H heads, K head width, V vocabulary, F hidden width of the MLP.
@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 EPSILON = 1e-5
 GELU_SCALE = np.sqrt(2.0 / np.pi)
 GELU_CUBIC = 0.044715
+MOMENTUM = 0.95
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 Array = NDArray[Any]
 Tree = dict[str, Array]
@@ -244,16 +246,21 @@ def loss_and_gradients(
     return loss, grads
 
 
-class AdamW(NamedTuple):
-    """Both moments, by canonical name."""
+def is_muons(name: str, config: OptimizerConfig) -> bool:
+    """Whether Muon updates a parameter: a matrix of a block, if it is wanted."""
+    return (
+        config.optimizer == "muon"
+        and ".h." in name
+        and name.endswith(("c_attn.weight", "c_fc.weight", "c_proj.weight"))
+    )
 
-    first: Tree
-    second: Tree
 
-
-def adamw_init(p: Tree) -> AdamW:
-    """Zero moments."""
-    return AdamW(*({name: np.zeros_like(value) for name, value in p.items()} for _ in range(2)))
+def optimizer_init(p: Tree, config: OptimizerConfig) -> dict[str, Tree]:
+    """Zeros: Muon's momentum, and AdamW's first and second moments, each of its own parameters."""
+    zeros = {name: np.zeros_like(value) for name, value in p.items()}
+    muon = {name for name in p if is_muons(name, config)}
+    trees = {"momentum": muon, "first": p.keys() - muon, "second": p.keys() - muon}
+    return {tree: {name: zeros[name] for name in p if name in names} for tree, names in trees.items()}
 
 
 def global_norm(grads: Tree) -> float:
@@ -262,18 +269,60 @@ def global_norm(grads: Tree) -> float:
 
 
 def adamw(
-    p: Tree, grads: Tree, state: AdamW, step: int, lr: float, config: OptimizerConfig
-) -> tuple[Tree, AdamW]:
-    """Clip by global norm, then one AdamW step; ``step`` counts from 0 (Loshchilov and Hutter 2019)."""
+    g: Array, first: Array, second: Array, step: int, config: OptimizerConfig
+) -> tuple[Array, Array, Array]:
+    """AdamW's direction without decay, and both moments (Loshchilov and Hutter 2019)."""
+    first = config.beta1 * first + (1.0 - config.beta1) * g
+    second = config.beta2 * second + (1.0 - config.beta2) * g**2
+    m_hat = first / (1.0 - config.beta1 ** (step + 1))
+    v_hat = second / (1.0 - config.beta2 ** (step + 1))
+    return m_hat / (np.sqrt(v_hat) + config.epsilon), first, second
+
+
+def orthogonalize(x: Array) -> Array:
+    """Five Newton-Schulz steps ``X <- a X + (b X X^T + c (X X^T)^2) X`` on ``X / |X|``."""
+    a, b, c = NEWTON_SCHULZ
+    x = x / (np.linalg.norm(x) + 1e-7)
+    for _ in range(5):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x
+
+
+def muon(g: Array, momentum: Array) -> tuple[Array, Array]:
+    """Muon's direction for one matrix ``(in, out)``, and its momentum (Jordan et al. 2024, with Nesterov's).
+
+    Its authors' matrices are ``(out, in)``: their rows over columns are ours upside down.
+    """
+    momentum = MOMENTUM * momentum + g
+    rows, columns = g.shape
+    return np.sqrt(max(1.0, columns / rows)) * orthogonalize(g + MOMENTUM * momentum), momentum
+
+
+def optimize(
+    p: Tree, grads: Tree, state: dict[str, Tree], step: int, lr: float, config: OptimizerConfig
+) -> tuple[Tree, dict[str, Tree]]:
+    """Clip by global norm, then one step of AdamW, or of Muon for the blocks' matrices.
+
+    Args:
+        step: Steps taken, from 0.
+    """
     norm = global_norm(grads)
     clip = min(1.0, config.clip_norm / norm) if config.clip_norm else 1.0
-    new, first, second = {}, {}, {}
+    new: Tree = {}
+    after: dict[str, Tree] = {"momentum": {}, "first": {}, "second": {}}
     for name, value in p.items():
-        g = grads[name] * clip
-        first[name] = config.beta1 * state.first[name] + (1.0 - config.beta1) * g
-        second[name] = config.beta2 * state.second[name] + (1.0 - config.beta2) * g**2
-        m_hat = first[name] / (1.0 - config.beta1 ** (step + 1))
-        v_hat = second[name] / (1.0 - config.beta2 ** (step + 1))
+        g, rate = grads[name] * clip, lr
+        if is_muons(name, config):
+            # queries, keys and values are three maps side by side
+            parts = 3 if name.endswith("c_attn.weight") else 1
+            pairs = zip(np.split(g, parts, 1), np.split(state["momentum"][name], parts, 1), strict=True)
+            directions, momenta = zip(*(muon(*pair) for pair in pairs), strict=True)
+            direction, after["momentum"][name] = np.hstack(directions), np.hstack(momenta)
+            rate = lr * config.muon_lr_factor
+        else:
+            kept = (state[tree][name] for tree in ("first", "second"))
+            direction, after["first"][name], after["second"][name] = adamw(g, *kept, step, config)
         decay = config.weight_decay if value.ndim == 2 else 0.0
-        new[name] = value - lr * (m_hat / (np.sqrt(v_hat) + config.epsilon) + decay * value)
-    return new, AdamW(first, second)
+        new[name] = value - rate * (direction + decay * value)
+    return new, after

@@ -102,14 +102,56 @@ def test_adamw_matches_torch() -> None:
     theirs = {name: torch.nn.Parameter(torch.from_numpy(value.copy())) for name, value in p.items()}
     groups = [{"params": [theirs["w"]], "weight_decay": 0.1}, {"params": [theirs["b"]], "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=3e-3, betas=(0.9, 0.95), eps=1e-8)
-    state = referee.adamw_init(p)
+    config = OptimizerConfig()
+    state = referee.optimizer_init(p, config)
     for step in range(5):
         grads = {name: draw.normal(size=value.shape) for name, value in p.items()}
         for name, parameter in theirs.items():
             parameter.grad = torch.from_numpy(grads[name].copy())
         torch.nn.utils.clip_grad_norm_(list(theirs.values()), 1.0)
         optimizer.step()
-        p, state = referee.adamw(p, grads, state, step, 3e-3, OptimizerConfig())
+        p, state = referee.optimize(p, grads, state, step, 3e-3, config)
     for name, parameter in theirs.items():
         # torch's clipping divides by norm + 1e-6
         assert np.linalg.norm(p[name] - parameter.detach().numpy()) <= 1e-6 * np.linalg.norm(p[name])
+
+
+def test_muon_is_torchs_but_for_its_bfloat16() -> None:
+    torch = pytest.importorskip("torch")
+    draw = np.random.default_rng(0)
+    config = OptimizerConfig(optimizer="muon", muon_lr_factor=4.0, clip_norm=0.0)
+    prefix = "transformer.h.0."
+    wide, tall, triple = (
+        prefix + name for name in ("mlp.c_fc.weight", "mlp.c_proj.weight", "attn.c_attn.weight")
+    )
+    p = {wide: draw.normal(size=(6, 24)), tall: draw.normal(size=(24, 6)), triple: draw.normal(size=(6, 18))}
+    start, state = p, referee.optimizer_init(p, config)
+    assert [list(tree) for tree in state.values()] == [list(p), [], []]
+
+    def parts(name: str, value: np.ndarray) -> list[np.ndarray]:
+        return np.split(value, 3 if name == triple else 1, axis=1)
+
+    theirs = {n: [torch.nn.Parameter(torch.from_numpy(v.T.copy())) for v in parts(n, p[n])] for n in p}
+    muon = torch.optim.Muon([v for values in theirs.values() for v in values], lr=4e-2, weight_decay=0.1)
+    for step in range(5):
+        grads = {name: draw.normal(size=value.shape) for name, value in p.items()}
+        for name, parameters in theirs.items():
+            for parameter, grad in zip(parameters, parts(name, grads[name]), strict=True):
+                parameter.grad = torch.from_numpy(grad.T.copy())
+        muon.step()
+        p, state = referee.optimize(p, grads, state, step, 1e-2, config)
+    for name, parameters in theirs.items():
+        moved = np.hstack([each.detach().numpy().T for each in parameters]) - start[name]
+        assert np.linalg.norm(p[name] - start[name] - moved) <= 0.02 * np.linalg.norm(moved), name
+
+
+@pytest.mark.parametrize("shape", [(20, 20), (12, 50), (50, 12)])
+def test_orthogonalize_takes_singular_values_by_the_published_polynomial(shape: tuple[int, int]) -> None:
+    x = np.random.default_rng(1).normal(size=shape)
+    u, s, v = np.linalg.svd(x, full_matrices=False)
+    s = s / np.linalg.norm(x)
+    for _ in range(5):
+        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+    assert np.abs(referee.orthogonalize(x) - u * s @ v).max() <= 1e-6
+    assert 0.3 < s.min() <= s.max() < 1.3
+    assert not referee.orthogonalize(0.0 * x).any()

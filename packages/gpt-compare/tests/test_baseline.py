@@ -138,6 +138,8 @@ def test_bfloat16_is_autocast() -> None:
 def test_what_it_does_not_make_is_refused() -> None:
     with pytest.raises(ValueError, match=r"dropout=0.1: plain makes none"):
         plain(ModelConfig(2, 3, 24, 13, 61, dropout=0.1))
+    with pytest.raises(ValueError, match="plain has AdamW alone"):
+        SPEC.create(CONFIG, OptimizerConfig(optimizer="muon"), CPU, Options())
     backend, weights = plain(), init_parameters(CONFIG, 0)
     with pytest.raises(ValueError, match="plain does not resume"):
         backend.load(weights, {"first": weights, "second": weights})

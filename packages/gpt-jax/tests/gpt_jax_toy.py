@@ -33,9 +33,11 @@ def build(
     precision: str = "float32",
     devices: int = 1,
     shard: Shard = "none",
+    optimizer: OptimizerConfig | None = None,
 ) -> JaxBackend:
     runtime = Runtime(precision=precision, device="cpu", seed=3, shard=shard)
-    backend = JaxBackend(config, OptimizerConfig(), runtime, Options(layers=layers), Place(devices=devices))
+    given = optimizer or OptimizerConfig()
+    backend = JaxBackend(config, given, runtime, Options(layers=layers), Place(devices=devices))
     backend.load(noisy_parameters(config))
     return backend
 

@@ -18,6 +18,7 @@ from gpt_jax.loss import head_loss
 from gpt_jax.model import Plan
 from gpt_jax_toy import SMALL, assert_close, build, make_batch, noisy_parameters
 from gpt_trainer import philox
+from gpt_trainer.backend import OptimizerConfig
 from gpt_trainer.parameters import decays, init_parameters
 
 
@@ -136,6 +137,36 @@ def test_step_equals_numpy_adamw(backend: JaxBackend) -> None:
     for name, got in trained.export().items():
         assert_close(name, got, values[name], rel=1e-5)
         assert_close(name, moments["second"][name], second[name], rel=1e-5)
+
+
+@pytest.mark.parametrize("layers", ["scan", "unroll"])
+def test_muon_moves_each_matrix_by_an_orthogonal_step_and_the_rest_as_adamw(layers: str) -> None:
+    """Queries, keys and values each for itself; maps that widen move further, by the root of their shape."""
+    adamw = OptimizerConfig(weight_decay=0.0)
+    muon = replace(adamw, optimizer="muon", muon_lr_factor=2.0)
+    (trained, ends), (_, others) = (
+        (backend, backend.export()) for backend in (stepped(layers, config) for config in (muon, adamw))
+    )
+    state = trained.export_optimizer_state()
+    matrices = {name for name in ends if ".h." in name and ends[name].ndim == 2}
+    assert set(state["momentum"]) == matrices
+    assert set(state["first"]) == set(state["second"]) == set(ends) - matrices
+    for name, before in noisy_parameters(SMALL).items():
+        if name not in matrices:
+            assert_close(name, ends[name], others[name], rel=1e-7)
+            continue
+        for step in np.split(before - ends[name], 3 if "c_attn" in name else 1, axis=1):
+            sizes = np.linalg.svd(step / 0.02)[1] / max(1.0, step.shape[1] / step.shape[0]) ** 0.5
+            # a gradient may lack a direction or two
+            assert 0.5 < np.median(sizes) <= sizes.max() < 1.25, name
+
+
+def stepped(layers: str, optimizer: OptimizerConfig) -> JaxBackend:
+    """After one step, and what it keeps loaded again."""
+    backend = build(layers=layers, optimizer=optimizer)
+    backend.train_step([make_batch(2, 19)], 1e-2, 0)
+    backend.load(backend.export(), backend.export_optimizer_state())
+    return backend
 
 
 def test_steps_skip_repeat_and_compile_once() -> None:

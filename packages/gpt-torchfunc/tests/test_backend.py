@@ -86,11 +86,13 @@ def test_two_runs_agree_bit_for_bit(settings, build, batch, packed):
     assert same(ends[0][1], ends[1][1])
 
 
-def test_a_run_goes_on_from_its_exports_bit_for_bit(build, batch):
-    straight = build(dropout=0.1)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_run_goes_on_from_its_exports_bit_for_bit(optimizer, build, batch):
+    given = {"dropout": 0.1, "optimizer": OptimizerConfig(optimizer=optimizer)}
+    straight = build(**given)
     for step in range(6):
         straight.train_step([batch], 1e-2, step)
-    first, second = build(dropout=0.1), build(dropout=0.1)
+    first, second = build(**given), build(**given)
     for step in range(3):
         first.train_step([batch], 1e-2, step)
     second.load(first.export(), first.export_optimizer_state())

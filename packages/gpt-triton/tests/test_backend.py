@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -23,8 +24,13 @@ Check = Callable[..., None]
 CPU = Runtime(device="cpu", seed=5)
 
 
-def make(config: ModelConfig, weights: Parameters, runtime: Runtime = CPU) -> TritonBackend:
-    backend = TritonBackend(config, OptimizerConfig(), runtime, Options())
+def make(
+    config: ModelConfig,
+    weights: Parameters,
+    runtime: Runtime = CPU,
+    optimizer: Literal["adamw", "muon"] = "adamw",
+) -> TritonBackend:
+    backend = TritonBackend(config, OptimizerConfig(optimizer=optimizer), runtime, Options())
     backend.load(weights)
     return backend
 
@@ -124,14 +130,16 @@ def test_a_run_repeats_itself_to_the_bit(config: ModelConfig, weights: Parameter
     assert all(same(a, b) for a, b in zip(*ends, strict=True))
 
 
-def test_a_reloaded_run_continues_to_the_bit(config: ModelConfig, weights: Parameters, batch: Batch) -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_reloaded_run_continues_to_the_bit(
+    optimizer: Literal["adamw", "muon"], config: ModelConfig, weights: Parameters, batch: Batch
+) -> None:
     config = replace(config, dropout=0.1)
-    straight, first = make(config, weights), make(config, weights)
+    straight, first, second = (make(config, weights, CPU, optimizer) for _ in range(3))
     for step in range(4):
         straight.train_step([batch], 1e-3, step)
     for step in range(2):
         first.train_step([batch], 1e-3, step)
-    second = make(config, weights)
     second.load(first.export(), first.export_optimizer_state())
     for step in range(2, 4):
         second.train_step([batch], 1e-3, step)

@@ -130,6 +130,30 @@ def test_adamw_leaves_everything_alone_after_a_bad_norm(norm: float) -> None:
         assert torch.equal(state[index], before[index])
 
 
+# past one tile in either axis, wide and tall; queries, keys and values side by side
+@pytest.mark.parametrize("shape", [(2, 1, 24, 70), (2, 1, 261, 17), (1, 3, 19, 19)], ids=str)
+@pytest.mark.parametrize("norm", [0.25, 9.0, math.nan])
+def test_muon(shape: tuple[int, ...], norm: float) -> None:
+    fence, config = Fenced(), OptimizerConfig(optimizer="muon", muon_lr_factor=3.0, clip_norm=0.5)
+    scalars = torch.tensor([1e-2, 0.1, 0.001, 9.5], device=DEVICE)
+    blocks, parts, rows, columns = shape
+
+    def stack(flat: torch.Tensor) -> torch.Tensor:
+        return flat.view(blocks, rows, parts, columns).transpose(1, 2)
+
+    start = [randn(math.prod(shape), seed=seed) for seed in range(3)]
+    ours, want = [fence(flat) for flat in start], [flat.double() for flat in start]
+    shadow, size = fence(ours[0].bfloat16()), torch.tensor([norm], device=DEVICE)
+    kernels.muon_update(*map(stack, ours), stack(shadow), size, scalars, config, torch.float32)
+    given = size.double(), scalars.double(), config, torch.float64
+    reference.muon_update(*map(stack, want), None, *given)
+    fence.check()
+    assert torch.equal(ours[0], start[0]) == torch.equal(ours[2], start[2]) == math.isnan(norm)
+    for name, a, b in (("weights", ours[0], want[0]), ("momentum", ours[2], want[2])):
+        assert relative(a, b) < 1e-5, name
+    assert torch.equal(shadow, ours[0].bfloat16())
+
+
 # every layout of the operands; 65 and 72: partial tiles in M and N
 @pytest.mark.parametrize("a_across", [False, True])
 @pytest.mark.parametrize("b_across", [False, True])

@@ -19,7 +19,7 @@ from gpt_triton.loss import add_gradients
 from gpt_triton.model import Inputs, Plan, hidden_states
 from gpt_triton.ops import Keep
 from gpt_triton.plan import KEEPS
-from gpt_triton.tree import BLOCK_NAMES, from_canonical, layout_of, to_canonical, view_as_tree
+from gpt_triton.tree import BLOCK_NAMES, Stretch, from_canonical, layout_of, to_canonical, view_as_tree
 from gpt_triton_plain import PlainModel
 
 Check = Callable[..., None]
@@ -208,7 +208,7 @@ def test_logits_equal_hugging_face(
 
 def test_layout_is_aligned_and_loads_what_it_stores(config: ModelConfig, weights: Parameters) -> None:
     layout, tree = layout_of(config), from_canonical(weights, config, CPU)
-    for name, value in to_canonical(tree, config).items():
+    for name, value in to_canonical(Stretch(tree.flat), config).items():
         assert value.tobytes() == weights[name].tobytes(), name
     decayed = {name for name, start in layout.starts.items() if start < layout.decay_count}
     assert decayed == {name for name, value in weights.items() if value.ndim == 2}

@@ -1,17 +1,23 @@
-"""AdamW and the clip against torch's own, and the steps that are skipped."""
+"""AdamW, Muon and the clip against torch's own, and the steps that are skipped."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from gpt_trainer.backend import OptimizerConfig
+from gpt_trainer.model_config import ModelConfig
+from gpt_trainer.parameters import Parameters as Canonical
 from gpt_triton import reference
 from gpt_triton.model import Parameters
-from gpt_triton.optimizer import AdamWState, adamw_update, step_scalars
+from gpt_triton.optimizer import OptimizerState, optimizer_init, optimizer_update, step_scalars
+from gpt_triton.tree import Stretch, canonical_names, from_canonical, to_canonical, zeros
 from torch import Tensor
 
+CPU = torch.device("cpu")
 Check = Callable[..., None]
 # past one tile, so that a tile's edge falls among the elements that decay
 SIZE, DECAY = 300_000, 280_001
@@ -24,16 +30,18 @@ def _gradients(step: int, dtype: torch.dtype) -> Tensor:
 def _tree(flat: Tensor, decay_count: int = DECAY) -> Parameters:
     """A flat buffer alone: the optimizer asks for nothing else."""
     none = flat[:1]
-    return Parameters(none[None], none[None], (), none, none, flat, decay_count)
+    return Parameters(none[None], none[None], (), none, none, flat, 0, decay_count)
 
 
-def _run(config: OptimizerConfig, lr: float, dtype: torch.dtype, steps: int) -> tuple[Parameters, AdamWState]:
+def _run(
+    config: OptimizerConfig, lr: float, dtype: torch.dtype, steps: int
+) -> tuple[Parameters, OptimizerState]:
     params = _tree(torch.linspace(-1.0, 1.0, SIZE, dtype=torch.float64).to(dtype))
-    state = AdamWState(*(_tree(torch.zeros_like(params.flat)) for _ in range(2)))
+    state = optimizer_init(params, config)
     for step in range(steps):
         scalars = torch.from_numpy(step_scalars(config, lr, step, float("inf"))).to(dtype)
         gradients = _tree(_gradients(step, dtype) * 10.0 ** (step - 3))
-        adamw_update(params, gradients, state, config, scalars, params, reference)
+        optimizer_update(params, gradients, state, config, scalars, params, reference)
     return params, state
 
 
@@ -69,25 +77,59 @@ def test_norm_equals_float64(size: int, assert_close: Check) -> None:
 def test_a_bad_norm_leaves_everything_alone(poison: float, limit: float) -> None:
     config = OptimizerConfig()
     params, state = _run(config, 0.1, torch.float32, 2)
-    before = [tree.flat.clone() for tree in (params, *state)]
+    kept = [params.flat, *(stretch.values for stretch in state.values())]
+    before = [values.clone() for values in kept]
     gradients = _gradients(9, torch.float32)
     gradients[SIZE // 2] = poison
     scalars = torch.from_numpy(step_scalars(config, 0.1, 2, limit))
     shadow = _tree(torch.zeros(SIZE, dtype=torch.bfloat16))
-    outcome = adamw_update(params, _tree(gradients), state, config, scalars, shadow, reference)
+    outcome = optimizer_update(params, _tree(gradients), state, config, scalars, shadow, reference)
     assert not outcome.updated
-    for old, new in zip(before, (params, *state), strict=True):
-        assert torch.equal(old, new.flat)
+    assert len(kept) == 3
+    assert all(map(torch.equal, before, kept))
     assert torch.equal(shadow.flat, params.flat.bfloat16())
 
 
 def test_a_norm_at_the_limit_still_updates() -> None:
     config = OptimizerConfig()
-    params, gradients, *moments = (_tree(torch.zeros(4096), 0) for _ in range(4))
+    params, gradients = (_tree(torch.zeros(4096), 0) for _ in range(2))
     gradients.flat[7] = 4.0
     scalars = torch.from_numpy(step_scalars(config, 0.5, 0, 4.0))
-    outcome = adamw_update(params, gradients, AdamWState(*moments), config, scalars, params, reference)
+    outcome = optimizer_update(
+        params, gradients, optimizer_init(params, config), config, scalars, params, reference
+    )
     assert outcome.grad_norm.item() == 4.0
     assert outcome.updated
     assert params.flat[7].item() == pytest.approx(-0.5)
     assert not params.flat[:7].any()
+
+
+def test_muon_moves_each_matrix_by_an_orthogonal_step_and_the_rest_as_adamw(
+    config: ModelConfig, weights: Canonical
+) -> None:
+    """Queries, keys and values each for itself; maps that widen move further, by the root of their shape."""
+    adamw = OptimizerConfig(weight_decay=0.0)
+    muon = replace(adamw, optimizer="muon", muon_lr_factor=2.0)
+    (moved, kept), (others, _) = (stepped(optimizer, config, weights) for optimizer in (muon, adamw))
+    assert set(kept["momentum"]) == {name for name in weights if ".h." in name and weights[name].ndim == 2}
+    assert kept["first"] == kept["second"] == [name for name in weights if name not in kept["momentum"]]
+    for name, before in weights.items():
+        if name not in kept["momentum"]:
+            assert np.array_equal(moved[name], others[name]), name
+            continue
+        for step in np.split(before - moved[name], 3 if "c_attn" in name else 1, axis=1):
+            sizes = np.linalg.svd(step)[1] / max(1.0, step.shape[1] / step.shape[0]) ** 0.5
+            assert 0.5 < np.median(sizes) <= sizes.max() < 1.25, name
+
+
+def stepped(
+    optimizer: OptimizerConfig, config: ModelConfig, weights: Canonical
+) -> tuple[Canonical, dict[str, list[str]]]:
+    """The weights after a step of rate 0.5 by random gradients, and what is kept of which parameters."""
+    params, gradients = from_canonical(weights, config, CPU), zeros(config, CPU)
+    state = optimizer_init(params, optimizer)
+    gradients.flat.normal_(generator=torch.Generator().manual_seed(2))
+    scalars = torch.from_numpy(step_scalars(optimizer, 0.5, 0, float("inf")))
+    optimizer_update(params, gradients, state, optimizer, scalars, params, reference)
+    kept = {tree: canonical_names(stretch, config) for tree, stretch in state.items()}
+    return to_canonical(Stretch(params.flat), config), kept

@@ -149,6 +149,8 @@ class ToyBackend:
         self.place = place
         if runtime.device == "gpu":
             raise ValueError("device='gpu': this backend has none; choose 'cpu'")
+        if optimizer.optimizer != "adamw":
+            raise ValueError("this backend has AdamW alone")
         self.config, self.optimizer, self.evaluations = config, optimizer, 0
         zeros = {name: np.zeros(shape, np.float32) for name, shape in parameter_shapes(config).items()}
         self.params = zeros

@@ -42,19 +42,32 @@ class Yardstick:
         self.dtype = getattr(torch, runtime.precision)
 
     def load(self, parameters: Parameters) -> None:
-        """Take over parameters and start AdamW anew."""
+        """Take over parameters and start the optimizer anew."""
         self.p = {
             name: torch.nn.Parameter(torch.from_numpy(value.copy()).to(self.device))
             for name, value in parameters.items()
         }
-        matrices = [value for value in self.p.values() if value.ndim == 2]
-        vectors = [value for value in self.p.values() if value.ndim == 1]
         c = self.optimizer_config
+        in_blocks = {name for name, value in self.p.items() if ".h." in name and value.ndim == 2}
+        muon = in_blocks if c.optimizer == "muon" else set()
+        rest = [value for name, value in self.p.items() if name not in muon]
         groups = [
-            {"params": matrices, "weight_decay": c.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
+            {"params": [value for value in rest if value.ndim == 2], "weight_decay": c.weight_decay},
+            {"params": [value for value in rest if value.ndim == 1], "weight_decay": 0.0},
         ]
-        self.optimizer = torch.optim.AdamW(groups, betas=(c.beta1, c.beta2), eps=c.epsilon)
+        self.adamw = torch.optim.AdamW(groups, betas=(c.beta1, c.beta2), eps=c.epsilon)
+        # torch's Muon takes matrices (out, in), and each of queries, keys and values for itself
+        self.turned = {
+            name: [torch.nn.Parameter(part) for part in self.parts(name, self.p[name])]
+            for name in sorted(muon)
+        }
+        turned = [part for parts in self.turned.values() for part in parts]
+        self.muon = torch.optim.Muon(turned, weight_decay=c.weight_decay) if turned else None
+
+    def parts(self, name: str, value: Tensor) -> list[Tensor]:
+        """Copies of a matrix's own matrices, transposed."""
+        count = 3 if name.endswith("c_attn.weight") else 1
+        return [part.T.detach().clone() for part in value.chunk(count, dim=1)]
 
     def keep(self, x: Tensor, step: int | None, micro_batch: int, layer: int, site: Site) -> Tensor:
         """Dropout by the shared masks; none outside of training."""
@@ -129,13 +142,27 @@ class Yardstick:
         return loss, {name: value.grad.cpu().numpy() for name, value in self.p.items()}
 
     def train_step(self, micro_batches: Sequence[Batch], lr: float, step: int) -> Done:
-        """Clip, AdamW."""
+        """Clip, then AdamW or Muon."""
         loss = self.backward(micro_batches, step)
         norm = torch.nn.utils.clip_grad_norm_(list(self.p.values()), self.optimizer_config.clip_norm)
-        for group in self.optimizer.param_groups:
+        for group in self.adamw.param_groups:
             group["lr"] = lr
-        self.optimizer.step()
+        self.adamw.step()
+        if self.muon is not None:
+            self.step_muon(self.muon, lr * self.optimizer_config.muon_lr_factor)
         return Done(loss, norm.item())
+
+    def step_muon(self, muon: torch.optim.Muon, lr: float) -> None:
+        """Gradients to the turned copies, a step there, and the copies back."""
+        for name, parts in self.turned.items():
+            for part, grad in zip(parts, self.parts(name, self.p[name].grad), strict=True):
+                part.grad = grad
+        for group in muon.param_groups:
+            group["lr"] = lr
+        muon.step()
+        with torch.no_grad():
+            for name, parts in self.turned.items():
+                self.p[name].copy_(torch.cat([part.T for part in parts], dim=1))
 
     def export(self) -> Parameters:
         """The float32 masters."""

@@ -101,7 +101,7 @@ class Baseline:
         more: What else was chosen.
 
     Raises:
-        ValueError: For dropout, which the baseline does not make, or a device or compiler that is not there.
+        ValueError: For dropout or Muon, which it does not make, or a device or compiler that is not there.
     """
 
     def __init__(
@@ -116,6 +116,8 @@ class Baseline:
     ) -> None:
         if config.dropout:
             raise ValueError(f"dropout={config.dropout}: {name} makes none; use --dropout 0")
+        if optimizer.optimizer != "adamw":
+            raise ValueError(f"optimizer={optimizer.optimizer!r}: {name} has AdamW alone")
         self.config, self._name, self._more = config, name, more
         self._clip = optimizer.clip_norm or math.inf
         self.device = devices.choose_device(runtime.device)

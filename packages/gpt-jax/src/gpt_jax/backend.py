@@ -30,13 +30,20 @@ from gpt_jax.documents import first_positions
 from gpt_jax.loss import target_log_probs
 from gpt_jax.mesh import Layout
 from gpt_jax.model import Inputs, Parameters, logits
-from gpt_jax.optimizer import STATE_NAMES, AdamWState, step_scalars
+from gpt_jax.optimizer import optimizer_init, step_scalars
 from gpt_jax.options import SPEC as SPEC
 from gpt_jax.options import Options
 from gpt_jax.plan import make_plan, stacks_layers
 from gpt_jax.profiling import record
 from gpt_jax.step import TrainingState, gradient_sums, train_step
-from gpt_jax.tree import from_canonical, to_canonical, zeros
+from gpt_jax.tree import (
+    canonical_names,
+    from_canonical,
+    leaves_from_canonical,
+    named_leaves,
+    to_canonical,
+    zeros,
+)
 
 EVALUATION_MULTIPLE = 64
 """Short rows are filled up to a multiple of this, as every other length would be a compilation."""
@@ -86,28 +93,30 @@ class JaxBackend:
         )
         self._log_probs = jax.jit(target_log_probs, static_argnames="plan", compiler_options=flags)
         self._logits = jax.jit(logits, static_argnames="plan", compiler_options=flags)
-        params, first, second = (zeros(config, self._layout.place, stacked=self._stacked) for _ in range(3))
-        self._state = TrainingState(params, AdamWState(first, second))
+        params = zeros(config, self._layout.place, stacked=self._stacked)
+        self._state = TrainingState(params, optimizer_init(params, optimizer))
         self._whole: Parameters | None = None
 
     def load(self, parameters: Canonical, optimizer_state: OptimizerState | None = None) -> None:
         """Take over parameters, and the optimizer's state (zeros if not given).
 
         Raises:
-            ValueError: If names, shapes or dtypes do not fit the model; nothing is changed then.
+            ValueError: If names, shapes or dtypes do not fit the model, or the state is another optimizer's;
+                nothing is changed then.
         """
-        check_parameters(parameters, self.config)
+        config, place = self.config, self._layout.place
+        check_parameters(parameters, config)
+        params = from_canonical(parameters, config, place, stacked=self._stacked)
+        state = optimizer_init(params, self._optimizer)
         if optimizer_state is not None:
-            check_optimizer_state(optimizer_state, self.config, dict.fromkeys(STATE_NAMES, parameters))
-        moments = [None if optimizer_state is None else optimizer_state[name] for name in STATE_NAMES]
-        trees = [
-            zeros(self.config, self._layout.place, stacked=self._stacked)
-            if values is None
-            else from_canonical(values, self.config, self._layout.place, stacked=self._stacked)
-            for values in (parameters, *moments)
-        ]
+            names = {tree: canonical_names(leaves, config) for tree, leaves in state.items()}
+            check_optimizer_state(optimizer_state, config, names)
+            state = {
+                tree: leaves_from_canonical(leaves, optimizer_state[tree], config, place)
+                for tree, leaves in state.items()
+            }
         self._whole = None
-        self._state = TrainingState(trees[0], AdamWState(*trees[1:]))
+        self._state = TrainingState(params, state)
 
     def export(self) -> Canonical:
         """The float32 master parameters, as copies."""
@@ -115,8 +124,8 @@ class JaxBackend:
 
     def export_optimizer_state(self) -> OptimizerState:
         """The optimizer's state, as copies."""
-        state = self._state.moments
-        return {name: self._canonical(getattr(state, name)) for name in STATE_NAMES}
+        trees = self._state.optimizer.items()
+        return {tree: to_canonical(leaves, self.config, self._layout.fetch) for tree, leaves in trees}
 
     def train_step(
         self,
@@ -223,7 +232,7 @@ class JaxBackend:
         return self._whole
 
     def _canonical(self, tree: Parameters) -> Canonical:
-        return to_canonical(tree, self.config, self._layout.fetch)
+        return to_canonical(named_leaves(tree), self.config, self._layout.fetch)
 
     def _counter(self, step: int) -> np.ndarray:
         """Seed and step as words, for the dropout masks."""

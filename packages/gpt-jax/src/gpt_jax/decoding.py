@@ -26,8 +26,8 @@ from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 
 from gpt_jax.attention import attention_weights, weighted_sum
 from gpt_jax.loss import token_nll
-from gpt_jax.mesh import EMBEDDINGS, MATRICES
 from gpt_jax.model import Block, Parameters, Plan, gelu, layer_norm, linear, split_heads
+from gpt_jax.optimizer import BLOCK_MATRICES
 from gpt_jax.precision import product
 
 SMALLEST_FILL = 32
@@ -132,7 +132,7 @@ def _prepare(params: Parameters, plan: Plan) -> Parameters:
     return jax.tree.unflatten(
         treedef,
         # embeddings are gathered from float32, as in training
-        [leaf.astype(plan.dtype) if path[-1].name in MATRICES - EMBEDDINGS else leaf for path, leaf in paths],
+        [leaf.astype(plan.dtype) if path[-1].name in BLOCK_MATRICES else leaf for path, leaf in paths],
     )
 
 

@@ -1,6 +1,6 @@
 """One optimizer step as a pure function of the training state, compiled whole.
 
-Every micro-batch's forward and backward pass, clipping and AdamW are one ``jax.jit``: several
+Every micro-batch's forward and backward pass, clipping and the update are one ``jax.jit``: several
 micro-batches are the iterations of a ``lax.scan`` that carries the sums of losses and gradients. Several
 devices share the rows of each micro-batch, and add up what each of them has summed: see ``mesh.py``.
 
@@ -23,7 +23,7 @@ from gpt_jax.dropout import dropout_keys
 from gpt_jax.loss import weighted_loss
 from gpt_jax.mesh import AXIS, Layout, add_up, gather_early
 from gpt_jax.model import Inputs, Parameters, Plan
-from gpt_jax.optimizer import AdamWState, StepScalars, adamw_update
+from gpt_jax.optimizer import OptimizerState, StepScalars, optimizer_update
 
 
 @struct.dataclass
@@ -31,7 +31,7 @@ class TrainingState:
     """What a step changes."""
 
     params: Parameters
-    moments: AdamWState
+    optimizer: OptimizerState
 
 
 class Sums(NamedTuple):
@@ -51,7 +51,7 @@ def train_step(
     config: OptimizerConfig,
     layout: Layout,
 ) -> tuple[TrainingState, Float[Array, " 3"]]:
-    """Gradients of the mean loss over all targets, clip, AdamW.
+    """Gradients of the mean loss over all targets, clip, update.
 
     Args:
         weight: One over the number of targets in the whole step.
@@ -61,11 +61,11 @@ def train_step(
         The new state; and loss, gradient norm, and 1 if the weights were updated.
     """
     sums = gradient_sums(state.params, inputs, weight, counter, plan, layout)
-    params, moments, outcome = adamw_update(
-        state.params, sums.gradients, state.moments, config, StepScalars(*scalars)
+    params, optimizer, outcome = optimizer_update(
+        state.params, sums.gradients, state.optimizer, config, StepScalars(*scalars), plan.dtype
     )
     metrics = jnp.stack([sums.loss, outcome.grad_norm, outcome.updated.astype(sums.loss.dtype)])
-    return layout.keep(TrainingState(params, moments)), metrics
+    return layout.keep(TrainingState(params, optimizer)), metrics
 
 
 def gradient_sums(

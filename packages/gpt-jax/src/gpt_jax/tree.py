@@ -1,13 +1,15 @@
 """Canonical NumPy arrays to the tree of JAX arrays, and back.
 
-The vocabulary is padded inside to a multiple of 128; the blocks are stacked, or kept apart.
+The vocabulary is padded inside to a multiple of 128; the blocks are stacked, or kept apart. A leaf goes by
+its path in the tree: ``wte``, ``blocks.up_weight`` (of all blocks) or ``blocks.3.up_weight``.
 Shapes: L blocks, V vocabulary, D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,6 +22,15 @@ from gpt_jax.model import Block, Parameters
 VOCABULARY_MULTIPLE = 128
 """The head's product is several times slower at an odd width (50257) than at the next multiple."""
 
+Leaves = dict[str, jax.Array]
+"""Some or all of a tree's arrays by their paths."""
+
+END_NAMES = {
+    "wte": "transformer.wte.weight",
+    "wpe": "transformer.wpe.weight",
+    "ln_f_gain": "transformer.ln_f.weight",
+    "ln_f_bias": "transformer.ln_f.bias",
+}
 BLOCK_NAMES = {
     "ln1_gain": "ln_1.weight",
     "ln1_bias": "ln_1.bias",
@@ -58,45 +69,66 @@ def from_canonical(values: Canonical, config: ModelConfig, place: Place, *, stac
     Args:
         values: Canonical arrays, checked already.
     """
-
-    def block(layer: int) -> Block:
-        named = {field: values[f"transformer.h.{layer}.{name}"] for field, name in BLOCK_NAMES.items()}
-        return Block(**{field: place(field, value) for field, value in named.items()})
-
-    def stack(name: str) -> np.ndarray:
-        return np.stack([values[f"transformer.h.{layer}.{name}"] for layer in range(config.n_layer)])
-
-    wte = np.zeros((padded_vocabulary(config.vocab_size), config.d_model), np.float32)
-    wte[: config.vocab_size] = values["transformer.wte.weight"]
-    return Parameters(
-        wte=place("wte", wte),
-        wpe=place("wpe", values["transformer.wpe.weight"]),
-        blocks=Block(**{field: place(field, stack(name)) for field, name in BLOCK_NAMES.items()})
-        if stacked
-        else tuple(block(layer) for layer in range(config.n_layer)),
-        ln_f_gain=place("ln_f_gain", values["transformer.ln_f.weight"]),
-        ln_f_bias=place("ln_f_bias", values["transformer.ln_f.bias"]),
-    )
+    paths = ["blocks"] if stacked else [f"blocks.{layer}" for layer in range(config.n_layer)]
+    names = [*END_NAMES, *(f"{path}.{field}" for path in paths for field in BLOCK_NAMES)]
+    leaves = leaves_from_canonical(names, values, config, place)
+    blocks = tuple(Block(**{field: leaves[f"{path}.{field}"] for field in BLOCK_NAMES}) for path in paths)
+    ends = {name: leaves[name] for name in END_NAMES}
+    return Parameters(blocks=blocks[0] if stacked else blocks, **ends)
 
 
-def to_canonical(
-    tree: Parameters, config: ModelConfig, fetch: Callable[[jax.Array], np.ndarray]
-) -> Canonical:
-    """Canonical arrays, as copies, without the padding.
+def leaves_from_canonical(
+    leaves: Iterable[str], values: Canonical, config: ModelConfig, place: Place
+) -> Leaves:
+    """Some of the tree's arrays, as ``from_canonical`` makes them."""
+    made = {}
+    for leaf in leaves:
+        arrays = [values[name] for name in _names(leaf, config)]
+        host = np.stack(arrays) if _is_stacked(leaf) else arrays[0]
+        if leaf == "wte":
+            host = np.pad(host, ((0, padded_vocabulary(config.vocab_size) - config.vocab_size), (0, 0)))
+        made[leaf] = place(field_of(leaf), host)
+    return made
+
+
+def to_canonical(leaves: Leaves, config: ModelConfig, fetch: Callable[[jax.Array], np.ndarray]) -> Canonical:
+    """Canonical arrays of what the leaves hold, as copies, without the padding.
 
     Args:
+        leaves: See ``named_leaves``.
         fetch: Brings a leaf to the host.
     """
-    named = {
-        "transformer.wte.weight": fetch(tree.wte)[: config.vocab_size],
-        "transformer.wpe.weight": fetch(tree.wpe),
-        "transformer.ln_f.weight": fetch(tree.ln_f_gain),
-        "transformer.ln_f.bias": fetch(tree.ln_f_bias),
-    }
-    for field, name in BLOCK_NAMES.items():
-        if isinstance(tree.blocks, tuple):
-            layers = [fetch(getattr(block, field)) for block in tree.blocks]
-        else:
-            layers = list(fetch(getattr(tree.blocks, field)))
-        named |= {f"transformer.h.{layer}.{name}": value for layer, value in enumerate(layers)}
-    return {name: np.array(named[name], order="C", copy=True) for name in parameter_shapes(config)}
+    named: Canonical = {}
+    for leaf, value in leaves.items():
+        host = fetch(value)[: config.vocab_size] if leaf == "wte" else fetch(value)
+        named |= dict(zip(_names(leaf, config), host if _is_stacked(leaf) else [host], strict=True))
+    shapes = parameter_shapes(config)
+    return {name: np.array(named[name], order="C", copy=True) for name in shapes if name in named}
+
+
+def named_leaves(tree: Any) -> Leaves:
+    """Every array of a tree by its path, in the tree's order."""
+    paths, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in paths}
+
+
+def field_of(leaf: str) -> str:
+    """``blocks.3.up_weight`` -> ``up_weight``."""
+    return leaf.rpartition(".")[2]
+
+
+def canonical_names(leaves: Iterable[str], config: ModelConfig) -> list[str]:
+    """The parameters that the leaves hold: one each, or that of every block."""
+    return [name for leaf in leaves for name in _names(leaf, config)]
+
+
+def _names(leaf: str, config: ModelConfig) -> list[str]:
+    if leaf in END_NAMES:
+        return [END_NAMES[leaf]]
+    _, *layer, field = leaf.split(".")
+    return [f"transformer.h.{n}.{BLOCK_NAMES[field]}" for n in layer or range(config.n_layer)]
+
+
+def _is_stacked(leaf: str) -> bool:
+    """Whether a leaf holds a parameter of every block, along its first axis."""
+    return leaf.startswith("blocks.") and leaf.count(".") == 1

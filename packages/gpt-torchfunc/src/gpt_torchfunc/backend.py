@@ -32,16 +32,25 @@ from gpt_torchfunc.documents import boundaries
 from gpt_torchfunc.dropout import dropout_keys
 from gpt_torchfunc.gradients import PLAIN, Functions
 from gpt_torchfunc.loss import target_log_probs
-from gpt_torchfunc.model import Inputs, Parameters, logits
-from gpt_torchfunc.optimizer import STATE_NAMES, AdamWState, StepScalars, step_scalars
+from gpt_torchfunc.model import Inputs, logits
+from gpt_torchfunc.optimizer import StepScalars, optimizer_init, step_scalars
 from gpt_torchfunc.options import SPEC as SPEC
 from gpt_torchfunc.options import Options
 from gpt_torchfunc.plan import make_plan, tells_documents, wants_compile
 from gpt_torchfunc.profiling import record
 from gpt_torchfunc.replay import Replay
-from gpt_torchfunc.sharing import Shared, zeros_like_part
+from gpt_torchfunc.sharing import Shared
 from gpt_torchfunc.step import Sums, TrainingState, accumulate, finish
-from gpt_torchfunc.tree import from_canonical, leaves, to_canonical, zeros
+from gpt_torchfunc.tree import (
+    Leaves,
+    canonical_names,
+    from_canonical,
+    from_leaves,
+    leaves_from_canonical,
+    named_leaves,
+    to_canonical,
+    zeros,
+)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -85,11 +94,10 @@ class TorchFuncBackend:
         self._tells = tells_documents(self._plan, self._device)
         params = zeros(config, self._device)
         self._shared = Shared(params, place) if shares_optimizer(runtime.shard, place) else None
-        if self._shared is None:
-            moments = [zeros(config, self._device) for _ in STATE_NAMES]
-        else:
-            params, moments = self._shared.tree, [zeros_like_part(self._shared) for _ in STATE_NAMES]
-        self._state = TrainingState(params, AdamWState(*moments))
+        if self._shared is not None and optimizer.optimizer == "muon":
+            raise ValueError("shard='optimizer' cuts matrices, which Muon needs whole: use shard='none'")
+        params, own = (params, params) if self._shared is None else (self._shared.tree, self._shared.part)
+        self._state = TrainingState(params, optimizer_init(own, optimizer))
         self._sums: Shared | None = None
         self._evaluated: tuple[tuple[int, ...], bool] | None = None
         self._run = Functions(*map(self._compile, PLAIN)) if self._compiled else None
@@ -102,30 +110,36 @@ class TorchFuncBackend:
         """Take over parameters, and the optimizer's state (zeros if not given).
 
         Raises:
-            ValueError: If names, shapes or dtypes do not fit the model; nothing is changed then.
+            ValueError: If names, shapes or dtypes do not fit the model, or the state is another optimizer's;
+                nothing is changed then.
         """
-        check_parameters(parameters, self.config)
+        config, device, state = self.config, self._device, self._state
+        check_parameters(parameters, config)
         if optimizer_state is not None:
-            check_optimizer_state(optimizer_state, self.config, dict.fromkeys(STATE_NAMES, parameters))
-        moments = [None if optimizer_state is None else optimizer_state[name] for name in STATE_NAMES]
-        trees = [self._state.params, *self._state.moments]
-        for tree, values in zip(trees, (parameters, *moments), strict=True):
-            given = None if values is None else from_canonical(values, self.config, self._device)
-            if self._shared is not None and tree is not self._state.params:
-                whole = Shared(self._state.params, self._place)
-                whole.fill(given)
-                given = whole.part
-            _fill(tree, given)
+            names = {tree: canonical_names(buffers, config) for tree, buffers in state.optimizer.items()}
+            check_optimizer_state(optimizer_state, config, names)
+        _fill(named_leaves(state.params), named_leaves(from_canonical(parameters, config, device)))
+        for tree, buffers in state.optimizer.items():
+            kept = None
+            if optimizer_state is not None:
+                kept = leaves_from_canonical(buffers, optimizer_state[tree], config, device)
+            if self._shared is not None and kept is not None:
+                whole = Shared(state.params, self._place)
+                whole.fill(from_leaves(kept.values()))
+                kept = named_leaves(whole.part)
+            _fill(buffers, kept)
 
     def export(self) -> Canonical:
         """The float32 master parameters, as copies."""
-        return to_canonical(self._state.params, self.config)
+        return to_canonical(named_leaves(self._state.params), self.config)
 
     def export_optimizer_state(self) -> OptimizerState:
         """The optimizer's state, as copies; where processes hold shares, all call this together."""
-        trees = zip(STATE_NAMES, self._state.moments, strict=True)
-        gathered = (lambda tree: tree) if self._shared is None else self._shared.gathered
-        return {name: to_canonical(gathered(tree), self.config) for name, tree in trees}
+        trees = self._state.optimizer
+        if self._shared is not None:
+            whole = self._shared.gathered
+            trees = {tree: named_leaves(whole(from_leaves(parts.values()))) for tree, parts in trees.items()}
+        return {tree: to_canonical(buffers, self.config) for tree, buffers in trees.items()}
 
     def train_step(
         self,
@@ -146,21 +160,21 @@ class TorchFuncBackend:
         """
         weight = self._weight(micro_batches, targets)
         scalars = StepScalars(*self._send(step_scalars(self._optimizer, lr, step, skip_above)).unbind())
-        sums = self._sum(micro_batches, weight, step, first_row)
+        sums, dtype = self._sum(micro_batches, weight, step, first_row), self._plan.dtype
         if self._shared is None:
             sum_over_processes(sums.flat, self._place)
-            values = self._finish(self._state, Sums(sums.last, sums.tree), scalars, self._optimizer)
+            values = self._finish(self._state, Sums(sums.last, sums.tree), scalars, self._optimizer, dtype)
         else:
             norm = sums.sum()
-            own = TrainingState(self._shared.part, self._state.moments)
-            values = self._finish(own, Sums(sums.last, sums.part), scalars, self._optimizer, norm)
+            own = TrainingState(self._shared.part, self._state.optimizer)
+            values = self._finish(own, Sums(sums.last, sums.part), scalars, self._optimizer, dtype, norm)
             self._shared.gather()
         return PendingMetrics(values)
 
     def gradients(self, micro_batches: Sequence[Batch], step: int) -> tuple[float, Canonical]:
         """Mean loss and its gradient by canonical name, unclipped, dropout as in ``train_step``."""
         sums = self._sum(micro_batches, self._weight(micro_batches), step)
-        return float(sums.last), to_canonical(sums.tree, self.config)
+        return float(sums.last), to_canonical(named_leaves(sums.tree), self.config)
 
     def evaluate(self, batch: Batch) -> tuple[float, int]:
         """Sum of negative log-likelihoods in nats, and the number of targets; no dropout."""
@@ -274,7 +288,7 @@ class TorchFuncBackend:
         return devices.to_device(tensor, self._device)
 
 
-def _fill(tree: Parameters, values: Parameters | None) -> None:
+def _fill(buffers: Leaves, values: Leaves | None) -> None:
     """Write into the buffers that a compiled step knows, or zero them."""
-    for buffer, value in zip(leaves(tree), leaves(values or tree), strict=True):
-        buffer.zero_() if values is None else buffer.copy_(value)
+    for name, buffer in buffers.items():
+        buffer.zero_() if values is None else buffer.copy_(values[name])

@@ -12,7 +12,6 @@ References:
 
 from __future__ import annotations
 
-import torch
 from gpt_trainer.ranks.place import Place
 from jaxtyping import Float
 from torch import Tensor
@@ -66,8 +65,3 @@ class Shared:
             own.copy_(value)
         whole.gather()
         return whole.tree
-
-
-def zeros_like_part(shared: Shared) -> Parameters:
-    """A part of zeros."""
-    return from_leaves([torch.zeros_like(leaf) for leaf in leaves(shared.part)])

@@ -17,15 +17,15 @@ from torch import Tensor
 
 from gpt_torchfunc.gradients import Functions, add_gradients, add_gradients_of_whole
 from gpt_torchfunc.model import Inputs, Parameters, Plan
-from gpt_torchfunc.optimizer import AdamWState, StepScalars, adamw_update
-from gpt_torchfunc.tree import leaves
+from gpt_torchfunc.optimizer import OptimizerState, StepScalars, optimizer_update
+from gpt_torchfunc.tree import named_leaves
 
 
 class TrainingState(NamedTuple):
     """What a step changes."""
 
     params: Parameters
-    moments: AdamWState
+    optimizer: OptimizerState
 
 
 class Sums(NamedTuple):
@@ -61,22 +61,25 @@ def finish(
     sums: Sums,
     scalars: StepScalars,
     config: OptimizerConfig,
+    dtype: torch.dtype = torch.float32,
     norm: Float[Tensor, ""] | None = None,
 ) -> Float[Tensor, " 3"]:
     """Clip and update by the summed gradient.
 
     Args:
-        state: Parameters and moments, changed in place.
+        state: Parameters and the optimizer's state, changed in place.
         sums: Loss and gradient of the whole step.
+        dtype: Of the products that the optimizer makes.
         norm: Of the whole gradient, where state and sums are shares of all leaves.
 
     Returns:
         Loss, gradient norm, and 1 if the weights were updated.
     """
-    params, moments, outcome = adamw_update(
-        state.params, sums.gradients, state.moments, config, scalars, norm
+    params, optimizer, outcome = optimizer_update(
+        state.params, sums.gradients, state.optimizer, config, scalars, dtype, norm
     )
-    for old, new in zip((state.params, *state.moments), (params, *moments), strict=True):
-        for buffer, value in zip(leaves(old), leaves(new), strict=True):
-            buffer.copy_(value)
+    new = {"params": named_leaves(params), **optimizer}
+    for tree, buffers in {"params": named_leaves(state.params), **state.optimizer}.items():
+        for name, buffer in buffers.items():
+            buffer.copy_(new[tree][name])
     return torch.stack([sums.loss, outcome.grad_norm, outcome.updated.to(sums.loss.dtype)])

@@ -24,6 +24,15 @@ VOCABULARY_MULTIPLE = 128
 ALIGN = 64
 """Elements: each view of a shared buffer begins on a 256-byte boundary."""
 
+Leaves = dict[str, Tensor]
+"""Some or all of a tree's tensors by name."""
+
+END_NAMES = {
+    "wte": "transformer.wte.weight",
+    "wpe": "transformer.wpe.weight",
+    "ln_f_gain": "transformer.ln_f.weight",
+    "ln_f_bias": "transformer.ln_f.bias",
+}
 LEAF_NAMES = ("wte", "wpe", *Block._fields, "ln_f_gain", "ln_f_bias")
 
 BLOCK_NAMES = {
@@ -56,6 +65,16 @@ def from_leaves(values: Iterable[Tensor]) -> Parameters:
 def map_leaves(function: Callable[[Tensor], Tensor], tree: Parameters) -> Parameters:
     """``function`` of every tensor, as a tree."""
     return from_leaves([function(leaf) for leaf in leaves(tree)])
+
+
+def named_leaves(tree: Parameters) -> Leaves:
+    """The tree's tensors by name, in order."""
+    return dict(zip(LEAF_NAMES, leaves(tree), strict=True))
+
+
+def canonical_names(leaves: Iterable[str], config: ModelConfig) -> list[str]:
+    """The parameters that the leaves hold: one each, or that of every block."""
+    return [name for leaf in leaves for name in _names(leaf, config)]
 
 
 def padded_vocabulary(vocab_size: int) -> int:
@@ -113,38 +132,39 @@ def from_canonical(values: Canonical, config: ModelConfig, device: torch.device)
     Args:
         values: Canonical arrays, checked already.
     """
-
-    def stacked(field: str) -> Tensor:
-        name = BLOCK_NAMES[field]
-        return _copy(
-            np.stack([values[f"transformer.h.{layer}.{name}"] for layer in range(config.n_layer)]), device
-        )
-
-    wte = np.zeros((padded_vocabulary(config.vocab_size), config.d_model), np.float32)
-    wte[: config.vocab_size] = values["transformer.wte.weight"]
-    return Parameters(
-        wte=_copy(wte, device),
-        wpe=_copy(values["transformer.wpe.weight"], device),
-        blocks=Block(*(stacked(field) for field in Block._fields)),
-        ln_f_gain=_copy(values["transformer.ln_f.weight"], device),
-        ln_f_bias=_copy(values["transformer.ln_f.bias"], device),
-    )
+    return from_leaves(leaves_from_canonical(LEAF_NAMES, values, config, device).values())
 
 
-def to_canonical(tree: Parameters, config: ModelConfig) -> Canonical:
-    """Canonical arrays, as copies, without the padding."""
-    host = map_leaves(lambda leaf: leaf.detach().cpu(), tree)
-    named = {
-        "transformer.wte.weight": host.wte[: config.vocab_size],
-        "transformer.wpe.weight": host.wpe,
-        "transformer.ln_f.weight": host.ln_f_gain,
-        "transformer.ln_f.bias": host.ln_f_bias,
-    }
-    for field, name in BLOCK_NAMES.items():
-        leaf = getattr(host.blocks, field)
-        named |= {f"transformer.h.{layer}.{name}": leaf[layer] for layer in range(config.n_layer)}
-    return {name: np.array(named[name].numpy(), order="C") for name in parameter_shapes(config)}
+def leaves_from_canonical(
+    leaves: Iterable[str], values: Canonical, config: ModelConfig, device: torch.device
+) -> Leaves:
+    """Some of the tree's tensors, as ``from_canonical`` makes them."""
+    made = {}
+    for leaf in leaves:
+        arrays = [values[name] for name in _names(leaf, config)]
+        host = arrays[0] if leaf in END_NAMES else np.stack(arrays)
+        if leaf == "wte":
+            host = np.pad(host, ((0, padded_vocabulary(config.vocab_size) - config.vocab_size), (0, 0)))
+        made[leaf] = torch.tensor(np.ascontiguousarray(host), device=device)
+    return made
 
 
-def _copy(values: np.ndarray, device: torch.device) -> Tensor:
-    return torch.tensor(np.ascontiguousarray(values), device=device)
+def to_canonical(leaves: Leaves, config: ModelConfig) -> Canonical:
+    """Canonical arrays of what the leaves hold, as copies, without the padding.
+
+    Args:
+        leaves: See ``named_leaves``.
+    """
+    named: Canonical = {}
+    for leaf, value in leaves.items():
+        host = value.detach().cpu().numpy()
+        host = host[: config.vocab_size] if leaf == "wte" else host
+        named |= dict(zip(_names(leaf, config), [host] if leaf in END_NAMES else host, strict=True))
+    shapes = parameter_shapes(config)
+    return {name: np.array(named[name], order="C") for name in shapes if name in named}
+
+
+def _names(leaf: str, config: ModelConfig) -> list[str]:
+    if leaf in END_NAMES:
+        return [END_NAMES[leaf]]
+    return [f"transformer.h.{layer}.{BLOCK_NAMES[leaf]}" for layer in range(config.n_layer)]

@@ -32,14 +32,14 @@ from gpt_triton.dropout import dropout_keys
 from gpt_triton.graphs import Recorder
 from gpt_triton.inputs import MicroBatch, Shape, load_batch, send, shape_of, upload
 from gpt_triton.loss import target_log_probs
-from gpt_triton.model import Parameters, logits
-from gpt_triton.optimizer import STATE_NAMES, AdamWState, step_scalars
+from gpt_triton.model import logits
+from gpt_triton.optimizer import optimizer_init, step_scalars
 from gpt_triton.options import SPEC as SPEC
 from gpt_triton.options import Options
 from gpt_triton.plan import choose_kernels, make_plan
 from gpt_triton.profiling import record
 from gpt_triton.step import Sums, TrainingState, accumulate, finish
-from gpt_triton.tree import from_canonical, layout_of, shadow_of, share_of, to_canonical, zeros
+from gpt_triton.tree import Stretch, canonical_names, fill, shadow_of, share_of, to_canonical, zeros
 
 CPU = torch.device("cpu")
 
@@ -79,10 +79,12 @@ class TritonBackend:
         self._optimizer, self._runtime, self._options, self._place = optimizer, runtime, options, place
         self._plan = make_plan(config, runtime, options, self._device)
         self._shares = shares_optimizer(runtime.shard, place)
+        if self._shares and optimizer.optimizer == "muon":
+            raise ValueError("shard='optimizer' cuts matrices, which Muon needs whole: use shard='none'")
         params, gradients = (zeros(config, self._device, place.world) for _ in range(2))
-        moments = [self._zeros_of_optimizer(params) for _ in STATE_NAMES]
         shadow = shadow_of(params, config, self._plan.dtype)
-        self._state = TrainingState(params, AdamWState(*moments), shadow)
+        own = share_of(params, place) if self._shares else params
+        self._state = TrainingState(params, optimizer_init(own, optimizer), shadow)
         self._sums = Sums(torch.zeros((), device=self._device), gradients)
         self._norm = torch.zeros(1, device=self._device)
         self._scalars = torch.ones(4, device=self._device)
@@ -97,38 +99,49 @@ class TritonBackend:
         """Take over parameters, and the optimizer's state (zeros if not given).
 
         Raises:
-            ValueError: If names, shapes or dtypes do not fit the model; nothing is changed then.
+            ValueError: If names, shapes or dtypes do not fit the model, or the state is another optimizer's;
+                nothing is changed then.
         """
+        params, buffers, _ = self._state
         check_parameters(parameters, self.config)
         if optimizer_state is not None:
-            check_optimizer_state(optimizer_state, self.config, dict.fromkeys(STATE_NAMES, parameters))
-        moments = [None if optimizer_state is None else optimizer_state[name] for name in STATE_NAMES]
-        trees = (self._state.params, *self._state.moments)
-        for tree, values in zip(trees, (parameters, *moments), strict=True):
-            tree.flat.zero_()
-            if values is not None:
-                whole = zeros(self.config, torch.device("cpu"), self._place.world)
-                whole.flat[: layout_of(self.config).size] = from_canonical(values, self.config, CPU).flat
-                shared = self._shares and tree is not self._state.params
-                tree.flat.copy_(share_of(whole, self._place).flat if shared else whole.flat)
+            names = {tree: canonical_names(self._whole(each), self.config) for tree, each in buffers.items()}
+            check_optimizer_state(optimizer_state, self.config, names)
+        fill(Stretch(params.flat), parameters, self.config)
+        for tree, stretch in buffers.items():
+            whole = self._whole(stretch)
+            whole.values.zero_()
+            if optimizer_state is not None:
+                fill(whole, optimizer_state[tree], self.config)
+            if self._shares:
+                stretch.values.copy_(self._share(whole))
         if self._state.shadow is not self._state.params:
             self._state.shadow.flat.copy_(self._state.params.flat)
 
     def export(self) -> Canonical:
         """The float32 master parameters, as copies."""
-        return to_canonical(self._state.params, self.config)
+        return to_canonical(Stretch(self._state.params.flat), self.config)
 
     def export_optimizer_state(self) -> OptimizerState:
         """The optimizer's state, as copies; where processes hold shares, all call this together."""
         state = {}
-        for name, tree in zip(STATE_NAMES, self._state.moments, strict=True):
+        for tree, stretch in self._state.optimizer.items():
+            whole = self._whole(stretch)
             if self._shares:
-                whole = zeros(self.config, self._device, self._place.world)
-                share_of(whole, self._place).flat.copy_(tree.flat)
-                gather_parts(whole.flat.chunk(self._place.world), self._place)
-                tree = whole
-            state[name] = to_canonical(tree, self.config)
+                self._share(whole).copy_(stretch.values)
+                gather_parts(whole.values.chunk(self._place.world), self._place)
+            state[tree] = to_canonical(whole, self.config)
         return state
+
+    def _whole(self, stretch: Stretch) -> Stretch:
+        """A buffer of the optimizer; a new one for all processes' shares if this one holds but its own."""
+        if not self._shares:
+            return stretch
+        return Stretch(torch.zeros_like(self._state.params.flat))
+
+    def _share(self, whole: Stretch) -> Tensor:
+        """This process's share of a whole buffer."""
+        return whole.values.chunk(self._place.world)[self._place.rank]
 
     def train_step(
         self,
@@ -165,7 +178,7 @@ class TritonBackend:
     def gradients(self, micro_batches: Sequence[Batch], step: int) -> tuple[float, Canonical]:
         """Mean loss and its gradient by canonical name, unclipped, dropout as in ``train_step``."""
         self._sum(micro_batches, step)
-        return float(self._sums.loss), to_canonical(self._sums.gradients, self.config)
+        return float(self._sums.loss), to_canonical(Stretch(self._sums.gradients.flat), self.config)
 
     def evaluate(self, batch: Batch) -> tuple[float, int]:
         """Sum of negative log-likelihoods in nats, and the number of targets; no dropout."""
@@ -246,7 +259,7 @@ class TritonBackend:
         if self._shares:
             # the shadow is written when all shares are gathered
             own = share_of(state.params, self._place)
-            state, norm = TrainingState(own, state.moments, own), self._norm
+            state, norm = TrainingState(own, state.optimizer, own), self._norm
             sums = Sums(sums.loss, share_of(sums.gradients, self._place))
         self._metrics.copy_(finish(state, sums, self._scalars, self._optimizer, self._plan, norm))
 
@@ -261,13 +274,6 @@ class TritonBackend:
         self._norm.copy_(self._plan.ops.global_norm(share_of(gradients, self._place).flat).square_())
         sum_over_processes(self._norm, self._place)
         self._norm.sqrt_()
-
-    def _zeros_of_optimizer(self, params: Parameters) -> Parameters:
-        """A tree of zeros, or a share of one."""
-        if not self._shares:
-            return zeros(self.config, self._device, self._place.world)
-        own = share_of(params, self._place)
-        return own._replace(flat=torch.zeros_like(own.flat))
 
     def _recorded(self, launch: Callable[[], None]) -> Callable[[], None]:
         """A graph of ``launch``, which is run once for it; or ``launch`` itself where nothing is recorded."""

@@ -50,8 +50,9 @@ class Block(NamedTuple):
 class Parameters(NamedTuple):
     """The whole model, or anything of the same shapes; the head is ``wte`` transposed.
 
-    ``flat`` is the buffer that all others are views into, matrices first: ``decay_count`` elements of it. So
-    one kernel is enough for AdamW, and one for the norm. See ``gpt_triton.tree``.
+    ``flat`` is the buffer that all others are views into: the blocks' matrices first (``muon_count``
+    elements), embeddings (up to ``decay_count``), gains and biases. So one kernel is enough for AdamW, and
+    one for the norm. See ``gpt_triton.tree``.
     """
 
     wte: Float[Tensor, "Vp D"]
@@ -60,6 +61,7 @@ class Parameters(NamedTuple):
     ln_f_gain: Float[Tensor, " D"]
     ln_f_bias: Float[Tensor, " D"]
     flat: Float[Tensor, " P"]
+    muon_count: int
     decay_count: int
 
 

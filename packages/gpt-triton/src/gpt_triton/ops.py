@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol, runtime_checkable
 
+import torch
 from gpt_trainer.backend import OptimizerConfig
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -281,4 +282,22 @@ class Ops(Protocol):
         config: OptimizerConfig,
     ) -> None:
         """One step in place."""
+        ...
+
+    def orthogonalize(self, x: Float[Tensor, "N R C"], dtype: torch.dtype) -> Float[Tensor, "N R C"]:
+        """About ``U V^T`` of each matrix ``U S V^T``, by Newton-Schulz."""
+        ...
+
+    def muon_update(
+        self,
+        weights: Float[Tensor, "L K R C"],
+        gradients: Float[Tensor, "L K R C"],
+        momentum: Float[Tensor, "L K R C"],
+        shadow: Float[Tensor, "L K R C"] | None,
+        norm: Float[Tensor, " 1"],
+        scalars: Float[Tensor, " 4"],
+        config: OptimizerConfig,
+        dtype: torch.dtype,
+    ) -> None:
+        """One step in place; the gradients are used up."""
         ...

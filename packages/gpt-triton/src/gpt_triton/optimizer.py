@@ -1,15 +1,25 @@
-"""AdamW with clipping by global norm, over flat buffers.
+"""AdamW, or Muon for the blocks' matrices, with clipping by global norm, over flat buffers.
 
     s = min(1, clip / |g|)
+
+AdamW, element by element, with decay on matrices and embeddings only, the first ``decay_count`` elements:
+
     m = b1 m + (1 - b1) s g,     v = b2 v + (1 - b2) (s g)^2
     p = p - lr (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + decay p)
 
-The arithmetic is an op of either set, in place; this file says what it works on. Decay acts on matrices and
-embeddings only: the first ``decay_count`` elements. Whether a step counts is decided on the device, so
-nothing is read back to the host.
+Muon, whose learning rate is ``muon_lr_factor`` times as high, matrix by matrix, of the first ``muon_count``
+elements: a share of them must not end inside one.
+
+    m = mu m + s g,     O = orthogonalize(s g + mu m)
+    p = p - lr_muon (sqrt(max(1, columns / rows)) O + decay p)
+
+The arithmetic is ops of either set, in place; this file says what they work on. Whether a step counts is
+decided on the device, so nothing is read back to the host. Shapes: L blocks, K matrices side by side, R rows,
+C columns.
 
 References:
     Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization", algorithm 2.
+    Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks".
 """
 
 from __future__ import annotations
@@ -17,23 +27,25 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from gpt_trainer.backend import OptimizerConfig
 from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
 from gpt_triton.model import Parameters
 from gpt_triton.ops import Ops
+from gpt_triton.tree import Stretch
 
+BLOCK_MATRICES = ("qkv_weight", "out_weight", "up_weight", "down_weight")
+"""Fields that Muon may take."""
 
-class AdamWState(NamedTuple):
-    """Running means of the gradient and of its square, float32."""
+MUON_MOMENTUM = 0.95
+NEWTON_SCHULZ_STEPS, NEWTON_SCHULZ = 5, (3.4445, -4.7750, 2.0315)
+NORM_FLOOR = 1e-7
+"""Added to a matrix's norm, so that one of zeros stays so."""
 
-    first: Parameters
-    second: Parameters
-
-
-STATE_NAMES = AdamWState._fields
-"""Names of the state's trees, where others store them."""
+OptimizerState = dict[str, Stretch]
+"""Float32 buffers by the name of what is kept: ``first`` and ``second`` (AdamW), ``momentum`` (Muon)."""
 
 
 class Outcome(NamedTuple):
@@ -41,6 +53,17 @@ class Outcome(NamedTuple):
 
     grad_norm: Float[Tensor, ""]
     updated: Bool[Tensor, ""]
+
+
+def optimizer_init(params: Parameters, config: OptimizerConfig) -> OptimizerState:
+    """Zeros for every element, as its rule wants them."""
+    size, muon = params.flat.numel(), params.muon_count if config.optimizer == "muon" else 0
+    bounds = {"first": (muon, size), "second": (muon, size), "momentum": (0, muon)}
+    return {
+        tree: Stretch(torch.zeros_like(params.flat[begin:end]), begin)
+        for tree, (begin, end) in bounds.items()
+        if begin < end
+    }
 
 
 def step_scalars(
@@ -55,10 +78,10 @@ def step_scalars(
     return np.array([lr, *corrections, skip_above], np.float32)
 
 
-def adamw_update(
+def optimizer_update(
     params: Parameters,
     gradients: Parameters,
-    state: AdamWState,
+    state: OptimizerState,
     config: OptimizerConfig,
     scalars: Float[Tensor, " 4"],
     shadow: Parameters,
@@ -69,22 +92,36 @@ def adamw_update(
 
     Args:
         params: Float32 parameters, changed.
-        gradients: Of the mean loss, unclipped.
-        state: Moments, changed.
+        gradients: Of the mean loss, unclipped; Muon uses its own up.
+        state: Changed.
         scalars: As ``step_scalars`` makes them.
         shadow: What products read, rewritten unless it is ``params`` itself.
         norm: Of the whole gradient, where ``gradients`` are a share of it.
     """
     norm = ops.global_norm(gradients.flat) if norm is None else norm
-    ops.adamw_update(
-        params.flat,
-        gradients.flat,
-        state.first.flat,
-        state.second.flat,
-        None if shadow is params else shadow.flat,
-        params.decay_count,
-        norm,
-        scalars,
-        config,
-    )
+    first = state["first"].first
+    buffers = (params.flat[first:], gradients.flat[first:], state["first"].values, state["second"].values)
+    narrow = None if shadow is params else shadow.flat[first:]
+    ops.adamw_update(*buffers, narrow, params.decay_count - first, norm, scalars, config)
+    if "momentum" in state:
+        for field in BLOCK_MATRICES:
+            w, g, m = (
+                matrix_stack(flat, field, params)
+                for flat in (params.flat, gradients.flat, state["momentum"].values)
+            )
+            copy = None if shadow is params else matrix_stack(shadow.flat, field, params)
+            ops.muon_update(w, g, m, copy, norm, scalars, config, shadow.flat.dtype)
     return Outcome(norm[0], norm[0].isfinite() & (norm[0] <= scalars[3]))
+
+
+def matrix_stack(flat: Float[Tensor, " n"], field: str, params: Parameters) -> Float[Tensor, "L K R C"]:
+    """View of one of the blocks' matrices, of all blocks at once; queries, keys and values are K = 3.
+
+    Args:
+        flat: A buffer that begins as that of ``params`` does.
+    """
+    matrix, parts = getattr(params.blocks[0], field), 3 if field == "qkv_weight" else 1
+    start, (rows, width) = matrix.storage_offset() - params.flat.storage_offset(), matrix.shape
+    in_blocks = flat[: params.muon_count].view(len(params.blocks), -1)
+    stack = in_blocks[:, start : start + matrix.numel()].view(-1, rows, parts, width // parts)
+    return stack.transpose(1, 2)

@@ -16,14 +16,14 @@ from torch import Tensor
 
 from gpt_triton.loss import add_gradients
 from gpt_triton.model import Inputs, Parameters, Plan
-from gpt_triton.optimizer import AdamWState, adamw_update
+from gpt_triton.optimizer import OptimizerState, optimizer_update
 
 
 class TrainingState(NamedTuple):
     """What a step changes; ``shadow`` is what products read, and ``params`` itself in float32."""
 
     params: Parameters
-    moments: AdamWState
+    optimizer: OptimizerState
     shadow: Parameters
 
 
@@ -64,7 +64,7 @@ def finish(
     """Clip and update by the summed gradient.
 
     Args:
-        state: Parameters, moments and shadow, changed in place.
+        state: Parameters, optimizer and shadow, changed in place.
         sums: Loss and gradient of the whole step.
         scalars: As ``step_scalars`` makes them.
         norm: Of the whole gradient, where state and sums are a share of all.
@@ -72,6 +72,6 @@ def finish(
     Returns:
         Loss, gradient norm, and 1 if the weights were updated.
     """
-    params, moments, shadow = state
-    outcome = adamw_update(params, sums.gradients, moments, config, scalars, shadow, plan.ops, norm)
+    params, optimizer, shadow = state
+    outcome = optimizer_update(params, sums.gradients, optimizer, config, scalars, shadow, plan.ops, norm)
     return torch.stack([sums.loss, outcome.grad_norm, outcome.updated.to(sums.loss.dtype)])

@@ -1,9 +1,10 @@
 """Canonical NumPy arrays to the tree of tensors, and back.
 
 All leaves of a tree are views into one flat buffer: one kernel for AdamW, one for the norm and one collective
-for many GPUs. Matrices come first, then gains and biases, so that weight decay covers a prefix. Each view
-begins on a 128-byte boundary, in the bfloat16 shadow too, and the vocabulary is padded inside with zero rows
-to a multiple of 128. Shapes: P elements of a buffer, S of a process's share of it.
+for many GPUs. The blocks' matrices come first, then embeddings, then gains and biases: Muon and weight decay
+each cover a prefix. Each view begins on a 128-byte boundary, in the bfloat16 shadow too, and the vocabulary
+is padded inside with zero rows to a multiple of 128. Shapes: P elements of a buffer, S of a process's share
+of it, n of a part.
 """
 
 from __future__ import annotations
@@ -52,13 +53,22 @@ class Layout(NamedTuple):
         starts: First element, by canonical name.
         shapes: Shape of the view by canonical name, padding rows included.
         size: Elements of a buffer, gaps included.
+        muon_count: Elements before the first embedding: the blocks' matrices.
         decay_count: Elements before the first gain or bias.
     """
 
     starts: dict[str, int]
     shapes: dict[str, tuple[int, ...]]
     size: int
+    muon_count: int
     decay_count: int
+
+
+class Stretch(NamedTuple):
+    """Elements of a flat buffer, or of something of its layout: from ``first`` on."""
+
+    values: Float[Tensor, " n"]
+    first: int = 0
 
 
 def padded_vocabulary(vocab_size: int) -> int:
@@ -68,17 +78,17 @@ def padded_vocabulary(vocab_size: int) -> int:
 
 @lru_cache
 def layout_of(config: ModelConfig) -> Layout:
-    """Place every parameter of ``config``: matrices first, each on an aligned boundary."""
+    """Place every parameter of ``config`` on an aligned boundary: a block's matrices side by side."""
     shapes = parameter_shapes(config)
     shapes["transformer.wte.weight"] = (padded_vocabulary(config.vocab_size), config.d_model)
+    matrices = [name for name, shape in shapes.items() if len(shape) == 2]
+    in_blocks = [name for name in matrices if ".h." in name]
+    embeddings = [name for name in matrices if ".h." not in name]
     starts, ends = {}, [0]
-    for dimensions in (2, 1):
-        for name, shape in shapes.items():
-            if len(shape) == dimensions:
-                starts[name] = ends[-1]
-                ends.append(_round_up(starts[name] + prod(shape), ALIGN))
-    matrices = sum(len(shape) == 2 for shape in shapes.values())
-    return Layout(starts, shapes, ends[-1], ends[matrices])
+    for name in (*in_blocks, *embeddings, *(name for name, shape in shapes.items() if len(shape) == 1)):
+        starts[name] = ends[-1]
+        ends.append(_round_up(starts[name] + prod(shapes[name]), ALIGN))
+    return Layout(starts, shapes, ends[-1], ends[len(in_blocks)], ends[len(matrices)])
 
 
 def view_as_tree(
@@ -106,6 +116,7 @@ def view_as_tree(
         ln_f_gain=leaf("transformer.ln_f.weight"),
         ln_f_bias=leaf("transformer.ln_f.bias"),
         flat=flat,
+        muon_count=layout.muon_count,
         decay_count=layout.decay_count,
     )
 
@@ -149,21 +160,35 @@ def from_canonical(values: Canonical, config: ModelConfig, device: torch.device)
     Args:
         values: Canonical arrays, checked already.
     """
-    layout = layout_of(config)
-    host = np.zeros(layout.size, np.float32)
-    for name, start in layout.starts.items():
+    tree = zeros(config, device)
+    fill(Stretch(tree.flat), values, config)
+    return tree
+
+
+def fill(stretch: Stretch, values: Canonical, config: ModelConfig) -> None:
+    """Write canonical arrays, checked already, of all parameters of a stretch; what lies between is zero."""
+    starts = layout_of(config).starts
+    host = np.zeros(stretch.values.numel(), np.float32)
+    for name in canonical_names(stretch, config):
+        start = starts[name] - stretch.first
         host[start : start + values[name].size] = values[name].reshape(-1)
-    return view_as_tree(torch.from_numpy(host).to(device), config)
+    stretch.values.copy_(torch.from_numpy(host))
 
 
-def to_canonical(tree: Parameters, config: ModelConfig) -> Canonical:
-    """Canonical float32 arrays, as copies, without the padding."""
-    layout = layout_of(config)
-    host = tree.flat.detach().to("cpu", torch.float32).numpy()
+def to_canonical(stretch: Stretch, config: ModelConfig) -> Canonical:
+    """Canonical float32 arrays of what a stretch holds, as copies, without the padding."""
+    starts, shapes = layout_of(config).starts, parameter_shapes(config)
+    host = stretch.values.detach().to("cpu", torch.float32).numpy()
     return {
-        name: host[layout.starts[name] :][: prod(shape)].reshape(shape).copy()
-        for name, shape in parameter_shapes(config).items()
+        name: host[starts[name] - stretch.first :][: prod(shapes[name])].reshape(shapes[name]).copy()
+        for name in canonical_names(stretch, config)
     }
+
+
+def canonical_names(stretch: Stretch, config: ModelConfig) -> list[str]:
+    """The parameters that lie in a stretch."""
+    starts, end = layout_of(config).starts, stretch.first + stretch.values.numel()
+    return [name for name in parameter_shapes(config) if stretch.first <= starts[name] < end]
 
 
 def _round_up(count: int, multiple: int) -> int:

@@ -32,11 +32,13 @@ Shard = Literal["none", "optimizer", "all"]
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with decoupled decay, after clipping by global norm.
+    """AdamW with decoupled decay, or Muon for the blocks' matrices, after clipping by global norm.
 
     Attributes:
-        beta1: Decay of the first moment.
-        beta2: Decay of the second moment.
+        optimizer: What updates the blocks' matrices; embeddings, gains and biases are AdamW's.
+        muon_lr_factor: Muon's learning rate as a multiple of AdamW's, all along the schedule.
+        beta1: Decay of AdamW's first moment.
+        beta2: Decay of AdamW's second moment.
         epsilon: Added to the root of the second moment.
         weight_decay: Decay per step and unit of learning rate, on 2-D parameters only.
         clip_norm: Largest global gradient norm; 0 means no clipping.
@@ -45,9 +47,11 @@ class OptimizerConfig:
         ValueError: If a value is out of range.
 
     References:
-        Loshchilov and Hutter 2019, algorithm 2.
+        Loshchilov and Hutter 2019, algorithm 2; Jordan et al. 2024.
     """
 
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    muon_lr_factor: float = 20.0
     beta1: float = 0.9
     beta2: float = 0.95
     epsilon: float = 1e-8
@@ -55,11 +59,14 @@ class OptimizerConfig:
     clip_norm: float = 1.0
 
     def __post_init__(self) -> None:
+        if self.optimizer not in ("adamw", "muon"):
+            raise ValueError(f"optimizer={self.optimizer!r} is not one of adamw, muon")
         for name in ("beta1", "beta2"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"{name}={getattr(self, name)} is not in [0, 1)")
-        if not 0.0 < self.epsilon < math.inf:
-            raise ValueError(f"epsilon={self.epsilon} is not in (0, infinity)")
+        for name in ("epsilon", "muon_lr_factor"):
+            if not 0.0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} is not in (0, infinity)")
         for name in ("weight_decay", "clip_norm"):
             if not 0.0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)} is not in [0, infinity)")

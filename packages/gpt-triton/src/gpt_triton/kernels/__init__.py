@@ -2,7 +2,7 @@
 
 The same functions in plain torch are in ``gpt_triton.reference``. Reading order: primitives, gelu, dropout,
 layer_norm, reduce, matmul_kernels, matmul, matmul_hopper, linear, attention, attention_backward,
-attention_d_kv, attention_d_q, cross_entropy, embedding, adamw; ``tiles`` holds every choice of a size.
+attention_d_kv, attention_d_q, cross_entropy, embedding, adamw, muon; ``tiles`` holds every choice of a size.
 """
 
 from gpt_triton.kernels.adamw import adamw_update, global_norm
@@ -21,6 +21,7 @@ from gpt_triton.kernels.linear import (
     linear_gelu_fwd,
     linear_residual_fwd,
 )
+from gpt_triton.kernels.muon import muon_update, orthogonalize
 
 __all__ = [
     "adamw_update",
@@ -43,4 +44,6 @@ __all__ = [
     "linear_gelu_fwd",
     "linear_nll",
     "linear_residual_fwd",
+    "muon_update",
+    "orthogonalize",
 ]

@@ -290,6 +290,20 @@ def cross_entropy_warps(block: int) -> int:
     return max(1, min(32, block // 256))
 
 
+def matrix_tile() -> tuple[int, int]:
+    """Rows and columns of a tile of a matrix that an elementwise kernel takes, perhaps across."""
+    return (64, 256) if INTERPRET.value else (32, 64)
+
+
+def stack_tiles(m: int, dtype: torch.dtype) -> MatmulTiles:
+    """Tiles of the products of a stack of matrices, which together fill the device."""
+    if INTERPRET.value:
+        return MatmulTiles(64, 64, 64, 1, 1)
+    if dtype == torch.float32:
+        return MatmulTiles(64, 64, 16, 4, 3)
+    return MatmulTiles(128, 128, 64, 8, 3) if m > 64 else MatmulTiles(64, 64, 64, 4, 3)
+
+
 def norm_block() -> int:
     """Elements whose squares one program sums."""
     return 1 << 14 if INTERPRET.value else 8192

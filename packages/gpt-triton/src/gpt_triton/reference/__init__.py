@@ -2,7 +2,7 @@
 
 The same functions, kernel by kernel, are in ``gpt_triton.kernels``; either module serves as the ``ops`` of
 ``gpt_triton.model``. Reading order: gelu, layer_norm, linear, attention, cross_entropy, embedding,
-dropout, adamw.
+dropout, adamw, muon.
 """
 
 from gpt_triton.reference.adamw import adamw_update, global_norm
@@ -20,6 +20,7 @@ from gpt_triton.reference.linear import (
     linear_gelu_fwd,
     linear_residual_fwd,
 )
+from gpt_triton.reference.muon import muon_update, orthogonalize
 
 __all__ = [
     "adamw_update",
@@ -42,4 +43,6 @@ __all__ = [
     "linear_gelu_fwd",
     "linear_nll",
     "linear_residual_fwd",
+    "muon_update",
+    "orthogonalize",
 ]

@@ -61,7 +61,7 @@ class BatchSection:
 
 @dataclass(frozen=True)
 class OptimizerSection(OptimizerConfig):
-    """AdamW, and what is left to the trainer.
+    """AdamW or Muon, and what is left to the trainer.
 
     Attributes:
         lr: Highest learning rate.

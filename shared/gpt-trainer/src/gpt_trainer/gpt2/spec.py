@@ -37,6 +37,8 @@ HARMLESS = frozenset(
 )
 """May change on resume, like all that only reports; data and tokenizer if the tokens stay the same."""
 READY_TOKENS = frozenset(("shards", "nanogpt"))
+LATER = frozenset(("schedule_steps", "train_tokens", "minutes", "shard", "optimizer", "muon_lr_factor"))
+"""That the first records do not have."""
 LAST_BITS = frozenset(("precision", "micro_batch", "deterministic", "shard"))
 
 
@@ -78,7 +80,7 @@ def gpt2_spec(backend: BackendSpec) -> TaskSpec:
         options={**evaluations, "backend": backend.options()},
         harmless=HARMLESS,
         last_bits=LAST_BITS,
-        later=frozenset(("schedule_steps", "train_tokens", "minutes", "shard")),
+        later=LATER,
         gone=frozenset(("workers",)),
         check_state=_spike_faults,
         join=backend.join,
