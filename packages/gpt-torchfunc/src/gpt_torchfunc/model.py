@@ -63,6 +63,10 @@ class Parameters(NamedTuple):
     ln_f_bias: Float[Tensor, " D"]
 
 
+NO_KEYS: dict[Site, Tensor | None] = dict.fromkeys(Site)
+"""Without dropout; made here, as torch 2.11 compiles no ``dict.fromkeys`` of an enumeration."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """What the forward pass needs to know beside its arrays; fixed while a model lives.
@@ -162,7 +166,7 @@ def apply_block(
 
     Its five pieces are functions of what a backward pass keeps, each with the parameters it needs.
     """
-    at = dict.fromkeys(Site) if keys is None else dict(zip(Site, keys.unbind(0), strict=True))
+    at = NO_KEYS if keys is None else dict(zip(Site, keys.unbind(0), strict=True))
     heads = project(x, *block[:4], shape=(*inputs.tokens.shape, plan.n_head))
     mixed = mix(*heads, mask, inputs.boundaries, plan, at[Site.ATTENTION])
     y = x + merge(mixed, *block[4:6], at[Site.ATTENTION_RESIDUAL], plan.dropout)
