@@ -82,14 +82,17 @@ class JaxBackend:
         self._plan = make_plan(config, runtime, options, self._device)
         self._stacked = stacks_layers(options, self._device)
         flags = compiler_options(self._device, deterministic=runtime.deterministic)
+        together = compiler_options(
+            self._device, deterministic=runtime.deterministic, several=self._layout.count > 1
+        )
         self._train_step = jax.jit(
             train_step,
             static_argnames=("plan", "config", "layout"),
             donate_argnames="state",
-            compiler_options=flags,
+            compiler_options=together,
         )
         self._gradient_sums = jax.jit(
-            gradient_sums, static_argnames=("plan", "layout"), compiler_options=flags
+            gradient_sums, static_argnames=("plan", "layout"), compiler_options=together
         )
         self._log_probs = jax.jit(target_log_probs, static_argnames="plan", compiler_options=flags)
         self._logits = jax.jit(logits, static_argnames="plan", compiler_options=flags)

@@ -77,11 +77,22 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpt-jax"
 
 
-def compiler_options(device: jax.Device, *, deterministic: bool) -> dict[str, bool | str]:
-    """Options for every ``jax.jit``."""
-    if device.platform != "gpu" or not deterministic:
+def compiler_options(
+    device: jax.Device, *, deterministic: bool, several: bool = False
+) -> dict[str, bool | str]:
+    """Options for every ``jax.jit``.
+
+    Args:
+        several: For a program of several devices: what they send each other is sent while they compute.
+    """
+    if device.platform != "gpu":
         return {}
-    return {"xla_gpu_deterministic_ops": True, "xla_gpu_enable_triton_gemm": False}
+    options: dict[str, bool | str] = {}
+    if deterministic:
+        options |= {"xla_gpu_deterministic_ops": True, "xla_gpu_enable_triton_gemm": False}
+    if several:
+        options |= {"xla_gpu_enable_latency_hiding_scheduler": True}
+    return options
 
 
 def device_name(device: jax.Device) -> str:
