@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import get_args
 
 import jax
@@ -14,6 +15,7 @@ from gpt_trainer.backend import Shard
 from gpt_trainer.parameters import init_parameters
 
 STEPS, ROWS = 50, 4
+CONFIG = replace(SMALL, dropout=0.1)
 
 
 def progressions(step: int) -> Batch:
@@ -27,34 +29,34 @@ def progressions(step: int) -> Batch:
     return Batch(ids[:, :-1], targets, starts)
 
 
-def losses(trained: JaxBackend, steps: int = STEPS) -> np.ndarray:
-    """Losses and norms of steps of two micro-batches, from GPT-2's initial weights."""
-    trained.load(init_parameters(SMALL, 0))
+def losses(trained: JaxBackend, devices: int, steps: int = STEPS) -> np.ndarray:
+    """Losses and norms of steps with a row for a device and a micro-batch, from GPT-2's initial weights."""
+    trained.load(init_parameters(CONFIG, 0))
     found = []
     for step in range(steps):
         batch = progressions(step)
-        halves = [batch.rows(0, ROWS // 2), batch.rows(ROWS // 2, ROWS)]
-        found.append(trained.train_step(halves, 3e-3, step).fetch()[:2])
+        parts = [batch.rows(first, first + devices) for first in range(0, ROWS, devices)]
+        found.append(trained.train_step(parts, 3e-3, step).fetch()[:2])
     return np.array(found)
 
 
 @pytest.fixture(scope="module")
 def alone() -> tuple[np.ndarray, JaxBackend]:
-    trained = build()
-    return losses(trained), trained
+    trained = build(CONFIG)
+    return losses(trained, 1), trained
 
 
 # 12 rows of a block's matrices and 128 of wte are divided by 2, the 19 of wpe are not
 @pytest.mark.parametrize("shard", get_args(Shard))
 def test_two_devices_train_as_one(shard: Shard, alone: tuple[np.ndarray, JaxBackend]) -> None:
     want, one = alone
-    two = build(devices=2, shard=shard)
-    got = losses(two)
+    two = build(CONFIG, devices=2, shard=shard)
+    got = losses(two, 2)
     assert got[-1, 0] < got[0, 0] - 0.3, "nothing is learnt"
     assert np.abs(got / want - 1.0).max() <= 1e-6
     one.load(two.export())
     assert two.evaluate(progressions(99)) == one.evaluate(progressions(99))
-    assert np.array_equal(losses(two, 10), got[:10]), "a run does not repeat itself"
+    assert np.array_equal(losses(two, 2, 10), got[:10]), "a run does not repeat itself"
     state = jax.tree.leaves(two._state)
     parts = sum(leaf.addressable_shards[0].data.size for leaf in state) / sum(leaf.size for leaf in state)
     assert (parts == 1.0) if shard == "none" else (0.5 < parts < 0.6)

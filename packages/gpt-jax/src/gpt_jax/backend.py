@@ -147,9 +147,8 @@ class JaxBackend:
             first_row: Row of the whole step that the first of these is.
             targets: Targets of the whole step; those of ``micro_batches`` if ``None``.
         """
-        del first_row
         weight = np.float32(target_weight(micro_batches, self.config, targets))
-        inputs, counter = self._inputs(micro_batches), self._counter(step)
+        inputs, counter = self._inputs(micro_batches, first_row), self._counter(step)
         scalars = step_scalars(self._optimizer, lr, step, skip_above)
         self._whole = None
         self._state, values = self._train_step(
@@ -242,8 +241,11 @@ class JaxBackend:
         seed = self._runtime.seed
         return np.array([seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF, step], np.uint32)
 
-    def _inputs(self, batches: Sequence[Batch]) -> Inputs:
-        """The checked batches of a step on the device, stacked."""
+    def _inputs(self, batches: Sequence[Batch], first_row: int = 0) -> Inputs:
+        """The checked batches of a step on the devices, stacked; each device has its rows of every one."""
+        rows, own = len(batches[0].tokens), self._layout.own
+        if rows % own:
+            raise ValueError(f"micro-batches have {rows} rows, which {own} devices do not divide")
         starts, documents = None, None
         if any(batch.segment_starts is not None for batch in batches):
             host = np.stack([_starts(batch) for batch in batches])
@@ -253,12 +255,19 @@ class JaxBackend:
             self._layout.spread(np.stack(arrays))
             for arrays in ([batch.tokens for batch in batches], [batch.targets for batch in batches])
         )
-        return Inputs(tokens, targets, starts, documents)
+        numbers = None
+        if self._plan.dropout:
+            first, count = first_row * own // rows, len(batches) * own
+            numbers = self._layout.spread(np.arange(first, first + count, dtype=np.uint32).reshape(-1, own))
+        return Inputs(tokens, targets, starts, documents, numbers)
 
     def _documents(self, starts: Int32[np.ndarray, "N B T"]) -> Array | None:
         """Documents in cuDNN's words, if it is to see them."""
         if self._plan.attention == "written" or self._plan.dropout:
             return None
+        if jax.process_count() > 1:
+            # the fullest row of all processes decides the shape, and none of them knows it
+            raise ValueError("attention='cudnn' takes no documents in several processes: use 'written'")
         firsts = first_positions(starts.reshape(-1, starts.shape[-1]))
         return self._layout.spread(firsts.reshape(*starts.shape[:2], -1))
 

@@ -70,6 +70,11 @@ class Layout:
         return len(self.devices)
 
     @property
+    def own(self) -> int:
+        """Number of this process's devices."""
+        return sum(device.process_index == jax.process_index() for device in self.devices)
+
+    @property
     def here(self) -> jax.Device:
         """This process's first device."""
         return next(device for device in self.devices if device.process_index == jax.process_index())
@@ -120,7 +125,7 @@ class Layout:
         )
 
     def spread(self, array: np.ndarray) -> Array:
-        """This process's rows, the second axis, of the micro-batches, the first."""
+        """This process's rows, the second axis, of micro-batches, the first; as they follow each other."""
         return jax.make_array_from_process_local_data(self.sharding(P(None, AXIS)), array)
 
     def fetch(self, leaf: Array) -> np.ndarray:

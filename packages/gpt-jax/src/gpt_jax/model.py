@@ -103,6 +103,8 @@ class Inputs:
     segment_starts: Int[Array, "*N B T"] | None = None
     documents: Int[Array, "*N B S"] | None = None
     """The same as ``segment_starts`` in cuDNN's words: see ``first_positions``."""
+    numbers: UInt32[Array, "*N n"] | None = None
+    """Which micro-batch of the whole step it is for each device, for the dropout masks; None without."""
 
 
 def hidden_states(

@@ -116,20 +116,18 @@ def sum_gradients(
         weight: One over the number of targets in the whole step.
     """
 
-    def of_micro_batch(index: Array, one: Inputs) -> Sums:
+    def of_micro_batch(one: Inputs) -> Sums:
         keys = None
-        if plan.dropout:
-            keys = dropout_keys(counter[:2], counter[2], index, _depth(params))
+        if one.numbers is not None:
+            keys = dropout_keys(counter[:2], counter[2], one.numbers[0], _depth(params))
         return Sums(*jax.value_and_grad(weighted_loss)(params, one, plan, weight, keys))
 
-    def add(sums: Sums, indexed: tuple[Array, Inputs]) -> tuple[Sums, None]:
-        return jax.tree.map(jnp.add, sums, of_micro_batch(*indexed)), None
+    def add(sums: Sums, one: Inputs) -> tuple[Sums, None]:
+        return jax.tree.map(jnp.add, sums, of_micro_batch(one)), None
 
-    count = inputs.tokens.shape[0]
-    if count == 1:  # no sums to carry
-        return of_micro_batch(jnp.uint32(0), jax.tree.map(lambda leaf: leaf[0], inputs))
-    nothing = jax.tree.map(jnp.zeros_like, Sums(weight, params))
-    sums, _ = lax.scan(add, nothing, (jnp.arange(count, dtype=jnp.uint32), inputs))
+    if inputs.tokens.shape[0] == 1:  # no sums to carry
+        return of_micro_batch(jax.tree.map(lambda leaf: leaf[0], inputs))
+    sums, _ = lax.scan(add, jax.tree.map(jnp.zeros_like, Sums(weight, params)), inputs)
     return sums
 
 
