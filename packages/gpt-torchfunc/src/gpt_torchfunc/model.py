@@ -63,10 +63,6 @@ class Parameters(NamedTuple):
     ln_f_bias: Float[Tensor, " D"]
 
 
-NO_KEYS: dict[Site, Tensor | None] = dict.fromkeys(Site)
-"""Without dropout; made here, as torch 2.11 compiles no ``dict.fromkeys`` of an enumeration."""
-
-
 @dataclass(frozen=True)
 class Plan:
     """What the forward pass needs to know beside its arrays; fixed while a model lives.
@@ -166,12 +162,12 @@ def apply_block(
 
     Its five pieces are functions of what a backward pass keeps, each with the parameters it needs.
     """
-    at = NO_KEYS if keys is None else dict(zip(Site, keys.unbind(0), strict=True))
+    attention_key, out_key, down_key = (None, None, None) if keys is None else keys[1:].unbind(0)
     heads = project(x, *block[:4], shape=(*inputs.tokens.shape, plan.n_head))
-    mixed = mix(*heads, mask, inputs.boundaries, plan, at[Site.ATTENTION])
-    y = x + merge(mixed, *block[4:6], at[Site.ATTENTION_RESIDUAL], plan.dropout)
+    mixed = mix(*heads, mask, inputs.boundaries, plan, attention_key)
+    y = x + merge(mixed, *block[4:6], out_key, plan.dropout)
     hidden = expand(y, *block[6:10])
-    return y + contract(hidden, *block[10:], at[Site.MLP_RESIDUAL], plan.dropout)
+    return y + contract(hidden, *block[10:], down_key, plan.dropout)
 
 
 def project(
