@@ -42,7 +42,7 @@ def test_an_epoch_shows_every_window_once_and_the_next_in_another_order(
     make_stream: MakeStream, rows: int
 ) -> None:
     data = loader(make_stream, rows=rows)
-    order = data.windows_of(0, 3 * 23)
+    order = [window for _, window in data.places(0, 3 * 23)]
     epochs = [order[:23], order[23:46], order[46:]]
     assert all(sorted(epoch) == list(range(23)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
@@ -147,7 +147,7 @@ def test_an_error_while_prefetching_reaches_the_consumer(make_stream: MakeStream
 
 def test_a_shard_cut_while_training_is_an_error(make_stream: MakeStream) -> None:
     data = loader(make_stream)
-    os.truncate(data.stream._shards[1].path, 1100)
+    os.truncate(data.streams[0]._shards[1].path, 1100)
     with pytest.raises(InputError, match=r"train-1\.bin was cut"):
         [data.batch(step) for step in range(6)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import signal
@@ -216,6 +217,25 @@ def test_other_data_is_refused(
     capsys.readouterr()
     other = [f"--data=text:{tmp_path / 'other.txt'}", f"--data-cache={tmp_path}"]
     assert train("--resume=whole", *other) == 65
+    assert "is other data than" in capsys.readouterr().err
+
+
+def test_a_mixture_is_resumed_to_the_bit_and_held_to_its_sources(
+    shards: Path, train: Train, flags: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    (tmp_path / "other.txt").write_text("something else entirely\n" * 200)
+    mixture = f"mix:shards:{shards}:0.8,text:{tmp_path / 'other.txt'}:0.2"
+    mixed = [*flags, f"--data={mixture}", f"--data-cache={tmp_path}"]
+    assert train(*mixed, "--out=whole") == 0
+    said = capsys.readouterr()
+    assert f"shards:{shards} (0.8), text:{tmp_path / 'other.txt'} (0.2); validated on" in said.out + said.err
+    assert train(*mixed, "--out=cut", fault="sigterm:5") == 75
+    assert train("--resume=cut") == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    recorded = json.loads((tmp_path / "cut" / "run.json").read_text())["data"]["sources"]
+    assert [entry["share"] for entry in recorded.values()] == [0.8, 0.2]
+    capsys.readouterr()
+    assert train("--resume=cut", f"--data={mixture.replace('0.2', '0.3')}", f"--data-cache={tmp_path}") == 65
     assert "is other data than" in capsys.readouterr().err
 
 

@@ -6,12 +6,14 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-from gpt_data.dataset import Dataset
+from gpt_data.dataset import Dataset, mixed
 from gpt_data.errors import InputError
 from gpt_data.manifest import MANIFEST_NAME, TOKENIZER_NAME
+from gpt_data.mixture import PREFIX, parse_mixture, quotas_of
 from gpt_data.prepare import prepare
 from gpt_data.progress import Progress
 from gpt_data.published import GPT2_VOCABULARY, Vocabulary
@@ -34,7 +36,8 @@ def cached_dataset(
 ) -> Dataset:
     """The dataset of a source and a tokenizer, prepared in the cache if it is not there yet.
 
-    ``shards:DIR`` and ``nanogpt:FILE`` are opened where they are. If DIR has a manifest, ``tokenizer`` must
+    ``mix:SOURCE:WEIGHT,...`` is all of its sources, in these shares. ``shards:DIR`` and ``nanogpt:FILE`` are
+    opened where they are. If DIR has a manifest, ``tokenizer`` must
     be the one that made it; if not (published shards), ``tokenizer`` says what the ids mean.
 
     Args:
@@ -54,6 +57,12 @@ def cached_dataset(
         InputError: As for ``prepare``, or if shards and tokenizer do not fit.
     """
     kind, _, rest = source.partition(":")
+    given: dict[str, Any] = {
+        "cache_dir": cache_dir, "tokenizer_files": tokenizer_files, "max_tokens": max_tokens, "only": only,
+        "on_progress": on_progress, "should_stop": should_stop,
+    }  # fmt: skip
+    if source.startswith(PREFIX):
+        return _mixed(parse_mixture(source), tokenizer, given)
     if kind == "shards":
         return open_shards(Path(rest), tokenizer, tokenizer_files)
     if kind == "nanogpt":
@@ -75,6 +84,19 @@ def cached_dataset(
         should_stop=should_stop,
         wait_for_lock=True,
     )
+
+
+def _mixed(weights: Mapping[str, float], tokenizer: str | None, given: dict[str, Any]) -> Dataset:
+    """Each source prepared or opened; a tokenizer that has to be trained is trained on the first."""
+    datasets: dict[str, Dataset] = {}
+    # what may be refused is, before hours of preparation
+    quotas_of(weights)
+    for source in weights:
+        datasets[source] = cached_dataset(source, tokenizer, **given)
+        trained = tokenizer is None or tokenizer.startswith("bpe-scratch:")
+        if trained and datasets[source].tokenizer_json is not None:
+            tokenizer = str(datasets[source].folder / TOKENIZER_NAME)
+    return mixed(datasets, weights)
 
 
 def default_cache() -> Path:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int32
 
 from gpt_data.errors import InputError
 from gpt_data.journal import JOURNAL_NAME
 from gpt_data.manifest import MANIFEST_NAME, SPLITS, TOKENIZER_NAME, Manifest, load_manifest
+from gpt_data.mixture import BLOCK, Mixture, mix
 from gpt_data.published import GPT2_VOCABULARY, Vocabulary, open_nanogpt, open_published
 from gpt_data.shards import Shard, token_dtype
 from gpt_data.store.reading import read_bytes
@@ -26,21 +34,24 @@ class Dataset:
         manifest: The folder's manifest; None for published shards, which have none.
         vocabulary: What the ids mean.
         fingerprint: sha256 that changes with anything that changes a batch.
+        sources: Of a mixture, share and fingerprint of each source; empty for others.
     """
 
     def __init__(
         self,
         folder: Path,
-        streams: tuple[TokenStream, TokenStream],
+        streams: tuple[TokenStream | Mixture, TokenStream | Mixture],
         vocabulary: Vocabulary,
         fingerprint: str,
         manifest: Manifest | None = None,
+        sources: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder = folder
         self.train, self.val = streams
         self.vocabulary = vocabulary
         self.fingerprint = fingerprint
         self.manifest = manifest
+        self.sources = sources or {}
 
     @property
     def vocab_size(self) -> int:
@@ -91,10 +102,49 @@ class Dataset:
         """
         return Dataset(Path(file).parent, *open_nanogpt(Path(file), vocabulary))
 
+    def opening(self, count: int) -> Int32[np.ndarray, " n"]:
+        """The first tokens of the held-out split, of a mixture's first source; fewer if there are fewer."""
+        val = self.val.streams[0] if isinstance(self.val, Mixture) else self.val
+        return val.read(0, min(count, val.tokens))
+
     def close(self) -> None:
         """Close every shard."""
         self.train.close()
         self.val.close()
+
+
+def mixed(datasets: Mapping[str, Dataset], weights: Mapping[str, float]) -> Dataset:
+    """A mixture of datasets, by what they were asked for as; of the held-out text, of those that have any.
+
+    Raises:
+        InputError: If they were made with different tokenizers, or a weight is too small.
+    """
+    (first, whole), *others = datasets.items()
+    for name, other in others:
+        if not _same_vocabulary(whole.vocabulary, other.vocabulary):
+            raise InputError(f"{name} was made with another tokenizer than {first}: they cannot be mixed")
+    streams = {name: _streams(dataset) for name, dataset in datasets.items()}
+    train = mix({name: stream for name, (stream, _) in streams.items()}, weights)
+    held = {name: stream for name, (_, stream) in streams.items() if stream.tokens}
+    val = mix(held, weights) if held else whole.val
+    sources = {
+        name: {"share": quota / BLOCK, "fingerprint": datasets[name].fingerprint}
+        for name, quota in zip(train.names, train.quotas, strict=True)
+    }
+    digest = hashlib.sha256(json.dumps([*sources.values()]).encode()).hexdigest()
+    return Dataset(whole.folder, (train, val), whole.vocabulary, digest, sources=sources)
+
+
+def _streams(dataset: Dataset) -> tuple[TokenStream, TokenStream]:
+    train, val = dataset.train, dataset.val
+    assert isinstance(train, TokenStream), "a mixture's sources are none"
+    assert isinstance(val, TokenStream), "a mixture's sources are none"
+    return train, val
+
+
+def _same_vocabulary(one: Vocabulary, other: Vocabulary) -> bool:
+    known = one.tokenizer_json is not None and other.tokenizer_json is not None
+    return one == other if known else one[:2] == other[:2]
 
 
 def _open_prepared(folder: Path) -> Dataset:

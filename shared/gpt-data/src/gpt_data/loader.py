@@ -14,6 +14,7 @@ import numpy as np
 from gpt_data.ahead import read_ahead
 from gpt_data.batch import IGNORE, Batch
 from gpt_data.errors import InputError
+from gpt_data.mixture import BLOCK, Mixture
 from gpt_data.packing import PACKINGS, Row, pack_documents, window_count
 from gpt_data.permutation import permute
 from gpt_data.stream import TokenStream
@@ -25,10 +26,11 @@ class BatchLoader:
     """The batches of one split.
 
     Row g of all training, counted over all steps, is window ``permutation(seed, epoch)(g mod N)`` with
-    ``epoch = g div N``: nothing has to be read or remembered to go to a step.
+    ``epoch = g div N``: nothing has to be read or remembered to go to a step. Of a mixture, row g is one of
+    its streams' rows, and that one's window is found likewise, by a seed of its own.
 
     Args:
-        stream: The split.
+        stream: The split, or a mixture of several.
         rows: Rows of one optimizer step over all ranks.
         context: Tokens of a row.
         seed: Key of the order.
@@ -43,7 +45,7 @@ class BatchLoader:
 
     def __init__(
         self,
-        stream: TokenStream,
+        stream: TokenStream | Mixture,
         *,
         rows: int,
         context: int,
@@ -53,19 +55,27 @@ class BatchLoader:
         world: int = 1,
     ) -> None:
         _check(rows, context, packing, rank, world)
-        self.stream = stream
+        self.mixture = stream if isinstance(stream, Mixture) else None
+        self.streams = (stream,) if isinstance(stream, TokenStream) else stream.streams
         self.rows = rows
         self.context = context
         self.seed = seed
         self.packing = packing
         self.rank = rank
         self.world = world
-        self.windows = window_count(stream.tokens, context)
-        if self.windows == 0:
-            raise InputError(
-                f"split {stream.name} has {stream.tokens} tokens; "
-                f"one row of context {context} needs {context + 1}"
-            )
+        self._windows = [window_count(part.tokens, context) for part in self.streams]
+        for part, windows in zip(self.streams, self._windows, strict=True):
+            if windows == 0:
+                raise InputError(
+                    f"split {part.name} has {part.tokens} tokens; "
+                    f"one row of context {context} needs {context + 1}"
+                )
+
+    @property
+    def windows(self) -> int:
+        """Rows until one has been read twice."""
+        quotas = (BLOCK,) if self.mixture is None else self.mixture.quotas
+        return min(count * BLOCK // quota for count, quota in zip(self._windows, quotas, strict=True))
 
     def batch(self, step: int) -> Batch:
         """This rank's rows of optimizer step ``step``, from 0.
@@ -78,33 +88,44 @@ class BatchLoader:
             raise ValueError(f"step={step} is negative")
         share = self.rows // self.world
         first = step * self.rows + self.rank * share
-        return self._assemble([self._row(window) for window in self.windows_of(first, first + share)])
+        return self._assemble([self._row(*place) for place in self.places(first, first + share)])
 
-    def windows_of(self, start: int, stop: int) -> list[int]:
-        """The windows at places ``start`` to ``stop`` of the endless shuffled order."""
-        found: list[int] = []
-        while start < stop:
-            epoch, inside = divmod(start, self.windows)
-            end = min(stop, (epoch + 1) * self.windows)
-            index = np.arange(inside, inside + end - start, dtype=np.int64)
-            found += permute(index, self.windows, self.seed, epoch).tolist()
-            start = end
-        return found
+    def places(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """The rows ``start`` to ``stop`` of the endless shuffled order, each as a stream and its window."""
+        index = np.arange(start, stop, dtype=np.int64)
+        sources, index = self._of_streams(index, self.seed)
+        windows = np.zeros_like(index)
+        for source, count_ in enumerate(self._windows):
+            epochs, inside = np.divmod(index, count_)
+            for epoch in np.unique(epochs[sources == source]).tolist():
+                here = (sources == source) & (epochs == epoch)
+                windows[here] = permute(inside[here], count_, self.seed + (source << 32), epoch)
+        return list(zip(sources.tolist(), windows.tolist(), strict=True))
+
+    def _of_streams(self, index: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        return (np.zeros_like(index), index) if self.mixture is None else self.mixture.places(index, seed)
 
     def sequential(self, max_rows: int | None = None) -> Iterator[Batch]:
         """The split's first rows in order, the same every time: for evaluation.
 
-        Each batch has the shape of a training batch; the last is filled up with rows without targets.
+        Each batch has the shape of a training batch; the last is filled up with rows without targets. Of a
+        mixture, the first rows of each stream, in their shares, up to the end of the first that ends.
 
         Args:
             max_rows: Rows over all ranks; all of the split if None or more than there are.
         """
-        total = self.windows if max_rows is None else min(max_rows, self.windows)
-        share = self.rows // self.world
+        places = self._first_places(max_rows)
+        share, total = self.rows // self.world, len(places)
         for first in range(self.rank * share, total + self.rank * share, self.rows):
-            chosen = range(first, min(first + share, total))
-            rows = [self._row(window) for window in chosen]
+            rows = [self._row(*place) for place in places[first : min(first + share, total)]]
             yield self._assemble(rows + [self._blank()] * (share - len(rows)))
+
+    def _first_places(self, max_rows: int | None) -> list[tuple[int, int]]:
+        most = min(self.windows + BLOCK, self.windows + BLOCK if max_rows is None else max_rows)
+        sources, windows = self._of_streams(np.arange(most, dtype=np.int64), 0)
+        ended = np.flatnonzero(windows >= np.array(self._windows)[sources])
+        stop = int(ended[0]) if ended.size else most
+        return list(zip(sources[:stop].tolist(), windows[:stop].tolist(), strict=True))
 
     @contextmanager
     def prefetch(self, first_step: int = 0) -> Iterator[Iterator[Batch]]:
@@ -119,13 +140,13 @@ class BatchLoader:
         with read_ahead(map(self.batch, count(first_step)), PREFETCH_DEPTH) as batches:
             yield batches
 
-    def _row(self, window: int) -> Row:
-        start = window * self.context
-        tokens = self.stream.read(start, start + self.context + 1)
+    def _row(self, source: int, window: int) -> Row:
+        stream, start = self.streams[source], window * self.context
+        tokens = stream.read(start, start + self.context + 1)
         if self.packing == "stream":
             return Row(tokens[:-1], tokens[1:], None)
-        starts = self.stream.document_starts(start, start + self.context + 1) - start
-        return pack_documents(tokens, starts, self.stream.end_of_text)
+        starts = stream.document_starts(start, start + self.context + 1) - start
+        return pack_documents(tokens, starts, stream.end_of_text)
 
     def _blank(self) -> Row:
         zeros = np.zeros(self.context, np.int32)

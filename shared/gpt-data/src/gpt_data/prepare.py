@@ -14,6 +14,7 @@ from gpt_data.dataset import Dataset
 from gpt_data.errors import InputError
 from gpt_data.journal import JOURNAL_NAME, Journal, load_journal
 from gpt_data.manifest import MANIFEST_NAME, SPLITS, TOKENIZER_NAME, load_manifest
+from gpt_data.mixture import PREFIX
 from gpt_data.pipeline import Preparation
 from gpt_data.progress import OnProgress, Progress
 from gpt_data.settings import MAX_DOCUMENT_BYTES, SHARD_TOKENS, Settings
@@ -64,6 +65,8 @@ def prepare(
     """
     if source.partition(":")[0] in ("shards", "nanogpt"):
         raise InputError(f"{source} is made of tokens already: nothing to prepare")
+    if source.startswith(PREFIX):
+        raise InputError(f"{source}: prepare each source by itself; a trainer mixes them")
     folder = Path(out)
     tell = on_progress if on_progress is not None else _tell_nobody
     settings = Settings(max_tokens, shard_tokens, max_document_bytes, only)

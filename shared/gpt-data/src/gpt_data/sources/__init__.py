@@ -15,7 +15,7 @@ from gpt_data.sources.text_files import TextFiles
 __all__ = ["KINDS", "Document", "Source", "open_source"]
 
 KINDS = ("stdlib", "text:PATH", "hf:NAME[:CONFIG[:SPLIT]]", *NAMED, "shards:DIR", "nanogpt:FILE")
-"""What may be asked for; the last two are opened as they are and have no text."""
+"""What may be asked for, alone or in a mixture; the last two are opened as they are and have no text."""
 
 
 def open_source(

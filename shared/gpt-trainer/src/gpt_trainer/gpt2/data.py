@@ -9,7 +9,7 @@ from gpt_data.cache import cached_dataset
 from gpt_data.dataset import Dataset
 from gpt_data.display import watched
 from gpt_data.loader import BatchLoader
-from gpt_data.packing import window_count
+from gpt_data.mixture import Mixture, long_enough
 from gpt_data.stopping import StopFlag
 
 from gpt_trainer.errors import InputError
@@ -77,7 +77,7 @@ def choose_prompt(config: TrainConfig, dataset: Dataset) -> str:
     tokenizer = data_tokenizer(dataset)
     if tokenizer is None:
         return ""
-    ids = dataset.val.read(0, min(PROMPT_TOKENS, dataset.val.tokens))
+    ids = dataset.opening(PROMPT_TOKENS)
     text = tokenizer.decode([token for token in ids.tolist() if token != tokenizer.end_of_text])
     words = next((line.split() for line in text.splitlines() if line.strip()), [])
     return " ".join(words[:PROMPT_WORDS])[:PROMPT_CHARACTERS]
@@ -117,11 +117,12 @@ def val_loader(config: TrainConfig, dataset: Dataset, cut: Cut, place: Place) ->
         place: Where it stands; each takes other rows.
     """
     context = config.model.context
-    if window_count(dataset.val.tokens, context) == 0:
+    stream = long_enough(dataset.val, context)
+    if stream is None:
         return None
     seed, packing = config.runtime.seed, config.data.packing
     return BatchLoader(
-        dataset.val,
+        stream,
         rows=cut.size * place.world,
         context=context,
         seed=seed,
@@ -154,15 +155,19 @@ def train_loader(config: TrainConfig, dataset: Dataset, place: Place) -> BatchLo
 
 def notes(config: TrainConfig, dataset: Dataset, train: BatchLoader) -> list[str]:
     """What the user should know of the data before the first step."""
-    length, found = config.schedule, []
+    length, found, val = config.schedule, list[str](), long_enough(dataset.val, config.model.context)
+    if dataset.sources:
+        left = val if isinstance(val, Mixture) else "none, as none is long enough"
+        found.append(f"mixed from {dataset.train}; validated on the held-out text of {left}")
     tokens = length.train_tokens or (length.last or 0) * config.batch.tokens_per_step
     epochs = tokens / (train.windows * config.model.context)
+    what = "one of its sources" if dataset.sources else f"its {dataset.train.tokens:,} training tokens"
     if epochs > MANY_EPOCHS:
         found.append(
-            f"this run reads its {dataset.train.tokens:,} training tokens {epochs:,.0f} times: "
+            f"this run reads {what} {epochs:,.0f} times: "
             "expect it to learn them by heart, or choose more --data or fewer --steps"
         )
-    if window_count(dataset.val.tokens, config.model.context) == 0:
+    if val is None:
         found.append(
             f"the data holds {dataset.val.tokens} validation tokens, too few for a row: no evaluation"
         )
@@ -171,7 +176,8 @@ def notes(config: TrainConfig, dataset: Dataset, train: BatchLoader) -> list[str
 
 def describe(dataset: Dataset, tokenizer: bpe_scratch.Tokenizer | None) -> dict[str, Any]:
     """What identifies the data."""
-    return {
+    sources = {"sources": dataset.sources} if dataset.sources else {}
+    return sources | {
         "fingerprint": dataset.fingerprint,
         "vocab_size": dataset.vocab_size,
         "tokenizer_sha256": None if tokenizer is None else tokenizer.sha256,

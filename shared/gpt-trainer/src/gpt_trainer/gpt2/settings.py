@@ -30,7 +30,8 @@ class DataSection:
     """What to train on.
 
     Attributes:
-        data: stdlib, text:PATH, hf:NAME[:CONFIG[:SPLIT]], fineweb-edu, tinystories, shards:DIR, nanogpt:FILE.
+        data: stdlib, text:PATH, hf:NAME[:CONFIG[:SPLIT]], fineweb-edu, tinystories, shards:DIR, nanogpt:FILE,
+            or mix:SOURCE:WEIGHT,SOURCE:WEIGHT of them.
         tokenizer: bytes, bpe-scratch:VOCAB, gpt2 or PATH/tokenizer.json (the shards' own if not given).
         tokenizer_files: Folder with GPT-2's encoder.json and vocab.bpe (from the hub if not given).
         packing: stream joins documents; documents keeps attention within each.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt_data.errors import shown
+from gpt_data.mixture import PREFIX
 
 from gpt_trainer.backend import BackendSpec
 from gpt_trainer.checkpoint import load_checkpoint, step_bytes
@@ -95,7 +96,7 @@ def _fitting(given: Mapping[str, Any], gpu: bool) -> str:
 
 def _suit(base: TrainConfig, given: Mapping[str, Any]) -> TrainConfig:
     """Tokens that are ready know their tokenizer; the preset's is for text."""
-    if str(given.get("data")).partition(":")[0] not in READY_TOKENS:
+    if str(given.get("data")).removeprefix(PREFIX).partition(":")[0] not in READY_TOKENS:
         return base
     return replace(base, data=replace(base.data, tokenizer=None))
 
