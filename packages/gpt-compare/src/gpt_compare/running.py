@@ -98,16 +98,17 @@ def _watch(
 ) -> Watched:
     """Wait for the end, a signal or too long a silence."""
     began = heard = last = time.monotonic()
-    first, throttled, size = None, False, 0
+    first, throttled, size, steps = None, False, 0, 0
     samples: list[tuple[float, float]] = []
     running = True
     while running and not stop() and time.monotonic() - heard < SILENCE_SECONDS:
         running, now = process.poll() is None, time.monotonic()
-        written = sum(path.stat().st_size for path in (run / METRICS_NAME, run / LOG_NAME) if path.is_file())
-        if written != size:
-            heard, size = now, written
-            if b'"loss"' in _tail(run / METRICS_NAME):
-                first, last = first or now - began, now
+        told, said = (_size(run / name) for name in (METRICS_NAME, LOG_NAME))
+        if told + said != size:
+            heard, size = now, told + said
+        # what is said after the last step is of saving and sampling, in which the device rests
+        if told != steps and b'"loss"' in _tail(run / METRICS_NAME):
+            first, last, steps = first or now - began, now, told
         joules = gauge.joules()
         if joules is not None:
             samples.append((now, joules))
@@ -118,6 +119,11 @@ def _watch(
     middle = last if first is None else (began + first + last) / 2
     watts = _mean_power([sample for sample in samples if middle <= sample[0] <= last])
     return Watched(first, watts, throttled, running and not stop())
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file; none if it is not there."""
+    return path.stat().st_size if path.is_file() else 0
 
 
 def _mean_power(samples: Sequence[tuple[float, float]]) -> float | None:
