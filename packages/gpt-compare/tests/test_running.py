@@ -27,6 +27,9 @@ SAVE = "(run / 'checkpoints').mkdir(); (run / 'checkpoints' / 'x').write_text('w
 SCRIPTS = {
     "good": f"{SAVE}; write(); say('done')",
     "steps": "[(write(n), time.sleep(0.1)) for n in range(12)]",
+    "saver": (
+        "[(write(n), time.sleep(0.1)) for n in range(9)];[(say('saving'), time.sleep(0.1)) for _ in range(9)]"
+    ),
     "slow": "say('begun'); write(); say('sleeping'); time.sleep(60)",
     "polite": (
         "signal.signal(signal.SIGTERM, lambda *_: (say('goodbye'), sys.exit(75)));"
@@ -40,6 +43,7 @@ SCRIPTS = {
     "writer": f"{SAVE}; write(); say('step 2: sample\\nOnce upon\\n\\na time\\n\\nnext: sample more')",
     "killed": "say('step 1'); os.kill(os.getpid(), signal.SIGKILL)",
     "traceback": "raise OSError('disk on fire')",
+    "advised": "raise OSError('disk on fire\\n\\nDetails: it burns\\n\\nSet WATER=1 for more')",
 }
 HEAD = f"""
 import os, signal, sys, time
@@ -97,6 +101,7 @@ def test_checkpoints_stay_if_they_are_to(tmp_path: Path) -> None:
         ("infinite", "exit status 70: gpt-x: step 3: loss nan; the last checkpoint is as it was"),
         ("large", "exit status 71: gpt-x: out of memory: tried to allocate 20 GiB"),
         ("traceback", "exit status 1: OSError: disk on fire"),
+        ("advised", "exit status 1: OSError: disk on fire"),
         (
             "boxed",
             "exit status 2: invalid choice 'maybe' for argument 'value'. Expected one of ('on', 'off').",
@@ -130,13 +135,17 @@ def test_what_it_wrote_at_its_end_is_kept_and_what_it_saw_of_itself(tmp_path: Pa
 
 
 class Meter(Gauge):
-    """100 watts, always."""
+    """100 watts until it rests, and none then."""
+
+    rests = False
 
     def __init__(self) -> None:
         self.began = time.monotonic()
 
     def joules(self) -> float:
-        return 100.0 * (time.monotonic() - self.began)
+        if not self.rests:
+            self.used = 100.0 * (time.monotonic() - self.began)
+        return self.used
 
     def throttled(self) -> bool:
         return True
@@ -148,6 +157,14 @@ def test_power_is_that_of_the_steps_and_throttling_is_remembered(tmp_path: Path)
     assert row.throttled
     assert row.figures is not None
     assert row.joules_per_token == pytest.approx(row.watts / row.figures.tokens_per_second)
+    meter = Meter()
+
+    def show(line: str) -> None:
+        meter.rests = meter.rests or line == "saving"
+
+    # a device that rests while the trainer saves and samples has not trained with less
+    resting = run_competitor(competitor("saver"), tmp_path / "plan.toml", StopFlag(), gauge=meter, show=show)
+    assert resting.watts == pytest.approx(100.0, rel=0.1)
     silent = run_competitor(competitor("good"), tmp_path / "plan.toml", StopFlag())
     assert (silent.watts, silent.throttled) == (None, False)
 

@@ -196,12 +196,17 @@ def sample_of(path: Path) -> str:
 
 
 def complaint(path: Path) -> str:
-    """Why a process failed: the last line of its output, or what stands in the box that ends it.
+    """Why a process failed: an exception that nobody caught, what a box at the end holds, or the last line.
 
     Args:
-        path: Its output; tyro frames what it says of a wrong flag, and adds help below a rule.
+        path: Its output; tyro frames what it says of a wrong flag, and adds help below a rule. Some libraries
+            add advice below an exception.
     """
     last = last_line(path)
+    frames = _tail(path).decode(errors="replace").rpartition('  File "')[2]
+    raised = re.search(r"^(?:\w+\.)*[A-Z]\w+(?:: .+)?$", frames, re.MULTILINE)
+    if raised is not None:
+        return raised[0]
     if not last.startswith("╰"):
         return last
     box = _tail(path).decode(errors="replace").rpartition("╭")[2].splitlines()[1:]
