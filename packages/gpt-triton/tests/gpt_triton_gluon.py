@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from triton.experimental.gluon._runtime import GluonJITFunction
 from triton.language import constexpr
+from triton.runtime.interpreter import InterpretedFunction
 
 
 class StuckError(AssertionError):
@@ -116,6 +117,10 @@ class Shared:
         """Axes in another order."""
         return Shared(self.x.permute(order))
 
+    def slice(self, start: int, length: int, dim: int) -> Shared:
+        """Part of an axis."""
+        return Shared(self.x.narrow(dim, start, length))
+
     def load(self, _layout: object) -> Tensor:
         """Read."""
         return self.x.clone()
@@ -129,7 +134,7 @@ class Barriers:
     """Shared memory for barriers."""
 
     def __init__(self, count: int) -> None:
-        self.all = [Barrier() for _ in range(count)]
+        self.all, self.shape = [Barrier() for _ in range(count)], [count, 1]
 
     def index(self, i: int) -> Barrier:
         """One of them."""
@@ -154,27 +159,37 @@ class Described:
         size = x.element_size()
         for length in block:
             size *= length
-        self.block_type = SimpleNamespace(nbytes=size)
+        self.block_type = SimpleNamespace(nbytes=size, shape=block)
 
-    def part(self, at: list[int]) -> Tensor:
-        """The tile at ``at``, which must lie within."""
-        index = tuple(slice(a, a + b) for a, b in zip(at, self.block, strict=True))
-        tile = self.x[index]
-        assert list(tile.shape) == self.block, f"a tile at {at} outside {tuple(self.x.shape)}"
-        return tile
+    def read(self, at: list[int], tile: Tensor) -> None:
+        """Fill ``tile`` from ``at`` on."""
+        tile.zero_()
+        here, there = self._inside(at, tile)
+        there.copy_(here)
+
+    def write(self, at: list[int], tile: Tensor) -> None:
+        """Store ``tile`` from ``at`` on."""
+        here, there = self._inside(at, tile)
+        here.copy_(there)
+
+    def _inside(self, at: list[int], tile: Tensor) -> tuple[Tensor, Tensor]:
+        """What lies within of the tile at ``at``, in the matrix and in ``tile``."""
+        here = self.x[tuple(slice(a, a + b) for a, b in zip(at, self.block, strict=True))]
+        return here, tile[tuple(slice(0, n) for n in here.shape)]
 
 
 class Product:
     """``a b + c``, computed when it is waited for."""
 
-    def __init__(self, a: Any, b: Shared, c: Tensor | None) -> None:
+    def __init__(self, a: Any, b: Shared, c: Any) -> None:
         self.a, self.b, self.c, self.value = a, b, c, None
 
     def finish(self) -> None:
         """Read the operands now."""
         a = (self.a.x if isinstance(self.a, Shared) else self.a).float()
         value = a @ self.b.x.float()
-        self.value = value if self.c is None else value + self.c
+        c = self.c.value if isinstance(self.c, Product) else self.c
+        self.value = value if c is None else value + c
 
 
 class Program:
@@ -196,7 +211,6 @@ class Program:
     ) -> Product:
         """Start a product."""
         assert is_async
-        assert not isinstance(acc, Product), "a sum is added to before it was waited for"
         self.queue("products").append(Product(a, b, acc if use_acc else None))
         return self.queue("products")[-1]
 
@@ -204,8 +218,8 @@ class Program:
         """Finish all but the youngest."""
         while len(self.queue("products")) > outstanding:
             self.queue("products").popleft().finish()
-        values = tuple(d.value if isinstance(d, Product) else d for d in deps)
-        assert all(v is not None for v in values), "a product is read before it was waited for"
+        # one that is not finished can only be added to
+        values = tuple(d.value if isinstance(d, Product) and d.value is not None else d for d in deps)
         return values[0] if len(values) == 1 else values
 
     def wait_barrier(self, barrier: Barrier, parity: int, pred: bool = True) -> None:
@@ -219,14 +233,14 @@ class Program:
         tile.x.fill_(torch.nan)
 
         def copy() -> int:
-            tile.x.copy_(desc.part(at))
+            desc.read(at, tile.x)
             return desc.block_type.nbytes
 
         barrier.late.append(copy)
 
     def store(self, desc: Described, at: list[int], tile: Shared) -> None:
         """Start writing a tile."""
-        self.queue("stores").append(lambda: desc.part(at).copy_(tile.x))
+        self.queue("stores").append(lambda: desc.write(at, tile.x))
 
     def wait_stores(self, outstanding: int) -> None:
         """Finish the stores."""
@@ -239,9 +253,11 @@ class Program:
     ) -> None:
         """Run the partitions."""
         assert len(bodies) == len(warps) + 1 == len(registers) + 1
-        # the register file: 65,536, of which every started warpgroup holds its own
-        threads = [128, *(max(128, 32 * w) for w in warps)]
-        assert 128 * registers[0] + sum(t * r for t, r in zip(threads[1:], registers, strict=True)) <= 65536
+        # the register file: 65,536, of which every warpgroup holds its own; small partitions share one
+        whole = [r for w, r in zip(warps, registers, strict=True) if w >= 4]
+        small = [(w, r) for w, r in zip(warps, registers, strict=True) if w < 4]
+        shared = -(-sum(w for w, _ in small) // 4) * max((r for _, r in small), default=0)
+        assert 128 * (registers[0] + sum(whole) + shared) <= 65536
         runs = [lambda f=f, a=a: f(*a) for f, a in bodies]
         self.partitions = Partitions(runs, self.seed)
         self.partitions.finish()
@@ -253,8 +269,11 @@ def _load(pointer: Pointer, mask: Tensor | None = None, other: int = 0) -> Tenso
     return value if mask is None else torch.where(mask, value, other)
 
 
-def _store(pointer: Pointer, value: Tensor) -> None:
-    pointer.x[pointer.at] = value
+def _store(pointer: Pointer, value: Tensor, mask: Tensor | None = None) -> None:
+    if mask is None:
+        pointer.x[pointer.at] = value
+    else:
+        pointer.x[pointer.at[mask]] = value[mask]
 
 
 def _where(condition: Any, a: Any, b: Any) -> Any:
@@ -285,7 +304,8 @@ def _language(program: Program) -> dict[str, Any]:
         arange=lambda a, b, layout=None: torch.arange(a, b),
         zeros=lambda shape, dtype, layout=None: torch.zeros(shape, dtype=dtype),
         full=lambda shape, value, dtype, layout=None: torch.full(tuple(shape), value, dtype=dtype),
-        convert_layout=lambda x, _: x, inline_asm_elementwise=_select,
+        convert_layout=lambda x, _, assert_trivial=False: x, split=lambda x: x.unbind(-1),
+        cdiv=lambda a, b: -(-a // b), inline_asm_elementwise=_select,
         program_id=lambda _: program.which, num_programs=lambda _: program.count,
         allocate_shared_memory=_allocate, warp_specialize=program.specialize,
         SliceLayout=lambda *_: None, BlockedLayout=lambda *_: None, DotOperandLayout=lambda *_: None,
@@ -294,12 +314,13 @@ def _language(program: Program) -> dict[str, Any]:
     barrier = SimpleNamespace(
         init=lambda b, count: setattr(b, "count", count),
         expect=lambda b, size: b.arrive(size),
-        arrive=lambda b, count: b.arrive(),
+        arrive=lambda b, count, pred=True: b.arrive() if pred else None,
         wait=program.wait_barrier,
         MBarrierLayout=lambda: None,
     )
     return {
-        "gl": gl, "mbarrier": barrier, "tma": SimpleNamespace(store_wait=program.wait_stores),
+        "gl": gl, "tl": SimpleNamespace(minimum=min), "mbarrier": barrier,
+        "tma": SimpleNamespace(store_wait=program.wait_stores),
         "tma_load": program.load, "tma_store": program.store,
         "warpgroup_mma": program.product, "warpgroup_mma_wait": program.wait_products,
         "block_barrier": lambda: None, "fence_async_shared": lambda: None,
@@ -316,7 +337,7 @@ def _rebuilt(kernel: GluonJITFunction[Any], language: dict[str, Any], seen: dict
         for name, value in function.__globals__.items():
             if name in language:
                 names[name] = language[name]
-            elif isinstance(value, GluonJITFunction):
+            elif isinstance(value, GluonJITFunction | InterpretedFunction):
                 names[name] = _rebuilt(value, language, seen)
             else:
                 names[name] = value.value if isinstance(value, constexpr) else value

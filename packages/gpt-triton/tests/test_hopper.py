@@ -1,4 +1,4 @@
-"""Attention's Hopper kernels, emulated on a CPU; compiled they are held to ``test_kernel_ops`` on a GPU."""
+"""Hopper's kernels, emulated on a CPU; compiled they are held to the kernels' other tests on a GPU."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import gpt_triton_kernel_runs as runs
 import pytest
 import torch
 from gpt_triton import reference
-from gpt_triton.kernels import attention_hopper, attention_hopper_d_kv, attention_hopper_d_q
+from gpt_triton.kernels import attention_hopper, attention_hopper_d_kv, attention_hopper_d_q, matmul_hopper
 from gpt_triton.kernels.attention_mask import attention_mask
+from gpt_triton.kernels.matmul_kernels import Epilogue
+from gpt_triton.kernels.tiles import MatmulTiles
 from gpt_triton.ops import AttentionResiduals
 from gpt_triton_gluon import Described, Emulated, StuckError
 from gpt_triton_kernel_runs import Fenced, dropout, randn, relative
@@ -20,6 +22,7 @@ KERNELS = {
     attention_hopper: "attention_fwd_hopper_kernel",
     attention_hopper_d_q: "d_q_hopper_kernel",
     attention_hopper_d_kv: "d_kv_hopper_kernel",
+    matmul_hopper: "hopper_kernel",
 }
 
 
@@ -28,7 +31,9 @@ def emulated(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     """The kernels' launchers launch the emulation, in two orders of partitions."""
     for module, name in KERNELS.items():
         monkeypatch.setattr(module, name, Emulated(getattr(module, name), request.param))
-        monkeypatch.setattr(module, "described", lambda x, rows: Described(x.flatten(0, 1), [rows, 64]))
+        if module is not matmul_hopper:
+            monkeypatch.setattr(module, "described", lambda x, rows: Described(x.flatten(0, 1), [rows, 64]))
+    monkeypatch.setattr(matmul_hopper, "_described", lambda x, *block: Described(x, list(block)))
     monkeypatch.setattr(
         attention_hopper_d_kv, "described_numbers", lambda x, count: Described(x.flatten(), [count])
     )
@@ -83,3 +88,37 @@ def test_a_tile_that_is_not_waited_for_is_seen(monkeypatch: pytest.MonkeyPatch) 
     # NaN, or stuck: whichever partition comes first
     with pytest.raises(AssertionError):
         assert _attention(1, 256, 1, 0.0)[0][0].isfinite().all()
+
+
+# 200 and 264: partial tiles; 600: ten steps, the last partial, or two parts of five; two programs, four tiles
+@pytest.mark.parametrize("a_across", [False, True], ids=("a", "a across"))
+@pytest.mark.parametrize("b_across", [False, True], ids=("b", "b across"))
+@pytest.mark.usefixtures("emulated")
+def test_product(a_across: bool, b_across: bool) -> None:
+    m, n, k = 200, 264, 600
+    a = randn(k, m).bfloat16().T if a_across else randn(m, k).bfloat16()
+    b = randn(n, k).bfloat16().T if b_across else randn(k, n).bfloat16()
+    other, bias, plan, fence = (
+        randn(m, n, seed=1).bfloat16(),
+        randn(n),
+        MatmulTiles(128, 256, 64, 8, 3),
+        Fenced(),
+    )
+    want = a.double() @ b.double()
+    parts, sums = fence(torch.full((2, m, n), torch.nan)), None if b_across else fence(torch.ones(n))
+    matmul_hopper.launch_hopper(a, b, parts, plan._replace(splits=2), Epilogue(), False, sums)
+    kept = fence(torch.ones(m, n))
+    matmul_hopper.launch_hopper(a, b, kept, plan, Epilogue(), True)
+    for epilogue, exact in (
+        (Epilogue(bias=bias), want + bias),
+        (Epilogue(factor=other), want * other),
+        (Epilogue(bias=bias, residual=other), want + bias + other),
+    ):
+        out = fence(torch.full((m, n), torch.nan), dtype=torch.bfloat16)
+        matmul_hopper.launch_hopper(a, b, out, plan, epilogue, False)
+        assert relative(out, exact) < 3e-3
+    fence.check()
+    assert relative(parts.sum(0), want) < 1e-6
+    assert relative(kept, want + 1.0) < 1e-6
+    if sums is not None:
+        assert relative(sums, b.double().sum(0) + 1.0) < 1e-6

@@ -140,9 +140,9 @@ def _add_columns(
 @no_type_check
 def _quarters(acc):
     """Four parts of an accumulator, by columns; nothing is moved."""
-    left, right = acc.reshape([HALF, 2, 2 * PART]).permute(0, 2, 1).split()
-    a, b = left.reshape([HALF, 2, PART]).permute(0, 2, 1).split()
-    c, d = right.reshape([HALF, 2, PART]).permute(0, 2, 1).split()
+    left, right = gl.split(acc.reshape([HALF, 2, 2 * PART]).permute(0, 2, 1))
+    a, b = gl.split(left.reshape([HALF, 2, PART]).permute(0, 2, 1))
+    c, d = gl.split(right.reshape([HALF, 2, PART]).permute(0, 2, 1))
     return (
         gl.convert_layout(a, ACC_PART, assert_trivial=True),
         gl.convert_layout(b, ACC_PART, assert_trivial=True),
@@ -232,7 +232,7 @@ def _multiply_all(
         if EXTRA != "none":
             mbarrier.wait(filled.index(HALF_INDEX), done & 1)
         if out_desc is None:
-            _finish_wide(acc, out_ptr + split.to(gl.int64) * M * N, row, first_column, M, N, ACCUMULATE)
+            _finish_wide(acc, out_ptr + gl.cast(split, gl.int64) * M * N, row, first_column, M, N, ACCUMULATE)
         else:
             _finish(acc, out_desc, bias_ptr, buffers, row, first_column, N, EXTRA)
         done += 1  # noqa: SIM113  # no enumerate in a kernel
