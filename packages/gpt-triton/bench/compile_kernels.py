@@ -189,13 +189,12 @@ class Launches:
         ops.linear_bwd_dwdb(x, self.new(len(x), odd), d_weight, self.vector(odd))
 
     def attention(self) -> None:
-        """Whole rows, documents, dropout, prefixes."""
+        """Whole rows, documents, dropout."""
         qkv = self.new(self.rows, self.context, 3 * WIDTH)
         starts = self.new(self.rows, self.context, kind=torch.int32)
         for where, site in ((None, None), (starts, None), (None, self.drop)):
             out, kept = ops.attention_fwd(qkv, HEADS, where, site)
             ops.attention_bwd(kept, out, HEADS, site)
-        ops.attention_fwd(qkv, HEADS, starts, None, self.new(self.rows, kind=torch.int32))
 
     def cross_entropy(self) -> None:
         """The head, for training and for scoring."""
