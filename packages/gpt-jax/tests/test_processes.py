@@ -1,0 +1,115 @@
+"""Processes of two devices each, over gloo: the losses of one, on the loopback address alone, and no hang."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from gpt_data.prepare import prepare
+from gpt_jax.options import SPEC
+from gpt_trainer.checkpoint import find_steps
+from gpt_trainer.commands import train_main
+from gpt_trainer.report.metrics import read_metrics
+
+PATIENCE = 180.0
+LISTENING = "0A"
+LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("corpus")
+    (folder / "text.txt").write_text("".join(f"def f{n}(x):\n    return x * {n}\n" for n in range(400)))
+    prepare(f"text:{folder / 'text.txt'}", "bytes", folder / "shards")
+    return [
+        *("--n-layer=1", "--n-head=2", "--d-model=16", "--context=16", "--device=cpu", "--plain"),
+        *(f"--data=shards:{folder / 'shards'}", "--tokenizer=bytes", "--tokens-per-step=128"),
+        *("--micro-batch=1", "--steps=50", "--warmup=5", "--lr=0.01", "--save-every=5", "--eval-every=25"),
+        *("--eval-rows=8", "--sample-every=0", "--log-every=1", "--dropout=0.1"),
+    ]
+
+
+def start(folder: Path, flags: list[str], *more: str) -> list[subprocess.Popen[str]]:
+    """Two processes, as a launcher starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "gpt_jax.train", *flags, *more],
+            cwd=folder,
+            env=os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", **where},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+
+
+def until(found: Callable[[], object], what: str) -> None:
+    """Wait for something."""
+    end = time.monotonic() + PATIENCE
+    while not found():
+        assert time.monotonic() < end, f"no {what} in {PATIENCE:.0f} s"
+        time.sleep(0.05)
+
+
+def listening(process: int) -> Iterator[str]:
+    """Addresses that a process listens on, in hexadecimal."""
+    sockets = {str(file.readlink()) for file in Path(f"/proc/{process}/fd").iterdir()}
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{process}/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == LISTENING and f"socket:[{fields[9]}]" in sockets:
+                yield fields[1].partition(":")[0]
+
+
+def children(process: int) -> list[int]:
+    """Processes that a process has started."""
+    return [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def losses(folder: Path) -> list[float]:
+    return [line["loss"] for line in read_metrics(folder / "metrics.jsonl") if "loss" in line]
+
+
+def test_two_processes_share_all_and_take_the_steps_of_one(flags: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "two"
+    both = start(tmp_path, flags, "--out=two", "--devices=2", "--shard=all")
+    until(lambda: losses(run), "first step")
+    (coordinator,) = children(both[0].pid)
+    addresses = {address for one in (coordinator, *(p.pid for p in both)) for address in listening(one)}
+    both[1].send_signal(signal.SIGTERM)
+    said = [process.communicate(timeout=PATIENCE)[0] for process in both]
+    assert [process.returncode for process in both] == [75, 75], said
+    assert addresses, "the coordinator listens somewhere"
+    assert addresses <= LOOPBACK
+    assert len(losses(run)) == find_steps(run)[-1][0] < 50
+    assert train_main(SPEC, ["--resume", str(run)]) == 0
+    assert train_main(SPEC, [*flags, "--out", str(tmp_path / "one")]) == 0
+    assert losses(run) == pytest.approx(losses(tmp_path / "one"), rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "lost"), [(signal.SIGKILL, 0), (signal.SIGKILL, 1), (signal.SIGSTOP, 1)])
+def test_a_lost_process_is_named(kind: signal.Signals, lost: int, flags: list[str], tmp_path: Path) -> None:
+    """JAX by itself aborts all others when process 0 is killed, and waits 100 seconds for any other."""
+    both = start(tmp_path, flags, "--out=run", "--steps=100000")
+    until(lambda: len(losses(tmp_path / "run")) > 6, "step 6")
+    both[lost].send_signal(kind)
+    begun = time.monotonic()
+    said = both[1 - lost].communicate(timeout=PATIENCE)[0]
+    both[lost].kill()
+    both[lost].communicate()
+    assert both[1 - lost].returncode == 69, said
+    assert f"rank {lost} is lost" in said
+    assert time.monotonic() - begun < 30
+    assert find_steps(tmp_path / "run"), "the last checkpoint is gone"
