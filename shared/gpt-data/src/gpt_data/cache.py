@@ -14,6 +14,7 @@ from gpt_data.dataset import Dataset, mixed
 from gpt_data.errors import InputError
 from gpt_data.manifest import MANIFEST_NAME, TOKENIZER_NAME
 from gpt_data.mixture import PREFIX, parse_mixture, quotas_of
+from gpt_data.parts import part_folders
 from gpt_data.prepare import prepare
 from gpt_data.progress import Progress
 from gpt_data.published import GPT2_VOCABULARY, Vocabulary
@@ -141,7 +142,7 @@ def open_shards(folder: Path, tokenizer: str | None, tokenizer_files: Path | Non
     Raises:
         InputError: If shards or tokenizer are missing, damaged or do not fit each other.
     """
-    if not (folder / MANIFEST_NAME).exists():
+    if not (folder / MANIFEST_NAME).exists() and not part_folders(folder):
         return Dataset.open(folder, _vocabulary(folder, tokenizer or "gpt2", tokenizer_files))
     dataset = Dataset.open(folder)
     if tokenizer is None:
@@ -152,7 +153,7 @@ def open_shards(folder: Path, tokenizer: str | None, tokenizer_files: Path | Non
     if not same and asked.get("sha256") != dataset.manifest.tokenizer.sha256:
         raise InputError(
             f"{folder} was made with another tokenizer than {tokenizer}: leave --tokenizer out, "
-            f"or give {folder / TOKENIZER_NAME}"
+            f"or give {dataset.folder / TOKENIZER_NAME}"
         )
     return dataset
 

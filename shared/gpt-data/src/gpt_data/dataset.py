@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from gpt_data.errors import InputError
 from gpt_data.journal import JOURNAL_NAME
 from gpt_data.manifest import MANIFEST_NAME, SPLITS, TOKENIZER_NAME, Manifest, load_manifest
 from gpt_data.mixture import BLOCK, Mixture, mix
+from gpt_data.parts import in_order, part_folders
 from gpt_data.published import GPT2_VOCABULARY, Vocabulary, open_nanogpt, open_published
 from gpt_data.shards import Shard, token_dtype
 from gpt_data.store.reading import read_bytes
@@ -28,7 +30,7 @@ class Dataset:
     """Token shards that are open for reading.
 
     Attributes:
-        folder: Where they are.
+        folder: Where they are; of parts, the first one's.
         train: Stream of the training split.
         val: Stream of the held-out split; it may be empty.
         manifest: The folder's manifest; None for published shards, which have none.
@@ -70,7 +72,7 @@ class Dataset:
 
     @staticmethod
     def open(folder: Path | str, vocabulary: Vocabulary = GPT2_VOCABULARY) -> Dataset:
-        """Open a prepared folder, or one of published shards without a manifest.
+        """Open a prepared folder, one that holds the folders of all parts, or published shards.
 
         Sizes and headers are checked every time; the sha256 of each file once for as long as its
         inode, size and time stay the same.
@@ -84,7 +86,10 @@ class Dataset:
         """
         folder = Path(folder)
         if (folder / MANIFEST_NAME).exists():
-            return _open_prepared(folder)
+            return _open_prepared({folder: load_manifest(folder)})
+        if parts := part_folders(folder):
+            manifests = {part: load_manifest(part) for part in parts}
+            return _open_prepared({part: manifests[part] for part in in_order(folder, manifests)})
         if (folder / JOURNAL_NAME).exists():
             raise InputError(f"{folder} is not finished: run the same gpt-data-prepare command again")
         return Dataset(folder, *open_published(folder, vocabulary))
@@ -147,23 +152,30 @@ def _same_vocabulary(one: Vocabulary, other: Vocabulary) -> bool:
     return one == other if known else one[:2] == other[:2]
 
 
-def _open_prepared(folder: Path) -> Dataset:
-    manifest = load_manifest(folder)
-    verify(folder, manifest)
+def _open_prepared(folders: Mapping[Path, Manifest]) -> Dataset:
+    """Open a folder, or those of all parts one after another as if they were one."""
+    for folder, manifest in folders.items():
+        verify(folder, manifest)
+    first, model = next(iter(folders.items()))
+    splits = {
+        split: tuple(shard for manifest in folders.values() for shard in manifest.splits[split])
+        for split in SPLITS
+    }
+    whole = replace(model, splits=splits)
     vocabulary = Vocabulary(
-        manifest.vocab_size,
-        manifest.end_of_text,
-        read_bytes(folder / TOKENIZER_NAME, MAX_TOKENIZER_BYTES, follow_link=True),
+        model.vocab_size,
+        model.end_of_text,
+        read_bytes(first / TOKENIZER_NAME, MAX_TOKENIZER_BYTES, follow_link=True),
     )
-    train, val = (_open_split(folder, manifest, split) for split in SPLITS)
-    return Dataset(folder, (train, val), vocabulary, manifest.fingerprint, manifest)
+    train, val = (_open_split(folders, whole, split) for split in SPLITS)
+    return Dataset(first, (train, val), vocabulary, whole.fingerprint, whole)
 
 
-def _open_split(folder: Path, manifest: Manifest, split: str) -> TokenStream:
-    records = manifest.splits[split]
-    shards = [Shard(folder / record.data.name) for record in records]
-    for shard, record in zip(shards, records, strict=True):
-        want = token_dtype(manifest.vocab_size)
+def _open_split(folders: Mapping[Path, Manifest], whole: Manifest, split: str) -> TokenStream:
+    places = [(folder, shard) for folder, part in folders.items() for shard in part.splits[split]]
+    shards = [Shard(folder / record.data.name) for folder, record in places]
+    for shard, (_, record) in zip(shards, places, strict=True):
+        want = token_dtype(whole.vocab_size)
         if (shard.tokens, shard.dtype) != (record.tokens, want):
             raise InputError(
                 f"{shard.path} holds {shard.tokens} tokens of {shard.dtype}; "
@@ -172,7 +184,7 @@ def _open_split(folder: Path, manifest: Manifest, split: str) -> TokenStream:
     return TokenStream(
         split,
         shards,
-        vocab_size=manifest.vocab_size,
-        end_of_text=manifest.end_of_text,
-        documents=[folder / record.offsets.name for record in records],
+        vocab_size=whole.vocab_size,
+        end_of_text=whole.end_of_text,
+        documents=[folder / record.offsets.name for folder, record in places],
     )

@@ -15,6 +15,7 @@ from gpt_data.errors import InputError
 from gpt_data.journal import JOURNAL_NAME, Journal, load_journal
 from gpt_data.manifest import MANIFEST_NAME, SPLITS, TOKENIZER_NAME, load_manifest
 from gpt_data.mixture import PREFIX
+from gpt_data.parts import parse_part
 from gpt_data.pipeline import Preparation
 from gpt_data.progress import OnProgress, Progress
 from gpt_data.settings import MAX_DOCUMENT_BYTES, SHARD_TOKENS, Settings
@@ -35,6 +36,7 @@ def prepare(
     shard_tokens: int = SHARD_TOKENS,
     max_document_bytes: int = MAX_DOCUMENT_BYTES,
     only: str | None = None,
+    part: str | None = None,
     on_progress: OnProgress | None = None,
     should_stop: Callable[[], bool] | None = None,
     wait_for_lock: bool = False,
@@ -53,6 +55,7 @@ def prepare(
         shard_tokens: Tokens of a full shard.
         max_document_bytes: Largest document.
         only: The split that is wanted, ``train`` or ``val``; both if None.
+        part: The part of the source that is wanted, as in ``"3/16"``; all of it if None.
         on_progress: Told after every chunk; what it raises ends the preparation, which can be gone on
             with.
         should_stop: Asked after every chunk; True ends the preparation likewise.
@@ -69,7 +72,13 @@ def prepare(
         raise InputError(f"{source}: prepare each source by itself; a trainer mixes them")
     folder = Path(out)
     tell = on_progress if on_progress is not None else _tell_nobody
-    settings = Settings(max_tokens, shard_tokens, max_document_bytes, only)
+    if part is not None and tokenizer.startswith("bpe-scratch:"):
+        raise InputError(
+            f"--part needs a tokenizer that all parts share, and {tokenizer} is trained on what is prepared: "
+            "give gpt2, bytes or a tokenizer.json (bpe-scratch train makes one)"
+        )
+    wanted = None if part is None else parse_part(part)
+    settings = Settings(max_tokens, shard_tokens, max_document_bytes, only, wanted)
     task = _Task(folder, source, tokenizer, tokenizer_files, settings, tell, should_stop)
     if not (folder / MANIFEST_NAME).exists():
         probe_folder(folder)
@@ -98,6 +107,7 @@ class _Task:
         return open_source(
             self.source,
             self.settings.max_document_bytes,
+            part=self.settings.part,
             pin=None if journal is None else journal.pin,
             on_notice=self.notice,
             should_stop=self.should_stop,
@@ -148,12 +158,12 @@ class _Task:
 
 
 def _check_plan(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    names = [name for name in wanted if found.get(name) != wanted[name]]
+    names = [name for name in (*wanted, "only", "part") if found.get(name) != wanted.get(name)]
     if names:
         name = names[0]
         raise InputError(
-            f"{path} was begun with another {name}: {_short(found.get(name))}, now {_short(wanted[name])}; "
-            "give the same settings or another folder"
+            f"{path} was begun with another {name}: {_short(found.get(name))}, "
+            f"now {_short(wanted.get(name))}; give the same settings or another folder"
         )
 
 

@@ -31,6 +31,7 @@ class PrepareOptions:
         max_tokens: End each split with the document that brings it to this many tokens.
         shard_tokens: Tokens of a full shard.
         max_document_bytes: Largest document; a longer one is an error.
+        part: Prepare this part alone, as in 3/16; a folder that holds all parts' folders is read as one.
         plain: Plain lines even on a terminal.
     """
 
@@ -41,6 +42,7 @@ class PrepareOptions:
     max_tokens: int | None = None
     shard_tokens: int = SHARD_TOKENS
     max_document_bytes: int = MAX_DOCUMENT_BYTES
+    part: str | None = None
     plain: bool = False
 
 
@@ -64,6 +66,7 @@ def prepare_command(name: str, argv: Sequence[str]) -> int:
             max_tokens=options.max_tokens,
             shard_tokens=options.shard_tokens,
             max_document_bytes=options.max_document_bytes,
+            part=options.part,
             on_progress=show,
             should_stop=stop,
         )
@@ -75,9 +78,12 @@ def summary(dataset: Dataset) -> str:
     """What was prepared, and what to type next."""
     plan = dataset.manifest.plan if dataset.manifest is not None else {}
     how = f" ({plan['held_out']})" if plan.get("held_out") else ""
+    # a part is of use with the others beside it
+    shards = dataset.folder.parent if "part" in plan else dataset.folder
+    together = f", once all parts of {plan['part']} lie there" if "part" in plan else ""
     vocabulary = size_said(plan.get("tokenizer"), dataset.vocab_size)
     return (
         f"{dataset.folder}: {dataset.train.tokens:,} tokens to train on, "
         f"{dataset.val.tokens:,} held out{how}, vocabulary {vocabulary}; "
-        f"train with --data shards:{dataset.folder}"
+        f"train with --data shards:{shards}{together}"
     )

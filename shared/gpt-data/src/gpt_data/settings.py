@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gpt_data.errors import InputError
+from gpt_data.parts import Part
 from gpt_data.shards import MAX_SHARD_TOKENS
 
 SHARD_TOKENS = 100_000_000
@@ -20,6 +21,7 @@ class Settings:
         shard_tokens: Tokens of a full shard.
         max_document_bytes: Largest document.
         only: The split that is wanted; both if None. The other is read and not encoded.
+        part: The part of the source that is wanted; all of it if None.
 
     Raises:
         InputError: If a value is out of range.
@@ -29,6 +31,7 @@ class Settings:
     shard_tokens: int = SHARD_TOKENS
     max_document_bytes: int = MAX_DOCUMENT_BYTES
     only: str | None = None
+    part: Part | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None and self.max_tokens < 1:
@@ -41,8 +44,9 @@ class Settings:
             raise InputError("max_tokens counts training tokens, which only=... does not encode")
 
     def as_plan(self) -> dict[str, int | str | None]:
-        """The settings as JSON; folders of both splits say nothing of ``only``."""
+        """The settings as JSON; ``only`` and ``part`` stand there if they are given."""
         alone = {} if self.only is None else {"only": self.only}
+        alone |= {} if self.part is None else {"part": str(self.part)}
         return alone | {
             "max_tokens": self.max_tokens,
             "shard_tokens": self.shard_tokens,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from gpt_data.errors import InputError
+from gpt_data.parts import Part
 from gpt_data.sources.base import Document, Source
 from gpt_data.sources.hub import HELD_OUT_EVERY as HUB_CYCLE
 from gpt_data.sources.hub import NAMED, HubDataset, HubName, parse_hub_name
@@ -22,6 +23,7 @@ def open_source(
     spec: str,
     max_document_bytes: int,
     *,
+    part: Part | None = None,
     pin: Mapping[str, str] | None = None,
     on_notice: Callable[[str], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
@@ -29,6 +31,7 @@ def open_source(
     """The source that ``spec`` names.
 
     Args:
+        part: The part that is read; all of it if None.
         should_stop: Asked while waiting for a retry; True gives up.
 
     Raises:
@@ -36,19 +39,21 @@ def open_source(
     """
     kind, _, rest = spec.partition(":")
     if spec == "stdlib":
-        return StandardLibrary(max_document_bytes)
+        return StandardLibrary(max_document_bytes, part=part)
     if kind == "text" and rest:
-        return TextFiles(Path(rest), max_document_bytes)
+        return TextFiles(Path(rest), max_document_bytes, part=part)
     if spec in NAMED or (kind == "hf" and rest):
         name = NAMED[spec] if spec in NAMED else parse_hub_name(rest)
         if Path(name.dataset).is_dir():
-            return _local(name, max_document_bytes)
-        return HubDataset(name, max_document_bytes, pin=pin, on_notice=on_notice, should_stop=should_stop)
+            return _local(name, max_document_bytes, part)
+        return HubDataset(
+            name, max_document_bytes, part=part, pin=pin, on_notice=on_notice, should_stop=should_stop
+        )
     raise InputError(f"unknown source {spec!r}; choose one of {', '.join(KINDS)}")
 
 
-def _local(name: HubName, max_document_bytes: int) -> Source:
+def _local(name: HubName, max_document_bytes: int, part: Part | None) -> Source:
     """A folder of the kind that the hub holds: no stream that would get better by waiting."""
     if name.config is not None:
         raise InputError(f"source hf:{name.dataset}: a folder has no configuration {name.config!r}")
-    return TextFiles(Path(name.dataset), max_document_bytes, name.split, every=HUB_CYCLE)
+    return TextFiles(Path(name.dataset), max_document_bytes, name.split, every=HUB_CYCLE, part=part)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from gpt_data.errors import CommandError, InputError, StoppedError
 from gpt_data.hub import ANSWER_SECONDS, HubBusyError, ask, client, first_line
+from gpt_data.parts import Part
 from gpt_data.sources.base import Document, HoldOut, check_document
 from gpt_data.store.json_lines import text_field
 
@@ -65,6 +66,7 @@ class HubDataset:
 
     Args:
         max_document_bytes: Largest document; a longer one is an error.
+        part: The part of the records that is read, as the library itself parts them.
         should_stop: Asked while waiting for a retry; True gives up.
         retry: When to give up; after ten minutes without progress if None.
     """
@@ -74,6 +76,7 @@ class HubDataset:
         name: HubName,
         max_document_bytes: int,
         *,
+        part: Part | None = None,
         pin: Mapping[str, str] | None = None,
         on_notice: Callable[[str], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
@@ -83,6 +86,7 @@ class HubDataset:
     ) -> None:
         self.name = name
         self.limit = max_document_bytes
+        self.part = part
         self.total_bytes: int | None = None
         self.notes: tuple[str, ...] = ()
         self.hold_out = HoldOut(self._texts, HELD_OUT_EVERY)
@@ -160,6 +164,11 @@ class HubDataset:
         except (ValueError, FileNotFoundError) as error:
             # what does not exist, or carries code, will not get better by waiting
             raise InputError(f"source hf:{self.name.dataset}: {first_line(error)}") from error
+        if self.part is not None:
+            # by files, where the parts divide them, or else by records: then skipping goes before sharing out
+            start *= 1 if stream.num_shards % self.part.count == 0 else self.part.count
+            share = import_module("datasets.distributed").split_dataset_by_node
+            stream = share(stream, rank=self.part.index - 1, world_size=self.part.count)
         return iter(stream.skip(start) if start else stream)
 
     def _revision(self) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt_data.errors import InputError
+from gpt_data.parts import Part
 from gpt_data.sources.base import Document
 
 HELD_OUT_EVERY = 50
@@ -32,18 +33,20 @@ class StandardLibrary:
 
     Args:
         root: The library's folder; the running Python's if None.
+        part: The part of the files that is read.
 
     Raises:
         InputError: If there are no files.
     """
 
-    def __init__(self, max_document_bytes: int, root: Path | None = None) -> None:
+    def __init__(self, max_document_bytes: int, root: Path | None = None, part: Part | None = None) -> None:
         self.root = root if root is not None else Path(sysconfig.get_paths()["stdlib"])
         sizes = {name: (self.root / name).stat().st_size for name in _walk(self.root)}
         self.sizes = {name: sizes[name] for name in sorted(sizes) if sizes[name] <= max_document_bytes}
         if not self.sizes:
             raise InputError(f"source stdlib: no *.py files under {self.root}")
-        self.total_bytes: int | None = sum(self.sizes.values())
+        self.names = list(self.sizes) if part is None else part.of([*self.sizes])
+        self.total_bytes: int | None = sum(self.sizes[name] for name in self.names)
         self.notes: tuple[str, ...] = ()
 
     def identity(self) -> dict[str, Any]:
@@ -57,7 +60,7 @@ class StandardLibrary:
 
     def documents(self, start: int = 0) -> Iterator[Document]:
         """The files from number ``start`` on; one that is not UTF-8 comes as an empty text."""
-        for name in list(self.sizes)[start:]:
+        for name in self.names[start:]:
             yield Document(split_of(name), self._read(name))
 
     def sample(self) -> Iterator[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt_data.errors import InputError
+from gpt_data.parts import Part
 from gpt_data.sources.base import TOO_LONG_ADVICE, Document, HoldOut, check_document, too_long
 from gpt_data.sources.folder import PARQUET, TEXT_KINDS, find_files, is_compressed, kind_of, split_of
 from gpt_data.sources.parquet import read_texts
@@ -31,13 +32,19 @@ class TextFiles:
     Args:
         max_document_bytes: Largest document; a longer one is an error.
         split: Train on the files of this split alone, by their names; on all but the held-out ones if None.
+        part: The part of the files that is read, of those held out too.
 
     Raises:
         InputError: If there is nothing to read.
     """
 
     def __init__(
-        self, path: Path, max_document_bytes: int, split: str | None = None, every: int = HELD_OUT_EVERY
+        self,
+        path: Path,
+        max_document_bytes: int,
+        split: str | None = None,
+        every: int = HELD_OUT_EVERY,
+        part: Part | None = None,
     ) -> None:
         self.root = path
         self.limit = max_document_bytes
@@ -52,16 +59,22 @@ class TextFiles:
             raise InputError(f"{path} holds only files of other splits than {split or 'train'}")
         self.hold_out = HoldOut(lambda start: self._texts(self.train, start), every)
         self.files = [*self.val, *self.train]
-        sizes = [file.stat().st_size for file in self.files]
-        packed = any(is_compressed(file) for file in self.files)
+        self.held_out = "files named validation" if self.val else self.hold_out.rule
+        self.named = bool(self.val)
+        if part is not None:
+            if len(self.train) < part.count:
+                raise InputError(f"{path} has {len(self.train)} files to train on, too few for part {part}")
+            self.val, self.train = part.of(self.val), part.of(self.train)
+        read = [*self.val, *self.train]
+        sizes = [file.stat().st_size for file in read]
+        packed = any(is_compressed(file) for file in read)
         self.total_bytes: int | None = None if packed else sum(sizes)
 
     def identity(self) -> dict[str, Any]:
         """The files' names, sizes and times, and what of them is held out."""
         stats = {str(file): file.stat() for file in sorted(self.files)}
         files = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()]
-        held_out = "files named validation" if self.val else self.hold_out.rule
-        return {"source": f"text:{self.root.resolve()}", "files": files, "held_out": held_out}
+        return {"source": f"text:{self.root.resolve()}", "files": files, "held_out": self.held_out}
 
     def pin(self) -> dict[str, str]:
         """Nothing: the files are at hand."""
@@ -69,7 +82,7 @@ class TextFiles:
 
     def documents(self, start: int = 0) -> Iterator[Document]:
         """The documents from number ``start`` on; held-out files come first."""
-        if not self.val:
+        if not self.named:
             return self.hold_out.documents(start)
         held = (Document("val", text) for text in self._texts(self.val))
         rest = (Document("train", text) for text in self._texts(self.train))
