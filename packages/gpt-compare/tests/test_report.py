@@ -165,6 +165,16 @@ def test_a_report_of_the_first_format_is_read(folder: Path, tmp_path: Path) -> N
     assert old.rows[0].figures == ROWS[0].figures
 
 
+def test_one_that_failed_is_run_again_and_takes_its_place(folder: Path) -> None:
+    again = finished(BROKEN.label, LOSSES * 1.02, [1.0] * 40)
+    whole = read_report(folder).taking_in(comparison([again, finished("plain", LOSSES, [1.0] * 40)]))
+    assert [row.label for row in whole.rows] == [*(row.label for row in ROWS), "plain"]
+    assert whole.rows[1].figures == again.figures
+    assert [row.gap for row in whole.rows] == pytest.approx([None, 0.02, 0.01, 0.0])
+    with pytest.raises(InputError, match="they are not one comparison"):
+        whole.taking_in(replace(whole, settings={**whole.settings, "lr": 0.5}))
+
+
 @pytest.mark.parametrize("text", [None, "", "[]", "{}", '{"preset": 1', "[" * 100_000])
 def test_what_is_no_report_is_one_error(tmp_path: Path, text: str | None) -> None:
     if text is not None:

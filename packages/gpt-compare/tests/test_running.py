@@ -202,7 +202,7 @@ def test_turns_go_forth_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert commands.run(["diff", *[str(tmp_path / "out")] * 2]) == 0
 
 
-@pytest.mark.parametrize("words", [["report"], ["diff", "a"], ["report", "a", "b"]])
+@pytest.mark.parametrize("words", [["report"], ["diff", "a"], ["diff", "a", "b", "c"]])
 def test_report_and_diff_take_folders(words: list[str]) -> None:
     with pytest.raises(InputError, match=f"gpt-compare {words[0]} takes"):
         commands.run(words)

@@ -111,11 +111,13 @@ def _publish(folder: Path, comparison: Comparison, console: Console) -> None:
 
 
 def _show_again(words: list[str]) -> int:
-    """``gpt-compare report DIR``."""
-    if len(words) != 1:
-        raise InputError("gpt-compare report takes one folder that gpt-compare made")
-    folder = Path(words[0])
-    _publish(folder, read_report(folder), Console())
+    """``gpt-compare report DIR``; rows of further folders take the place of those of their name."""
+    if not words:
+        raise InputError("gpt-compare report takes folders that gpt-compare made")
+    first, *others = (read_report(Path(word)) for word in words)
+    for other in others:
+        first = first.taking_in(other)
+    _publish(Path(words[0]), first, Console())
     return 0
 
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gpt_trainer.errors import InputError
 from gpt_trainer.run.record import PACKAGES
 
-from gpt_compare.figures import SPREAD, WINDOW, Row, row_from_json
+from gpt_compare.figures import SPREAD, WINDOW, Row, row_from_json, with_gaps
 from gpt_compare.reference import Reference, reference_from_json
 
 FORMAT = 3
+UNKNOWN = "unknown device"
 JSON_NAME = "report.json"
 LARGEST_REPORT = 256 << 20
 FAIR_SPREAD = 1.3
@@ -52,7 +53,7 @@ class Comparison:
     def device(self) -> str:
         """As its vendor names it; unknown if nothing ran."""
         names = [row.made_by["device"] for row in self.rows if row.made_by]
-        return names[0] if names else "unknown device"
+        return names[0] if names else UNKNOWN
 
     @property
     def versions(self) -> Mapping[str, str]:
@@ -96,6 +97,25 @@ class Comparison:
             if row.throttled:
                 found.append(f"{row.label}: the device was throttled, for heat or for want of power")
         return found
+
+    def taking_in(self, other: Comparison) -> Comparison:
+        """This one with the other's rows, each in place of the one of its name, or behind them all.
+
+        Raises:
+            InputError: If the two had other things in common.
+        """
+        if self.settings != other.settings or self.device not in (other.device, UNKNOWN):
+            raise InputError(
+                f"{other.title} had other settings than {self.title}: they are not one comparison"
+            )
+        rows = {row.label: row for row in (*self.rows, *other.rows)}
+        kept = [replace(row, gap=None) for row in rows.values()]
+        return replace(
+            self,
+            rows=kept if self.budgeted else with_gaps(kept),
+            command=f"{self.command}\n{other.command}",
+            disturbances=tuple(dict.fromkeys([*self.disturbances, *other.disturbances])),
+        )
 
     def as_json(self) -> dict[str, Any]:
         """Every number."""

@@ -34,6 +34,7 @@ th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--back);
   white-space: normal; min-width: 9rem }
 th:last-child, td:last-child { text-align: left } td.error { text-align: left; white-space: normal }
+td.error div { max-width: min(56rem, 60vw) }
 .plots { display: grid; gap: 1.5rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)) }
 figure { margin: 0 } svg { width: 100%; height: auto; color: var(--fore) } svg text { fill: currentColor }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; margin: 0 } dd { margin: 0 }
@@ -92,7 +93,8 @@ def _table(table: Sequence[Sequence[str]]) -> str:
 def _line(line: Sequence[str]) -> str:
     """Cells; one that did not finish has its reason across them."""
     if not any(line[2:]):
-        return f'<td>{escape(line[0])}</td><td class="error" colspan="{len(line) - 1}">{escape(line[1])}</td>'
+        why = f"<div>{escape(line[1])}</div>"
+        return f'<td>{escape(line[0])}</td><td class="error" colspan="{len(line) - 1}">{why}</td>'
     return "".join(f"<td>{escape(cell)}</td>" for cell in line)
 
 

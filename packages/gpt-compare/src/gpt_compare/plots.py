@@ -197,8 +197,8 @@ def _add_reference(axes: Axes, reference: Reference, entries: list[Entry]) -> No
     steps = np.array(reference.tokens) / (entries[0].figures.tokens_per_step or 1.0)
     seen = steps <= max(entry.figures.steps for entry in entries)
     if seen.any():
-        losses = np.array(reference.losses)[seen]
-        axes.plot(steps[seen], losses, color="#7F7F7F", linewidth=1.2, linestyle=":", label=reference.name)
+        losses, name = np.array(reference.losses)[seen], textwrap.fill(reference.name, 44)
+        axes.plot(steps[seen], losses, color="#7F7F7F", linewidth=1.2, linestyle=":", label=name)
 
 
 def _by_time(figure: Figure, entries: list[Entry]) -> None:
