@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from gpt_data.errors import InputError
-from gpt_data.sources import Document, open_source
+from gpt_data.sources import Document, base, open_source
 from gpt_data.sources.base import HoldOut
 from gpt_data.sources.standard_library import StandardLibrary, split_of
 from gpt_data.sources.text_files import TextFiles
@@ -96,6 +96,18 @@ def test_holding_out_loses_nothing_and_starts_anywhere(documents: list[str], sta
         assert [i for i, document in enumerate(everything) if document.split == "val"] == [
             *range(1, len(documents), 50)
         ]
+
+
+# once each was read twice: to see how few they are, and again
+@pytest.mark.parametrize(("longest", "reads"), [(base.KEPT_CHARACTERS, 1), (30, 2)], ids=["short", "long"])
+def test_few_documents_are_read_once(monkeypatch: pytest.MonkeyPatch, longest: int, reads: int) -> None:
+    monkeypatch.setattr(base, "KEPT_CHARACTERS", longest)
+    texts, opened = ["a line of text\n" * 9] * 5, list[int]()
+    held = HoldOut(lambda start: iter(opened.append(start) or texts[start:]), 50)  # type: ignore[func-returns-value]
+    documents = list(held.documents())
+    assert len(opened) == reads
+    assert "".join(document.text for document in documents) == "".join(texts)
+    assert list(held.documents(3)) == documents[3:]
 
 
 @pytest.mark.parametrize("sizes", [(100, 300), (200, 200, 200), (10, 1000, 10), (400,)], ids=str)

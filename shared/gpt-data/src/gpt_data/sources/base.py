@@ -11,6 +11,8 @@ from gpt_data.errors import InputError
 
 TAIL_FRACTION = 0.05
 """Share of the text of few documents that is held out."""
+KEPT_CHARACTERS = 2**25
+"""Few documents that are no longer than this are read once, and kept."""
 TOO_LONG_ADVICE = "; split it, or raise --max-document-bytes"
 
 
@@ -71,13 +73,17 @@ class HoldOut:
         # a number past the cycle is known from a process that has read so far
         if start > self.every or self._few is None:
             return self._by_number(start)
-        return islice(cut_tail(self.open_at(0), self._few), start, None)
+        total, texts = self._few
+        return islice(cut_tail(texts or self.open_at(0), total), start, None)
 
     @cached_property
-    def _few(self) -> int | None:
-        """Characters of all documents, if they are fewer than a cycle."""
-        sizes = [len(text) for text in islice(self.open_at(0), self.every)]
-        return sum(sizes) if len(sizes) < self.every else None
+    def _few(self) -> tuple[int, list[str]] | None:
+        """Characters of all documents, if they are fewer than a cycle, and these, if not too long to keep."""
+        kept, total, number = list[str](), 0, 0
+        for number, text in enumerate(islice(self.open_at(0), self.every), 1):  # noqa: B007 - counted
+            total += len(text)
+            kept = [*kept, text] if total <= KEPT_CHARACTERS else []
+        return (total, kept) if number < self.every else None
 
     def _by_number(self, start: int) -> Iterator[Document]:
         for number, text in enumerate(self.open_at(start), start):
