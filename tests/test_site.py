@@ -22,7 +22,7 @@ def _load(name: str) -> ModuleType:
     return module
 
 
-cells, kept = _load("cells"), _load("kept")
+cells, kept, wire = _load("cells"), _load("kept"), _load("wire")
 
 
 @pytest.mark.parametrize(("package", "reference"), list(cells.references()), ids=":".join)
@@ -62,3 +62,18 @@ def test_what_a_block_keeps_is_what_the_packages_say() -> None:
     }
     assert all(strip.widths + sum(widths for _, widths in strip.again) >= 16 for strip in strips.values())
     assert kept.drawn(strips).count("<rect") == sum(len(s.kept) + len(s.again) for s in strips.values())
+
+
+def test_what_goes_over_the_wire_is_the_ring_s_share() -> None:
+    config = wire.MODEL_PRESETS["gpt2-124m"]
+    count = 124_439_808
+    assert sum(wire.sizes(config)) == count
+    # a sum on all of two GPUs: each sends half of the gradient twice
+    assert wire.traffic(config, "none", 2).bytes == 4 * count
+    ends, blocks = wire.sizes(config)
+    assert wire.traffic(config, "all", 8).bytes == 7 / 8 * (8 * ends + (2 + 2 + 4) * blocks)
+    eight, many = wire.plan("gpt2-124m", "none", 8), wire.plan("gpt2-124m", "none", 512, step=2.0)
+    assert eight.wire == pytest.approx(2 * 7 / 8 * 4 * count / 450e9 * 1e3)
+    assert eight.state == pytest.approx(16 * count / 1e9)
+    assert (eight.first, many.first) == ("the GPU itself", "the wire")
+    assert wire.table(wire.weak()).count("<tr>") == 1 + 2 * 4 * 3

@@ -18,6 +18,7 @@ from sphinx.util.docutils import SphinxDirective
 sys.path.insert(0, str(Path(__file__).parent))
 from cells import DIALECTS, Call, call_tree, cut, step_table
 from kept import drawn, strips
+from wire import PERFORMANCE, strong, table, weak
 
 project = "Pretty JAX, Mighty Triton"
 html_title = project
@@ -102,6 +103,18 @@ class Kept(SphinxDirective):
         return [nodes.raw("", drawn(strips()), format="html")]
 
 
+class Wire(SphinxDirective):
+    """What GPUs send each other, on paper; the argument says of which plans."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """One table."""
+        self.env.note_dependency(str(PERFORMANCE))
+        plans = {"weak": weak, "strong": strong}[self.arguments[0]]
+        return [nodes.raw("", table(plans()), format="html")]
+
+
 def tabs(name: str, columns: dict[str, str]) -> str:
     """Columns on a wide page, tabs on a narrow one, without a line of script.
 
@@ -161,4 +174,5 @@ def setup(app: Sphinx) -> None:
     app.add_directive("training-step", TrainingStep)
     app.add_directive("calls", Calls)
     app.add_directive("kept", Kept)
+    app.add_directive("wire", Wire)
     app.add_html_math_renderer("mathml", (_inline, None), (_block, None))
