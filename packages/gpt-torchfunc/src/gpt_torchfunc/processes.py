@@ -6,16 +6,20 @@ between CPUs; small values through a store, see ``gpt_trainer.ranks``.
 
 from __future__ import annotations
 
+import atexit
 import os
 import socket
+import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt_trainer.errors import InputError, PeerLostError
+from gpt_trainer.errors import STOPPED, InputError, PeerLostError
 from gpt_trainer.ranks.peers import Alone, Peers
 from gpt_trainer.ranks.place import Meeting, find_meeting
 from gpt_trainer.ranks.watch import PATIENCE_SECONDS
@@ -25,7 +29,7 @@ if TYPE_CHECKING:
 
 _FOREVER = timedelta(days=30)
 """Collectives wait: the watch over the processes knows better than a clock when to end."""
-_SAVE_SECONDS = "600"
+_SAVE_SECONDS = "120"
 """What torchrun gives processes that were asked to stop."""
 
 
@@ -56,7 +60,23 @@ def join(devices: int) -> Peers:
     place = meeting.place
     tensors = dist.PrefixStore("tensors", store)
     dist.init_process_group(engines, store=tensors, rank=place.rank, world_size=place.world, timeout=_FOREVER)
-    return Peers(place, partial(TorchStore, meeting, server))
+    peers = Peers(place, partial(TorchStore, meeting, server))
+    atexit.register(_leave, peers)
+    return peers
+
+
+def _leave(peers: Peers) -> None:
+    """Take leave of the others; where a process has failed, a farewell could wait for ever."""
+    import torch.distributed as dist
+
+    failed = peers.failed
+    if failed is None or isinstance(failed, SystemExit):
+        dist.destroy_process_group()
+        return
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(130 if isinstance(failed, KeyboardInterrupt) else getattr(failed, "exit_status", 1))
 
 
 def _stay_inside(meeting: Meeting) -> None:
@@ -159,10 +179,14 @@ def launch(module: str, devices: int, words: Sequence[str]) -> int:
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", _SAVE_SECONDS)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
+    import torch
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    there = torch.cuda.device_count()
+    if there and devices > there and not _on_cpu(words):
+        raise InputError(f"--devices {devices}: this host has {there} GPUs")
     with tempfile.TemporaryDirectory() as folder:
         flags = ["--rdzv-backend=c10d", f"--rdzv-endpoint={Path(folder) / 'rendezvous'}"]
         flags += ["--rdzv-conf=store_type=file", "--local-addr=127.0.0.1", f"--nproc-per-node={devices}"]
@@ -172,8 +196,13 @@ def launch(module: str, devices: int, words: Sequence[str]) -> int:
             _, failure = error.get_first_failure()
             return failure.exitcode if failure.exitcode > 0 else PeerLostError.exit_status
         except SignalException:
-            return 75
+            return STOPPED
     return 0
+
+
+def _on_cpu(words: Sequence[str]) -> bool:
+    """Whether the arguments keep to the CPU."""
+    return "--device=cpu" in words or ("--device", "cpu") in pairwise(words)
 
 
 def without_devices(words: Sequence[str]) -> list[str]:

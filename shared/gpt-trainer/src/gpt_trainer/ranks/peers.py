@@ -32,7 +32,10 @@ class Peers:
 
     Attributes:
         place: Where this one stands.
+        failed: What this one ended with, if not well.
     """
+
+    failed: BaseException | None = None
 
     def __init__(self, place: Place, open_store: Callable[[], Store]) -> None:
         self.place = place
@@ -45,6 +48,7 @@ class Peers:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        self.failed = error
         try:
             if error is None:
                 self.gather(None, "the end")
