@@ -54,10 +54,11 @@ def choose_kernels(kernels: Kernels, device: torch.device) -> Kernels:
 
 def choose_ops(kernels: Kernels) -> Ops:
     """The set of ops; Triton is imported only if it is meant."""
+    # not "from gpt_triton import": its __getattr__ would hide the modules from mypy
     if kernels == "reference":
-        from gpt_triton import reference
+        import gpt_triton.reference
 
-        return reference
-    from gpt_triton import kernels as triton_kernels
+        return gpt_triton.reference
+    import gpt_triton.kernels
 
-    return triton_kernels
+    return gpt_triton.kernels
