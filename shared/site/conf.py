@@ -43,8 +43,8 @@ STEPS = {
                                    "dropout.py", "optimizer.py")),
     "torchfunc": ("gradients.py:add_gradients", ("gradients.py", "loss.py", "model.py", "attention.py",
                                                  "gathering.py", "dropout.py")),
-    "triton": ("step.py:accumulate", ("step.py", "loss.py", "model.py", *(f"reference/{name}.py" for name in (
-        "embedding", "layer_norm", "linear", "attention", "gelu", "dropout", "cross_entropy")))),
+    "triton": ("step.py:accumulate", ("step.py", "loss.py", "model.py", "dropout.py", "reference/layers.py",
+                                      "reference/attention.py", "reference/cross_entropy.py")),
 }  # fmt: skip
 """Where one step begins in each dialect, and the files through which its calls are followed."""
 

@@ -7,12 +7,12 @@ be compared: 3, 5 and 7 divide nothing, and 67 queries are one tile and a tail.
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from gpt_triton.dropout import Dropout
+from gpt_triton.ops import Ops
 from gpt_triton_plain import plain_attention, plain_scale
 from torch import Tensor
 
@@ -45,7 +45,7 @@ def _zeros(*like: Tensor) -> list[Tensor]:
     return [torch.zeros_like(x) for x in like]
 
 
-def gelu(ops: ModuleType) -> Case:
+def gelu(ops: Ops) -> Case:
     # values on both tails, at zero and between
     x = torch.cat([_normal(20), torch.tensor([-30.0, -5.0, 0.0, 5.0, 30.0], dtype=torch.float64)])
     return Case(
@@ -56,7 +56,7 @@ def gelu(ops: ModuleType) -> Case:
     )
 
 
-def layer_norm(ops: ModuleType) -> Case:
+def layer_norm(ops: Ops) -> Case:
     def backward(x: Tensor, gain: Tensor, bias: Tensor, d_y: Tensor) -> tuple[Tensor, ...]:
         d_gain, d_bias = _zeros(gain, bias)
         _, res = ops.layer_norm_fwd(x, gain, bias)
@@ -70,7 +70,7 @@ def layer_norm(ops: ModuleType) -> Case:
     )
 
 
-def norm_and_skip(ops: ModuleType) -> Case:
+def norm_and_skip(ops: Ops) -> Case:
     def backward(x: Tensor, d_y: Tensor) -> tuple[Tensor, ...]:
         gain, bias = torch.ones(7, dtype=x.dtype), torch.zeros(7, dtype=x.dtype)
         _, res = ops.layer_norm_fwd(x, gain, bias)
@@ -82,7 +82,7 @@ def norm_and_skip(ops: ModuleType) -> Case:
     return Case((_normal(3, 7),), lambda x: x + F.layer_norm(x, (7,), eps=1e-5), forward, backward)
 
 
-def linear(ops: ModuleType) -> Case:
+def linear(ops: Ops) -> Case:
     def backward(x: Tensor, w: Tensor, b: Tensor, d_y: Tensor) -> tuple[Tensor, ...]:
         d_w, d_b = _zeros(w, b)
         ops.linear_bwd_dwdb(x, d_y, d_w, d_b)
@@ -92,7 +92,7 @@ def linear(ops: ModuleType) -> Case:
     return Case(inputs, lambda x, w, b: x @ w + b, ops.linear_fwd, backward)
 
 
-def gelu_linear(ops: ModuleType) -> Case:
+def gelu_linear(ops: Ops) -> Case:
     # the slope at ``pre`` by way of a map that leaves it as it is
     def backward(pre: Tensor, w: Tensor, d_y: Tensor) -> tuple[Tensor, ...]:
         one, zero = torch.eye(pre.shape[1], dtype=pre.dtype), pre.new_zeros(pre.shape[1])
@@ -108,7 +108,7 @@ def gelu_linear(ops: ModuleType) -> Case:
     )
 
 
-def mlp(ops: ModuleType) -> Case:
+def mlp(ops: Ops) -> Case:
     def backward(x: Tensor, w: Tensor, b: Tensor, out: Tensor, d_y: Tensor) -> tuple[Tensor, ...]:
         hidden, slope = ops.linear_gelu_fwd(x, w, b)
         d_w, d_b = _zeros(w, b)
@@ -124,7 +124,7 @@ def mlp(ops: ModuleType) -> Case:
     )
 
 
-def linear_residual(ops: ModuleType) -> Case:
+def linear_residual(ops: Ops) -> Case:
     scale = plain_scale((3, 7), KEY, RATE)
 
     def backward(x: Tensor, w: Tensor, b: Tensor, r: Tensor, d_y: Tensor) -> tuple[Tensor, ...]:
@@ -141,7 +141,7 @@ def linear_residual(ops: ModuleType) -> Case:
     )
 
 
-def dropout(ops: ModuleType) -> Case:
+def dropout(ops: Ops) -> Case:
     scale = plain_scale((5, 7), KEY, RATE)
     return Case(
         (_normal(5, 7),),
@@ -152,7 +152,7 @@ def dropout(ops: ModuleType) -> Case:
 
 
 def attention_case(
-    ops: ModuleType, rows: int, context: int, heads: int, width: int, *, segments: bool, drop: bool
+    ops: Ops, rows: int, context: int, heads: int, width: int, *, segments: bool, drop: bool
 ) -> Case:
     starts = None
     if segments:  # documents of 3, the first of them cut short by one in the second row
@@ -174,23 +174,23 @@ def attention_case(
     )
 
 
-def attention(ops: ModuleType) -> Case:
+def attention(ops: Ops) -> Case:
     return attention_case(ops, 2, 5, 3, 3, segments=False, drop=False)
 
 
-def attention_segments(ops: ModuleType) -> Case:
+def attention_segments(ops: Ops) -> Case:
     return attention_case(ops, 2, 7, 1, 3, segments=True, drop=False)
 
 
-def attention_dropout(ops: ModuleType) -> Case:
+def attention_dropout(ops: Ops) -> Case:
     return attention_case(ops, 2, 5, 3, 3, segments=True, drop=True)
 
 
-def attention_two_tiles(ops: ModuleType) -> Case:
+def attention_two_tiles(ops: Ops) -> Case:
     return attention_case(ops, 1, 67, 1, 2, segments=False, drop=True)
 
 
-def cross_entropy(ops: ModuleType) -> Case:
+def cross_entropy(ops: Ops) -> Case:
     targets = torch.tensor([3, -1, 0, 6, 6], dtype=torch.int32)
     step_scale = torch.tensor(0.3, dtype=torch.float64)
 
@@ -216,7 +216,7 @@ def cross_entropy(ops: ModuleType) -> Case:
     return Case((_normal(5, 3), _normal(7, 3, seed=1)), plain, forward, backward)
 
 
-def embedding(ops: ModuleType) -> Case:
+def embedding(ops: Ops) -> Case:
     # a token twice in one row and once in another; a position that no token has
     tokens = torch.tensor([[1, 4, 1], [0, 1, 2]], dtype=torch.int32)
     positions = torch.tensor([[0, 1, 2], [0, 0, 1]], dtype=torch.int32)
@@ -235,7 +235,7 @@ def embedding(ops: ModuleType) -> Case:
     )
 
 
-def _weight_gradient(ops: ModuleType, x: Tensor, d_y: Tensor, w: Tensor) -> Tensor:
+def _weight_gradient(ops: Ops, x: Tensor, d_y: Tensor, w: Tensor) -> Tensor:
     (d_w,) = _zeros(w)
     ops.linear_bwd_dwdb(x, d_y, d_w, d_y.new_zeros(d_y.shape[1]))
     return d_w

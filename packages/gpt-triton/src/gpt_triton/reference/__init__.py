@@ -1,18 +1,22 @@
 """Every op of the model in plain torch, with its derivative by hand: the default without a GPU.
 
-The same functions, kernel by kernel, are in ``gpt_triton.kernels``; either module serves as the ``ops`` of
-``gpt_triton.model``. Reading order: gelu, layer_norm, linear, attention, cross_entropy, embedding,
-dropout, adamw, muon.
+Written to be read, beside the formulas; ``gpt_triton.kernels`` has the same functions, to be run on a GPU.
+Either module serves as the ``ops`` of ``gpt_triton.model``. Reading order: layers, attention,
+cross_entropy, adamw, muon.
 """
 
 from gpt_triton.reference.adamw import adamw_update, global_norm
 from gpt_triton.reference.attention import attention_bwd, attention_fwd
 from gpt_triton.reference.cross_entropy import linear_cross_entropy, linear_nll
-from gpt_triton.reference.dropout import dropout_bwd, dropout_fwd
-from gpt_triton.reference.embedding import embedding_bwd, embedding_fwd
-from gpt_triton.reference.gelu import gelu_bwd, gelu_fwd
-from gpt_triton.reference.layer_norm import layer_norm_bwd, layer_norm_fwd
-from gpt_triton.reference.linear import (
+from gpt_triton.reference.layers import (
+    dropout_bwd,
+    dropout_fwd,
+    embedding_bwd,
+    embedding_fwd,
+    gelu_bwd,
+    gelu_fwd,
+    layer_norm_bwd,
+    layer_norm_fwd,
     linear_bwd_dwdb,
     linear_bwd_dx,
     linear_fwd,

@@ -18,8 +18,6 @@ from gpt_trainer.backend import OptimizerConfig
 from jaxtyping import Float
 from torch import Tensor
 
-from gpt_triton.reference.tiles import rows_per_tile
-
 NORM_BLOCK = 4096
 
 
@@ -59,17 +57,11 @@ def adamw_update(
     apply = (norm[0].isfinite() & (norm[0] <= skip_above)).to(norm.dtype)
     clip = (config.clip_norm / norm[0]).clamp(max=1.0) if config.clip_norm > 0 else torch.ones_like(apply)
     rate = learning_rate * apply
-    for begin, end, decay in ((0, decay_count, config.weight_decay), (decay_count, parameters.numel(), 0.0)):
-        shrink = 1.0 - rate * decay
-        tile = rows_per_tile(parameters, 1)
-        for start in range(begin, end, tile):
-            here = slice(start, min(start + tile, end))
-            w, m, v = parameters[here], first[here], second[here]
-            # a skipped step may hold NaN: replaced, not multiplied, by zero
-            g = torch.where(apply > 0, gradients[here] * clip, 0.0)
-            m.lerp_(g, (1.0 - config.beta1) * apply)
-            v.lerp_(g.square_(), (1.0 - config.beta2) * apply)
-            scale = (v / correction2).sqrt_().add_(config.epsilon)
-            w.mul_(shrink).sub_((m / scale).mul_(rate / correction1))
-            if shadow is not None:
-                shadow[here] = w
+    # a skipped step may hold NaN: replaced, not multiplied, by zero
+    g = torch.where(apply > 0, gradients * clip, 0.0)
+    first.lerp_(g, (1.0 - config.beta1) * apply)
+    second.lerp_(g.square(), (1.0 - config.beta2) * apply)
+    parameters[:decay_count].mul_(1.0 - rate * config.weight_decay)
+    parameters.sub_(rate * (first / correction1) / ((second / correction2).sqrt() + config.epsilon))
+    if shadow is not None:
+        shadow.copy_(parameters)

@@ -11,10 +11,14 @@ Shapes: M tokens, D width, V vocabulary, Vp padded vocabulary, c tokens of a chu
 from __future__ import annotations
 
 import torch
+from gpt_data.batch import IGNORE
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gpt_triton.reference.tiles import accumulation_dtype, rows_per_tile
+from gpt_triton.reference.layers import widen
+
+LOGITS = 1 << 21
+"""Logits that exist at a time, unless the caller says how many tokens."""
 
 
 def linear_cross_entropy(
@@ -37,17 +41,17 @@ def linear_cross_entropy(
         The losses (0 where ignored), unweighted, and the gradient of ``x``.
     """
     head, d_head = wte[:vocab_size], d_wte[:vocab_size]
-    nll = x.new_empty(x.shape[0], dtype=accumulation_dtype(x))
-    d_x = torch.empty_like(x)
+    losses, d_x = [], torch.empty_like(x)
     for part in _chunks(x, vocab_size, chunk):
-        logits, lse, index, valid = _chunk_logits(x[part], head, targets[part])
-        nll[part] = (lse - logits.gather(1, index)).mul_(valid).squeeze(1)
-        d_logits = logits.sub_(lse).exp_()
-        d_logits.scatter_(1, index, d_logits.gather(1, index) - 1.0)
-        d_logits.mul_(valid * weight)
-        d_x[part] = d_logits.to(x.dtype) @ head
-        d_head.addmm_(d_logits.mT, x[part].to(d_head.dtype))
-    return nll, d_x
+        z, nll = _logits_and_nll(x[part], head, targets[part])
+        d_z = torch.softmax(z, 1)
+        counted = (targets[part] != IGNORE)[:, None]
+        d_z.scatter_add_(1, _index(targets[part]), -torch.ones_like(d_z[:, :1]))
+        d_z *= counted * weight
+        losses.append(nll)
+        d_x[part] = d_z.to(x.dtype) @ head
+        d_head.addmm_(d_z.T, x[part].to(d_head.dtype))
+    return torch.cat(losses), d_x
 
 
 def linear_nll(
@@ -63,25 +67,24 @@ def linear_nll(
         wte: Head; rows past ``vocab_size`` take no part.
         chunk: Tokens handled at once; by default chosen from the shape.
     """
-    nll = x.new_empty(x.shape[0], dtype=accumulation_dtype(x))
-    for part in _chunks(x, vocab_size, chunk):
-        logits, lse, index, valid = _chunk_logits(x[part], wte[:vocab_size], targets[part])
-        nll[part] = (lse - logits.gather(1, index)).mul_(valid).squeeze(1)
-    return nll
+    parts = _chunks(x, vocab_size, chunk)
+    return torch.cat([_logits_and_nll(x[part], wte[:vocab_size], targets[part])[1] for part in parts])
 
 
 def _chunks(x: Float[Tensor, "M D"], vocab_size: int, chunk: int | None) -> list[slice]:
-    # eight tiles' worth: the products want many rows, and the elementwise passes are few
-    rows = chunk or 8 * rows_per_tile(x, vocab_size)
+    rows = chunk or max(1, LOGITS // vocab_size)
     return [slice(start, start + rows) for start in range(0, x.shape[0], rows)]
 
 
-def _chunk_logits(
+def _logits_and_nll(
     x: Float[Tensor, "c D"], head: Float[Tensor, "V D"], targets: Int[Tensor, " c"]
-) -> tuple[Float[Tensor, "c V"], Float[Tensor, "c 1"], Int[Tensor, "c 1"], Float[Tensor, "c 1"]]:
-    """Logits and their log-sum-exp in the accumulation dtype, target indices, and 1 or 0 for ignored."""
-    logits = (x @ head.mT).to(accumulation_dtype(x))
-    top = logits.amax(1, keepdim=True)
-    lse = (logits - top).exp_().sum(1, keepdim=True).log_().add_(top)
-    index = targets[:, None].long()
-    return logits, lse, index.clamp(min=0), (index >= 0).to(logits.dtype)
+) -> tuple[Float[Tensor, "c V"], Float[Tensor, " c"]]:
+    """Logits, widened, and the negative log-likelihood of each target, 0 where ignored."""
+    z = widen(x @ head.T)
+    nll = z.logsumexp(1) - z.gather(1, _index(targets))[:, 0]
+    return z, torch.where(targets == IGNORE, 0.0, nll)
+
+
+def _index(targets: Int[Tensor, " c"]) -> Int[Tensor, "c 1"]:
+    """Columns of the targets; any where ignored."""
+    return targets.long().clamp(min=0)[:, None]
