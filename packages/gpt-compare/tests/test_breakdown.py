@@ -111,7 +111,7 @@ def test_jax_says_where_in_the_program_a_kernel_stands(tmp_path: Path) -> None:
     found = read_profile(tmp_path, 1)
     assert found is not None
     assert list(found.kernels) == [
-        "loop_fusion_3 [jit(train_step)/mul optimizer.py:9]",
+        "loop_fusion_3 [jit(step)/mul optimizer.py:9]",
         "loop_fusion_4 [fusion]",
     ]
     assert found.seconds()["optimizer"] == pytest.approx(10e-6)
