@@ -28,7 +28,7 @@ import numpy as np
 from gpt_trainer.backend import Shard
 from jax import lax
 from jax.experimental.multihost_utils import process_allgather
-from jax.sharding import Mesh, NamedSharding, Sharding, SingleDeviceSharding
+from jax.sharding import AxisType, Mesh, NamedSharding, Sharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
@@ -81,8 +81,8 @@ class Layout:
 
     @property
     def mesh(self) -> Mesh:
-        """The devices along ``AXIS``."""
-        return Mesh(self.devices, AXIS)
+        """The devices along ``AXIS``, over which XLA divides what is written for one."""
+        return Mesh(self.devices, AXIS, axis_types=(AxisType.Auto,))
 
     def spec(self, name: str, shape: tuple[int, ...]) -> P:
         """How a leaf is divided: a matrix by its rows if their number allows it."""
