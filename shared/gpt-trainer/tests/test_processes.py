@@ -6,14 +6,17 @@ import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 from gpt_trainer.checkpoint import find_steps, load_checkpoint
+from gpt_trainer.commands import train_main
 from gpt_trainer.report.metrics import read_metrics
-from gpt_trainer_runs import Train, start
+from gpt_trainer_runs import Train, start, the_line
+from gpt_trainer_toy import SPEC
 
 
 class Ended(NamedTuple):
@@ -155,3 +158,20 @@ def test_a_checkpoint_that_cannot_be_written_ends_all_and_none_is_begun(
     assert (first.status, second.status) == (73, 69), (first, second)
     assert "rank 0 ended: cannot lock run/checkpoints: File exists" in second.said
     assert (run / "checkpoints").is_file()
+
+
+def test_a_flag_that_is_wrong_is_said_once_before_anything_is_started(
+    monkeypatch: pytest.MonkeyPatch, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    started: list[int] = []
+
+    def launch(devices: int, words: object) -> int:
+        started.append(devices)
+        return 75
+
+    spec = replace(SPEC, launch=launch)
+    assert train_main(spec, [*flags, "--devices=2", "--lr=-1"]) == 65
+    assert (started, the_line(capsys)) == ([], "gpt-toy-train: lr=-1.0 is not positive and finite\n")
+    assert train_main(spec, [*flags, "--devices", "2"]) == 75
+    assert train_main(spec, [*flags, "--devices=zero"]) == 65
+    assert started == [2]

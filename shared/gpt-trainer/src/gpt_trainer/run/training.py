@@ -33,6 +33,9 @@ def run_command(spec: TaskSpec, argv: Sequence[str]) -> int:
     """
     early = read_early(argv)
     if early.devices > 1 and spec.launch is not None:
+        if early.resume is None and early.init_from is None:
+            # what every process would refuse is said once
+            read_command(spec, argv, early, None)
         return spec.launch(early.devices, argv)
     with spec.join(early.devices) as peers:
         try:
