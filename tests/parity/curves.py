@@ -12,7 +12,7 @@ import argparse
 import itertools
 from pathlib import Path
 
-from gpt_compare.figures import WINDOW, Row, largest_gap, measure
+from gpt_compare.figures import WINDOW, Row, largest_gap, measure, with_gaps
 from gpt_compare.plots import draw_all
 from gpt_trainer.report.metrics import METRICS_NAME, read_metrics
 
@@ -32,7 +32,7 @@ def main() -> None:
         gap = largest_gap(found[one].losses, found[other].losses)
         print(f"{one} and {other}: at most {100.0 * gap:.2g} % apart, smoothed over {WINDOW} steps")
     given.out.mkdir(parents=True, exist_ok=True)
-    rows = [Row(name, figures=figures) for name, figures in found.items()]
+    rows = with_gaps([Row(name, figures=figures) for name, figures in found.items()])
     print(*draw_all(given.out, rows, ", ".join(found)), sep="\n")
 
 

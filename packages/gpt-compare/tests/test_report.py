@@ -299,7 +299,8 @@ def test_a_budget_has_its_steps_bits_and_parts_in_the_table(tmp_path: Path) -> N
 
 
 def test_the_clock_begins_behind_the_first_step_and_evaluations_lie_on_it(tmp_path: Path) -> None:
-    figures = drawn(budgeted(tmp_path))
+    made = budgeted(tmp_path)
+    figures = drawn(made.rows, None, made.reference)
     top, below = figures["loss-by-time"].axes
     label = top.get_lines()[0].get_label()
     assert label == "gpt-triton (first step after 4 s)"
@@ -314,7 +315,7 @@ def test_the_clock_begins_behind_the_first_step_and_evaluations_lie_on_it(tmp_pa
 
 
 def test_a_steps_parts_add_up_to_it(tmp_path: Path) -> None:
-    (axes,) = drawn(budgeted(tmp_path))["step"].axes
+    (axes,) = drawn(budgeted(tmp_path).rows, None)["step"].axes
     widths = [bar.get_width() for bar in axes.patches if bar.get_y() < 0.0]
     assert sum(widths) == pytest.approx(100.0)
     assert sorted(width for width in widths if width) == pytest.approx([20.0, 30.0, 50.0])

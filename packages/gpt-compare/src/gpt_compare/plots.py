@@ -17,7 +17,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from gpt_compare import parts
-from gpt_compare.comparison import Comparison
 from gpt_compare.figures import WINDOW, Figures, Row, smoothed
 from gpt_compare.reference import Reference
 
@@ -48,22 +47,27 @@ class Entry(NamedTuple):
         return self.row.label
 
 
-def draw_all(folder: Path, comparison: Comparison) -> list[Path]:
+def draw_all(folder: Path, rows: Sequence[Row], title: str, reference: Reference | None = None) -> list[Path]:
     """Write as PNG what ``drawn`` draws.
+
+    Args:
+        rows: All competitors.
+        title: Stands above each.
+        reference: A published curve.
 
     Returns:
         The files; none if no competitor finished.
     """
-    figures = drawn(comparison, titled=True)
+    figures = drawn(rows, title, reference)
     for name, figure in figures.items():
         figure.savefig(folder / f"{name}.png", dpi=DPI)
     return [folder / f"{name}.png" for name in figures]
 
 
-def as_svg(comparison: Comparison) -> dict[str, str]:
+def as_svg(rows: Sequence[Row], reference: Reference | None = None) -> dict[str, str]:
     """The same plots as SVG to be set into a page: its letters, and its colour where they are black."""
     pictures = {}
-    for name, figure in drawn(comparison).items():
+    for name, figure in drawn(rows, None, reference).items():
         out = io.StringIO()
         # letters stay letters; a salt for each picture keeps their clip paths apart, and equal in every run
         with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
@@ -73,14 +77,15 @@ def as_svg(comparison: Comparison) -> dict[str, str]:
     return pictures
 
 
-def drawn(comparison: Comparison, *, titled: bool = False) -> dict[str, Figure]:
+def drawn(rows: Sequence[Row], title: str | None, reference: Reference | None = None) -> dict[str, Figure]:
     """Speed, memory, energy, losses, a step's parts and generation, as far as they are known, by name.
 
     Args:
-        comparison: Competitors that did not finish are left out; none if no one did.
-        titled: Whether the title stands above.
+        rows: Competitors that did not finish are left out; nothing is drawn if no one did.
+        title: Stands above, if there is one.
+        reference: A published curve beside the losses by step.
     """
-    entries = entries_of(comparison.rows)
+    entries = entries_of(rows)
     rows = [entry.row for entry in entries]
     bars, curves = 1.3 + 0.42 * len(entries), 4.9
     # what is drawn, whether there is something to draw, and the height
@@ -89,7 +94,7 @@ def drawn(comparison: Comparison, *, titled: bool = False) -> dict[str, Figure]:
         "memory": (partial(_memory, entries=entries), True, bars),
         "energy": (partial(_energy, entries=entries), all(row.joules_per_token for row in rows), bars),
         "step": (partial(parts.step, entries=entries), any(row.breakdown for row in rows), 0.9 + bars),
-        "loss-by-step": (partial(_by_step, entries=entries, reference=comparison.reference), True, curves),
+        "loss-by-step": (partial(_by_step, entries=entries, reference=reference), True, curves),
         "loss-by-time": (partial(_by_time, entries=entries), True, curves),
         "generation": (
             partial(parts.generation, entries=entries), any(row.generation for row in rows), curves
@@ -100,8 +105,8 @@ def drawn(comparison: Comparison, *, titled: bool = False) -> dict[str, Figure]:
         if there:
             figures[name] = Figure(figsize=(WIDTH, height), layout="constrained")
             plot(figures[name])
-            if titled:
-                figures[name].suptitle(comparison.title, fontsize=9, x=0.01, ha="left")
+            if title is not None:
+                figures[name].suptitle(title, fontsize=9, x=0.01, ha="left")
     return figures
 
 

@@ -152,7 +152,8 @@ def write_report(folder: Path, comparison: Comparison) -> Path:
     path = folder / MARKDOWN_NAME
     try:
         (folder / JSON_NAME).write_text(json.dumps(comparison.as_json(), indent=1) + "\n", "utf-8")
-        pictures = draw_all(folder, comparison)
+        rows, reference = comparison.rows, comparison.reference
+        pictures = draw_all(folder, rows, comparison.title, reference)
         path.write_text(markdown(comparison, pictures), "utf-8")
         settings = {name: value for name, value in comparison.settings.items() if value is not None}
         (folder / PAGE_NAME).write_text(
@@ -163,7 +164,7 @@ def write_report(folder: Path, comparison: Comparison) -> Path:
                 comparison.warnings,
                 table_of(comparison),
                 NOTES,
-                as_svg(comparison),
+                as_svg(rows, reference),
                 {row.label: row.sample for row in comparison.rows if row.sample},
                 settings,
             ),
