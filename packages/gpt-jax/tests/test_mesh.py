@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import get_args
 
 import jax
 import numpy as np
@@ -47,7 +46,7 @@ def alone() -> tuple[np.ndarray, JaxBackend]:
 
 
 # 12 rows of a block's matrices and 128 of wte are divided by 2, the 19 of wpe are not
-@pytest.mark.parametrize("shard", get_args(Shard))
+@pytest.mark.parametrize("shard", ["none", pytest.param("optimizer", marks=pytest.mark.slow), "all"])
 def test_two_devices_train_as_one(shard: Shard, alone: tuple[np.ndarray, JaxBackend]) -> None:
     want, one = alone
     two = build(CONFIG, devices=2, shard=shard)

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 from gpt_data.prepare import prepare
+from gpt_jax import processes
 from gpt_jax.options import SPEC
 from gpt_trainer.checkpoint import find_steps
 from gpt_trainer.commands import train_main
+from gpt_trainer.errors import InputError
 from gpt_trainer.report.metrics import read_metrics
 
 PATIENCE = 180.0
@@ -96,6 +98,13 @@ def test_two_processes_share_all_and_take_the_steps_of_one(flags: list[str], tmp
     assert train_main(SPEC, ["--resume", str(run)]) == 0
     assert train_main(SPEC, [*flags, "--out", str(tmp_path / "one")]) == 0
     assert losses(run) == pytest.approx(losses(tmp_path / "one"), rel=1e-6)
+
+
+def test_a_port_is_not_shared_with_another_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "FAREWELL_SECONDS", 0.0)
+    other = socket.create_server(("127.0.0.1", 0), reuse_port=True)
+    with other, pytest.raises(InputError, match="cannot listen on"):
+        processes.Coordinator(f"127.0.0.1:{other.getsockname()[1]}", 2)
 
 
 @pytest.mark.slow

@@ -7,21 +7,24 @@ through JAX's coordination service, see ``gpt_trainer.ranks``.
 
 from __future__ import annotations
 
+import errno
 import os
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from gpt_trainer.errors import PeerLostError
+from gpt_trainer.errors import InputError, PeerLostError
 from gpt_trainer.ranks.peers import Alone, Peers
 from gpt_trainer.ranks.place import FIRST_PORT, LOOPBACK, PORTS, Meeting, Place, find_meeting
 from gpt_trainer.ranks.watch import PATIENCE_SECONDS
 
-from gpt_jax.coordinator import LONG
+from gpt_jax.coordinator import FAREWELL_SECONDS, LONG
 
 
 def join(devices: int) -> Peers:
@@ -31,7 +34,7 @@ def join(devices: int) -> Peers:
         devices: Of each process.
 
     Raises:
-        InputError: If the variables of the program that started them say too little.
+        InputError: If the variables of the program that started them say too little, or the port is taken.
         PeerLostError: If the others cannot be reached.
     """
     meeting = find_meeting(os.environ)
@@ -99,17 +102,38 @@ class Coordinator:
 
     def __init__(self, address: str, world: int, **limits: Any) -> None:
         del limits
+        _wait_for(address, FAREWELL_SECONDS)
         words = [sys.executable, "-m", "gpt_jax.coordinator", address, str(world)]
         self._process = subprocess.Popen(
             words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
         )
         assert self._process.stdout is not None
         if not self._process.stdout.readline():
-            raise RuntimeError(f"cannot listen on {address}")
+            raise InputError(f"cannot listen on {address}")
 
     def shutdown(self) -> None:
         """End it at once."""
         self._process.communicate(b"end")
+
+
+def _wait_for(address: str, seconds: float) -> None:
+    """Make sure that nobody listens there; a run that was lost may do so for a while.
+
+    JAX's service would listen beside another on the same port, and mix two runs up.
+
+    Raises:
+        InputError: If it is still taken then, or not an address of this host.
+    """
+    host, _, port = address.rpartition(":")
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_server((host, int(port))).close()
+            return
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or time.monotonic() > end:
+                raise InputError(f"cannot listen on {address}: {error}; set MASTER_PORT") from None
+        time.sleep(1.0)
 
 
 @contextmanager
