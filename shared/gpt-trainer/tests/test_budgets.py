@@ -103,6 +103,20 @@ def test_a_profile_takes_no_time_of_the_steps(
     assert [line["seconds"] for line in found if "loss" in line] == [1.0] * 12
 
 
+# on a GPU the evaluation mostly compiles, and tells nothing of a step
+@pytest.mark.parametrize(("overlap", "told"), [(False, True), (True, False)])
+def test_a_long_step_is_foretold_by_the_evaluation_before_it(
+    clock: Clock, train: Train, flags: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Capture,
+    overlap: bool, told: bool,
+) -> None:  # fmt: skip
+    """Two batches of 32 tokens take 200 seconds: a step of 64 tokens will take three times as long."""
+    pretend_gpu(monkeypatch, gpu=overlap)
+    assert train(*flags, "--out=run", "--steps=1", "--plain") == 0
+    assert (
+        "a step will take about 0:10:00, by the pace of the evaluation" in capsys.readouterr().out
+    ) == told
+
+
 def test_stopped_and_resumed_it_counts_on(
     clock: Clock, train: Train, flags: list[str], tmp_path: Path
 ) -> None:
