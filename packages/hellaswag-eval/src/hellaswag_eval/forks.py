@@ -19,8 +19,10 @@ from hellaswag_eval.protocols import Example, Ids
 
 MakeDecoder = Callable[..., Decoder]
 """``gpt_trainer.backend.Backend.decoder``."""
-PARTS = 4
-"""Endings of a batch go in at least so many parts, sorted by length, so that few are filled up by much."""
+PARTS = 16
+"""Endings of a batch go in so many parts, sorted by length, so that few are filled up by much."""
+AT_LEAST = 8
+"""Endings of a part: fewer make products too narrow to be worth the reading of a weight."""
 
 
 class Forked(NamedTuple):
@@ -71,7 +73,8 @@ def score_forked(
         decoder.log_probs(tokens, np.full_like(tokens, IGNORE))
     endings = [ending for row, each in enumerate(batch) for ending in _endings(row, *each)]
     endings.sort(key=lambda ending: -len(ending.tokens))
-    lanes = -(-height // PARTS)
+    most = height * max(len(each.example.endings) for each in batch)
+    lanes = -(-most // min(PARTS, max(1, most // AT_LEAST)))
     for at in range(0, len(endings), lanes):
         yield _score_part(decoder, endings[at : at + lanes], lanes)
 
