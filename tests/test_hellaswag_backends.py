@@ -67,7 +67,7 @@ def found(run: Path, examples: list[Example]) -> dict[tuple[str, bool], Evaluati
     """By backend and by whether contexts are shared; few shapes, as JAX compiles each."""
     opened: dict[str, Opened] = {name: open_checkpoint(run, name, device="cpu") for name in BACKENDS}
     plans = {
-        share: Plan(tokens_per_batch=4096, most_shapes=2, width_step=64, share=share)
+        share: Plan(tokens_per_batch=4096, most_shapes=1, width_step=64, share=share)
         for share in (True, False)
     }
     return {
