@@ -68,7 +68,7 @@ def prepare(options: Options, model: ModelConfig, tokenizer: bpe_scratch.Tokeniz
         _check_lengths(examples, model.context)
 
     def measure(backend: GivesLogProbs, stop: StopFlag) -> Mapping[str, float | int] | None:
-        plan = Plan(tokens_per_batch=TOKENS_PER_BATCH, most_shapes=MOST_SHAPES, should_stop=stop)
+        plan = Plan(TOKENS_PER_BATCH, MOST_SHAPES, share=False, should_stop=stop)
         try:
             found = [
                 evaluate_backend(backend, examples, protocol=name, plan=plan)

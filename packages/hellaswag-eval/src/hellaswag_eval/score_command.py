@@ -50,7 +50,7 @@ class Options:
         device: cpu, gpu, or auto.
         precision: Precision of products (bfloat16 on a GPU and float32 on a CPU if not given).
         tokenizer_files: Folder with GPT-2's tokenizer files, for a model that comes without.
-        share_context: Compute the context of an item's endings once; not for hf:FOLDER.
+        share_context: Compute the context of an item's endings once, on a CPU; not for hf:FOLDER.
         tokens_per_batch: Tokens on the device at a time (65,536 on a GPU, 2,048 on a CPU if not given).
         shapes: Most shapes of batches, each of which a compiling backend compiles once.
     """
@@ -146,7 +146,8 @@ def _plan(options: Options, model: Model, report: Report | None, stop: StopFlag)
     return Plan(
         tokens_per_batch=options.tokens_per_batch or TOKENS_PER_BATCH[model.place],
         most_shapes=options.shapes,
-        share=options.share_context,
+        # a GPU's plain rows are compiled kernels, and no slower
+        share=options.share_context and model.place == "cpu",
         on_progress=report,
         should_stop=stop,
     )
