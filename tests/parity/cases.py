@@ -231,6 +231,12 @@ def op_cases() -> dict[str, tuple[referee.Tree, referee.Tree]]:
         given,
         {"y": x * factor, "d_x": d_y * factor, "mask": (factor > 0).astype(np.float64)},
     )
+    for name, shape in (("orthogonalize", (3, 24, 70)), ("orthogonalize-tall", (2, 70, 24))):
+        x = normal(*shape)
+        cases[name] = (
+            {"x": x},
+            {"y": np.stack([referee.orthogonalize(each) for each in x.astype(np.float64)])},
+        )
     return cases
 
 

@@ -134,11 +134,12 @@ def excess(finding: Finding) -> float:
 def exchanges(answers: Path) -> Iterator[Finding]:
     """Second halves after a change of backend, against the saver's uninterrupted run."""
     for label in folders(answers):
-        for resumed in sorted((label / "resumed").glob("*.safetensors")):
-            whole = load_file(answers / resumed.stem / "float32" / "model" / "stream.safetensors")["losses"]
+        for resumed in sorted((label / "resumed").glob("*/*.safetensors")):
+            saver = resumed.parent.name
+            whole = load_file(answers / saver / "float32" / "model" / resumed.name)["losses"]
             got = load_file(resumed)["losses"]
             error = relative_error(got, whole[-len(got) :])
-            case = f"from {resumed.stem}"
+            case = f"{resumed.stem} from {saver}"
             yield Finding(label.name, "float32", case, "exchange", error, "losses", FLOAT32)
 
 

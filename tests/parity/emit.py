@@ -26,7 +26,7 @@ from gpt_trainer.checkpoint import CheckpointState, load_latest, save_checkpoint
 from gpt_trainer.model_config import ModelConfig
 from safetensors.numpy import save_file
 
-EXCHANGE_CASE = "stream"
+EXCHANGE_CASES = ("stream", "muon")
 HALF = cases.STEPS // 2
 
 
@@ -154,15 +154,15 @@ def emit(arguments: argparse.Namespace) -> None:
 
 
 def exchange_save(arguments: argparse.Namespace) -> None:
-    """Train half of the exchange case and save a checkpoint."""
-    arguments.only = [EXCHANGE_CASE]
-    for _, facts, inputs in model_cases(arguments):
+    """Train half of each exchange case and save a checkpoint."""
+    arguments.only = list(EXCHANGE_CASES)
+    for name, facts, inputs in model_cases(arguments):
         backend = build(arguments, facts)
         backend.load(parameters_of(inputs))
         losses = train(backend, facts, inputs, range(HALF))
         arrays = (backend.export(), backend.export_optimizer_state())
         state = CheckpointState(HALF, backend.config, *arrays, {}, None)
-        run = arguments.answers / arguments.label / "exchange"
+        run = arguments.answers / arguments.label / "exchange" / name
         run.mkdir(parents=True)
         save_checkpoint(run, state)
         save({"losses": np.array(losses)}, run / "first-half.safetensors")
@@ -170,15 +170,15 @@ def exchange_save(arguments: argparse.Namespace) -> None:
 
 def exchange_resume(arguments: argparse.Namespace, saver: str) -> None:
     """Continue the run that another backend saved."""
-    arguments.only = [EXCHANGE_CASE]
-    for _, facts, inputs in model_cases(arguments):
+    arguments.only = list(EXCHANGE_CASES)
+    for name, facts, inputs in model_cases(arguments):
         backend = build(arguments, facts)
-        state = load_latest(arguments.answers / saver / "exchange", on_refused=print)
+        state = load_latest(arguments.answers / saver / "exchange" / name, on_refused=print)
         backend.load(state.parameters, state.optimizer_state)
         losses = train(backend, facts, inputs, range(state.step, cases.STEPS))
         save(
             {"losses": np.array(losses)},
-            arguments.answers / arguments.label / "resumed" / f"{saver}.safetensors",
+            arguments.answers / arguments.label / "resumed" / saver / f"{name}.safetensors",
         )
 
 

@@ -38,14 +38,19 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-CASES = ("stream", "forks", "layer_norm", "linear", "attention", "gelu")
+CASES = ("stream", "muon", "forks", "orthogonalize", "layer_norm", "linear", "attention", "gelu")
 
 
 def answers_of(
-    backend: str, error: str | None, questions: Path, place: Path, asked: Sequence[str] = CASES
+    backend: str,
+    error: str | None,
+    questions: Path,
+    place: Path,
+    asked: Sequence[str] = CASES,
+    steps: int = 2,
 ) -> list[compare.Finding]:
     given = [str(HERE / "emit.py"), str(questions), str(place), "--backend", backend, "--label", backend]
-    given += ["--precision", "float32", "--option", OPTION[backend], "--steps", "2"]
+    given += ["--precision", "float32", "--option", OPTION[backend], "--steps", str(steps)]
     for name in asked:
         given += ["--only", name]
     done = subprocess.run(
@@ -74,6 +79,22 @@ def test_a_planted_error_is_named(backend: str, error: str, questions: Path, tmp
     assert {each.tensor for each in failed if each.case == op} & tensors
     assert {each.rung for each in failed if each.case == "stream"} >= {"gradients", "weights"}
     assert [each for each in failed if each.case == "gelu"] == []
+
+
+# another momentum changes the first step's length alone, which Newton-Schulz takes no notice of
+@pytest.mark.parametrize(
+    ("error", "rungs"),
+    [("newton-schulz", {"op forward", "weights"}), ("momentum", {"losses"})],
+)
+@pytest.mark.parametrize("backend", installed_backends())
+def test_an_error_in_muon_alone_is_named(
+    backend: str, error: str, rungs: set[str], questions: Path, tmp_path: Path
+) -> None:
+    asked = ("stream", "muon", "orthogonalize", "orthogonalize-tall")
+    found = answers_of(backend, error, questions, tmp_path, asked, steps=4)
+    failed = [each for each in found if not each.passed]
+    assert {each.rung for each in failed} >= rungs
+    assert {each.case for each in failed} <= {"muon", "orthogonalize", "orthogonalize-tall"}
 
 
 @pytest.mark.parametrize("backend", installed_backends())

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from gpt_data.batch import IGNORE
-from gpt_jax import loss, model
+from gpt_jax import loss, model, optimizer
 from gpt_jax.dropout import dropout, dropout_mask
 from gpt_jax.model import Block, Inputs, Parameters, Plan
 from jax import Array
@@ -21,7 +21,11 @@ Arrays = dict[str, np.ndarray]
 def plant(error: str) -> None:
     """Break the model in one place: the matrix must see it."""
     layer_norm, linear, visible = model.layer_norm, model.linear, attention_module.visible
-    if error == "epsilon":
+    if error == "newton-schulz":
+        optimizer.NEWTON_SCHULZ = (3.4445, -4.7750, 2.0325)
+    elif error == "momentum":
+        optimizer.MUON_MOMENTUM = 0.9
+    elif error == "epsilon":
         model.EPSILON = 1e-3
     elif error == "gain":
         model.layer_norm = lambda x, gain, bias: layer_norm(x, 1.01 * gain, bias)
@@ -120,6 +124,10 @@ class Ops:
         key, rate = jnp.asarray(inputs["key"]), float(inputs["rate"][0])
         found = _answers("y", lambda x: dropout(x, key, rate), self._floats(inputs, "x"), inputs["d_y"])
         return found | {"mask": np.asarray(dropout_mask(inputs["x"].shape, key, rate), np.float32)}
+
+    def orthogonalize(self, inputs: Arrays) -> Arrays:
+        """Of every matrix."""
+        return {"y": np.asarray(optimizer.orthogonalize(jnp.asarray(inputs["x"]), self.dtype.name))}
 
     def _floats(self, inputs: Arrays, name: str) -> dict[str, Array]:
         """One of the activations, by its name."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from gpt_data.batch import IGNORE
-from gpt_torchfunc import gradients, loss, model
+from gpt_torchfunc import gradients, loss, model, optimizer
 from gpt_torchfunc.dropout import dropout, dropout_mask
 from gpt_torchfunc.model import Block, Inputs, Parameters, Plan
 from torch import Tensor
@@ -21,7 +21,11 @@ Arrays = dict[str, np.ndarray]
 def plant(error: str) -> None:
     """Break one place of the model: the matrix must see it."""
     linear = model.linear
-    if error == "epsilon":
+    if error == "newton-schulz":
+        optimizer.NEWTON_SCHULZ = (3.4445, -4.7750, 2.0325)
+    elif error == "momentum":
+        optimizer.MUON_MOMENTUM = 0.9
+    elif error == "epsilon":
         model.EPSILON = 1e-3
     elif error == "gain":
         _replace(model.layer_norm, lambda x, gain, bias: honest(x, 1.01 * gain, bias))  # type: ignore[name-defined] # noqa: F821
@@ -119,6 +123,10 @@ class Ops:
         given, d_y = self._floats(inputs, "x"), self._upstream(inputs)
         mask = dropout_mask(given["x"].shape, key, rate)
         return _answers("y", lambda x: dropout(x, key, rate), given, d_y) | _arrays({"mask": mask})
+
+    def orthogonalize(self, inputs: Arrays) -> Arrays:
+        """Of every matrix."""
+        return _arrays({"y": optimizer.orthogonalize(self._masters(inputs, "x")["x"], self.dtype)})
 
     def _floats(self, inputs: Arrays, name: str) -> dict[str, Tensor]:
         """One of the activations, by its name."""

@@ -10,6 +10,7 @@ import torch
 from gpt_data.batch import IGNORE
 from gpt_triton import reference
 from gpt_triton.dropout import Dropout
+from gpt_triton.reference import muon
 from torch import Tensor
 
 Arrays = dict[str, np.ndarray]
@@ -18,7 +19,11 @@ Arrays = dict[str, np.ndarray]
 def plant(error: str) -> None:
     """Break the reference ops in one place: the matrix must see it."""
     norm, norm_back, attend = reference.layer_norm_fwd, reference.layer_norm_bwd, reference.attention_fwd
-    if error == "epsilon":
+    if error == "newton-schulz":
+        muon.NEWTON_SCHULZ = (3.4445, -4.7750, 2.0325)
+    elif error == "momentum":
+        muon.MUON_MOMENTUM = 0.9
+    elif error == "epsilon":
         reference.layer_norm_fwd = lambda x, gain, bias, eps=1e-3: norm(x, gain, bias, eps)
     elif error == "gain":
         reference.layer_norm_bwd = lambda res, gain, *rest: norm_back(res, 1.01 * gain, *rest)
@@ -127,6 +132,10 @@ class Ops:
         site = self._dropout_of(inputs)
         kept = self.op.dropout_fwd(torch.ones_like(x), site) != 0
         return _arrays(y=self.op.dropout_fwd(x, site), d_x=self.op.dropout_bwd(d_y, site), mask=kept)
+
+    def orthogonalize(self, inputs: Arrays) -> Arrays:
+        """Of every matrix."""
+        return _arrays(y=self.op.orthogonalize(self._master(inputs, "x"), self.dtype))
 
     def _activation(self, inputs: Arrays, name: str) -> Tensor:
         return torch.from_numpy(inputs[name]).to(self.where, self.dtype).contiguous()

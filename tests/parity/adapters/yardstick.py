@@ -198,6 +198,16 @@ class Ops:
         del options
         return cls(getattr(torch, precision), "cuda" if device == "gpu" else "cpu")
 
+    def orthogonalize(self, inputs: Arrays) -> Arrays:
+        """Of every matrix: a step of rate 1 from zero, by torch's Muon without momentum."""
+        found = []
+        for x in torch.from_numpy(inputs["x"]).to(self.where):
+            parameter = torch.nn.Parameter(torch.zeros_like(x))
+            parameter.grad = x
+            torch.optim.Muon([parameter], lr=1.0, weight_decay=0.0, momentum=0.0, nesterov=False).step()
+            found.append(-parameter.detach() / max(1.0, x.shape[0] / x.shape[1]) ** 0.5)
+        return {"y": torch.stack(found).cpu().numpy()}
+
     def layer_norm(self, inputs: Arrays) -> Arrays:
         """Of every row."""
 
