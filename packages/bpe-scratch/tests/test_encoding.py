@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -265,6 +266,9 @@ def test_a_refused_document_leaves_the_tokenizer_as_it_was() -> None:
 def test_utf8_is_that_of_python_wherever_a_stranger_stands(char: str) -> None:
     utf8 = pytest.importorskip("bpe_scratch.compiled.utf8")
     texts = ["a" * place + char + "b" * (1200 - place % 3) + char for place in range(130)]
-    assert list(utf8.utf8_of(texts)) == [text.encode() for text in texts]
+    found = utf8.Texts()
+    for text in texts:
+        found.append(text)
+    assert [found.text[a:b].tobytes() for a, b in pairwise(found.bounds)] == [t.encode() for t in texts]
     with pytest.raises(TextError, match=r"U\+D800 at character 1100 has"):
-        list(utf8.utf8_of(["—" * 1100 + "\ud800" + "a" * 100]))
+        found.append("—" * 1100 + "\ud800" + "a" * 100)

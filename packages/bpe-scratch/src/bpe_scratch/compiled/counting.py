@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from bpe_scratch.compiled import encoding
-from bpe_scratch.compiled.encoder import padded, point_to_scratch
+from bpe_scratch.compiled.encoder import point_to_scratch
 from bpe_scratch.compiled.pieces import KINDS
 from bpe_scratch.compiled.state import encoding_state
-from bpe_scratch.compiled.utf8 import utf8_of
+from bpe_scratch.compiled.utf8 import Texts
 from bpe_scratch.compiled.word_table import ARENA_START, INLINE, LONG, OFFSET, SLOT, WordTable
 from bpe_scratch.words import Words
 
@@ -34,22 +34,19 @@ class WordCounter:
 
     def add(self, documents: Iterable[str]) -> Iterator[int]:
         """Count the pieces of documents; yields now and then the number of documents read."""
-        chunk: list[bytes] = []
-        size = done = 0
-        for raw in utf8_of(documents):
-            chunk.append(raw)
-            size += len(raw)
-            if size >= _CHUNK:
+        chunk, done = Texts(), 0
+        for done, text in enumerate(documents, start=1):
+            chunk.append(text)
+            if len(chunk) >= _CHUNK:
                 self._add_chunk(chunk)
-                done += len(chunk)
-                chunk, size = [], 0
+                chunk.clear()
                 yield done
         self._add_chunk(chunk)
-        yield done + len(chunk)
+        yield done
 
-    def _add_chunk(self, chunk: list[bytes]) -> None:
-        state, (text, bounds) = self._state, padded(chunk)
-        lengths, out = np.zeros(len(chunk), dtype=np.int64), np.zeros(0, dtype=np.uint8)
+    def _add_chunk(self, chunk: Texts) -> None:
+        state, text, bounds = self._state, chunk.text, chunk.bounds
+        lengths, out = np.zeros(len(bounds) - 1, dtype=np.int64), np.zeros(0, dtype=np.uint8)
         state["position"] = state["document"] = 0
         while encoding.encode_documents(state.record, text, bounds, lengths, out) != encoding.DONE:
             if self._table.is_full():

@@ -15,7 +15,7 @@ from bpe_scratch.compiled.cuts import CUTS
 from bpe_scratch.compiled.pair_table import point_to_pairs
 from bpe_scratch.compiled.pieces import KINDS
 from bpe_scratch.compiled.state import State, encoding_state
-from bpe_scratch.compiled.utf8 import utf8_of
+from bpe_scratch.compiled.utf8 import Texts
 from bpe_scratch.compiled.word_table import WordTable
 from bpe_scratch.encoders import IdArray
 from bpe_scratch.vocabulary import Vocabulary
@@ -85,22 +85,21 @@ class CompiledEncoder:
         # no more ids than bytes; memory that is never written is never taken
         size = sum(len(text) if text.isascii() else 4 * len(text) for text in map(str.__str__, texts))
         out: npt.NDArray[Any] = np.empty(size + encoding.SPARE, dtype=dtype)
-        chunk: list[bytes] = []
-        first = bytes_held = written = 0
-        for number, raw in enumerate(utf8_of(texts), start=1):
-            chunk.append(raw)
-            bytes_held += len(raw)
-            if bytes_held >= _CHUNK or number == len(texts):
+        chunk, first, written = Texts(), 0, 0
+        for number, text in enumerate(texts, start=1):
+            chunk.append(text)
+            if len(chunk) >= _CHUNK or number == len(texts):
                 written = self._encode_chunk(chunk, lengths[first:number], out, written)
-                chunk, first, bytes_held = [], number, 0
+                chunk.clear()
+                first = number
         # gives back what was not needed, in place
         out.resize(written, refcheck=False)
         return out
 
     def _encode_chunk(
-        self, chunk: list[bytes], lengths: npt.NDArray[np.int64], out: npt.NDArray[Any], written: int
+        self, chunk: Texts, lengths: npt.NDArray[np.int64], out: npt.NDArray[Any], written: int
     ) -> int:
-        text, bounds = padded(chunk)
+        text, bounds = chunk.text, chunk.bounds
         with self._lock:
             state, reason = self._state, -1
             state["position"] = state["document"] = 0

@@ -6,9 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-
 import numpy as np
+import numpy.typing as npt
 
 from bpe_scratch.compiled.kernel import inner, kernel
 from bpe_scratch.compiled.memory import address, load16, lowest_bit, narrow, pointer, store8
@@ -35,9 +34,9 @@ def put(code, out, at):
 
 
 @kernel
-def write_utf8(text, out):
-    """Write a text into ``out``; returns its end, or -1 if it has another width, or a surrogate."""
-    source, number, out, i, at = pointer(text._data), text._length, address(out), 0, 0
+def write_utf8(text, out, at):
+    """Write a text from ``out[at]`` on; returns its end, or -1 if it has another width, or a surrogate."""
+    source, number, out, i = pointer(text._data), text._length, address(out), 0
     if text._kind != 2:
         return -1
     while i < number and at >= 0:
@@ -54,17 +53,47 @@ def write_utf8(text, out):
     return at
 
 
-def utf8_of(texts: Iterable[str]) -> Iterator[bytes]:
-    """As :func:`to_utf8` of each text; long ones of that width by the kernel."""
-    out = np.empty(0, dtype=np.uint8)
-    for text in texts:
+class Texts:
+    """UTF-8 of documents one after another, as kernels take them: with room to read beyond both ends.
+
+    Attributes:
+        text: The bytes; document ``i`` is ``text[bounds[i]:bounds[i + 1]]``.
+    """
+
+    def __init__(self) -> None:
+        self.text = np.zeros(1 << 12, dtype=np.uint8)
+        self._bounds = [_WINDOW]
+
+    def __len__(self) -> int:
+        return self._bounds[-1] - _WINDOW
+
+    @property
+    def bounds(self) -> npt.NDArray[np.int64]:
+        """Where the documents begin, and the end of the last."""
+        return np.array(self._bounds, dtype=np.int64)
+
+    def append(self, text: str) -> None:
+        """Add a document; raises as :func:`to_utf8` does."""
         # a subclass may say otherwise than it is
-        plain = str.__str__(text)
+        plain, at = str.__str__(text), self._bounds[-1]
         if len(plain) >= _SHORT and not plain.isascii():
-            if out.size < 3 * len(plain) + _WINDOW:
-                out = np.empty(4 * len(plain) + _WINDOW, dtype=np.uint8)
-            end = write_utf8(plain, out)
+            self._make_room(3 * len(plain))
+            end = write_utf8(plain, self.text, at)
             if end >= 0:
-                yield out[:end].tobytes()
-                continue
-        yield to_utf8(plain)
+                self._bounds.append(end)
+                return
+        raw = to_utf8(plain)
+        self._make_room(len(raw))
+        self.text.data[at : at + len(raw)] = raw
+        self._bounds.append(at + len(raw))
+
+    def clear(self) -> None:
+        """Forget all documents."""
+        self._bounds = [_WINDOW]
+
+    def _make_room(self, more: int) -> None:
+        needed = self._bounds[-1] + more + _WINDOW
+        if needed > self.text.size:
+            longer = np.zeros(max(needed, 2 * self.text.size), dtype=np.uint8)
+            longer[: self._bounds[-1]] = self.text[: self._bounds[-1]]
+            self.text = longer
