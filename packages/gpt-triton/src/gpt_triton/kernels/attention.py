@@ -73,19 +73,13 @@ def visible(q_position, k_position, start):
 @triton.jit
 @no_type_check
 def _attend(
-    acc,  # [q, W] float32
-    top,  # [q] running maximum of the unscaled scores
-    total,  # [q] running sum
-    q,  # [q, W]
-    k_ptr,  # first key of the head
-    v_ptr,
-    mask_ptr,  # first word of the head's mask, or None
-    q_position,
+    state,  # acc [q, W] float32, running maximum of the unscaled scores [q], running sum [q]
+    queries,  # values [q, W], positions [q]
     start,  # [q], or None
+    keys,  # first key of the head, first value, elements from one position to the next, T
+    mask_ptr,  # first word of the head's mask, or None
     key_first,
     key_last,
-    stride,
-    T,
     scale_log2,
     MASKED: tl.constexpr,
     DTYPE: tl.constexpr,
@@ -94,6 +88,9 @@ def _attend(
     W: tl.constexpr,
 ):
     """Stream the keys of ``[key_first, key_last)`` past the tile of queries."""
+    acc, top, total = state
+    q, q_position = queries
+    k_ptr, v_ptr, stride, T = keys
     for first in range(key_first, key_last, STREAM):
         k_position = tl.arange(0, STREAM) + first
         k = operand(load_head_tile(k_ptr, k_position, stride, T, K, W))
@@ -158,19 +155,21 @@ def _attention_fwd_kernel(
         mask_ptr += head * mask_words(T)
     k_ptr, v_ptr = q_ptr + width, q_ptr + 2 * width
     DTYPE: tl.constexpr = qkv_ptr.dtype.element_ty
+    state, queries, keys = (acc, top, total), (q, q_position), (k_ptr, v_ptr, 3 * width, T)
     if starts_ptr is not None:
-        acc, top, total = _attend(
-            acc, top, total, q, k_ptr, v_ptr, mask_ptr, q_position, start, seen_first, whole_first,
-            3 * width, T, scale_log2, True, DTYPE, STREAM, K, W,
+        state = _attend(
+            state, queries, start, keys, mask_ptr, seen_first, whole_first, scale_log2,
+            True, DTYPE, STREAM, K, W,
         )  # fmt: skip
-    acc, top, total = _attend(
-        acc, top, total, q, k_ptr, v_ptr, mask_ptr, q_position, start, whole_first, whole_last,
-        3 * width, T, scale_log2, False, DTYPE, STREAM, K, W,
+    state = _attend(
+        state, queries, start, keys, mask_ptr, whole_first, whole_last, scale_log2,
+        False, DTYPE, STREAM, K, W,
     )  # fmt: skip
-    acc, top, total = _attend(
-        acc, top, total, q, k_ptr, v_ptr, mask_ptr, q_position, start, whole_last, key_last,
-        3 * width, T, scale_log2, True, DTYPE, STREAM, K, W,
+    state = _attend(
+        state, queries, start, keys, mask_ptr, whole_last, key_last, scale_log2,
+        True, DTYPE, STREAM, K, W,
     )  # fmt: skip
+    acc, top, total = state
     out_base = out_ptr + (head // H) * T * width + (head % H) * K
     store_head_tile(out_base, q_position, width, T, acc * (keep_scale / total)[:, None], K, W)
     lse = (top * scale_log2 + tl.log2(total)) * LN_2
