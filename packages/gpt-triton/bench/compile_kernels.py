@@ -218,6 +218,14 @@ class Launches:
         norm = ops.global_norm(flat)
         ops.adamw_update(flat, flat, flat, flat, shadow, 1 << 20, norm, scalars, OptimizerConfig())
 
+    def muon(self) -> None:
+        """Wide and tall matrices; with a shadow where products are in bfloat16."""
+        norm, scalars = self.vector(1), self.vector(4)
+        for shape in ((12, 1, WIDTH, 4 * WIDTH), (12, 1, 4 * WIDTH, WIDTH)):
+            stack = self.new(*shape, kind=torch.float32)
+            shadow = self.new(*shape) if self.dtype == torch.bfloat16 else None
+            ops.muon_update(stack, stack, stack, shadow, norm, scalars, OptimizerConfig(), self.dtype)
+
     def run(self, only: str) -> None:
         """Call the ops with ``only`` in their name, in the order above."""
         for name, method in vars(Launches).items():

@@ -148,7 +148,7 @@ def test_muon(shape: tuple[int, ...], norm: float) -> None:
     given = size.double(), scalars.double(), config, torch.float64
     reference.muon_update(*map(stack, want), None, *given)
     fence.check()
-    assert torch.equal(ours[0], start[0]) == torch.equal(ours[2], start[2]) == math.isnan(norm)
+    assert [torch.equal(*pair) for pair in zip(ours, start, strict=True)] == [math.isnan(norm)] * 3
     for name, a, b in (("weights", ours[0], want[0]), ("momentum", ours[2], want[2])):
         assert relative(a, b) < 1e-5, name
     assert torch.equal(shadow, ours[0].bfloat16())

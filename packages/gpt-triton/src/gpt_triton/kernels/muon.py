@@ -79,7 +79,8 @@ def _momentum_kernel(
     g = tl.load(gradients_ptr + at, mask=change, other=0.0) * clip
     m = momentum * tl.load(momentum_ptr + at, mask=keep, other=0.0) + g
     tl.store(momentum_ptr + at, m, mask=change)
-    tl.store(gradients_ptr + at, g + momentum * m, mask=keep)
+    # a step that is recorded runs once before it counts, and must leave the gradients to the one that does
+    tl.store(gradients_ptr + at, g + momentum * m, mask=change)
 
 
 @triton.jit
