@@ -71,7 +71,7 @@ def test_every_id_in_every_form(gpt2: Tokenizer) -> None:
         if np.iinfo(dtype).min <= bad <= np.iinfo(dtype).max
     ],
 )
-@pytest.mark.parametrize("before", [3, 9000])
+@pytest.mark.parametrize("before", [3, 20000])
 def test_unknown_ids_in_arrays_are_named(bad: int, dtype: str, before: int) -> None:
     ids = np.array([64] * before + [bad, 1], dtype=dtype)
     for form in (ids, ids.tolist()):
@@ -81,7 +81,7 @@ def test_unknown_ids_in_arrays_are_named(bad: int, dtype: str, before: int) -> N
 
 
 @pytest.mark.parametrize("bad", [-1, 50257, 1 << 31, 1 << 64, -(1 << 70), 1.0, 1.5, "1", None])
-@pytest.mark.parametrize("before", [0, 5, 9000])
+@pytest.mark.parametrize("before", [0, 5, 20000])
 def test_unknown_ids_in_lists_are_named(gpt2: Tokenizer, bad: object, before: int) -> None:
     with pytest.raises(TokenIdError, match=f"position {before} "):
         gpt2.decode([64] * before + [bad])  # type: ignore[list-item]

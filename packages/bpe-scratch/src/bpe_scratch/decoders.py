@@ -14,7 +14,7 @@ import numpy.typing as npt
 from bpe_scratch.errors import TokenIdError
 
 # ids looked up at once: their tokens stay in the cache until they are joined
-_BLOCK = 1 << 12
+_BLOCK = 1 << 14
 
 
 class Decoder:
