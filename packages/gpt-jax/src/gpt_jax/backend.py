@@ -31,7 +31,6 @@ from gpt_jax.loss import target_log_probs
 from gpt_jax.mesh import Layout
 from gpt_jax.model import Inputs, Parameters, logits
 from gpt_jax.optimizer import optimizer_init, step_scalars
-from gpt_jax.options import SPEC as SPEC
 from gpt_jax.options import Options
 from gpt_jax.plan import make_plan, stacks_layers
 from gpt_jax.profiling import record

@@ -22,17 +22,11 @@ from gpt_triton.kernels.primitives import LOG2_E, operand, rounded_operand
 @triton.jit
 @no_type_check
 def _d_kv_tiles(
-    d_k,  # [k, W] float32
-    d_v,  # [k, W] float32
-    k,  # [k, W]
-    v,  # [k, W]
-    q_ptr,  # first query of the head
-    d_out_ptr,
-    lse_ptr,
-    delta_ptr,
+    sums,  # d_k and d_v [k, W] float32
+    keys,  # keys and values [k, W], positions [k]
+    queries,  # pointers: first query, d_out, lse and delta of the head
     starts_ptr,
     mask_ptr,  # first word of the head's mask by key, or None
-    k_position,
     query_first,
     query_last,
     T,
@@ -46,6 +40,9 @@ def _d_kv_tiles(
     W: tl.constexpr,
 ):
     """Stream the queries of ``[query_first, query_last)`` past the tile of keys; tiles are [k, q]."""
+    d_k, d_v = sums
+    k, v, k_position = keys
+    q_ptr, d_out_ptr, lse_ptr, delta_ptr = queries
     for first in range(query_first, query_last, STREAM):
         q_position = tl.arange(0, STREAM) + first
         q = operand(load_head_tile(q_ptr, q_position, 3 * WIDTH, T, K, W))
@@ -122,16 +119,17 @@ def d_kv_kernel(
         mask_ptr += (tl.num_programs(0) + head) * mask_words(T)
     d_k = tl.zeros([STAY, W], tl.float32)
     d_v = tl.zeros([STAY, W], tl.float32)
-    d_k, d_v = _d_kv_tiles(
-        d_k, d_v, k, v, qkv_ptr + base, d_out_ptr, lse_ptr + head * T, delta_ptr + head * T, starts_ptr,
-        mask_ptr, k_position, query_first, whole_first, T, scale_log2, keep_scale,
+    sums, keys = (d_k, d_v), (k, v, k_position)
+    queries = (qkv_ptr + base, d_out_ptr, lse_ptr + head * T, delta_ptr + head * T)
+    sums = _d_kv_tiles(
+        sums, keys, queries, starts_ptr, mask_ptr, query_first, whole_first, T, scale_log2, keep_scale,
         True, DTYPE, STREAM, WIDTH, K, W,
     )  # fmt: skip
     if starts_ptr is None:
-        d_k, d_v = _d_kv_tiles(
-            d_k, d_v, k, v, qkv_ptr + base, d_out_ptr, lse_ptr + head * T, delta_ptr + head * T, starts_ptr,
-            mask_ptr, k_position, whole_first, query_last, T, scale_log2, keep_scale,
+        sums = _d_kv_tiles(
+            sums, keys, queries, starts_ptr, mask_ptr, whole_first, query_last, T, scale_log2, keep_scale,
             False, DTYPE, STREAM, WIDTH, K, W,
         )  # fmt: skip
+    d_k, d_v = sums
     store_head_tile(d_qkv_ptr + base + WIDTH, k_position, 3 * WIDTH, T, d_k * scale, K, W)
     store_head_tile(d_qkv_ptr + base + 2 * WIDTH, k_position, 3 * WIDTH, T, d_v * keep_scale, K, W)

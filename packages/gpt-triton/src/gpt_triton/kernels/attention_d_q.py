@@ -24,13 +24,9 @@ from gpt_triton.kernels.primitives import LOG2_E, operand, rounded_operand, wide
 @no_type_check
 def _d_q_tiles(
     d_q,  # [q, W] float32
-    q,  # [q, W]
-    d_out,  # [q, W]
-    lse_log2,  # [q]
-    delta,  # [q]
-    k_ptr,  # first key of the head
-    q_position,
+    queries,  # values and d_out [q, W], lse_log2, delta and positions [q]
     start,  # [q], or None
+    k_ptr,  # first key of the head
     mask_ptr,  # first word of the head's mask, or None
     key_first,
     key_last,
@@ -45,6 +41,7 @@ def _d_q_tiles(
     W: tl.constexpr,
 ):
     """Stream the keys of ``[key_first, key_last)`` past the tile of queries."""
+    q, d_out, lse_log2, delta, q_position = queries
     for first in range(key_first, key_last, STREAM):
         k_position = tl.arange(0, STREAM) + first
         k = operand(load_head_tile(k_ptr, k_position, 3 * WIDTH, T, K, W))
@@ -109,13 +106,14 @@ def d_q_kernel(
     if mask_ptr is not None:
         mask_ptr += head * mask_words(T)
     d_q = tl.zeros([STAY, W], tl.float32)
+    queries = (q, d_out, lse * LOG2_E, delta, q_position)
     if starts_ptr is None:
         d_q = _d_q_tiles(
-            d_q, q, d_out, lse * LOG2_E, delta, qkv_ptr + base + WIDTH, q_position, start, mask_ptr,
-            key_first, whole_last, T, scale_log2, keep_scale, False, DTYPE, STREAM, WIDTH, K, W,
+            d_q, queries, start, qkv_ptr + base + WIDTH, mask_ptr, key_first, whole_last,
+            T, scale_log2, keep_scale, False, DTYPE, STREAM, WIDTH, K, W,
         )  # fmt: skip
     d_q = _d_q_tiles(
-        d_q, q, d_out, lse * LOG2_E, delta, qkv_ptr + base + WIDTH, q_position, start, mask_ptr,
-        whole_last, key_last, T, scale_log2, keep_scale, True, DTYPE, STREAM, WIDTH, K, W,
+        d_q, queries, start, qkv_ptr + base + WIDTH, mask_ptr, whole_last, key_last,
+        T, scale_log2, keep_scale, True, DTYPE, STREAM, WIDTH, K, W,
     )  # fmt: skip
     store_head_tile(d_qkv_ptr + base, q_position, 3 * WIDTH, T, d_q * scale, K, W)
