@@ -141,7 +141,7 @@ def plot(path: Path, picture: Path) -> None:
     curves = read_curves(path)
     adamw, muon = best_of(curves, "adamw"), best_of(curves, "muon")
     steps = adamw["0"][-1][0]
-    shares = [steps_to(muon[seed], curve[-1][1]) / steps for seed, curve in adamw.items()]
+    shares = [steps_to(muon[seed], curve[-1][1]) / steps for seed, curve in adamw.items() if seed in muon]
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for name, seeds, colour in (("AdamW", adamw, "tab:gray"), ("Muon", muon, "tab:blue")):
         for number, curve in enumerate(seeds.values()):
