@@ -114,6 +114,7 @@ def test_a_process_that_is_killed_ends_the_others_in_time_and_is_named(
     assert len(losses(tmp_path / "run")) == 12
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_is_named_within_the_time_limit(flags: list[str], tmp_path: Path) -> None:
     first, _ = together(2, tmp_path, *flags, "--out=run", "--patience=4", hanging=1, TOY_FAULT="stop:5")
     assert first.status == 69, first
@@ -147,6 +148,7 @@ def test_processes_that_do_not_fit_are_refused_before_the_first_step(
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_cannot_be_written_ends_all_and_none_is_begun(
     flags: list[str], tmp_path: Path
 ) -> None:
