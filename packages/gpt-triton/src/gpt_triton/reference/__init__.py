@@ -2,10 +2,9 @@
 
 Written to be read, beside the formulas; ``gpt_triton.kernels`` has the same functions, to be run on a GPU.
 Either module serves as the ``ops`` of ``gpt_triton.model``. Reading order: layers, attention,
-cross_entropy, adamw, muon.
+cross_entropy, optimizer.
 """
 
-from gpt_triton.reference.adamw import adamw_update, global_norm
 from gpt_triton.reference.attention import attention_bwd, attention_fwd
 from gpt_triton.reference.cross_entropy import linear_cross_entropy, linear_nll
 from gpt_triton.reference.layers import (
@@ -24,7 +23,7 @@ from gpt_triton.reference.layers import (
     linear_gelu_fwd,
     linear_residual_fwd,
 )
-from gpt_triton.reference.muon import muon_update, orthogonalize
+from gpt_triton.reference.optimizer import adamw_update, global_norm, muon_update, orthogonalize
 
 __all__ = [
     "adamw_update",
