@@ -34,7 +34,6 @@ from gpt_torchfunc.gradients import PLAIN, Functions
 from gpt_torchfunc.loss import target_log_probs
 from gpt_torchfunc.model import Inputs, logits
 from gpt_torchfunc.optimizer import StepScalars, optimizer_init, step_scalars
-from gpt_torchfunc.options import SPEC as SPEC
 from gpt_torchfunc.options import Options
 from gpt_torchfunc.plan import make_plan, tells_documents, wants_compile
 from gpt_torchfunc.profiling import record

@@ -34,7 +34,6 @@ from gpt_triton.inputs import MicroBatch, Shape, load_batch, send, shape_of, upl
 from gpt_triton.loss import target_log_probs
 from gpt_triton.model import logits
 from gpt_triton.optimizer import optimizer_init, step_scalars
-from gpt_triton.options import SPEC as SPEC
 from gpt_triton.options import Options
 from gpt_triton.plan import choose_kernels, make_plan
 from gpt_triton.profiling import record
