@@ -92,10 +92,10 @@ def plant(patch: pytest.MonkeyPatch, trainer: Trainer, fault: str) -> None:
     kind = getattr(import_module(module), task)
     launch = kind.launch
 
-    def take(self: Any, batch: Any, lr: float, step: int) -> Any:
+    def take(self: Any, batch: Any, lr: float, step: int, weight: int) -> Any:
         if step == int(place):
             os.kill(os.getpid(), number)
-        return launch(self, batch, lr, step)
+        return launch(self, batch, lr, step, weight)
 
     patch.setattr(kind, "launch", take)
 

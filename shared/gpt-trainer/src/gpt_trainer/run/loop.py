@@ -7,7 +7,6 @@ for the host; before anything that looks at the weights all of them are read.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,33 +15,12 @@ from gpt_data.stopping import StopFlag
 from gpt_trainer.errors import NonFiniteError
 from gpt_trainer.evidence import refuse_non_finite
 from gpt_trainer.ranks.peers import Peers
-from gpt_trainer.report.display import duration
 from gpt_trainer.report.profiling import ProfileWindow
 from gpt_trainer.report.reporter import Reporter, Silence
 from gpt_trainer.report.stopwatch import Stopwatch
+from gpt_trainer.run.pace import FirstStep, Pace
 from gpt_trainer.run.record import RunState
 from gpt_trainer.run.task import Batch, Measured, Pending, Task
-from gpt_trainer.settings.sections import LengthSection
-
-FORWARDS_PER_STEP = 3
-"""A step takes as long as so many evaluations: the backward has two products for each of the forward."""
-LONG_SECONDS = 30.0
-
-
-class Pace(NamedTuple):
-    """A run's length and its checkpoints.
-
-    Attributes:
-        length: How long it goes on.
-        save_every: Steps between checkpoints; 0 for the last alone.
-        rate: The learning rate of a step, counted from 0, given it and the last step.
-        profile: Steps to record; 0 for none.
-    """
-
-    length: LengthSection
-    save_every: int
-    rate: Callable[[int, int], float]
-    profile: int = 0
 
 
 class Launched(NamedTuple):
@@ -85,7 +63,7 @@ class Loop:
         self._saved_step = saved_step
         self._launched: Launched | None = None
         self._watch = Stopwatch()
-        self._first, self._seconds_per_target = True, 0.0
+        self._first = FirstStep()
         self.end = self._reckon()
 
     @property
@@ -138,15 +116,15 @@ class Loop:
     def _take_step(self, batch: Batch, weight: int) -> None:
         """Launch a step, then look after the one before it."""
         step = self.state.step
-        self._doing("first step" if self._first else "training")
-        if self._first:
-            self._foretell(self.task.tokens(batch))
+        first = self._first.begins()
+        self._doing("first step" if first else "training")
+        if first and not self.task.overlap:
+            self._first.foretell(self.task.tokens(batch), self.reporter.say)
         lr = self.pace.rate(step, self.end)
         pending = self.task.launch(batch, lr, step, weight)
         seconds = self._watch.lap()
         self._settle()
-        self._launched = Launched(step, lr, batch, pending, seconds, self._first)
-        self._first = False
+        self._launched = Launched(step, lr, batch, pending, seconds, first)
         self.state.step = step + 1
         self.state.tokens += self.task.tokens(batch)
         if not self.task.overlap:
@@ -154,16 +132,6 @@ class Loop:
 
     def _doing(self, what: str) -> None:
         self.reporter.doing(what, self.state.step, self.end)
-
-    def _foretell(self, tokens: int) -> None:
-        """Say so if the first step will be long; on a GPU the evaluation was mostly compilation.
-
-        Args:
-            tokens: Of the step.
-        """
-        seconds = FORWARDS_PER_STEP * self._seconds_per_target * tokens
-        if seconds > LONG_SECONDS and not self.task.overlap:
-            self.reporter.say(f"a step will take about {duration(seconds)}, by the pace of the evaluation")
 
     def _settle(self) -> None:
         """Read, check and write the numbers of the last step launched."""
@@ -221,7 +189,7 @@ class Loop:
         found = validation.measure(state.step)
         if found is None:
             return False
-        self._seconds_per_target = self._watch.lap() / max(1, found.line.get("val_targets", 1))
+        self._first.measured(self._watch.lap(), found.line.get("val_targets", 1))
         if found.loss is None or not math.isfinite(found.loss):
             raise NonFiniteError(
                 f"step {state.step}: validation loss {found.loss}; the last checkpoint is as it was"

@@ -14,7 +14,8 @@ from gpt_trainer.errors import STOPPED
 from gpt_trainer.ranks.peers import Peers
 from gpt_trainer.report.plot import plot_losses
 from gpt_trainer.report.reporter import Reporter, Silence
-from gpt_trainer.run.loop import Loop, Pace
+from gpt_trainer.run.loop import Loop
+from gpt_trainer.run.pace import Pace
 from gpt_trainer.run.record import Record, make_record
 from gpt_trainer.run.start import Fresh
 from gpt_trainer.run.task import Request, TaskSpec
