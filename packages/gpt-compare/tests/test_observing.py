@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from gpt_compare import observing
 from gpt_compare.observing import CompileClock, Observer, listening, measure_generation
-from gpt_trainer.backend import BackendSpec
+from gpt_trainer.backend import Backend, BackendSpec
 from gpt_trainer.model_config import ModelConfig
 
 
@@ -56,7 +56,7 @@ def test_each_framework_tells_of_its_compiler() -> None:
     assert [bool(clock.seconds()) for clock in clocks.values()] == [True, True]
 
 
-class Toy:
+class Toy(Backend):
     """Takes a second for each token that it is fed, whatever the rows, and three the first time."""
 
     config = ModelConfig(n_layer=1, n_head=1, d_model=8, context=12, vocab_size=5)

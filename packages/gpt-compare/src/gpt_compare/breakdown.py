@@ -171,7 +171,7 @@ def _without_inner(events: Iterable[Event]) -> Iterator[Event]:
 
 def _order(event: Event) -> tuple[float, float]:
     """By begin; of two that begin together the outer one first."""
-    return event.begin, -event.length
+    return float(event.begin), -float(event.length)
 
 
 def _summed(events: Sequence[Event], steps: int) -> Breakdown:
