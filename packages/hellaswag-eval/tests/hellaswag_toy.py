@@ -55,7 +55,7 @@ class ToyModel:
         return np.pad(found, ((0, 0), (1, 0)), constant_values=np.nan)
 
 
-class ToyDecoder:
+class ToyDecoder(backend.Decoder):
     """Sequences that grow; counts the tokens that it was given."""
 
     fed = 0

@@ -96,7 +96,7 @@ def test_lines_name_everything(
     assert "(12 items)" in second
 
 
-class Silent:
+class Silent(backend.Decoder):
     """A decoder of nothing."""
 
     def log_probs(self, tokens: np.ndarray, targets: np.ndarray) -> np.ndarray:
