@@ -24,7 +24,7 @@ def mixture(tmp_path: Path, make_stream: MakeStream) -> Mixture:
         streams["abc"[number]] = make_stream([50 * number + i // 8 for i in range(8 * windows + 1)])
         # the fixture gives all the same name
         (tmp_path / "train-0.bin").rename(tmp_path / f"s{number}.bin")
-    return mix(streams, {"a": 7, "b": 2, "c": 1})
+    return mix(streams, {"a": 7.0, "b": 2.0, "c": 1.0})
 
 
 def shown(loader: BatchLoader, steps: range) -> list[int]:

@@ -148,6 +148,8 @@ def deaf(after: float) -> subprocess.Popen[str]:
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
+    # Python still takes signals between the word and the call
+    time.sleep(0.3)
     return process
 
 
