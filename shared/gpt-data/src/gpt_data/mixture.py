@@ -107,7 +107,7 @@ def long_enough(stream: TokenStream | Mixture, context: int) -> TokenStream | Mi
         return stream if window_count(stream.tokens, context) else None
     streams = dict(zip(stream.names, stream.streams, strict=True))
     kept = {name: part for name, part in streams.items() if window_count(part.tokens, context)}
-    return mix(kept, dict(zip(stream.names, stream.quotas, strict=True))) if kept else None
+    return mix(kept, dict(zip(stream.names, map(float, stream.quotas), strict=True))) if kept else None
 
 
 def parse_mixture(text: str) -> dict[str, float]:
