@@ -50,7 +50,7 @@ class Sequences:
         return cls(config, room, filling)
 
     def append(
-        self, tokens: Int[np.ndarray, "B n"], targets: Int[np.ndarray, "B n"] | None = None
+        self, tokens: Int[np.ndarray, "B n"], targets: Int[np.ndarray, "B _"] | None = None
     ) -> Int32[np.ndarray, "B n"]:
         """Count new tokens in; return the position in the model of each, the nearest there is for filling.
 
