@@ -41,7 +41,7 @@ class FirstStep:
         comes, self._comes = self._comes, False
         return comes
 
-    def measured(self, seconds: float, targets: float) -> None:
+    def measured(self, seconds: float, targets: int) -> None:
         """Take in an evaluation; a short one was mostly the start of a framework, and tells nothing."""
         telling = seconds > LONG_SECONDS / FORWARDS_PER_STEP
         self._seconds_per_target = seconds / max(1, targets) if telling else 0.0
