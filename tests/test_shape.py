@@ -20,9 +20,6 @@ FOLDERS = {name: ROOT / "packages" / name.replace("_", "-") / "src" / name for n
 LACKING = {
     "gpt_jax": {
         "device.py:choose_device": "it takes several of one process: choose_devices",
-        "processes.py:TorchStore": "JaxPeers: another table",
-        "processes.py:launch": "one process takes all devices of its host",
-        "processes.py:without_devices": "the same",
         "tree.py:ALIGN": "JAX places its arrays itself",
         "dropout.py:LOW": "its words are uint32, and wrap by themselves",
         "plan.py:DTYPES": "JAX takes the names as they are",

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from gpt_data.prepare import prepare
 from gpt_torchfunc.options import SPEC
-from gpt_torchfunc.processes import without_devices
 from gpt_trainer.checkpoint import find_steps
 from gpt_trainer.commands import train_main
+from gpt_trainer.ranks.torchrun import without_devices
 from gpt_trainer.report.metrics import read_metrics
 
 PATIENCE = 120.0

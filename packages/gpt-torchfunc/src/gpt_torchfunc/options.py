@@ -41,6 +41,6 @@ SPEC = BackendSpec(
     options=Options,
     create=imported("gpt_torchfunc.backend:TorchFuncBackend"),
     has_gpu=imported("gpt_torchfunc.device:has_gpu"),
-    join=imported("gpt_torchfunc.processes:join"),
-    launch=partial(imported("gpt_torchfunc.processes:launch"), "gpt_torchfunc.train"),
+    join=imported("gpt_trainer.ranks.torchrun:join"),
+    launch=partial(imported("gpt_trainer.ranks.torchrun:launch"), "gpt_torchfunc.train"),
 )

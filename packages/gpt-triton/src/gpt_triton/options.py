@@ -48,6 +48,6 @@ SPEC = BackendSpec(
     options=Options,
     create=imported("gpt_triton.backend:TritonBackend"),
     has_gpu=imported("gpt_triton.device:has_gpu"),
-    join=imported("gpt_triton.processes:join"),
-    launch=partial(imported("gpt_triton.processes:launch"), "gpt_triton.train"),
+    join=imported("gpt_trainer.ranks.torchrun:join"),
+    launch=partial(imported("gpt_trainer.ranks.torchrun:launch"), "gpt_triton.train"),
 )

@@ -191,7 +191,7 @@ def launch(module: str, devices: int, words: Sequence[str]) -> int:
         flags = ["--rdzv-backend=c10d", f"--rdzv-endpoint={Path(folder) / 'rendezvous'}"]
         flags += ["--rdzv-conf=store_type=file", "--local-addr=127.0.0.1", f"--nproc-per-node={devices}"]
         try:
-            run.run(run.parse_args([*flags, "-m", module, *without_devices(words)]))
+            run.run(run.parse_args([*flags, "-m", module, *without_devices(words)]))  # type: ignore[no-untyped-call]  # torchrun has no types
         except ChildFailedError as error:
             _, failure = error.get_first_failure()
             return failure.exitcode if failure.exitcode > 0 else PeerLostError.exit_status
