@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from gpt_trainer.backend import OptimizerConfig
+from jax import lax
 from jaxtyping import Array, Bool, Float, Float32
 
 from gpt_jax.mesh import EMBEDDINGS, MATRICES
@@ -185,12 +186,19 @@ def orthogonalize(x: Float[Array, "*N R C"], dtype: str) -> Float32[Array, "*N R
     """
     a, b, c = NEWTON_SCHULZ
     across = x.shape[-2] > x.shape[-1]  # the products are of the shorter side
-    x = x / (jnp.sqrt(jnp.square(x).sum((-2, -1), keepdims=True)) + NORM_FLOOR)
+    x = _rounded(x / (jnp.sqrt(jnp.square(x).sum((-2, -1), keepdims=True)) + NORM_FLOOR), dtype)
     x = x.mT if across else x
     for _ in range(NEWTON_SCHULZ_STEPS):
-        gram = _times(x, x.mT, dtype)
-        x = a * x + _times(b * gram + c * _times(gram, gram, dtype), x, dtype)
+        # rounded for both of its terms, whose errors are of opposite sign
+        gram = _rounded(_times(x, x.mT, dtype), dtype)
+        x = _rounded(a * x + _times(b * gram + c * _times(gram, gram, dtype), x, dtype), dtype)
     return x.mT if across else x
+
+
+def _rounded(x: Array, dtype: str) -> Array:
+    """As ``dtype`` holds it, in the type that it has: XLA may leave a cast there and back out."""
+    kind = jnp.finfo(dtype)
+    return lax.reduce_precision(x, kind.nexp, kind.nmant)
 
 
 def _times(x: Array, y: Array, dtype: str) -> Array:
