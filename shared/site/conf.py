@@ -35,7 +35,8 @@ autodoc_typehints = "signature"
 napoleon_google_docstring = True
 napoleon_use_ivar = True
 # three dialects have the same names: a type that is meant by one is not looked for in the others
-suppress_warnings = ["ref.python"]
+# and what a README links to beside itself is text where the README is included
+suppress_warnings = ["ref.python", "myst.xref_missing"]
 
 LABELS = {"jax": "JAX", "torchfunc": "torch.func", "triton": "Triton"}
 STEPS = {
