@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from gpt_trainer.checkpoint import find_steps, load_checkpoint
 from gpt_trainer.report.metrics import TIMING_FIELDS, read_metrics
+from gpt_trainer.run.pace import FirstStep
 from gpt_trainer.settings.sections import UNKNOWN, LengthSection
 from gpt_trainer_runs import Capture, Train, pretend_gpu
 from gpt_trainer_toy import ToyBackend
@@ -115,6 +116,14 @@ def test_a_long_step_is_foretold_by_the_evaluation_before_it(
     assert (
         "a step will take about 0:10:00, by the pace of the evaluation" in capsys.readouterr().out
     ) == told
+
+
+def test_only_a_long_evaluation_with_targets_foretells_a_step() -> None:
+    for seconds, targets, told in ((9.0, 8, 0), (1000.0, 0, 0), (12.0, 8, 1)):
+        first, said = FirstStep(), list[str]()
+        first.measured(seconds, targets)
+        first.foretell(4096, said.append)
+        assert len(said) == told, (seconds, targets)
 
 
 def test_stopped_and_resumed_it_counts_on(

@@ -20,13 +20,13 @@ from gpt_trainer.micro_batches import target_weight
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import OptimizerState, check_optimizer_state, check_parameters
 from gpt_trainer.parameters import Parameters as Canonical
+from gpt_trainer.ranks.collectives import shares_optimizer, sum_over_processes
 from gpt_trainer.ranks.place import ALONE, Place
 from gpt_trainer.sequences import Sequences
 from jaxtyping import Float32, Int
 from torch import Tensor
 
 from gpt_torchfunc import device as devices
-from gpt_torchfunc.collectives import shares_optimizer, sum_over_processes
 from gpt_torchfunc.decoding import Decoder
 from gpt_torchfunc.documents import boundaries
 from gpt_torchfunc.dropout import dropout_keys

@@ -12,11 +12,11 @@ References:
 
 from __future__ import annotations
 
+from gpt_trainer.ranks.collectives import gather_parts, sum_over_processes, sum_parts
 from gpt_trainer.ranks.place import Place
 from jaxtyping import Float
 from torch import Tensor
 
-from gpt_torchfunc.collectives import gather_parts, sum_over_processes, sum_parts
 from gpt_torchfunc.model import Parameters
 from gpt_torchfunc.optimizer import global_norm
 from gpt_torchfunc.tree import from_leaves, in_shares, leaves, zeros_in_one

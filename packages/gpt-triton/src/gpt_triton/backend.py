@@ -19,13 +19,13 @@ from gpt_trainer.micro_batches import target_weight
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import OptimizerState, check_optimizer_state, check_parameters
 from gpt_trainer.parameters import Parameters as Canonical
+from gpt_trainer.ranks.collectives import gather_parts, shares_optimizer, sum_over_processes, sum_parts
 from gpt_trainer.ranks.place import ALONE, Place
 from gpt_trainer.sequences import Sequences
 from jaxtyping import Float32, Int
 from torch import Tensor
 
 from gpt_triton import device as devices
-from gpt_triton.collectives import gather_parts, shares_optimizer, sum_over_processes, sum_parts
 from gpt_triton.compiling import hash_compiler
 from gpt_triton.decoding import Decoder
 from gpt_triton.dropout import dropout_keys

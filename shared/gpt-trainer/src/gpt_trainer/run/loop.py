@@ -189,7 +189,7 @@ class Loop:
         found = validation.measure(state.step)
         if found is None:
             return False
-        self._first.measured(self._watch.lap(), int(found.line.get("val_targets", 1)))
+        self._first.measured(self._watch.lap(), int(found.line.get("val_targets", 0)))
         if found.loss is None or not math.isfinite(found.loss):
             raise NonFiniteError(
                 f"step {state.step}: validation loss {found.loss}; the last checkpoint is as it was"

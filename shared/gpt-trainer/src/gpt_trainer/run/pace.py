@@ -43,8 +43,8 @@ class FirstStep:
 
     def measured(self, seconds: float, targets: int) -> None:
         """Take in an evaluation; a short one was mostly the start of a framework, and tells nothing."""
-        telling = seconds > LONG_SECONDS / FORWARDS_PER_STEP
-        self._seconds_per_target = seconds / max(1, targets) if telling else 0.0
+        telling = targets > 0 and seconds > LONG_SECONDS / FORWARDS_PER_STEP
+        self._seconds_per_target = seconds / targets if telling else 0.0
 
     def foretell(self, tokens: int, say: Callable[[str], object]) -> None:
         """Say so if a step of so many tokens will be long."""

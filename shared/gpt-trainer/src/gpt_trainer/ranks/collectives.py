@@ -1,13 +1,14 @@
-"""Sums over the processes of a run, whole or in parts, always in the same order; the host waits for none."""
+"""Sums over the processes of a run by ``torch.distributed``, in the same order each time; no host waits."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch.distributed as dist
+from torch import Tensor
+
 from gpt_trainer.backend import Shard
 from gpt_trainer.ranks.place import Place
-from torch import Tensor
 
 
 def sum_over_processes(buffer: Tensor, place: Place) -> None:
