@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from gpt_trainer.errors import InputError, NonFiniteError, WriteError
-from hellaswag_eval import Example, Plan, StoppedError, evaluate, evaluate_backend
+from hellaswag_eval import EvaluationStoppedError, Example, Plan, evaluate, evaluate_backend
 from hellaswag_eval.results import Evaluation, describe, write_answers
 from hellaswag_eval.shapes import choose_widths, group_rows
 from hellaswag_toy import ToyDecoder, ToyModel
@@ -222,7 +222,7 @@ def test_it_can_be_watched_and_stopped() -> None:
     assert [total for _, total in seen] == [120] * len(seen)
     assert [done for done, _ in seen] == sorted({done for done, _ in seen})
     assert seen[-1] == (120, 120)
-    with pytest.raises(StoppedError, match="stopped after 0 of 120 endings") as caught:
+    with pytest.raises(EvaluationStoppedError, match="stopped after 0 of 120 endings") as caught:
         evaluate_backend(toy, drawn(30), plan=Plan(should_stop=lambda: True))
     assert caught.value.exit_status == 130
 

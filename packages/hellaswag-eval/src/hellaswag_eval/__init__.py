@@ -10,19 +10,19 @@ if TYPE_CHECKING:
     from hellaswag_eval.items import Item
     from hellaswag_eval.protocols import PROTOCOLS, Example, Protocol, encode_items
     from hellaswag_eval.results import Answer, Evaluation, Figure
-    from hellaswag_eval.scoring import Plan, StoppedError
+    from hellaswag_eval.scoring import EvaluationStoppedError, Plan
     from hellaswag_eval.sources import choose, read_items
 
 __all__ = [
     "PROTOCOLS",
     "Answer",
     "Evaluation",
+    "EvaluationStoppedError",
     "Example",
     "Figure",
     "Item",
     "Plan",
     "Protocol",
-    "StoppedError",
     "choose",
     "encode_items",
     "evaluate",

@@ -55,7 +55,7 @@ def evaluate(
     Raises:
         InputError: If an ending alone is longer than the context.
         NonFiniteError: If a log-probability is not finite.
-        StoppedError: If the plan's ``should_stop`` says so.
+        EvaluationStoppedError: If the plan's ``should_stop`` says so.
         ValueError: If there is no example, or the function's result has the wrong shape.
     """
     return _evaluate(as_scorer(log_prob_fn), examples, context, protocol, plan or Plan(), None)
@@ -79,7 +79,7 @@ def evaluate_backend(
     Raises:
         InputError: If an ending alone is longer than the model's context.
         NonFiniteError: If a log-probability is not finite.
-        StoppedError: If the plan's ``should_stop`` says so.
+        EvaluationStoppedError: If the plan's ``should_stop`` says so.
         ValueError: If there is no example.
     """
     context = backend.config.context

@@ -18,7 +18,7 @@ from hellaswag_eval.evaluation import GivesLogProbs, evaluate_backend
 from hellaswag_eval.models import encoder
 from hellaswag_eval.protocols import Example, allowed_protocols, encode_items
 from hellaswag_eval.results import Evaluation
-from hellaswag_eval.scoring import Plan, StoppedError
+from hellaswag_eval.scoring import EvaluationStoppedError, Plan
 from hellaswag_eval.sources import choose, read_items
 
 SUBSET_SEED = 0
@@ -74,7 +74,7 @@ def prepare(options: Options, model: ModelConfig, tokenizer: bpe_scratch.Tokeniz
                 evaluate_backend(backend, examples, protocol=name, plan=plan)
                 for name, examples in encoded.items()
             ]
-        except StoppedError:
+        except EvaluationStoppedError:
             return None
         return {name: value for evaluation in found for name, value in _metrics(evaluation).items()}
 

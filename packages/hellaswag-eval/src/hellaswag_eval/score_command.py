@@ -80,7 +80,7 @@ def run(argv: Sequence[str]) -> int:
         InputError: If the model, an item or a value is unusable.
         WriteError: If ``--out`` cannot be written.
         OutputError: If the standard output does not take the figures.
-        StoppedError: If a signal came.
+        EvaluationStoppedError: If a signal came.
     """
     options: Options = parse_flags(
         argv, {"options": Options}, prog="hellaswag-eval", description="Score a model on HellaSwag."

@@ -34,7 +34,7 @@ TOKENS_PER_BATCH = 16_384
 MOST_SHAPES = 8
 
 
-class StoppedError(CommandError):
+class EvaluationStoppedError(CommandError):
     """The evaluation was asked to stop."""
 
     exit_status = 130
@@ -122,7 +122,7 @@ def score(
     Raises:
         InputError: If an ending is longer than the context.
         NonFiniteError: If a log-probability is not finite.
-        StoppedError: If asked to stop.
+        EvaluationStoppedError: If asked to stop.
     """
     firsts = [0, *accumulate(len(example.endings) for example in examples)]
     forked, rows = _lay_out(examples, firsts, context, plan if make_decoder else replace(plan, share=False))
@@ -144,7 +144,7 @@ def score(
 
 def _may_go_on(plan: Plan, done: int, everything: int) -> None:
     if done < everything and plan.should_stop is not None and plan.should_stop():
-        raise StoppedError(f"stopped after {done} of {everything} endings")
+        raise EvaluationStoppedError(f"stopped after {done} of {everything} endings")
 
 
 def _lay_out(
