@@ -5,12 +5,13 @@ Two steps, as the machine with the GPU may lack the data and the tokenizer. Enco
     python packages/hellaswag-eval/bench/bench_hellaswag.py pack data/hellaswag.npz \
         --data hellaswag_val_preprocessed.jsonl.gz --tokenizer-files gpt2-tokenizer
 
-and run, with the packages' ``src`` folders in PYTHONPATH if they are not installed:
+and run:
 
     python packages/hellaswag-eval/bench/bench_hellaswag.py run data/hellaswag.npz OUT_FOLDER
 
 Each backend and precision has a process of its own. The first pass over the items compiles, the second is
 timed. Log-probabilities are kept in OUT_FOLDER, figures in OUT_FOLDER/figures.json; the table comes last.
+As in ``hellaswag-eval``, contexts are shared on a CPU, and each ending has a row of its own on a GPU.
 """
 
 from __future__ import annotations
@@ -20,12 +21,11 @@ import json
 import subprocess
 import sys
 import time
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gpt_trainer.backend import OptimizerConfig, Runtime
+from gpt_trainer.backend import OptimizerConfig, Runtime, find_backend
 from gpt_trainer.model_config import MODEL_PRESETS
 from gpt_trainer.parameters import init_parameters
 from hellaswag_eval import PROTOCOLS, Evaluation, Example, Plan, encode_items, evaluate_backend, read_items
@@ -73,7 +73,7 @@ def unpack(path: Path, protocol: str, limit: int | None) -> list[Example]:
 def measure(options: argparse.Namespace) -> None:
     """One backend at one precision: all passes, figures and log-probabilities into files."""
     name, precision = options.backend, options.precision
-    spec = import_module(f"{name.replace('-', '_')}.backend").SPEC
+    spec = find_backend(name)
     config = MODEL_PRESETS[options.model]
     began = time.perf_counter()
     backend = spec.create(config, OptimizerConfig(), Runtime(precision, options.device), spec.options())
@@ -84,20 +84,17 @@ def measure(options: argparse.Namespace) -> None:
         **{key: str(value) for key, value in backend.choices().items()},
     }  # fmt: skip
     arrays = {}
-    for protocol in PROTOCOLS:
+    plan = Plan(tokens_per_batch=options.tokens, share=options.device == "cpu", width_step=64)
+    for protocol in options.protocols:
         examples = unpack(options.examples, protocol, options.limit)
-        for share in (True, False) if protocol == "completion" and precision == "bfloat16" else (True,):
-            plan = Plan(tokens_per_batch=options.tokens, share=share, width_step=64)
-            passes = [_timed(backend, examples, protocol, plan) for _ in range(2)]
-            (first, _), (second, evaluation) = passes
-            key = protocol if share else f"{protocol}_separate"
-            arrays[key] = np.array([answer.log_probs for answer in evaluation.answers])
-            found[key] = {
-                "first_pass_seconds": first, "seconds": second, "items_per_second": len(examples) / second,
-                "every_shape": evaluation.shapes, **evaluation.as_json() | {"seconds": second},
-            }  # fmt: skip
-            for metric in METRICS:
-                arrays[f"{key}_{metric}"] = np.array([a.predictions[metric] for a in evaluation.answers])
+        (first, _), (second, evaluation) = (_timed(backend, examples, protocol, plan) for _ in range(2))
+        arrays[protocol] = np.array([answer.log_probs for answer in evaluation.answers])
+        found[protocol] = {
+            "first_pass_seconds": first, "items_per_second": len(examples) / second,
+            "every_shape": evaluation.shapes, **evaluation.as_json() | {"seconds": second},
+        }  # fmt: skip
+        for metric in METRICS:
+            arrays[f"{protocol}_{metric}"] = np.array([a.predictions[metric] for a in evaluation.answers])
     found["peak_memory_bytes"] = backend.peak_memory_bytes()
     np.savez_compressed(options.out / f"{name}-{precision}.npz", **arrays)
     (options.out / f"{name}-{precision}.json").write_text(json.dumps(found, indent=1))
@@ -115,7 +112,7 @@ def run(options: argparse.Namespace, argv: list[str]) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     figures: dict[str, Any] = {"runs": [], "agreement": []}
     for name in options.backends:
-        for precision in PRECISIONS:
+        for precision in options.precisions:
             words = [sys.executable, __file__, *argv, "--backend", name, "--precision", precision]
             done = subprocess.run(words, check=False, capture_output=True, text=True)
             if done.returncode:
@@ -123,7 +120,8 @@ def run(options: argparse.Namespace, argv: list[str]) -> None:
                 continue
             found = json.loads((options.out / f"{name}-{precision}.json").read_text())
             figures["runs"].append(found)
-            print(f"{name} {precision}: {found['completion']['seconds']:.2f} s", flush=True)
+            seconds = ", ".join(f"{each} {found[each]['seconds']:.2f} s" for each in options.protocols)
+            print(f"{name} {precision}: {seconds}", flush=True)
     names = [f"{found['backend']}-{found['precision']}" for found in figures["runs"]]
     figures["agreement"] = [_agreement(options.out, one, names) for one in names]
     (options.out / "figures.json").write_text(json.dumps(figures, indent=1))
@@ -144,7 +142,7 @@ def _agreement(out: Path, one: str, names: list[str]) -> dict[str, Any]:
 def _compare(one: Path, other: Path) -> dict[str, float]:
     found = {}
     with np.load(one) as a, np.load(other) as b:
-        for protocol in PROTOCOLS:
+        for protocol in (name for name in PROTOCOLS if name in a):
             found[f"{protocol}_largest_difference"] = float(np.abs(a[protocol] - b[protocol]).max())
             for metric in METRICS:
                 key = f"{protocol}_{metric}"
@@ -155,7 +153,7 @@ def _compare(one: Path, other: Path) -> dict[str, float]:
 def _print(figures: dict[str, Any]) -> None:
     print("\nrun | protocol | first pass s | second s | items/s | shapes | acc | acc_norm | peak GB | device")
     for found in figures["runs"]:
-        for key in ("completion", "completion_separate", "harness"):
+        for key in PROTOCOLS:
             if key in found:
                 v = found[key]
                 print(
@@ -169,11 +167,12 @@ def _print(figures: dict[str, Any]) -> None:
         for what in ("reference", "own_float32"):
             if what in line:
                 v = line[what]
+                scored = [protocol for protocol in PROTOCOLS if f"{protocol}_largest_difference" in v]
                 same = "; ".join(
                     ", ".join(f"{100 * v[f'{protocol}_{metric}_same']:.2f} %" for metric in METRICS[:2])
-                    for protocol in PROTOCOLS
+                    for protocol in scored
                 )
-                largest = max(v[f"{protocol}_largest_difference"] for protocol in PROTOCOLS)
+                largest = max(v[f"{protocol}_largest_difference"] for protocol in scored)
                 print(f"{line['run']} | {v['run']} | {same} | {largest:.1e}")
 
 
@@ -193,6 +192,8 @@ def main() -> None:
     second.add_argument("--device", default="gpu", choices=("gpu", "cpu"))
     second.add_argument("--limit", type=int)
     second.add_argument("--tokens", type=int, default=65_536)
+    second.add_argument("--precisions", nargs="+", default=PRECISIONS, choices=PRECISIONS)
+    second.add_argument("--protocols", nargs="+", default=PROTOCOLS, choices=PROTOCOLS)
     second.add_argument("--backend")
     second.add_argument("--precision")
     options = parser.parse_args()

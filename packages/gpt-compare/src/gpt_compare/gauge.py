@@ -1,6 +1,6 @@
 """What the device itself tells besides the trainers: joules used so far, and what makes a comparison unfair.
 
-An NVIDIA driver counts its GPUs' energy (NVML), a CPU that of its packages (RAPL, which Linux often keeps
+An NVIDIA driver counts a GPU's energy (NVML), a CPU that of its packages (RAPL, which Linux often keeps
 from ordinary users): all of the device, whoever uses it.
 """
 
@@ -48,45 +48,48 @@ class CpuGauge(Gauge):
 
 
 class GpuGauge(Gauge):
-    """Asks NVML about all GPUs that it lists.
+    """Asks NVML about the GPU that competitors train on: the first that CUDA shows them.
+
+    NVML lists every GPU of the machine by its place on the bus, whatever ``CUDA_VISIBLE_DEVICES`` says.
 
     Raises:
-        pynvml.NVMLError: If there is no driver.
+        pynvml.NVMLError: If there is no driver, or no such GPU.
     """
 
     def __init__(self) -> None:
         pynvml.nvmlInit()
-        self._gpus: list[Any] = [
-            pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())
-        ]
+        self._name = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip() or "0"
+        self._gpu: Any = (
+            pynvml.nvmlDeviceGetHandleByIndex(int(self._name))
+            if self._name.isdigit()
+            else pynvml.nvmlDeviceGetHandleByUUID(self._name)
+        )
 
     def joules(self) -> float | None:
-        """Of all GPUs; NVML counts millijoules."""
+        """NVML counts millijoules."""
         try:
-            return 1e-3 * sum(map(pynvml.nvmlDeviceGetTotalEnergyConsumption, self._gpus))
+            return 1e-3 * float(pynvml.nvmlDeviceGetTotalEnergyConsumption(self._gpu))
         except pynvml.NVMLError:
             return None
 
     def disturbances(self) -> list[str]:
-        """Also other processes on a GPU."""
+        """Also other processes on the GPU."""
         found = super().disturbances()
-        for index, gpu in enumerate(self._gpus):
-            try:
-                others = len(pynvml.nvmlDeviceGetComputeRunningProcesses(gpu))
-            except pynvml.NVMLError:
-                continue
-            if others:
-                found.append(f"{others} other processes used GPU {index} before the first began")
+        try:
+            others = len(pynvml.nvmlDeviceGetComputeRunningProcesses(self._gpu))
+        except pynvml.NVMLError:
+            return found
+        if others:
+            found.append(f"{others} other processes used GPU {self._name} before the first began")
         return found
 
     def throttled(self) -> bool:
         """Heat and failing supply; the limit of power, which every large product meets, is not among them."""
         slow = pynvml.nvmlClocksThrottleReasonSwThermalSlowdown | pynvml.nvmlClocksThrottleReasonHwSlowdown
         try:
-            reasons = [pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(gpu) for gpu in self._gpus]
+            return bool(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(self._gpu) & slow)
         except pynvml.NVMLError:
             return False
-        return any(reason & slow for reason in reasons)
 
 
 def gauge_of(device: str) -> Gauge:
