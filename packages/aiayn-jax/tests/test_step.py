@@ -142,6 +142,23 @@ def test_steps_repeat_and_compile_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len({first, later, other}) == 3
 
 
+def test_two_devices_take_the_steps_of_one() -> None:
+    """Of five rows one has three and one two; masks belong to rows, wherever these are."""
+    found = []
+    for devices in (1, 2, 2):
+        plan = make_plan(DROPPING, device="cpu", devices=devices)
+        step, state = make_step(DROPPING, plan), init_state(from_named(noisy_values(), SMALL), plan)
+        metrics = []
+        for number in range(4):
+            state, numbers = step(state, make_batch(), 1e-2, 3, number)
+            metrics.append(np.asarray(numbers))
+        found.append(np.array(metrics))
+        assert len(state.params.embedding.sharding.device_set) == devices
+    one, two, again = found
+    assert np.array_equal(two, again)
+    np.testing.assert_allclose(two, one, rtol=1e-6)
+
+
 def test_evaluation_sums_the_plain_loss() -> None:
     total, count = make_evaluate(DROPPING, make_plan(DROPPING, device="cpu"))(
         from_named(noisy_values(), SMALL), make_batch()

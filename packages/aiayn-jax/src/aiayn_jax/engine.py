@@ -20,11 +20,14 @@ from aiayn_jax.tree import from_named, to_named
 class Engine:
     """Holds the state of training, and runs the compiled functions on it.
 
+    Args:
+        devices: How many of them share a batch's rows.
+
     Raises:
         ValueError: If this machine lacks what was asked for.
     """
 
-    def __init__(self, config: TransformerConfig, runtime: RuntimeSection) -> None:
+    def __init__(self, config: TransformerConfig, runtime: RuntimeSection, devices: int = 1) -> None:
         self.config, self.seed = config, runtime.seed
         self.plan = make_plan(
             config,
@@ -34,6 +37,7 @@ class Engine:
             unroll=runtime.unroll,
             wide_logits=runtime.wide_logits,
             deterministic=runtime.deterministic,
+            devices=devices,
         )
         self._step = make_step(config, self.plan)
         self._evaluate = make_evaluate(config, self.plan)
@@ -44,8 +48,8 @@ class Engine:
 
     @property
     def params(self) -> Parameters:
-        """The weights on the device; the next step uses their memory."""
-        return self._state.params
+        """The weights on the first device; the next step uses their memory."""
+        return self.plan.layout.at_hand(self._state.params)
 
     def load(self, parameters: Named, moments: tuple[Named, Named]) -> None:
         """Take over weights and Adam's two moments."""
@@ -56,7 +60,7 @@ class Engine:
         """Weights and both moments by name, as copies."""
         moments = self._state.moments
         parameters, first, second = (
-            to_named(tree, self.config) for tree in (self.params, moments.first, moments.second)
+            to_named(tree, self.config) for tree in (self._state.params, moments.first, moments.second)
         )
         return parameters, (first, second)
 
@@ -77,7 +81,7 @@ class Engine:
 
     def evaluate(self, batch: PairBatch) -> tuple[float, int]:
         """Sum of negative log-likelihoods in nats, and the number of targets; no dropout."""
-        return self._evaluate(self.params, batch)
+        return self._evaluate(self._state.params, batch)
 
     def send(self, arrays: Named) -> Parameters:
         """Other weights on the device, such as averaged ones."""

@@ -8,6 +8,7 @@ from typing import Literal
 import jax
 from gpt_jax import model
 from gpt_jax.device import choose_devices
+from gpt_jax.mesh import Layout
 from gpt_jax.plan import LOGITS_IN_FLIGHT
 
 from aiayn_jax.config import TransformerConfig
@@ -18,18 +19,23 @@ class Plan(model.Plan):
     """What GPT-2's plan holds, and what only the encoder-decoder knows; made by ``make_plan``.
 
     Attributes:
-        device: Where the model runs.
+        layout: Where the model runs: on each of its devices whole, with a share of a batch's rows.
         smoothing: Share of the target distribution that is spread over the vocabulary.
         unroll: Compile every layer for itself, instead of one for a loop over all.
         wide_logits: Keep the loss's logits in float32, instead of rounding them to ``dtype``.
         deterministic: On a GPU, use no routine whose order of summation differs from run to run.
     """
 
-    device: jax.Device
+    layout: Layout
     smoothing: float
     unroll: bool = False
     wide_logits: bool = True
     deterministic: bool = True
+
+    @property
+    def device(self) -> jax.Device:
+        """Where what one device does is done, such as translating."""
+        return self.layout.here
 
 
 def make_plan(
@@ -42,6 +48,7 @@ def make_plan(
     wide_logits: bool = True,
     deterministic: bool = True,
     preallocate: bool = False,
+    devices: int = 1,
 ) -> Plan:
     """Choose the device, and settle what ``"auto"`` leaves open.
 
@@ -49,6 +56,7 @@ def make_plan(
         precision: Type of activations and products; parameters, moments and statistics stay float32.
         attention: ``"auto"`` is cuDNN's where it can run, else written out.
         wide_logits: Keep the loss's logits in float32.
+        devices: How many of them share a batch's rows.
 
     Raises:
         ValueError: If a choice is unknown, or this machine or model cannot have it.
@@ -59,8 +67,8 @@ def make_plan(
     ):
         if value not in allowed:
             raise ValueError(f"{name}={value!r} is not one of {', '.join(allowed)}")
-    (place,) = choose_devices(device, preallocate=preallocate)
-    missing = _cudnn_obstacles(config, precision, place, deterministic=deterministic)
+    layout = Layout(tuple(choose_devices(device, devices, preallocate=preallocate)))
+    missing = _cudnn_obstacles(config, precision, layout.here, deterministic=deterministic)
     if attention == "cudnn" and missing:
         raise ValueError(f"attention='cudnn' needs {' and '.join(missing)}; use attention='written'")
     return Plan(
@@ -69,8 +77,8 @@ def make_plan(
         dtype=precision,
         attention="written" if missing or attention == "written" else "cudnn",
         dropout=config.dropout,
-        chunk=LOGITS_IN_FLIGHT["cpu" if place.platform == "cpu" else "gpu"],
-        device=place,
+        chunk=LOGITS_IN_FLIGHT["cpu" if layout.here.platform == "cpu" else "gpu"],
+        layout=layout,
         smoothing=config.label_smoothing,
         unroll=unroll,
         wide_logits=wide_logits,

@@ -56,11 +56,11 @@ def _room(config: RunConfig) -> int:
 def _open(
     request: task.Request, start: Fresh, stop: StopFlag, peers: Peers
 ) -> AbstractContextManager[task.Task]:
-    if peers.place.devices > 1:
-        raise InputError("--devices: this command trains on one device")
+    if request.config.runtime.shard != "none":
+        raise InputError("--shard: each device of this command holds the whole state; leave it out")
     from aiayn_jax.task import open_task
 
-    return open_task(request, start, stop)
+    return open_task(request, start, stop, peers.place.devices)
 
 
 SPEC = task.TaskSpec(

@@ -16,6 +16,8 @@ from gpt_data.batch import IGNORE
 from gpt_data.checks import check_ids
 from gpt_jax.device import compiler_options
 from gpt_jax.dropout import dropout_keys
+from gpt_jax.mesh import AXIS
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, UInt32
 
 from aiayn_jax.config import TransformerConfig
@@ -37,13 +39,13 @@ Step = Callable[[TrainingState, PairBatch, float, int, int], tuple[TrainingState
 
 
 def init_state(params: Parameters, plan: Plan, moments: AdamState | None = None) -> TrainingState:
-    """What the first step takes, as a copy on the plan's device: a step uses its state's memory again.
+    """What the first step takes, as a copy on each of the plan's devices: a step uses its memory again.
 
     Args:
         moments: Of an earlier run; ``None`` means zeros.
     """
     state = TrainingState(params, adam_init(params) if moments is None else moments)
-    return jax.device_put(jax.tree.map(jnp.copy, state), plan.device)
+    return jax.device_put(jax.tree.map(jnp.copy, state), plan.layout.sharding(P()))
 
 
 def make_step(config: TransformerConfig, plan: Plan, optimizer: AdamConfig | None = None) -> Step:
@@ -67,16 +69,25 @@ def make_step(config: TransformerConfig, plan: Plan, optimizer: AdamConfig | Non
         weight = np.float32(1.0 / np.count_nonzero(batch.target_out != IGNORE))
         counter = np.array([seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF, step_index], np.uint32)
         inputs = send(batch, plan)
-        return compiled(state, inputs, weight, counter, adam_scalars(settings, lr, step_index))
+        with plan.layout.entered():
+            return compiled(state, inputs, weight, counter, adam_scalars(settings, lr, step_index))
 
     return step
 
 
 def _compile(plan: Plan, optimizer: AdamConfig) -> Callable:
-    flags = compiler_options(plan.device, deterministic=plan.deterministic)
     return jax.jit(
-        partial(train_step, plan=plan, optimizer=optimizer), donate_argnames="state", compiler_options=flags
+        partial(train_step, plan=plan, optimizer=optimizer),
+        donate_argnames="state",
+        # XLA divides the work by where the rows lie, and adds the gradients up for it
+        out_shardings=plan.layout.sharding(P()),
+        compiler_options=_options(plan),
     )
+
+
+def _options(plan: Plan) -> dict[str, bool | str]:
+    several = plan.layout.count > 1
+    return compiler_options(plan.device, deterministic=plan.deterministic, several=several)
 
 
 def train_step(
@@ -110,8 +121,7 @@ def make_evaluate(
 
     Neither dropout nor smoothing acts; each shape of a batch is compiled once.
     """
-    flags = compiler_options(plan.device, deterministic=plan.deterministic)
-    compiled = jax.jit(partial(total_nll, plan=plan), compiler_options=flags)
+    compiled = jax.jit(partial(total_nll, plan=plan), compiler_options=_options(plan))
 
     def evaluate(params: Parameters, batch: PairBatch) -> tuple[float, int]:
         check_batch(batch, config)
@@ -122,8 +132,15 @@ def make_evaluate(
 
 
 def send(batch: PairBatch, plan: Plan) -> Inputs:
-    """The batch on the plan's device."""
-    return Inputs(*(jax.device_put(array, plan.device) for array in batch))
+    """The batch on the plan's devices, each with as many of its rows; empty ones fill it up."""
+    layout = plan.layout
+    empty = -len(batch.source) % layout.count
+    fillings = PairBatch(source=0, source_lengths=0, target_in=0, target_out=IGNORE)
+    full = (
+        np.pad(array, [(0, empty), *[(0, 0)] * (array.ndim - 1)], constant_values=filling)
+        for array, filling in zip(batch, fillings, strict=True)
+    )
+    return Inputs(*jax.device_put(list(full), layout.sharding(P(AXIS))))
 
 
 def check_batch(batch: PairBatch, config: TransformerConfig) -> None:

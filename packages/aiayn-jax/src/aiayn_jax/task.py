@@ -221,8 +221,11 @@ def _too_many_epochs(prepared: Prepared, config: RunConfig) -> list[str]:
 
 
 @contextmanager
-def open_task(request: Request, start: Fresh, stop: StopFlag) -> Iterator[TranslationTask]:
+def open_task(request: Request, start: Fresh, stop: StopFlag, devices: int) -> Iterator[TranslationTask]:
     """Data and model, as the run begins.
+
+    Args:
+        devices: How many of this host's share a batch's rows.
 
     Raises:
         InputError: If this machine lacks what was asked for.
@@ -234,7 +237,7 @@ def open_task(request: Request, start: Fresh, stop: StopFlag) -> Iterator[Transl
         check_available(corpus.score)
         prepared = prepare(corpus, config, saved.tokenizer_json if saved else None)
     try:
-        engine = Engine(config.model_config(prepared.tokenizer.vocab_size), config.runtime)
+        engine = Engine(config.model_config(prepared.tokenizer.vocab_size), config.runtime, devices)
     except ValueError as error:
         raise InputError(str(error)) from None
     if saved is not None:

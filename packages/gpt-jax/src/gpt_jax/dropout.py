@@ -30,9 +30,9 @@ def multiply(a: Words, b: int) -> tuple[Words, Words]:
     Args:
         b: A constant below 2^32.
     """
-    if not jax.sharding.get_abstract_mesh().manual_axes:
+    if jax.sharding.get_abstract_mesh().empty:
         return lax.mulhi(a, jnp.full_like(a, b)), a * jnp.uint32(b)
-    # XLA's partitioner does not take mulhi through a shard_map (jaxlib 0.10.2: "failed to legalize")
+    # XLA's partitioner does not take mulhi (jaxlib 0.10.2: "failed to legalize")
     with jax.enable_x64(True):
         product = lax.convert_element_type(a, np.uint64) * np.uint64(b)
         high, low = (lax.convert_element_type(p, np.uint32) for p in (product >> np.uint64(32), product))

@@ -19,6 +19,7 @@ References:
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -83,6 +84,10 @@ class Layout:
     def mesh(self) -> Mesh:
         """The devices along ``AXIS``, over which XLA divides what is written for one."""
         return Mesh(self.devices, AXIS, axis_types=(AxisType.Auto,))
+
+    def entered(self) -> AbstractContextManager[Any]:
+        """Within, what is traced knows that XLA divides it among several devices."""
+        return nullcontext() if self.count == 1 else jax.set_mesh(self.mesh)
 
     def spec(self, name: str, shape: tuple[int, ...]) -> P:
         """How a leaf is divided: a matrix by its rows if their number allows it."""
