@@ -135,10 +135,10 @@ def send(batch: PairBatch, plan: Plan) -> Inputs:
     """The batch on the plan's devices, each with as many of its rows; empty ones fill it up."""
     layout = plan.layout
     empty = -len(batch.source) % layout.count
-    fillings = PairBatch(source=0, source_lengths=0, target_in=0, target_out=IGNORE)
+    fillings = {"target_out": IGNORE}
     full = (
-        np.pad(array, [(0, empty), *[(0, 0)] * (array.ndim - 1)], constant_values=filling)
-        for array, filling in zip(batch, fillings, strict=True)
+        np.pad(array, [(0, empty), *[(0, 0)] * (array.ndim - 1)], constant_values=fillings.get(name, 0))
+        for name, array in batch._asdict().items()
     )
     return Inputs(*jax.device_put(list(full), layout.sharding(P(AXIS))))
 
