@@ -9,7 +9,7 @@ import pytest
 import torch
 from gpt_triton import reference
 from gpt_triton.kernels import attention_hopper, attention_hopper_d_kv, attention_hopper_d_q, matmul_hopper
-from gpt_triton.kernels.attention_mask import attention_mask
+from gpt_triton.kernels.dropout import attention_mask
 from gpt_triton.kernels.matmul_kernels import Epilogue
 from gpt_triton.kernels.tiles import MatmulTiles
 from gpt_triton.ops import AttentionResiduals

@@ -12,9 +12,9 @@ from gpt_trainer.backend import OptimizerConfig
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import Parameters as Canonical
 from gpt_triton import reference
-from gpt_triton.model import Parameters
+from gpt_triton.model import Parameters, Stretch
 from gpt_triton.optimizer import OptimizerState, optimizer_init, optimizer_update, step_scalars
-from gpt_triton.tree import Stretch, canonical_names, from_canonical, to_canonical, zeros
+from gpt_triton.tree import canonical_names, from_canonical, to_canonical, zeros
 from torch import Tensor
 
 CPU = torch.device("cpu")

@@ -32,13 +32,13 @@ from gpt_triton.dropout import dropout_keys
 from gpt_triton.graphs import Recorder
 from gpt_triton.inputs import MicroBatch, Shape, load_batch, send, shape_of, upload
 from gpt_triton.loss import target_log_probs
-from gpt_triton.model import logits
+from gpt_triton.model import Stretch, logits
 from gpt_triton.optimizer import optimizer_init, step_scalars
 from gpt_triton.options import Options
 from gpt_triton.plan import choose_kernels, make_plan
 from gpt_triton.profiling import record
 from gpt_triton.step import Sums, TrainingState, accumulate, finish
-from gpt_triton.tree import Stretch, canonical_names, fill, shadow_of, share_of, to_canonical, zeros
+from gpt_triton.tree import canonical_names, fill, shadow_of, share_of, to_canonical, zeros
 
 CPU = torch.device("cpu")
 

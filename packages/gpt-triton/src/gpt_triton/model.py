@@ -10,7 +10,7 @@ walks the same lines from last to first, drops each block's residuals as soon as
 gradients of parameters in place. Weights are ``(in, out)``, as OpenAI stored them.
 
 Shapes: B rows, T positions, M tokens of all rows (B T), C longest context, V vocabulary, Vp the same padded,
-D width, L blocks, H heads, K head width.
+D width, L blocks, H heads, K head width, P elements of the flat buffer, n of a part of it.
 
 References:
     Radford et al. 2019, "Language models are unsupervised multitask learners".
@@ -63,6 +63,13 @@ class Parameters(NamedTuple):
     flat: Float[Tensor, " P"]
     muon_count: int
     decay_count: int
+
+
+class Stretch(NamedTuple):
+    """Elements of a flat buffer, or of something of its layout: from ``first`` on."""
+
+    values: Float[Tensor, " n"]
+    first: int = 0
 
 
 @dataclass(frozen=True)

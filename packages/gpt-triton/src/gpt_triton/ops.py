@@ -53,7 +53,7 @@ class AttentionResiduals(NamedTuple):
         lse: Log-sum-exp of each row of scaled scores, float32: recovers the weights without a second
             pass over the row.
         segment_starts: First position that each position may see; ``None`` means 0 throughout.
-        mask: Of the dropped weights, as ``kernels.attention_mask`` packs it; ``None`` without dropout, and
+        mask: Of the dropped weights, as ``kernels.dropout`` packs it; ``None`` without dropout, and
             where the backward draws it again.
     """
 

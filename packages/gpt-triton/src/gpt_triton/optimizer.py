@@ -32,9 +32,8 @@ from gpt_trainer.backend import OptimizerConfig
 from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
-from gpt_triton.model import Parameters
+from gpt_triton.model import Parameters, Stretch
 from gpt_triton.ops import Ops
-from gpt_triton.tree import Stretch
 
 BLOCK_MATRICES = ("qkv_weight", "out_weight", "up_weight", "down_weight")
 """Fields that Muon may take."""

@@ -22,7 +22,7 @@ from gpt_trainer.ranks.place import Place
 from jaxtyping import Float
 from torch import Tensor
 
-from gpt_triton.model import Block, Parameters
+from gpt_triton.model import Block, Parameters, Stretch
 
 VOCABULARY_MULTIPLE = 128
 """The head's product is several times slower at an odd width (50257) than at the next multiple."""
@@ -62,13 +62,6 @@ class Layout(NamedTuple):
     size: int
     muon_count: int
     decay_count: int
-
-
-class Stretch(NamedTuple):
-    """Elements of a flat buffer, or of something of its layout: from ``first`` on."""
-
-    values: Float[Tensor, " n"]
-    first: int = 0
 
 
 def padded_vocabulary(vocab_size: int) -> int:

@@ -1,8 +1,9 @@
 """Every op of the model as Triton kernels, forward and backward, each derivative by hand.
 
 The same functions in plain torch are in ``gpt_triton.reference``. Reading order: primitives, gelu, dropout,
-layer_norm, reduce, matmul_kernels, matmul, matmul_hopper, linear, attention, attention_backward,
-attention_d_kv, attention_d_q, cross_entropy, embedding, adamw, muon; ``tiles`` holds every choice of a size.
+layer_norm, reduce, matmul_kernels, matmul, matmul_hopper, attention, attention_backward, hopper,
+attention_hopper, attention_hopper_d_q, attention_hopper_d_kv, cross_entropy, embedding, adamw, muon;
+``tiles`` holds every choice of a size.
 """
 
 from gpt_triton.kernels.adamw import adamw_update, global_norm
@@ -13,7 +14,7 @@ from gpt_triton.kernels.dropout import dropout_bwd, dropout_fwd
 from gpt_triton.kernels.embedding import embedding_bwd, embedding_fwd
 from gpt_triton.kernels.gelu import gelu_bwd, gelu_fwd
 from gpt_triton.kernels.layer_norm import layer_norm_bwd, layer_norm_fwd
-from gpt_triton.kernels.linear import (
+from gpt_triton.kernels.matmul import (
     linear_bwd_dwdb,
     linear_bwd_dx,
     linear_fwd,

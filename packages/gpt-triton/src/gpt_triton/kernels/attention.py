@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gpt_triton.dropout import Dropout
-from gpt_triton.kernels.attention_mask import attention_mask, kept, mask_words
+from gpt_triton.kernels.dropout import attention_mask, kept, mask_words
 from gpt_triton.kernels.primitives import LN_2, LOG2_E, narrow, operand, rounded_operand
 from gpt_triton.kernels.tiles import attention_tiles, hopper_attention
 from gpt_triton.ops import AttentionResiduals

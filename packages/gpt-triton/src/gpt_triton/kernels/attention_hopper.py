@@ -25,7 +25,6 @@ from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
-    fence_async_shared,
     mbarrier,
     tma,
     warpgroup_mma,
@@ -38,17 +37,15 @@ from gpt_triton.kernels.hopper import (
     HEAD,
     PRODUCER_REGISTERS,
     as_operand,
-    block_barrier,
     described,
     expect_slot,
     keep,
     load_words,
     mask_bits,
     mask_of_head,
-    new_barriers,
-    new_tiles,
     release,
     scores,
+    set_up,
     skip,
     store_tile,
     tma_load,
@@ -67,24 +64,35 @@ def queries_of(work, heads, T, GROUPS: gl.constexpr):
 
 @gluon.jit
 @no_type_check
-def _produce(
-    q_desc, kv_desc, q_tiles, q_full, q_empty, stream, heads, T, H: gl.constexpr, GROUPS: gl.constexpr
+def produce_keys(
+    descs,  # of what a consumer reads of its own rows
+    kv_desc,
+    own,
+    stream,  # of keys and values
+    heads,
+    T,
+    H: gl.constexpr,
+    GROUPS: gl.constexpr,
 ):
+    """The producer's part where queries stay and keys are streamed."""
+    tiles, filled, emptied = own
     WIDTH: gl.constexpr = H * HEAD
     N: gl.constexpr = stream[0].shape[1]
-    BYTES: gl.constexpr = 2 * kv_desc.block_type.nbytes
+    OWN: gl.constexpr = len(descs)
     n = 0
     for work in range(gl.program_id(0), heads * (T // (GROUPS * GROUP)), gl.num_programs(0)):
         turn = work // gl.num_programs(0)
         q_first, head = queries_of(work, heads, T, GROUPS)
         row, column = head // H * T, head % H * HEAD
         for group in gl.static_range(GROUPS):
-            mbarrier.wait(q_empty.index(group), (turn & 1) ^ 1)
-            mbarrier.expect(q_full.index(group), q_desc.block_type.nbytes)
+            mbarrier.wait(emptied.index(group), (turn & 1) ^ 1)
+            full = filled.index(group)
+            mbarrier.expect(full, OWN * descs[0].block_type.nbytes)
             at = row + q_first + group * GROUP
-            tma_load(q_desc, [at, column], q_full.index(group), q_tiles.index(group))
+            for i in gl.static_range(OWN):
+                tma_load(descs[i], [at, column], full, tiles[i].index(group))
         for first in range(0, q_first + GROUPS * GROUP, N):
-            slot, full = expect_slot(stream, n, BYTES)
+            slot, full = expect_slot(stream, n, 2 * kv_desc.block_type.nbytes)
             tma_load(kv_desc, [row + first, column + WIDTH], full, stream[0].index(slot))
             tma_load(kv_desc, [row + first, column + 2 * WIDTH], full, stream[1].index(slot))
             n += 1
@@ -152,8 +160,9 @@ def _consume(
     GROUPS: gl.constexpr,
     group: gl.constexpr,
 ):
-    out_desc, q_tiles, out_tiles, q_full, q_empty, stream, mask_ptr, lse_ptr, heads, T, numbers = given
-    scale_log2, keep_scale = numbers
+    out_desc, own, stream, mask_ptr, lse_ptr, heads, T, scale_log2, keep_scale = given
+    own_tiles, q_full, q_empty = own
+    q_tiles, out_tiles = own_tiles
     STAGES: gl.constexpr = stream[0].shape[0]
     N: gl.constexpr = stream[0].shape[1]
     S: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, N, 16])
@@ -223,25 +232,15 @@ def attention_fwd_hopper_kernel(
 ):
     """Attention of all queries."""
     GROUPS: gl.constexpr = 4
-    q_tiles, out_tiles = new_tiles(GROUPS, GROUP), new_tiles(GROUPS, GROUP)
-    q_full, q_empty = new_barriers(GROUPS, 1), new_barriers(GROUPS, 1)
-    stream = (
-        new_tiles(STAGES, N),
-        new_tiles(STAGES, N),
-        new_barriers(STAGES, 1),
-        new_barriers(STAGES, GROUPS),
-    )
-    fence_async_shared()
-    block_barrier()
-    numbers = (scale_log2, keep_scale)
-    given = (out_desc, q_tiles, out_tiles, q_full, q_empty, stream, mask_ptr, lse_ptr, heads, T, numbers)
+    own, stream = set_up(2, GROUPS, STAGES, N)  # queries, and what is written
+    given = (out_desc, own, stream, mask_ptr, lse_ptr, heads, T, scale_log2, keep_scale)
     gl.warp_specialize(
         [
             (_consume, (given, H, GROUPS, 0)),
             (_consume, (given, H, GROUPS, 1)),
             (_consume, (given, H, GROUPS, 2)),
             (_consume, (given, H, GROUPS, 3)),
-            (_produce, (q_desc, kv_desc, q_tiles, q_full, q_empty, stream, heads, T, H, GROUPS)),
+            (produce_keys, ((q_desc,), kv_desc, own, stream, heads, T, H, GROUPS)),
         ],
         [4, 4, 4, 1],
         [REGISTERS, REGISTERS, REGISTERS, PRODUCER_REGISTERS],

@@ -1,9 +1,9 @@
 """The gradients of attention's keys and values on Hopper, heads of 64 in bfloat16; whole rows only.
 
-What ``attention_d_kv`` computes, by partitions of warps (``hopper``): a program owns 128 keys, a consumer
-64 of them, and queries are streamed. With the scores and d_P of tile t a consumer starts the products that
-add tile t - 1 to d_V and d_K, and takes exponentials and d_S of tile t while they run. Four tiles of
-float32 leave registers for two consumers.
+The second pass of ``attention_backward``, by partitions of warps (``hopper``): a program owns 128 keys, a
+consumer 64 of them, and queries are streamed. With the scores and d_P of tile t a consumer starts the
+products that add tile t - 1 to d_V and d_K, and takes exponentials and d_S of tile t while they run. Four
+tiles of float32 leave registers for two consumers.
 
 Bound: of 128 keys and 64 queries the products take 1,024 cycles, the exponentials 512.
 
@@ -20,7 +20,6 @@ from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
-    fence_async_shared,
     mbarrier,
     tma,
     warpgroup_mma,
@@ -34,7 +33,6 @@ from gpt_triton.kernels.hopper import (
     NUMBERS,
     PRODUCER_REGISTERS,
     as_operand,
-    block_barrier,
     described,
     described_numbers,
     expect_slot,
@@ -42,10 +40,9 @@ from gpt_triton.kernels.hopper import (
     load_words,
     mask_bits,
     mask_of_head,
-    new_barriers,
-    new_tiles,
     release,
     scores,
+    set_up,
     skip,
     store_tile,
     tma_load,
@@ -65,9 +62,8 @@ def _keys_of(work, heads, GROUPS: gl.constexpr):
 
 @gluon.jit
 @no_type_check
-def _produce(
-    kv_desc, descs, own_tiles, own_full, own_empty, stream, heads, T, H: gl.constexpr, GROUPS: gl.constexpr
-):
+def _produce(kv_desc, descs, own, stream, heads, T, H: gl.constexpr, GROUPS: gl.constexpr):
+    tiles, filled, emptied = own
     q_desc, d_out_desc, lse_desc, delta_desc = descs
     WIDTH: gl.constexpr = H * HEAD
     N: gl.constexpr = stream[0].shape[1]
@@ -78,12 +74,12 @@ def _produce(
         k_first, head = _keys_of(work, heads, GROUPS)
         row, column = head // H * T, head % H * HEAD
         for group in gl.static_range(GROUPS):
-            mbarrier.wait(own_empty.index(group), (turn & 1) ^ 1)
-            own = own_full.index(group)
-            mbarrier.expect(own, 2 * kv_desc.block_type.nbytes)
+            mbarrier.wait(emptied.index(group), (turn & 1) ^ 1)
+            full = filled.index(group)
+            mbarrier.expect(full, 2 * kv_desc.block_type.nbytes)
             at = row + k_first + group * GROUP
-            tma_load(kv_desc, [at, column + WIDTH], own, own_tiles[0].index(group))
-            tma_load(kv_desc, [at, column + 2 * WIDTH], own, own_tiles[1].index(group))
+            tma_load(kv_desc, [at, column + WIDTH], full, tiles[0].index(group))
+            tma_load(kv_desc, [at, column + 2 * WIDTH], full, tiles[1].index(group))
         for first in range(k_first, T, N):
             slot, full = expect_slot(stream, n, BYTES)
             tma_load(q_desc, [row + first, column], full, stream[0].index(slot))
@@ -154,7 +150,8 @@ def _consume(
     GROUPS: gl.constexpr,
     group: gl.constexpr,
 ):
-    d_qkv_desc, own_tiles, own_full, own_empty, stream, mask_ptr, heads, T, numbers = given
+    d_qkv_desc, own, stream, mask_ptr, heads, T, numbers = given
+    own_tiles, own_full, own_empty = own
     scale, scale_log2, keep_scale = numbers
     WIDTH: gl.constexpr = H * HEAD
     STAGES: gl.constexpr = stream[0].shape[0]
@@ -228,32 +225,18 @@ def d_kv_hopper_kernel(
 ):
     """Gradients of all keys and values."""
     GROUPS: gl.constexpr = 2
-    # keys, values, and what is written
-    own_tiles = (
-        new_tiles(GROUPS, GROUP),
-        new_tiles(GROUPS, GROUP),
-        new_tiles(GROUPS, GROUP),
-        new_tiles(GROUPS, GROUP),
-    )
-    own_full, own_empty = new_barriers(GROUPS, 1), new_barriers(GROUPS, 1)
-    stream = (
-        new_tiles(STAGES, N),
-        new_tiles(STAGES, N),
-        new_barriers(STAGES, 1),
-        new_barriers(STAGES, GROUPS),
-        gl.allocate_shared_memory(gl.float32, [STAGES, N], NUMBERS),
-        gl.allocate_shared_memory(gl.float32, [STAGES, N], NUMBERS),
-    )
-    fence_async_shared()
-    block_barrier()
+    own, stream = set_up(4, GROUPS, STAGES, N)  # keys, values, and what is written of both
+    lse_slots = gl.allocate_shared_memory(gl.float32, [STAGES, N], NUMBERS)
+    delta_slots = gl.allocate_shared_memory(gl.float32, [STAGES, N], NUMBERS)
+    stream += (lse_slots, delta_slots)
     descs = (q_desc, d_out_desc, lse_desc, delta_desc)
     numbers = (scale, scale_log2, keep_scale)
-    given = (d_qkv_desc, own_tiles, own_full, own_empty, stream, mask_ptr, heads, T, numbers)
+    given = (d_qkv_desc, own, stream, mask_ptr, heads, T, numbers)
     gl.warp_specialize(
         [
             (_consume, (given, H, GROUPS, 0)),
             (_consume, (given, H, GROUPS, 1)),
-            (_produce, (kv_desc, descs, own_tiles, own_full, own_empty, stream, heads, T, H, GROUPS)),
+            (_produce, (kv_desc, descs, own, stream, heads, T, H, GROUPS)),
         ],
         [4, 1],
         [REGISTERS, PRODUCER_REGISTERS],

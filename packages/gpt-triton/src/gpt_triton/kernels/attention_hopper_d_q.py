@@ -1,9 +1,9 @@
 """The gradient of attention's queries on Hopper, heads of 64 in bfloat16; whole rows only.
 
-What ``attention_d_q`` computes, by partitions of warps (``hopper``): a program owns 256 queries, a consumer
-64 of them. With the scores and d_P of tile t a consumer starts the product that adds tile t - 1 to d_Q, and
-takes exponentials and d_S of tile t while they run. Tiles of 32 keys: so four consumers have registers
-enough.
+The first pass of ``attention_backward``, by partitions of warps (``hopper``): a program owns 256 queries, a
+consumer 64 of them. With the scores and d_P of tile t a consumer starts the product that adds tile t - 1 to
+d_Q, and takes exponentials and d_S of tile t while they run. Tiles of 32 keys: so four consumers have
+registers enough.
 
 Bound: of 128 queries and 64 keys the products take 1,024 cycles (d_Q's 256; the left operands of 32 columns
 come from shared memory more slowly than the tensor cores could take them), the exponentials 512.
@@ -21,67 +21,34 @@ from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
-    fence_async_shared,
     mbarrier,
     tma,
     warpgroup_mma,
     warpgroup_mma_wait,
 )
 
-from gpt_triton.kernels.attention_hopper import queries_of
+from gpt_triton.kernels.attention_hopper import produce_keys, queries_of
 from gpt_triton.kernels.hopper import (
     GRADIENT,
     GROUP,
     HEAD,
     PRODUCER_REGISTERS,
     as_operand,
-    block_barrier,
     described,
-    expect_slot,
     keep,
     load_words,
     mask_bits,
     mask_of_head,
-    new_barriers,
-    new_tiles,
     release,
     scores,
+    set_up,
     skip,
     store_tile,
-    tma_load,
     wait_full,
 )
 from gpt_triton.kernels.primitives import LOG2_E
 from gpt_triton.kernels.tiles import HOPPER_ATTENTION, multiprocessors
 from gpt_triton.ops import AttentionResiduals
-
-
-@gluon.jit
-@no_type_check
-def _produce(
-    descs, kv_desc, own_tiles, own_full, own_empty, stream, heads, T, H: gl.constexpr, GROUPS: gl.constexpr
-):
-    WIDTH: gl.constexpr = H * HEAD
-    N: gl.constexpr = stream[0].shape[1]
-    BYTES: gl.constexpr = 2 * kv_desc.block_type.nbytes
-    n = 0
-    for work in range(gl.program_id(0), heads * (T // (GROUPS * GROUP)), gl.num_programs(0)):
-        turn = work // gl.num_programs(0)
-        q_first, head = queries_of(work, heads, T, GROUPS)
-        row, column = head // H * T, head % H * HEAD
-        for group in gl.static_range(GROUPS):
-            mbarrier.wait(own_empty.index(group), (turn & 1) ^ 1)
-            full = own_full.index(group)
-            mbarrier.expect(full, 3 * descs[0].block_type.nbytes)
-            at = row + q_first + group * GROUP
-            tma_load(descs[0], [at, column], full, own_tiles[0].index(group))
-            tma_load(descs[1], [at, column], full, own_tiles[1].index(group))
-            tma_load(descs[2], [at, column], full, own_tiles[2].index(group))
-        for first in range(0, q_first + GROUPS * GROUP, N):
-            slot, full = expect_slot(stream, n, BYTES)
-            tma_load(kv_desc, [row + first, column + WIDTH], full, stream[0].index(slot))
-            tma_load(kv_desc, [row + first, column + 2 * WIDTH], full, stream[1].index(slot))
-            n += 1
 
 
 @gluon.jit
@@ -139,9 +106,8 @@ def _consume(
     GROUPS: gl.constexpr,
     group: gl.constexpr,
 ):
-    d_qkv_desc, own_tiles, own_full, own_empty, stream, mask_ptr, lse_ptr, delta_ptr, heads, T, numbers = (
-        given
-    )
+    d_qkv_desc, own, stream, mask_ptr, lse_ptr, delta_ptr, heads, T, numbers = given
+    own_tiles, own_full, own_empty = own
     scale, scale_log2, keep_scale = numbers
     STAGES: gl.constexpr = stream[0].shape[0]
     N: gl.constexpr = stream[0].shape[1]
@@ -216,44 +182,17 @@ def d_q_hopper_kernel(
 ):
     """Gradients of all queries."""
     GROUPS: gl.constexpr = 4
-    # queries, d_out, out, and what is written
-    own_tiles = (
-        new_tiles(GROUPS, GROUP),
-        new_tiles(GROUPS, GROUP),
-        new_tiles(GROUPS, GROUP),
-        new_tiles(GROUPS, GROUP),
-    )
-    own_full, own_empty = new_barriers(GROUPS, 1), new_barriers(GROUPS, 1)
-    stream = (
-        new_tiles(STAGES, N),
-        new_tiles(STAGES, N),
-        new_barriers(STAGES, 1),
-        new_barriers(STAGES, GROUPS),
-    )
-    fence_async_shared()
-    block_barrier()
+    own, stream = set_up(4, GROUPS, STAGES, N)  # queries, d_out, out, and what is written
     descs = (q_desc, d_out_desc, out_desc)
     numbers = (scale, scale_log2, keep_scale)
-    given = (
-        d_qkv_desc,
-        own_tiles,
-        own_full,
-        own_empty,
-        stream,
-        mask_ptr,
-        lse_ptr,
-        delta_ptr,
-        heads,
-        T,
-        numbers,
-    )
+    given = (d_qkv_desc, own, stream, mask_ptr, lse_ptr, delta_ptr, heads, T, numbers)
     gl.warp_specialize(
         [
             (_consume, (given, H, GROUPS, 0)),
             (_consume, (given, H, GROUPS, 1)),
             (_consume, (given, H, GROUPS, 2)),
             (_consume, (given, H, GROUPS, 3)),
-            (_produce, (descs, kv_desc, own_tiles, own_full, own_empty, stream, heads, T, H, GROUPS)),
+            (produce_keys, (descs, kv_desc, own, stream, heads, T, H, GROUPS)),
         ],
         [4, 4, 4, 1],
         [REGISTERS, REGISTERS, REGISTERS, PRODUCER_REGISTERS],

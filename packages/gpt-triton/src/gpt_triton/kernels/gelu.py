@@ -1,4 +1,6 @@
-"""GELU in its tanh form, element by element; inside a product's epilogue the same helpers are used.
+"""GELU in its tanh form, and its slope: for a product's epilogue, and element by element.
+
+    y = x s,   s = sigmoid(2u),   u = c (x + a x^3),   y' = s + y (1 - s) 2u'
 
 Shapes: N elements.
 """
@@ -13,8 +15,48 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-from gpt_triton.kernels.primitives import gelu, gelu_and_slope, narrow, widen
+from gpt_triton.kernels.primitives import INTERPRET, LOG2_E, narrow, widen
 from gpt_triton.kernels.tiles import flat_block
+
+GELU_C = tl.constexpr(0.7978845608028654)  # sqrt(2 / pi)
+GELU_A = tl.constexpr(0.044715)
+
+
+@triton.jit
+@no_type_check
+def reciprocal(x):
+    """``1 / x`` by one instruction, within one unit in the last place; a division takes five more."""
+    if INTERPRET:
+        return 1.0 / x
+    else:  # noqa: RET505  # the compiler drops only the other branch of a whole if
+        return tl.inline_asm_elementwise(
+            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
+
+
+@triton.jit
+@no_type_check
+def gelu_gate(x, square):
+    """``sigmoid(2u)`` at ``x``, with ``square = x^2``; log2(e) is in the constants."""
+    exponent = x * (square * (-2.0 * GELU_C * GELU_A * LOG2_E) - 2.0 * GELU_C * LOG2_E)
+    return reciprocal(1.0 + tl.exp2(exponent))
+
+
+@triton.jit
+@no_type_check
+def gelu(x):
+    """GELU, tanh form, as ``x sigmoid(2u)``."""
+    return x * gelu_gate(x, x * x)
+
+
+@triton.jit
+@no_type_check
+def gelu_and_slope(x):
+    """GELU ``y = x s`` and its derivative ``s + y (1 - s) 2u'``; there the factors that vanish come first."""
+    square = x * x
+    s = gelu_gate(x, square)
+    y = x * s
+    return y, s + (y - y * s) * (square * (6.0 * GELU_C * GELU_A) + 2.0 * GELU_C)
 
 
 @triton.jit

@@ -9,7 +9,8 @@ the producer, loads tiles by the tensor memory accelerator; warpgroups of four w
 rows each. A consumer never waits for another: what a tile needs are two barriers, one that its bytes have
 arrived (full) and one that every consumer is done with its slot (empty). A stream is (tiles a [stages, N,
 64], tiles b, full, empty); the n-th tile since the start lies in slot ``n % stages``, and its barriers are
-in their ``n // stages``-th turn.
+in their ``n // stages``-th turn. Beside it stands what consumers keep of their own rows for a piece of work:
+(tiles [groups, 64, 64], as many as a kernel needs; full, empty), a slot for each consumer.
 """
 
 from __future__ import annotations
@@ -63,6 +64,25 @@ def new_barriers(COUNT: gl.constexpr, ARRIVALS: gl.constexpr):
     for i in gl.static_range(COUNT):
         mbarrier.init(barriers.index(i), count=ARRIVALS)
     return barriers
+
+
+@gluon.jit
+@no_type_check
+def set_up(OWN: gl.constexpr, GROUPS: gl.constexpr, STAGES: gl.constexpr, N: gl.constexpr):
+    """The shared memory of attention: ``OWN`` tiles of a consumer's own rows, and a stream."""
+    tiles = ()
+    for _ in gl.static_range(OWN):
+        tiles += (new_tiles(GROUPS, GROUP),)
+    own = (tiles, new_barriers(GROUPS, 1), new_barriers(GROUPS, 1))
+    stream = (
+        new_tiles(STAGES, N),
+        new_tiles(STAGES, N),
+        new_barriers(STAGES, 1),
+        new_barriers(STAGES, GROUPS),
+    )
+    fence_async_shared()
+    block_barrier()
+    return own, stream
 
 
 @gluon.jit
@@ -160,7 +180,7 @@ def load_words(mask_ptr, stay, first, BY_KEY: gl.constexpr, N: gl.constexpr):
 @gluon.jit
 @no_type_check
 def mask_bits(words, N: gl.constexpr, layout: gl.constexpr):
-    """[stay, N] words, and the bit of each that ``attention_mask.kept`` tests."""
+    """[stay, N] words, and the bit of each that ``dropout.kept`` tests."""
     place = gl.arange(0, N, layout=gl.SliceLayout(0, layout))[None, :]
     word = gl.where(place < 32, words[0][:, None], words[1][:, None])
     one = gl.full([words[0].shape[0], N], 1, gl.int32, layout=layout)

@@ -1,7 +1,9 @@
-"""Matrix products with what follows them in the same kernel:  C = epilogue(A B).
+"""Matrix products with what follows them in the same kernel, and the affine map made of them.
 
-What follows, and the two kernels that compute it, stand in ``matmul_kernels``; here a product is described,
-its kernel chosen and launched.
+    C = epilogue(A B),     y = x W + b:     d_x = d_y W^T,   d_W = x^T d_y,   d_b = sum over rows of d_y
+
+What follows a product, and the two kernels that compute it, stand in ``matmul_kernels``; here a product is
+described, its kernel chosen and launched. Weights are (in, out).
 
 A weight gradient has few output tiles and a long K: K is split, each part is written in float32, and the
 parts are added in order, so that a run repeats itself bit for bit. Shapes: M rows, N columns, K depth,
@@ -17,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from gpt_triton.dropout import Dropout
 from gpt_triton.kernels.dropout import dropout_arguments
 from gpt_triton.kernels.matmul_kernels import Epilogue, descriptor_kernel, pointer_kernel
 from gpt_triton.kernels.primitives import INTERPRET
@@ -30,6 +33,96 @@ from gpt_triton.kernels.tiles import (
     multiprocessors,
     on_tensor_cores_of_hopper,
 )
+
+
+def linear_fwd(
+    x: Float[Tensor, "M K"], weight: Float[Tensor, "K N"], bias: Float[Tensor, " N"] | None
+) -> Float[Tensor, "M N"]:
+    """Affine map of every row.
+
+    Args:
+        weight: Matrix, (in, out), in the dtype of ``x``.
+        bias: Added to every row, float32.
+    """
+    y = x.new_empty(x.shape[0], weight.shape[1])
+    product(x.contiguous(), weight, y, Epilogue(bias=bias))
+    return y
+
+
+def linear_gelu_fwd(
+    x: Float[Tensor, "M K"], weight: Float[Tensor, "K N"], bias: Float[Tensor, " N"], slope: bool = True
+) -> tuple[Float[Tensor, "M N"], Float[Tensor, "M N"] | None]:
+    """Affine map, then GELU; returns the output, and GELU's slope at the map's values.
+
+    Args:
+        weight: Matrix, (in, out), in the dtype of ``x``.
+        bias: Added to every row, float32.
+        slope: Whether the slope is needed; ``None`` is returned if not.
+    """
+    y = x.new_empty(x.shape[0], weight.shape[1])
+    slopes = torch.empty_like(y) if slope else None
+    product(x.contiguous(), weight, y, Epilogue(bias=bias, gelu=True, slope=slopes))
+    return y, slopes
+
+
+def linear_residual_fwd(
+    x: Float[Tensor, "M K"],
+    weight: Float[Tensor, "K N"],
+    bias: Float[Tensor, " N"],
+    residual: Float[Tensor, "M N"],
+    dropout: Dropout | None = None,
+) -> Float[Tensor, "M N"]:
+    """``residual + dropout(x W + b)``.
+
+    Args:
+        weight: Matrix, (in, out), in the dtype of ``x``.
+        bias: Added to every row, float32.
+    """
+    y = x.new_empty(x.shape[0], weight.shape[1])
+    epilogue = Epilogue(bias=bias, residual=residual.contiguous(), dropout=dropout)
+    product(x.contiguous(), weight, y, epilogue)
+    return y
+
+
+def linear_bwd_dx(d_y: Float[Tensor, "M N"], weight: Float[Tensor, "K N"]) -> Float[Tensor, "M K"]:
+    """Gradient of the input.
+
+    Args:
+        weight: Matrix, (in, out), in the dtype of ``d_y``.
+    """
+    d_x = d_y.new_empty(d_y.shape[0], weight.shape[0])
+    product(d_y.contiguous(), weight.T, d_x)
+    return d_x
+
+
+def linear_gelu_bwd_dx(
+    d_y: Float[Tensor, "M N"],
+    weight: Float[Tensor, "K N"],
+    slope: Float[Tensor, "M K"],
+) -> Float[Tensor, "M K"]:
+    """Gradient of what GELU took, where its output was the map's input.
+
+    Args:
+        weight: Matrix, (in, out), in the dtype of ``d_y``.
+    """
+    d_pre = torch.empty_like(slope)
+    product(d_y.contiguous(), weight.T, d_pre, Epilogue(factor=slope.contiguous()))
+    return d_pre
+
+
+def linear_bwd_dwdb(
+    x: Float[Tensor, "M K"],
+    d_y: Float[Tensor, "M N"],
+    d_weight: Float[Tensor, "K N"],
+    d_bias: Float[Tensor, " N"],
+) -> None:
+    """Gradients of matrix and bias, added in place.
+
+    Args:
+        d_weight: Added to, float32.
+        d_bias: Added to, float32.
+    """
+    product(x.contiguous().T, d_y.contiguous(), d_weight, accumulate=True, column_sums=d_bias)
 
 
 def product(

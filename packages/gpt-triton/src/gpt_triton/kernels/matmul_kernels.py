@@ -20,7 +20,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gpt_triton.dropout import Dropout
-from gpt_triton.kernels.primitives import drop, gelu, gelu_and_slope, narrow, operand, widen
+from gpt_triton.kernels.gelu import gelu, gelu_and_slope
+from gpt_triton.kernels.primitives import drop, narrow, operand, widen
 
 
 class Epilogue(NamedTuple):

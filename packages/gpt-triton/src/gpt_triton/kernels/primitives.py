@@ -1,4 +1,4 @@
-"""What several kernels share: conversions, Philox, GELU and its slope.
+"""What several kernels share: conversions and Philox.
 
 The interpreter keeps bfloat16 as raw 16-bit words: it multiplies them as integers, and it rounds float32
 down instead of to nearest. So every kernel widens right after a load and narrows right before a store
@@ -17,8 +17,6 @@ from gpt_trainer.philox import MULTIPLIERS, WEYL
 INTERPRET = tl.constexpr(triton.knobs.runtime.interpret)
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
-GELU_C = tl.constexpr(0.7978845608028654)  # sqrt(2 / pi)
-GELU_A = tl.constexpr(0.044715)
 PHILOX_M0, PHILOX_M1 = tl.constexpr(MULTIPLIERS[0]), tl.constexpr(MULTIPLIERS[1])
 PHILOX_W0, PHILOX_W1 = tl.constexpr(WEYL[0]), tl.constexpr(WEYL[1])
 
@@ -101,40 +99,3 @@ def drop(
 ):
     """Zero the dropped elements, scale the kept ones."""
     return tl.where(keep_mask(index, key_ptr, THRESHOLD), x * keep_scale, 0.0)
-
-
-@triton.jit
-@no_type_check
-def reciprocal(x):
-    """``1 / x`` by one instruction, within one unit in the last place; a division takes five more."""
-    if INTERPRET:
-        return 1.0 / x
-    else:  # noqa: RET505  # the compiler drops only the other branch of a whole if
-        return tl.inline_asm_elementwise(
-            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
-        )
-
-
-@triton.jit
-@no_type_check
-def gelu_gate(x, square):
-    """``sigmoid(2u)`` at ``x``, with ``square = x^2``; log2(e) is in the constants."""
-    exponent = x * (square * (-2.0 * GELU_C * GELU_A * LOG2_E) - 2.0 * GELU_C * LOG2_E)
-    return reciprocal(1.0 + tl.exp2(exponent))
-
-
-@triton.jit
-@no_type_check
-def gelu(x):
-    """GELU, tanh form, as ``x sigmoid(2u)``."""
-    return x * gelu_gate(x, x * x)
-
-
-@triton.jit
-@no_type_check
-def gelu_and_slope(x):
-    """GELU ``y = x s`` and its derivative ``s + y (1 - s) 2u'``; there the factors that vanish come first."""
-    square = x * x
-    s = gelu_gate(x, square)
-    y = x * s
-    return y, s + (y - y * s) * (square * (6.0 * GELU_C * GELU_A) + 2.0 * GELU_C)
