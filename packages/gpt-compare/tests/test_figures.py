@@ -34,6 +34,15 @@ def test_losses_at_the_end() -> None:
     assert measure(metrics([4.0, 2.0], [1.0, 1.0])).loss == 3.0, "fewer steps than a window"
 
 
+def test_of_other_evaluations_the_last_steps_count() -> None:
+    lines = [*metrics([7.0, 6.0], [1.0, 1.0]), {"step": 1, "share": 0.2}]
+    assert measure(lines).besides == {}
+    assert measure([*lines, {"step": 2, "share": 0.3}, {"step": 2, "other": 5}]).besides == {
+        "share": 0.3,
+        "other": 5,
+    }
+
+
 def test_what_a_device_does_not_tell_is_none() -> None:
     assert measure(metrics([1.0], [1.0])).mfu is None
 

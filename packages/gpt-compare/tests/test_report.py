@@ -30,6 +30,8 @@ from rich.console import Console
 PLOTS = ("speed", "memory", "energy", "loss-by-step", "loss-by-time")
 BROKEN = Row("gpt-x | --flag", "exit status 65: gpt-x is not [installed] | here")
 LOSSES = np.linspace(7.0, 4.0, 40)
+BESIDES = {"hellaswag_harness_items": 200, "hellaswag_harness_acc": 0.5, "hellaswag_harness_acc_stderr": 0.01}
+BESIDES |= {"hellaswag_harness_acc_norm": 0.29551, "hellaswag_harness_acc_norm_stderr": 0.00455}
 WATTS = {"watts": 690.0}
 ROWS = [
     finished("gpt-triton", LOSSES, [30.0, *np.linspace(1.0, 1.2, 39)], memory=5 * 10**8, mfu=0.4567, **WATTS),
@@ -273,7 +275,7 @@ def budgeted(tmp_path: Path) -> Comparison:
     )
     assert row.figures is not None
     seen = ((0, 9.0, 4.5), (20, 5.0, 2.5), (40, 3.25, 1.625))
-    row = replace(row, figures=replace(row.figures, validations=seen, bits_per_byte=1.625))
+    row = replace(row, figures=replace(row.figures, validations=seen, bits_per_byte=1.625, besides=BESIDES))
     settings = {**flat(CPU_DEMO), "minutes": 0.5}
     reference = Reference("another text", (3e4, 6e5, 9e9), (9.0, 5.0, 3.0))
     given = (settings, [row, replace(row, label="plain")], "gpt-compare", "2026", None)
@@ -288,6 +290,7 @@ def test_a_budget_has_its_steps_bits_and_parts_in_the_table(tmp_path: Path) -> N
     line = table_of((tmp_path / "report.md").read_text())[0]
     assert (line["steps"], line["bits per byte"], line["kernels"]) == ("40", "1.6250", "5")
     assert line["compiling"] == "3.2 s"
+    assert line["HellaSwag"] == "29.55% ± 0.46%"
     assert {path.stem for path in tmp_path.glob("*.png")} == {*PLOTS, "step", "generation"}
     page = (tmp_path / "report.html").read_text()
     assert "Once &lt;upon&gt;" in page

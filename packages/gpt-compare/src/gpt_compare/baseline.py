@@ -54,8 +54,10 @@ class Options:
 class Network(Protocol):
     """What a baseline trains: a ``torch.nn.Module`` with these."""
 
-    def __call__(self, tokens: Int64[Tensor, "B T"], targets: Int64[Tensor, "B T"]) -> Float[Tensor, ""]:
-        """Sum of the targets' negative log-likelihoods in nats."""
+    def __call__(
+        self, tokens: Int64[Tensor, "B T"], targets: Int64[Tensor, "B T"], reduction: str = "sum"
+    ) -> Float[Tensor, "..."]:
+        """Negative log-likelihoods of the targets in nats: their sum, or with ``"none"`` each, [B*T]."""
         ...
 
     def take_over(self, parameters: Parameters) -> None:
@@ -202,16 +204,19 @@ class Baseline:
         self._optimizer.step()
         return PendingMetrics(torch.stack([total, norm, torch.ones_like(norm)]))
 
-    @torch.no_grad()
     def evaluate(self, batch: Batch) -> tuple[float, int]:
         """Sum of negative log-likelihoods in nats, and the number of targets."""
+        return -float(self.log_probs(batch).sum(dtype=np.float64)), batch.target_count
+
+    @torch.no_grad()
+    def log_probs(self, batch: Batch) -> Float32[np.ndarray, "B T"]:
+        """Log-probability of each target; 0 where ignored."""
         rows = max(1, EVALUATED_TOKENS // batch.tokens.shape[1])
-        tokens, targets = self._tensors(batch)
+        tokens, targets = (tensor.split(rows) for tensor in self._tensors(batch))
         with self.autocast():
-            parts = [
-                self.network(*part) for part in zip(tokens.split(rows), targets.split(rows), strict=True)
-            ]
-        return float(torch.stack(parts).double().sum()), batch.target_count
+            parts = [self.network(*part, "none") for part in zip(tokens, targets, strict=True)]
+        found: Float32[np.ndarray, "B T"] = -torch.cat(parts).cpu().numpy().reshape(batch.tokens.shape)
+        return found
 
     def decoder(self, rows: int) -> Decoder:
         """A fresh decoder, for any number of rows."""

@@ -41,6 +41,7 @@ class Figures:
         seconds: Of each step.
         tokens_per_step: Trained on.
         validations: Step, loss and bits per byte (0 if they are not known) of each evaluation.
+        besides: What other evaluations found after the last step, by name, as the metrics have it.
     """
 
     steps: int
@@ -57,6 +58,7 @@ class Figures:
     bits_per_byte: float | None = None
     tokens_per_step: float = 0.0
     validations: tuple[tuple[int, float, float], ...] = ()
+    besides: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,7 @@ def measure(lines: Sequence[Mapping[str, Any]]) -> Figures:
         for line in lines
         if "val_loss" in line
     )
+    others = [line for line in lines if "loss" not in line and "val_loss" not in line]
     final = validations[-1] if validations and validations[-1][0] == last else None
     return Figures(
         steps=len(steps),
@@ -152,6 +155,13 @@ def measure(lines: Sequence[Mapping[str, Any]]) -> Figures:
         bits_per_byte=None if final is None else final[2] or None,
         tokens_per_step=steps[-1]["tokens"] / last,
         validations=validations,
+        besides={
+            name: value
+            for line in others
+            if line["step"] == last
+            for name, value in line.items()
+            if name != "step"
+        },
         training_seconds=float(seconds.sum()),
         losses=tuple(losses.tolist()),
         seconds=tuple(seconds.tolist()),

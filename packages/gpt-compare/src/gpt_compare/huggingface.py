@@ -58,10 +58,12 @@ class HuggingFace(nn.Module):
         sizes._attn_implementation = "sdpa"
         self.lm: Any = GPT2LMHeadModel(sizes)
 
-    def forward(self, tokens: Int64[Tensor, "B T"], targets: Int64[Tensor, "B T"]) -> Float[Tensor, ""]:
-        """Sum of the targets' negative log-likelihoods in nats."""
+    def forward(
+        self, tokens: Int64[Tensor, "B T"], targets: Int64[Tensor, "B T"], reduction: str = "sum"
+    ) -> Float[Tensor, "..."]:
+        """Negative log-likelihoods of the targets in nats: their sum, or [B*T] without ``reduction``."""
         logits = self.lm(input_ids=tokens, use_cache=False).logits.float().flatten(0, 1)
-        return F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORE, reduction="sum")
+        return F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORE, reduction=reduction)
 
     def named(self) -> dict[str, Tensor]:
         """Its parameters by canonical name, which is the library's own."""

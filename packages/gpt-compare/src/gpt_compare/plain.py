@@ -73,13 +73,15 @@ class Plain(nn.Module):
             x = block(x)
         return t.ln_f(x)  # type: ignore[no-any-return]
 
-    def forward(self, tokens: Int64[Tensor, "B T"], targets: Int64[Tensor, "B T"]) -> Float[Tensor, ""]:
-        """Sum of the targets' negative log-likelihoods in nats."""
+    def forward(
+        self, tokens: Int64[Tensor, "B T"], targets: Int64[Tensor, "B T"], reduction: str = "sum"
+    ) -> Float[Tensor, "..."]:
+        """Negative log-likelihoods of the targets in nats: their sum, or [B*T] without ``reduction``."""
         t: Any = self.transformer
         logits = (self.hidden(tokens) @ t.wte.weight.T).flatten(0, 1)  # [B*T, V padded]
         columns = torch.arange(logits.shape[1], device=logits.device)
         logits = logits.masked_fill(columns >= self.vocab_size, -torch.inf)
-        return F.cross_entropy(logits.float(), targets.flatten(), ignore_index=IGNORE, reduction="sum")
+        return F.cross_entropy(logits.float(), targets.flatten(), ignore_index=IGNORE, reduction=reduction)
 
     @torch.no_grad()
     def take_over(self, parameters: Parameters) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gpt_trainer.errors import WriteError
@@ -17,11 +18,12 @@ from gpt_compare.comparison import JSON_NAME, VERSIONS, Comparison
 from gpt_compare.figures import SPREAD, WINDOW, Row
 
 MARKDOWN_NAME, PAGE_NAME = "report.md", "report.html"
+HELLASWAG = "HellaSwag"
 PLACE = ("backend", "device", "processors", "omp_num_threads")
 COLUMNS = (
     "", "ms a step", "tokens/s", "MFU", "peak memory", "power", "energy", "price", "kernels", "compiling",
-    "first step after", "steps", "loss", "validation", "bits per byte", "gap", "training", "in all",
-    "made with",
+    "first step after", "steps", "loss", "validation", "bits per byte", HELLASWAG, "gap", "training",
+    "in all", "made with",
 )  # fmt: skip
 LOW, _, HIGH = SPREAD
 NOTES = {
@@ -39,6 +41,7 @@ NOTES = {
     "loss": f"of training, mean of the last {WINDOW} steps",
     "validation": "after the last step",
     "bits per byte": "the validation loss over the bytes of the tokens scored, whatever the vocabulary",
+    HELLASWAG: "acc_norm after the last step, and its standard error",
     "gap": f"largest distance of the loss from the first competitor's, both means over {WINDOW} steps",
     "training": "sum of all steps, the first included",
     "in all": "the process, with two evaluations and saving",
@@ -73,11 +76,18 @@ def cells(row: Row, comparison: Comparison) -> list[str]:
         f"{f.loss:.4f}",
         _or_blank("{:.4f}", f.val_loss),
         _or_blank("{:.4f}", f.bits_per_byte),
+        _hellaswag(f.besides),
         _or_blank("{:.2g} %", None if row.gap is None else 100.0 * row.gap),
         f"{f.training_seconds:.1f} s",
         _or_blank("{:.1f} s", row.total_seconds),
         ", ".join(f"{name} {value}" for name, value in choices.items()),
     ]
+
+
+def _hellaswag(found: Mapping[str, float]) -> str:
+    """By each protocol that was asked for."""
+    shares = {name: value for name, value in found.items() if re.fullmatch(r"hellaswag_\w+_acc_norm", name)}
+    return ", ".join(f"{value:.2%} ± {found[f'{name}_stderr']:.2%}" for name, value in shares.items())
 
 
 def table_of(comparison: Comparison) -> list[list[str]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from gpt_trainer.errors import InputError
 from gpt_trainer.origin import open_model
+from gpt_trainer.run.record import RunState
 from gpt_trainer.run.start import Fresh
 from gpt_trainer.run.task import TaskSpec
 from gpt_trainer.settings.values import flag
@@ -25,6 +26,7 @@ class FromModel(Fresh):
 
     def __init__(self, spec: TaskSpec, path: Path) -> None:
         super().__init__(spec)
+        self.state = RunState()
         self._origin = open_model(path)
         self.saved, self.init_from, self.where = self._origin.saved, str(path), "--init-from"
 

@@ -68,7 +68,8 @@ class Fresh:
 
     def __init__(self, spec: TaskSpec) -> None:
         self.spec = spec
-        self.state = RunState()
+        # nothing is measured, besides the loss, of weights that nobody trained: it would only tell of chance
+        self.state = RunState(measured=0)
         self.saved: Any = None
         self.saved_step = -1
         self.pin: Mapping[str, str] = {}
