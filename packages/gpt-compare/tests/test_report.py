@@ -241,7 +241,9 @@ def test_nothing_finished_is_a_report_without_plots(tmp_path: Path) -> None:
         "report.md",
     ]
     assert "unknown device" in (tmp_path / "report.md").read_text()
-    show(Console(file=io.StringIO()), comparison([BROKEN]))
+    out = io.StringIO()
+    show(Console(file=out, width=80), comparison([BROKEN]))
+    assert "unknown device" in " ".join(out.getvalue().split("\n")[:2]), "no title of one letter a line"
 
 
 def test_a_report_that_cannot_be_written_is_one_error(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gpt_compare import commands
@@ -54,10 +55,12 @@ def train(competitor: Competitor, *_: object, **__: object) -> Row:
     return finished(competitor.label, [3.0, 2.0], [1.0, 1.0], memory=rows * 10**9)
 
 
-def compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    monkeypatch.setattr(commands, "run_competitor", train)
-    data = ["--data", f"text:{text_folder(tmp_path / 'text')}", "--data-cache", str(tmp_path / "cache")]
-    return commands.run([*SMALL, *data, "--out", str(tmp_path / "out"), "--runs", "a", "b", *words])
+def compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *words: str, run: Any = train) -> int:
+    monkeypatch.setattr(commands, "run_competitor", run)
+    text, cache = tmp_path / "text", tmp_path / "cache"
+    data = ["--data", f"text:{text if text.exists() else text_folder(text)}", "--data-cache", str(cache)]
+    given = words if "--out" in words else ("--out", str(tmp_path / "out"), "--runs", "a", "b", *words)
+    return commands.run([*SMALL, *data, *given])
 
 
 def test_a_sweep_reports_each_place_and_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,6 +77,40 @@ def test_a_sweep_reports_each_place_and_all(tmp_path: Path, monkeypatch: pytest.
     assert "| [context-16_batch-size-2](context-16_batch-size-2/report.md) |" in table
     assert "| a | 30,000 | 30,000 | 30,000 | 30,000 |" in table
     assert (out / "sweep.png").stat().st_size > 10_000
+
+
+def test_two_sweeps_become_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of two devices that shared out the competitors; the second was cut off at its last place."""
+    one, two = (
+        ["--out", str(tmp_path / "one"), "--runs", "a"],
+        ["--out", str(tmp_path / "two"), "--runs", "b"],
+    )
+    assert compare(tmp_path, monkeypatch, "--batch-size", "2", "4", *one) == 0
+    tables = 0
+
+    def cut_off(*_: object, **__: object) -> Row:
+        nonlocal tables
+        tables += 1
+        if tables == 2:
+            raise KeyboardInterrupt
+        return finished("b", [3.0, 2.0], [0.5, 0.5])
+
+    with pytest.raises(KeyboardInterrupt):
+        compare(tmp_path, monkeypatch, "--batch-size", "2", "4", *two, run=cut_off)
+    assert commands.run(["report", str(tmp_path / "one"), str(tmp_path / "two")]) == 0
+    table = (tmp_path / "one" / "sweep.md").read_text()
+    assert "| a | 30,000 | 30,000 |\n| b | 60,000 |  |" in table
+    labels = json.loads((tmp_path / "one" / "batch-size-2" / "report.json").read_text())["rows"]
+    assert [row["label"] for row in labels] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", "[3]", '[{"values": {"colour": "2"}}]', '[{"values": {"context": "../x"}}]']
+)
+def test_what_is_no_sweep_is_one_error(tmp_path: Path, text: str) -> None:
+    (tmp_path / "sweep.json").write_text(text)
+    with pytest.raises(InputError, match="not a sweep"):
+        commands.run(["report", str(tmp_path)])
 
 
 def test_max_is_each_competitors_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,10 +10,11 @@ import contextlib
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import reduce
 from pathlib import Path
 
 from gpt_data.stopping import StopFlag
@@ -28,13 +29,21 @@ from rich.text import Text
 from gpt_compare.comparison import Comparison, read_report
 from gpt_compare.competitor import Competitor
 from gpt_compare.difference import differences
-from gpt_compare.figures import Row, failed, of_turns, with_gaps
+from gpt_compare.figures import Row, failed, of_turns
 from gpt_compare.gauge import Gauge, gauge_of
 from gpt_compare.plan import write_plan
-from gpt_compare.report import driver_version, show, write_report
+from gpt_compare.report import driver_version, show, write_json, write_report
 from gpt_compare.request import Request, point_request
 from gpt_compare.running import run_competitor
-from gpt_compare.sweep import Point, largest_batch, points_of, write_sweep
+from gpt_compare.sweep import (
+    Point,
+    is_sweep,
+    largest_batch,
+    list_places,
+    merged,
+    points_of,
+    write_sweep,
+)
 
 COMPARISONS = Path("comparisons")
 FAILED, INTERRUPTED = 1, 130
@@ -66,13 +75,15 @@ def run(argv: list[str] | None = None) -> int:
     command = shlex.join(["gpt-compare", *argv])
     done: list[tuple[Point, Comparison]] = []
     with stop.installed(), _new_folder(requests[0]) as folder:
-        for point, request in zip(places, requests, strict=True):
+        for number, (point, request) in enumerate(zip(places, requests, strict=True), 1):
             if not stop():
                 where = folder / point.name if len(places) > 1 else folder
                 where.mkdir(exist_ok=True)
+                if len(places) > 1:
+                    list_places(folder, places[:number])
                 done.append((point, compare(request, where, command, stop)))
-        if len(done) > 1:
-            Console().print(f"{write_sweep(folder, done)}, with sweep.png beside it", soft_wrap=True)
+        if len(places) > 1:
+            _publish_sweep(folder, done)
     if stop():
         return INTERRUPTED
     return FAILED if any(row.error is not None for _, each in done for row in each.rows) else 0
@@ -84,11 +95,10 @@ def compare(request: Request, folder: Path, command: str, stop: StopFlag) -> Com
     disturbances = gauge.disturbances()
     # prepared once and before anything is timed
     open_data(request.config.data, stop, plain=not sys.stderr.isatty()).close()
-    rows = _run_all(request, folder, stop, gauge, console)
     comparison = Comparison(
         request.preset,
         flat(request.config) | ({"tokens_per_step": None, "micro_batch": None} if request.largest else {}),
-        rows,
+        (),
         command,
         datetime.now(UTC).isoformat(" ", "minutes"),
         driver_version(),
@@ -96,9 +106,13 @@ def compare(request: Request, folder: Path, command: str, stop: StopFlag) -> Com
         disturbances,
         request.reference,
     )
-    if not comparison.budgeted:
-        # where each had as much time, step n of one is not step n of the other
-        comparison = replace(comparison, rows=with_gaps(rows))
+
+    def keep(rows: Sequence[Row]) -> None:
+        """Have what is known on disk, whatever comes."""
+        write_json(folder, replace(comparison, rows=rows))
+
+    keep(())
+    comparison = comparison.of(_run_all(request, folder, stop, gauge, console, keep))
     _publish(folder, comparison, console)
     return comparison
 
@@ -110,14 +124,23 @@ def _publish(folder: Path, comparison: Comparison, console: Console) -> None:
     console.print(f"{report} and {page.name}, with report.json and the plots beside them", soft_wrap=True)
 
 
+def _publish_sweep(folder: Path, done: Sequence[tuple[Point, Comparison]]) -> None:
+    Console().print(f"{write_sweep(folder, done)}, with sweep.png beside it", soft_wrap=True)
+
+
 def _show_again(words: list[str]) -> int:
     """``gpt-compare report DIR``; rows of further folders take the place of those of their name."""
     if not words:
         raise InputError("gpt-compare report takes folders that gpt-compare made")
-    first, *others = (read_report(Path(word)) for word in words)
-    for other in others:
-        first = first.taking_in(other)
-    _publish(Path(words[0]), first, Console())
+    folders = [Path(word) for word in words]
+    if any(map(is_sweep, folders)):
+        found = merged(folders)
+        for point, comparison in found:
+            (folders[0] / point.name).mkdir(exist_ok=True)
+            _publish(folders[0] / point.name, comparison, Console())
+        _publish_sweep(folders[0], found)
+    else:
+        _publish(folders[0], reduce(Comparison.taking_in, map(read_report, folders)), Console())
     return 0
 
 
@@ -149,13 +172,33 @@ def _new_folder(request: Request) -> Iterator[Path]:
         raise
 
 
-def _run_all(request: Request, folder: Path, stop: StopFlag, gauge: Gauge, console: Console) -> list[Row]:
-    """Turn after turn, forth and back; a failure or a signal leaves what the others have."""
+def _run_all(
+    request: Request,
+    folder: Path,
+    stop: StopFlag,
+    gauge: Gauge,
+    console: Console,
+    keep: Callable[[Sequence[Row]], None],
+) -> list[Row]:
+    """Turn after turn, forth and back; a failure or a signal leaves what the others have.
+
+    Args:
+        keep: Told all rows so far whenever there is one more.
+    """
     plan = write_plan(folder, request.config, request.evaluations)
     competitors = [_equipped(competitor, request) for competitor in request.competitors]
     if request.largest:
         competitors = [_largest(competitor, request, plan, stop, console) for competitor in competitors]
     turns: dict[str, list[Row]] = {competitor.label: [] for competitor in competitors}
+
+    def so_far() -> list[Row]:
+        """A row of each that had a turn."""
+        return [
+            _with_rows(of_turns(rows), competitor) if request.largest else of_turns(rows)
+            for competitor, rows in zip(competitors, turns.values(), strict=True)
+            if rows
+        ]
+
     for turn in range(1, request.options.repeat + 1):
         for competitor in competitors if turn % 2 else reversed(competitors):
             rows = turns[competitor.label]
@@ -165,10 +208,8 @@ def _run_all(request: Request, folder: Path, stop: StopFlag, gauge: Gauge, conso
                 rows.append(
                     _run_one(competitor, plan, turn, request.options.keep_checkpoints, stop, gauge, console)
                 )
-    return [
-        _with_rows(of_turns(rows), competitor) if request.largest else of_turns(rows)
-        for competitor, rows in zip(competitors, turns.values(), strict=True)
-    ]
+                keep(so_far())
+    return so_far()
 
 
 def _equipped(competitor: Competitor, request: Request) -> Competitor:

@@ -104,18 +104,22 @@ class Comparison:
         Raises:
             InputError: If the two had other things in common.
         """
-        if self.settings != other.settings or self.device not in (other.device, UNKNOWN):
+        devices = {self.device, other.device} - {UNKNOWN}
+        if self.settings != other.settings or len(devices) > 1:
             raise InputError(
                 f"{other.title} had other settings than {self.title}: they are not one comparison"
             )
         rows = {row.label: row for row in (*self.rows, *other.rows)}
-        kept = [replace(row, gap=None) for row in rows.values()]
-        return replace(
+        joined = replace(
             self,
-            rows=kept if self.budgeted else with_gaps(kept),
             command=f"{self.command}\n{other.command}",
             disturbances=tuple(dict.fromkeys([*self.disturbances, *other.disturbances])),
         )
+        return joined.of([replace(row, gap=None) for row in rows.values()])
+
+    def of(self, rows: Sequence[Row]) -> Comparison:
+        """This one with other rows, and their gaps where step n of one is step n of the other."""
+        return replace(self, rows=rows if self.budgeted else with_gaps(rows))
 
     def as_json(self) -> dict[str, Any]:
         """Every number."""

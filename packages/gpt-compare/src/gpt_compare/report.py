@@ -129,9 +129,21 @@ def origin(comparison: Comparison) -> str:
 def show(console: Console, comparison: Comparison) -> None:
     """Print the table, turned by a quarter, so that it fits a terminal."""
     finished = [cells(row, comparison) for row in comparison.rows if row.figures is not None]
+    if finished:
+        _show_table(console, comparison.title, finished)
+    else:
+        console.print(comparison.title, markup=False, highlight=False)
+    for row in comparison.rows:
+        if row.error is not None:
+            console.print(f"{row.label}: {row.error}", markup=False, highlight=False)
+    for warning in comparison.warnings:
+        console.print(f"beware: {warning}", markup=False, highlight=False)
+
+
+def _show_table(console: Console, title: str, finished: Sequence[Sequence[str]]) -> None:
     labels, *lines = zip(COLUMNS, *finished, strict=True)
     # no padding: five competitors and their spreads are to fit eighty columns
-    table = Table(title=comparison.title, padding=0)
+    table = Table(title=title, padding=0)
     for place, label in enumerate(labels):
         table.add_column(Text(label), justify="right" if place else "left", overflow="fold")
     # what each was made with is long, and in the report
@@ -139,11 +151,6 @@ def show(console: Console, comparison: Comparison) -> None:
         if any(line[1:]):
             table.add_row(*line)
     console.print(table)
-    for row in comparison.rows:
-        if row.error is not None:
-            console.print(f"{row.label}: {row.error}", markup=False, highlight=False)
-    for warning in comparison.warnings:
-        console.print(f"beware: {warning}", markup=False, highlight=False)
 
 
 def write_report(folder: Path, comparison: Comparison) -> Path:
@@ -161,7 +168,7 @@ def write_report(folder: Path, comparison: Comparison) -> Path:
 
     path = folder / MARKDOWN_NAME
     try:
-        (folder / JSON_NAME).write_text(json.dumps(comparison.as_json(), indent=1) + "\n", "utf-8")
+        write_json(folder, comparison)
         rows, reference = comparison.rows, comparison.reference
         pictures = draw_all(folder, rows, comparison.title, reference)
         path.write_text(markdown(comparison, pictures), "utf-8")
@@ -183,6 +190,18 @@ def write_report(folder: Path, comparison: Comparison) -> Path:
     except OSError as error:
         raise WriteError(f"cannot write the report in {folder}: {error.strerror or error}") from None
     return path
+
+
+def write_json(folder: Path, comparison: Comparison) -> None:
+    """Write ``report.json`` alone, of which ``gpt-compare report`` draws the rest.
+
+    Raises:
+        WriteError: If it cannot be written.
+    """
+    try:
+        (folder / JSON_NAME).write_text(json.dumps(comparison.as_json(), indent=1) + "\n", "utf-8")
+    except OSError as error:
+        raise WriteError(f"cannot write the report in {folder}: {error.strerror or error}") from None
 
 
 def driver_version() -> str | None:

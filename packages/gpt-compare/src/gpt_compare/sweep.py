@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,10 @@ from typing import Any
 import numpy as np
 from gpt_trainer.errors import InputError, WriteError
 
-from gpt_compare.comparison import Comparison
+from gpt_compare.comparison import Comparison, read_report
 
 AXES = ("preset", "context", "batch_size")
+JSON_NAME = "sweep.json"
 MAX = "max"
 LARGEST = 1 << 14
 
@@ -97,14 +99,64 @@ def write_sweep(folder: Path, places: Sequence[tuple[Point, Comparison]]) -> Pat
         WriteError: If something cannot be written.
     """
     try:
-        listed = [{"values": point.values, "report": point.name} for point, _ in places]
-        (folder / "sweep.json").write_text(json.dumps(listed, indent=1) + "\n", "utf-8")
+        list_places(folder, [point for point, _ in places])
         _draw(places).savefig(folder / "sweep.png")
         path = folder / "sweep.md"
         path.write_text(_markdown(places), "utf-8")
     except OSError as error:
         raise WriteError(f"cannot write the sweep in {folder}: {error.strerror or error}") from None
     return path
+
+
+def list_places(folder: Path, points: Sequence[Point]) -> None:
+    """Write ``sweep.json``: the places that have a report below ``folder``.
+
+    Raises:
+        WriteError: If it cannot be written.
+    """
+    listed = [{"values": point.values, "report": point.name} for point in points]
+    try:
+        (folder / JSON_NAME).write_text(json.dumps(listed, indent=1) + "\n", "utf-8")
+    except OSError as error:
+        raise WriteError(f"cannot write the sweep in {folder}: {error.strerror or error}") from None
+
+
+def is_sweep(folder: Path) -> bool:
+    """Whether a sweep was begun there."""
+    return (folder / JSON_NAME).is_file()
+
+
+def merged(folders: Sequence[Path]) -> list[tuple[Point, Comparison]]:
+    """The places of several sweeps; where two have the same, the rows of both.
+
+    Raises:
+        InputError: If a folder holds no sweep, or two places of a name are not one comparison.
+    """
+    found: dict[str, tuple[Point, Comparison]] = {}
+    for folder in folders:
+        for point in _read_places(folder):
+            comparison = read_report(folder / point.name)
+            if point.name in found:
+                comparison = found[point.name][1].taking_in(comparison)
+            found[point.name] = point, comparison
+    return list(found.values())
+
+
+def _read_places(folder: Path) -> list[Point]:
+    path = folder / JSON_NAME
+    try:
+        values = [
+            {str(axis): str(value) for axis, value in place["values"].items()}
+            for place in json.loads(path.read_text("utf-8"))
+        ]
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise InputError(f"{path} is not a sweep of gpt-compare: {error}") from None
+    given = [item for place in values for item in place.items()]
+    if not given or any(axis not in AXES or not re.fullmatch(r"[\w.-]+", value) for axis, value in given):
+        raise InputError(f"{path} is not a sweep of gpt-compare: {values} are no places")
+    return [Point(place, (), place.get("batch_size"), None) for place in values]
 
 
 def _markdown(places: Sequence[tuple[Point, Comparison]]) -> str:
