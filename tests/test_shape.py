@@ -35,6 +35,8 @@ LACKING = {
         "loss.py:negative_log_likelihood": "the same",
         "loss.py:token_nll": "the same, without a gradient: linear_nll",
         "model.py:EPSILON": "a default of the op",
+        "model.py:Leaves": "some of the parameters are a Stretch of the buffer",
+        "model.py:named_leaves": "the same",
         "model.py:Plan.attention": "Plan.ops decides",
         "model.py:Plan.chunk": "chosen from the shape by either set of ops",
         "model.py:gelu_linear": "GELU follows a product where it is fused: linear_gelu_fwd",
@@ -45,9 +47,7 @@ LACKING = {
         "options.py:Options.attention": "kernels decides",
         "plan.py:LOGITS_IN_FLIGHT": "see Plan.chunk",
         "tree.py:END_NAMES": "parameters are placed by their canonical names: Layout",
-        "tree.py:Leaves": "some of the parameters are a Stretch of the buffer",
         "tree.py:leaves_from_canonical": "fill, of a Stretch",
-        "tree.py:named_leaves": "the same",
     },
 }
 """By backend: file and name that it lacks, and why."""

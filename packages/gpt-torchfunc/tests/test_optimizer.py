@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from gpt_torchfunc.model import LEAF_NAMES, from_leaves, leaves, map_leaves, named_leaves
 from gpt_torchfunc.optimizer import (
     BLOCK_MATRICES,
     MATRICES,
@@ -15,15 +16,7 @@ from gpt_torchfunc.optimizer import (
     optimizer_update,
     step_scalars,
 )
-from gpt_torchfunc.tree import (
-    BLOCK_NAMES,
-    END_NAMES,
-    LEAF_NAMES,
-    from_leaves,
-    leaves,
-    map_leaves,
-    named_leaves,
-)
+from gpt_torchfunc.tree import BLOCK_NAMES, END_NAMES
 from gpt_trainer.backend import OptimizerConfig
 from gpt_trainer.parameters import decays, parameter_shapes
 

@@ -29,20 +29,13 @@ from gpt_jax.device import choose_devices, compiler_options, device_name, peak_m
 from gpt_jax.documents import first_positions
 from gpt_jax.loss import target_log_probs
 from gpt_jax.mesh import Layout
-from gpt_jax.model import Inputs, Parameters, logits
+from gpt_jax.model import Inputs, Parameters, logits, named_leaves
 from gpt_jax.optimizer import optimizer_init, step_scalars
 from gpt_jax.options import Options
 from gpt_jax.plan import make_plan, stacks_layers
 from gpt_jax.profiling import record
 from gpt_jax.step import TrainingState, gradient_sums, train_step
-from gpt_jax.tree import (
-    canonical_names,
-    from_canonical,
-    leaves_from_canonical,
-    named_leaves,
-    to_canonical,
-    zeros,
-)
+from gpt_jax.tree import canonical_names, from_canonical, leaves_from_canonical, to_canonical, zeros
 
 EVALUATION_MULTIPLE = 64
 """Short rows are filled up to a multiple of this, as every other length would be a compilation."""

@@ -22,7 +22,7 @@ References:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -71,6 +71,22 @@ class Parameters:
     blocks: Block | tuple[Block, ...]
     ln_f_gain: Float[Array, " D"]
     ln_f_bias: Float[Array, " D"]
+
+
+Leaves = dict[str, jax.Array]
+"""Some or all of a tree's arrays by their paths: ``wte``, ``blocks.up_weight`` (of all blocks) or
+``blocks.3.up_weight``."""
+
+
+def named_leaves(tree: Any) -> Leaves:
+    """Every array of a tree by its path, in the tree's order."""
+    paths, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in paths}
+
+
+def field_of(leaf: str) -> str:
+    """``blocks.3.up_weight`` -> ``up_weight``."""
+    return leaf.rpartition(".")[2]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Canonical NumPy arrays to the tree of JAX arrays, and back.
 
 The vocabulary is padded inside to a multiple of 128; the blocks are stacked, or kept apart. A leaf goes by
-its path in the tree: ``wte``, ``blocks.up_weight`` (of all blocks) or ``blocks.3.up_weight``.
+its path in the tree: see ``model.Leaves``.
 Shapes: L blocks, V vocabulary, D width.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import fields
-from typing import Any
 
 import jax
 import numpy as np
@@ -17,13 +16,10 @@ from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import Parameters as Canonical
 from gpt_trainer.parameters import parameter_shapes
 
-from gpt_jax.model import Block, Parameters
+from gpt_jax.model import Block, Leaves, Parameters, field_of
 
 VOCABULARY_MULTIPLE = 128
 """The head's product is several times slower at an odd width (50257) than at the next multiple."""
-
-Leaves = dict[str, jax.Array]
-"""Some or all of a tree's arrays by their paths."""
 
 END_NAMES = {
     "wte": "transformer.wte.weight",
@@ -104,17 +100,6 @@ def to_canonical(leaves: Leaves, config: ModelConfig, fetch: Callable[[jax.Array
         named |= dict(zip(_names(leaf, config), host if _is_stacked(leaf) else [host], strict=True))
     shapes = parameter_shapes(config)
     return {name: np.array(named[name], order="C", copy=True) for name in shapes if name in named}
-
-
-def named_leaves(tree: Any) -> Leaves:
-    """Every array of a tree by its path, in the tree's order."""
-    paths, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in paths}
-
-
-def field_of(leaf: str) -> str:
-    """``blocks.3.up_weight`` -> ``up_weight``."""
-    return leaf.rpartition(".")[2]
 
 
 def canonical_names(leaves: Iterable[str], config: ModelConfig) -> list[str]:

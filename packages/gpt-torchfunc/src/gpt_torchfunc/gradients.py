@@ -39,6 +39,8 @@ from gpt_torchfunc.model import (
     expand,
     hidden_states,
     layer_norm,
+    leaves,
+    map_leaves,
     merge,
     mix,
     positions,
@@ -46,7 +48,6 @@ from gpt_torchfunc.model import (
     unstack,
     written,
 )
-from gpt_torchfunc.tree import leaves, map_leaves
 
 Heads = tuple[Float[Tensor, "B H T K"], Float[Tensor, "B H T K"], Float[Tensor, "B H T K"]]
 Keys = Int64[Tensor, "4 2"] | None

@@ -17,6 +17,7 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -61,6 +62,32 @@ class Parameters(NamedTuple):
     blocks: Block
     ln_f_gain: Float[Tensor, " D"]
     ln_f_bias: Float[Tensor, " D"]
+
+
+LEAF_NAMES = ("wte", "wpe", *Block._fields, "ln_f_gain", "ln_f_bias")
+Leaves = dict[str, Tensor]
+"""Some or all of a tree's tensors by name, in this order."""
+
+
+def leaves(tree: Parameters) -> list[Tensor]:
+    """The tree's tensors, in the order of ``LEAF_NAMES``."""
+    return [tree.wte, tree.wpe, *tree.blocks, tree.ln_f_gain, tree.ln_f_bias]
+
+
+def from_leaves(values: Iterable[Tensor]) -> Parameters:
+    """The tree that ``leaves`` took apart."""
+    wte, wpe, *blocks, ln_f_gain, ln_f_bias = values
+    return Parameters(wte, wpe, Block(*blocks), ln_f_gain, ln_f_bias)
+
+
+def map_leaves(function: Callable[[Tensor], Tensor], tree: Parameters) -> Parameters:
+    """``function`` of every tensor, as a tree."""
+    return from_leaves([function(leaf) for leaf in leaves(tree)])
+
+
+def named_leaves(tree: Parameters) -> Leaves:
+    """The tree's tensors by name, in order."""
+    return dict(zip(LEAF_NAMES, leaves(tree), strict=True))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ vocabulary. Shapes: V vocabulary, D width, L blocks, P elements of a buffer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from gpt_trainer.parameters import parameter_shapes
 from jaxtyping import Float
 from torch import Tensor
 
-from gpt_torchfunc.model import Block, Parameters
+from gpt_torchfunc.model import LEAF_NAMES, Leaves, Parameters, from_leaves, leaves
 
 VOCABULARY_MULTIPLE = 128
 """The head's product is several times slower at an odd width (50257) than at the next multiple."""
@@ -24,16 +24,12 @@ VOCABULARY_MULTIPLE = 128
 ALIGN = 64
 """Elements: each view of a shared buffer begins on a 256-byte boundary."""
 
-Leaves = dict[str, Tensor]
-"""Some or all of a tree's tensors by name."""
-
 END_NAMES = {
     "wte": "transformer.wte.weight",
     "wpe": "transformer.wpe.weight",
     "ln_f_gain": "transformer.ln_f.weight",
     "ln_f_bias": "transformer.ln_f.bias",
 }
-LEAF_NAMES = ("wte", "wpe", *Block._fields, "ln_f_gain", "ln_f_bias")
 
 BLOCK_NAMES = {
     "ln1_gain": "ln_1.weight",
@@ -49,27 +45,6 @@ BLOCK_NAMES = {
     "down_weight": "mlp.c_proj.weight",
     "down_bias": "mlp.c_proj.bias",
 }
-
-
-def leaves(tree: Parameters) -> list[Tensor]:
-    """The tree's tensors, in the order of ``LEAF_NAMES``."""
-    return [tree.wte, tree.wpe, *tree.blocks, tree.ln_f_gain, tree.ln_f_bias]
-
-
-def from_leaves(values: Iterable[Tensor]) -> Parameters:
-    """The tree that ``leaves`` took apart."""
-    wte, wpe, *blocks, ln_f_gain, ln_f_bias = values
-    return Parameters(wte, wpe, Block(*blocks), ln_f_gain, ln_f_bias)
-
-
-def map_leaves(function: Callable[[Tensor], Tensor], tree: Parameters) -> Parameters:
-    """``function`` of every tensor, as a tree."""
-    return from_leaves([function(leaf) for leaf in leaves(tree)])
-
-
-def named_leaves(tree: Parameters) -> Leaves:
-    """The tree's tensors by name, in order."""
-    return dict(zip(LEAF_NAMES, leaves(tree), strict=True))
 
 
 def canonical_names(leaves: Iterable[str], config: ModelConfig) -> list[str]:
