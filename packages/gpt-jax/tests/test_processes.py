@@ -11,17 +11,30 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from gpt_data.prepare import prepare
 from gpt_jax import processes
 from gpt_jax.options import SPEC
-from gpt_trainer.checkpoint import find_steps
+from gpt_trainer.checkpoint import find_steps, load_checkpoint
 from gpt_trainer.commands import train_main
 from gpt_trainer.errors import InputError
 from gpt_trainer.report.metrics import read_metrics
 
 PATIENCE = 180.0
 LISTENING = "0A"
+NOT_FINITE = """
+import os, sys
+from gpt_jax import backend
+from gpt_jax.commands import train
+whole, calls = backend.target_weight, []
+def weigh(*given):
+    calls.append(given)
+    return float("nan") if os.environ["RANK"] == "1" and len(calls) == 4 else whole(*given)
+backend.target_weight = weigh
+train()
+"""
+"""A training whose gradient is not finite on rank 1 alone, in step 4."""
 LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
 
 
@@ -38,14 +51,16 @@ def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     ]
 
 
-def start(folder: Path, flags: list[str], *more: str) -> list[subprocess.Popen[str]]:
+def start(
+    folder: Path, flags: list[str], *more: str, command: tuple[str, str] = ("-m", "gpt_jax.train")
+) -> list[subprocess.Popen[str]]:
     """Two processes, as a launcher starts them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
     return [
         subprocess.Popen(
-            [sys.executable, "-m", "gpt_jax.train", *flags, *more],
+            [sys.executable, *command, *flags, *more],
             cwd=folder,
             env=os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", **where},
             stdout=subprocess.PIPE,
@@ -98,6 +113,21 @@ def test_two_processes_share_all_and_take_the_steps_of_one(flags: list[str], tmp
     assert train_main(SPEC, ["--resume", str(run)]) == 0
     assert train_main(SPEC, [*flags, "--out", str(tmp_path / "one")]) == 0
     assert losses(run) == pytest.approx(losses(tmp_path / "one"), rel=1e-6)
+
+
+def test_a_gradient_of_one_process_that_is_not_finite_stops_both_before_the_optimizer(
+    flags: list[str], tmp_path: Path
+) -> None:
+    rates = ("--dropout=0", "--eval-every=0", "--save-every=3")
+    both = start(tmp_path, flags, "--out=run", *rates, command=("-c", NOT_FINITE))
+    said = [process.communicate(timeout=PATIENCE)[0] for process in both]
+    assert [process.returncode for process in both] == [70, 70], said
+    assert all("step 4: loss nan" in text for text in said), said
+    (step, folder), *others = find_steps(tmp_path / "run")
+    assert (step, others) == (3, [])
+    weights = load_checkpoint(folder).parameters
+    kept = np.load(tmp_path / "run" / "non-finite-step-00000004.npz")
+    assert kept["norms"].tolist() == [np.linalg.norm(weights[name]) for name in kept["names"]]
 
 
 def test_a_port_is_not_shared_with_another_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,16 +11,32 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from gpt_data.prepare import prepare
 from gpt_torchfunc.options import SPEC
-from gpt_trainer.checkpoint import find_steps
+from gpt_trainer.checkpoint import find_steps, load_checkpoint
 from gpt_trainer.commands import train_main
 from gpt_trainer.ranks.torchrun import without_devices
 from gpt_trainer.report.metrics import read_metrics
 
 PATIENCE = 120.0
 LISTENING = "0A"
+NOT_FINITE = """
+import os
+from gpt_torchfunc import backend
+from gpt_torchfunc.commands import train
+whole, calls = backend.target_weight, []
+def weigh(*given):
+    calls.append(given)
+    return float("nan") if os.environ["RANK"] == "1" and len(calls) == 4 else whole(*given)
+backend.target_weight = weigh
+train()
+"""
+"""A training whose gradient is not finite on rank 1 alone, in step 4."""
+LAUNCH = (
+    "import sys; from gpt_trainer.ranks.torchrun import launch; sys.exit(launch('broken', 2, sys.argv[1:]))"
+)
 LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
 
 
@@ -126,6 +142,24 @@ def test_torchrun_goes_on_after_a_process_was_killed(flags: list[str], tmp_path:
     assert "rank 1 is lost" in said
     assert train_main(SPEC, [*flags, "--out", str(tmp_path / "one")]) == 0
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "one"), rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shard", ["none", "optimizer"])
+def test_a_gradient_of_one_process_that_is_not_finite_stops_both_before_the_optimizer(
+    shard: str, flags: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "broken.py").write_text(NOT_FINITE)
+    rates = ("--dropout=0", "--eval-every=0", "--save-every=3", f"--shard={shard}")
+    command = [sys.executable, "-c", LAUNCH, *flags, *rates, "--out=run"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 70, done.stdout + done.stderr
+    assert done.stderr.count("step 4: loss nan") == 2, done.stderr
+    (step, folder), *others = find_steps(tmp_path / "run")
+    assert (step, others) == (3, [])
+    weights = load_checkpoint(folder).parameters
+    kept = np.load(tmp_path / "run" / "non-finite-step-00000004.npz")
+    assert kept["norms"].tolist() == [np.linalg.norm(weights[name]) for name in kept["names"]]
 
 
 def test_devices_are_not_told_twice() -> None:

@@ -6,8 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from gpt_data.prepare import prepare
+from gpt_trainer.checkpoint import find_steps, load_checkpoint
 from gpt_trainer.commands import train_main
 from gpt_trainer.report.metrics import read_metrics
 from gpt_triton.options import SPEC
@@ -24,18 +26,41 @@ PACE = [
 ]
 REPORTS = ["--eval-every=15", "--eval-rows=16", "--sample-every=0", "--dropout=0.1", "--packing=documents"]
 
+NOT_FINITE = """
+import os
+from gpt_triton import backend
+from gpt_triton.commands import train
+whole, calls = backend.target_weight, []
+def weigh(*given):
+    calls.append(given)
+    return float("nan") if os.environ["RANK"] == "1" and len(calls) == 4 else whole(*given)
+backend.target_weight = weigh
+train()
+"""
+"""A training whose gradient is not finite on rank 1 alone, in step 4."""
+LAUNCH = (
+    "import sys; from gpt_trainer.ranks.torchrun import launch; sys.exit(launch('broken', 2, sys.argv[1:]))"
+)
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Documents cut off targets, so that the processes' rows have different numbers of them."""
+    folder = tmp_path_factory.mktemp("corpus")
+    (folder / "text").mkdir()
+    for n in range(200):
+        (folder / "text" / f"{n}.txt").write_text(f"def f{n}(x):\n    return x * {n}\n" * (1 + n % 3))
+    prepare(f"text:{folder / 'text'}", "bytes", folder / "shards")
+    return [*SIZES, *PACE, *REPORTS, f"--data=shards:{folder / 'shards'}", "--tokenizer=bytes"]
+
 
 def losses(folder: Path) -> list[float]:
     return [line["loss"] for line in read_metrics(folder / "metrics.jsonl") if "loss" in line]
 
 
-def test_shares_of_the_optimizers_state_change_no_loss_and_no_checkpoint(tmp_path: Path) -> None:
-    """Documents cut off targets, so that the processes' rows have different numbers of them."""
-    (tmp_path / "text").mkdir()
-    for n in range(200):
-        (tmp_path / "text" / f"{n}.txt").write_text(f"def f{n}(x):\n    return x * {n}\n" * (1 + n % 3))
-    prepare(f"text:{tmp_path / 'text'}", "bytes", tmp_path / "shards")
-    flags = [*SIZES, *PACE, *REPORTS, f"--data=shards:{tmp_path / 'shards'}", "--tokenizer=bytes"]
+def test_shares_of_the_optimizers_state_change_no_loss_and_no_checkpoint(
+    flags: list[str], tmp_path: Path
+) -> None:
     words = ["-m", "gpt_triton.train", "--devices=2", "--shard=optimizer", "--out=two"]
     command = [sys.executable, *words, *flags]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -46,3 +71,21 @@ def test_shares_of_the_optimizers_state_change_no_loss_and_no_checkpoint(tmp_pat
     step = tmp_path / "two" / "checkpoints" / "step-00000020"
     assert train_main(SPEC, ["--resume", str(step), "--shard=none"]) == 0
     assert losses(tmp_path / "two") == pytest.approx(want, rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shard", ["none", "optimizer"])
+def test_a_gradient_of_one_process_that_is_not_finite_stops_both_before_the_optimizer(
+    shard: str, flags: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "broken.py").write_text(NOT_FINITE)
+    rates = ("--dropout=0", "--eval-every=0", "--save-every=3", f"--shard={shard}")
+    command = [sys.executable, "-c", LAUNCH, *flags, *rates, "--out=run"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 70, done.stdout + done.stderr
+    assert done.stderr.count("step 4: loss nan") == 2, done.stderr
+    (step, folder), *others = find_steps(tmp_path / "run")
+    assert (step, others) == (3, [])
+    weights = load_checkpoint(folder).parameters
+    kept = np.load(tmp_path / "run" / "non-finite-step-00000004.npz")
+    assert kept["norms"].tolist() == [np.linalg.norm(weights[name]) for name in kept["names"]]

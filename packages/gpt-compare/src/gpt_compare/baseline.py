@@ -23,7 +23,7 @@ from gpt_trainer.backend import BackendSpec, OptimizerConfig, Profile, Runtime
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import OptimizerState, Parameters, check_parameters, parameter_shapes
 from jaxtyping import Float, Float32, Int, Int64
-from torch import Tensor
+from torch import Tensor, nn
 
 from gpt_compare.plain import Plain
 
@@ -102,6 +102,7 @@ class Baseline:
         network: What is trained.
         compiled: ``"auto"`` compiles on a GPU.
         more: What else was chosen.
+        wrap: Goes around the network, below the compiler, as ``DistributedDataParallel`` does.
 
     Raises:
         ValueError: For dropout or Muon, which it does not make, or a device or compiler that is not there.
@@ -116,6 +117,7 @@ class Baseline:
         runtime: Runtime,
         compiled: Compile,
         more: Mapping[str, str],
+        wrap: Callable[[nn.Module], nn.Module] = lambda network: network,
     ) -> None:
         if config.dropout:
             raise ValueError(f"dropout={config.dropout}: {name} makes none; use --dropout 0")
@@ -126,10 +128,11 @@ class Baseline:
         self.device = devices.choose_device(runtime.device)
         self._bfloat16 = runtime.precision == "bfloat16"
         torch.set_float32_matmul_precision("highest")
-        assert isinstance(network, torch.nn.Module), "a network is a module"
+        assert isinstance(network, nn.Module), "a network is a module"
         self.network = network.to(self.device)
         self._compiled = _wants_compile(compiled, self.device)
-        self._forward = torch.compile(self.network, dynamic=False) if self._compiled else self.network
+        whole = wrap(self.network)
+        self._forward = torch.compile(whole, dynamic=False) if self._compiled else whole
         self._optimizer = optimizer_of(self.network, optimizer)
 
     def autocast(self) -> AbstractContextManager[None]:
@@ -198,7 +201,7 @@ class Baseline:
                 loss = self._forward(*self._tensors(batch)) * weight
             loss.backward()
             total += loss.detach()
-        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self._clip)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self._clip)
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         self._optimizer.step()
@@ -276,7 +279,7 @@ def create(config: ModelConfig, optimizer: OptimizerConfig, runtime: Runtime, op
     return Baseline(NAME, network, config, optimizer, runtime, options.compile, more)
 
 
-def optimizer_of(model: torch.nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+def optimizer_of(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
     """Fused AdamW; matrices and embeddings decay.
 
     Args:
