@@ -22,6 +22,7 @@ PARTS = dict(
     )
 )
 PALE = (IDLE, "other", "cross-entropy", "norms and elementwise")
+"""Their numbers are dark."""
 LEAST = 0.05
 """Parts of less of the longest step have no number in them."""
 
@@ -38,11 +39,7 @@ def step(figure: Figure, entries: Sequence[Entry]) -> None:
         for name in drawn:
             axes.barh(place, each[name], left=left, color=PARTS[name], height=0.62)
             if each[name] > LEAST * longest:
-                ink = (
-                    "#1b1b1b"
-                    if name in (IDLE, "other", "cross-entropy", "norms and elementwise")
-                    else "#ffffff"
-                )
+                ink = "#1b1b1b" if name in PALE else "#ffffff"
                 axes.text(
                     left + each[name] / 2.0, place, f"{each[name]:.3g}", ha="center", va="center",
                     fontsize=8, color=ink,
@@ -68,15 +65,8 @@ def generation(figure: Figure, entries: Sequence[Entry]) -> None:
             speeds = entry.row.generation
             if speeds:
                 x, y = [speed.rows for speed in speeds], [getattr(speed, name) for speed in speeds]
-                axes.plot(
-                    x,
-                    y,
-                    color=entry.colour,
-                    linestyle=entry.line,
-                    marker="o",
-                    markersize=4,
-                    label=entry.label,
-                )
+                looks = {"color": entry.colour, "linestyle": entry.line, "label": entry.label}
+                axes.plot(x, y, marker="o", markersize=4, **looks)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.xaxis.set_major_formatter("{x:.0f}")
