@@ -197,7 +197,7 @@ def cross_entropy(ops: Ops) -> Case:
     def backward(x: Tensor, wte: Tensor, d_loss: Tensor) -> tuple[Tensor, ...]:
         padded = torch.cat([wte, torch.zeros(121, 3, dtype=wte.dtype)])
         (d_wte,) = _zeros(padded)
-        scale = step_scale * d_loss
+        scale = step_scale.to(x.dtype) * d_loss
         _, d_x = ops.linear_cross_entropy(x, padded, targets, 7, scale.view(()), d_wte, chunk=2)
         assert not d_wte[7:].any(), "padding rows got a gradient"
         return d_x, d_wte[:7]
@@ -205,7 +205,7 @@ def cross_entropy(ops: Ops) -> Case:
     def forward(x: Tensor, wte: Tensor) -> Tensor:
         padded = torch.cat([wte, torch.zeros(121, 3, dtype=wte.dtype)])
         nll, _ = ops.linear_cross_entropy(
-            x, padded, targets, 7, step_scale, torch.zeros_like(padded), chunk=2
+            x, padded, targets, 7, step_scale.to(x.dtype), torch.zeros_like(padded), chunk=2
         )
         return (nll.sum() * step_scale).view(1)
 

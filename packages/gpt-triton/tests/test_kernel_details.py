@@ -12,13 +12,14 @@ import pytest
 import torch
 from gpt_trainer.backend import OptimizerConfig
 from gpt_trainer.philox import dropout_mask
-from gpt_triton_kernel_runs import DEVICE, Fenced, dropout, randn, relative
+from gpt_triton_kernel_runs import DEVICE, FLOAT32, Fenced, dropout, randn, relative
 
 from gpt_triton import kernels, reference  # isort: skip  # after the setup above, which chooses the interpreter
 from gpt_triton.kernels import matmul, tiles  # isort: skip
 from gpt_triton.kernels.primitives import keep_mask  # isort: skip
 from gpt_triton.dropout import keep_mask as reference_keep_mask  # isort: skip
 
+from gpt_triton_cases import CASES  # isort: skip
 import triton  # isort: skip
 import triton.language as tl  # isort: skip
 
@@ -26,6 +27,20 @@ import triton.language as tl  # isort: skip
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp2:RuntimeWarning")
 
 in_interpreter = pytest.mark.skipif(DEVICE.type != "cpu", reason="looks into the interpreter")
+
+
+# an op that has a case is thereby held to it in both sets; other sizes are in test_kernel_ops
+@in_interpreter
+@pytest.mark.parametrize("name", CASES)
+def test_the_cases_of_the_reference(name: str) -> None:
+    sound, ours = CASES[name](reference), CASES[name](kernels)
+    inputs = [x.float() for x in sound.inputs]
+    exact = [x.double() for x in inputs]
+    d_out = randn(*sound.forward(*exact).shape)
+    want = [sound.forward(*exact), *sound.backward(*exact, d_out.double())]
+    got = [ours.forward(*inputs), *ours.backward(*inputs, d_out)]
+    for number, pair in enumerate(zip(got, want, strict=True)):
+        assert relative(*pair) <= FLOAT32, f"output {number}"
 
 
 # one element; odd; past the block of the compiled kernel

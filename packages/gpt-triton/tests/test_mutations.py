@@ -167,6 +167,22 @@ def _check(case: Case, assert_close: Check) -> None:
         assert_close(f"input {number}", *pair, "float64")
 
 
+def test_every_op_with_a_derivative_has_a_case() -> None:
+    called = set()
+
+    def noted(name: str) -> Op:
+        op: Op = getattr(reference, name)
+        return lambda *given, **named: (called.add(name), op(*given, **named))[1]
+
+    ops = SimpleNamespace(**{name: noted(name) for name in reference.__all__})
+    for make in CASES.values():
+        case = make(ops)
+        case.backward(*case.inputs, case.forward(*case.inputs))
+    # tested by themselves: what has no derivative
+    alone = {"adamw_update", "global_norm", "linear_nll", "muon_update", "orthogonalize"}
+    assert called == set(reference.__all__) - alone
+
+
 def test_every_case_sees_a_mutation() -> None:
     # at another size, the ops of another case
     assert {case for *_, case in MUTATIONS} == set(CASES) - {"attention_two_tiles"}
