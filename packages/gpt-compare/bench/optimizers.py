@@ -111,13 +111,18 @@ Curve = list[tuple[int, float]]
 
 
 def read_curves(path: Path) -> dict[tuple[str, str, str], dict[str, Curve]]:
-    """By optimizer, rate and factor, the curve of each seed."""
+    """By optimizer, rate and factor, the curve of each seed; without one that was cut off."""
     curves: dict[tuple[str, str, str], dict[str, Curve]] = defaultdict(lambda: defaultdict(list))
     with path.open(newline="") as file:
         for line in csv.DictReader(file):
             key = line["optimizer"], line["lr"], line["muon_lr_factor"]
             curves[key][line["seed"]].append((int(line["step"]), float(line["val_loss"])))
-    return curves
+    last = max(curve[-1][0] for seeds in curves.values() for curve in seeds.values())
+    whole = {
+        key: {seed: curve for seed, curve in seeds.items() if curve[-1][0] == last}
+        for key, seeds in curves.items()
+    }
+    return {key: seeds for key, seeds in whole.items() if seeds}
 
 
 def best_of(curves: dict[tuple[str, str, str], dict[str, Curve]], optimizer: str) -> dict[str, Curve]:
@@ -135,26 +140,27 @@ def steps_to(curve: Curve, loss: float) -> float:
 
 
 def plot(path: Path, picture: Path) -> None:
-    """Draw every seed of the best settings, and say how many steps Muon took."""
+    """Draw every seed of the best settings, and say what share of the steps Muon took with each."""
     import matplotlib.pyplot as plt
 
     curves = read_curves(path)
     adamw, muon = best_of(curves, "adamw"), best_of(curves, "muon")
     steps = adamw["0"][-1][0]
     shares = [steps_to(muon[seed], curve[-1][1]) / steps for seed, curve in adamw.items() if seed in muon]
+    each = ", ".join("more" if np.isnan(share) else f"{share:.0%}" for share in shares)
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for name, seeds, colour in (("AdamW", adamw, "tab:gray"), ("Muon", muon, "tab:blue")):
         for number, curve in enumerate(seeds.values()):
             axes.plot(*zip(*curve[1:], strict=True), color=colour, label=name if not number else None, lw=1.2)
     axes.axhline(np.mean([curve[-1][1] for curve in adamw.values()]), color="tab:gray", ls=":", lw=1)
     axes.set(xlabel="step", ylabel="validation loss, nats per token", yscale="log")
-    said = f"Muon reaches AdamW's last loss in {np.mean(shares):.0%} of {steps} steps"
-    axes.set_title(f"{said} ({', '.join(f'{share:.0%}' for share in shares)})", fontsize=10)
+    said = f"Muon takes {each} of {steps} steps to AdamW's last loss"
+    axes.set_title(said, fontsize=10)
     axes.legend()
     figure.savefig(picture, dpi=110)
     for key, seeds in curves.items():
         print(*key, {seed: curve[-1][1] for seed, curve in seeds.items()})
-    print(said, [round(share, 3) for share in shares])
+    print(said)
 
 
 def main() -> None:
