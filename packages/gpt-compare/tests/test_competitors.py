@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import bpe_scratch
@@ -19,7 +20,15 @@ from gpt_trainer.gpt2.presets import PRESETS
 from gpt_trainer.gpt2.settings import TrainConfig
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import init_parameters
-from gpt_trainer.settings.values import overlay, read_toml
+from gpt_trainer.settings.values import flat, overlay, read_toml
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The flags of an evaluation that another package brings."""
+
+    eval_probe_every: int
+    eval_probe_items: int = 4
 
 
 def test_a_competitor_is_a_command_line() -> None:
@@ -105,8 +114,12 @@ def test_what_all_trainers_take_is_taken(tmp_path: Path) -> None:
     (first, *_) = [_equipped(each, found) for each in found.competitors]
     assert first.flags[0] == "--profile=3"
     assert first.generate == (1, 8)
-    path = plan.write_plan(tmp_path, config, found.evaluations)
+    path = plan.write_plan(tmp_path, found.settings)
     assert tomllib.loads(path.read_text())["minutes"] == 0.5
+    for every in (0, 9):
+        settings = replace(found, evaluations={"probe": Probe(every)}).settings
+        probed = {name: value for name, value in settings.items() if "probe" in name}
+        assert probed == ({"eval_probe_every": 9, "eval_probe_items": 4} if every else {})
     assert read_request([*words, "--steps=7"]).config.schedule.flag() == "--steps 7"
 
 
@@ -143,14 +156,14 @@ def test_what_does_not_fit_is_refused(flags: list[str], words: str) -> None:
 def test_the_plan_says_all_that_the_settings_say(tmp_path: Path) -> None:
     """Quotes, backslashes and other alphabets too; what is not given is not written."""
     config = read_request(["--device", "cpu", "--data", 'text:"a\\b" Ü\x07', "--lr", "1e-9"]).config
-    path = plan.write_plan(tmp_path, config)
+    path = plan.write_plan(tmp_path, flat(config))
     assert overlay(TrainConfig(), read_toml(path), "plan") == config
     assert "max_tokens" not in tomllib.loads(path.read_text())
 
 
 def test_a_plan_that_cannot_be_written_is_one_error(tmp_path: Path) -> None:
     with pytest.raises(WriteError, match=r"cannot write .*plan.toml"):
-        plan.write_plan(tmp_path / "none", TrainConfig())
+        plan.write_plan(tmp_path / "none", flat(TrainConfig()))
 
 
 def test_a_published_curve_is_read_with_its_name(tmp_path: Path) -> None:

@@ -22,7 +22,6 @@ from gpt_data.terminal import guarded
 from gpt_trainer.errors import InputError
 from gpt_trainer.gpt2.data import open_data
 from gpt_trainer.run.folder import create_folder
-from gpt_trainer.settings.values import flat
 from rich.console import Console
 from rich.text import Text
 
@@ -97,7 +96,7 @@ def compare(request: Request, folder: Path, command: str, stop: StopFlag) -> Com
     open_data(request.config.data, stop, plain=not sys.stderr.isatty()).close()
     comparison = Comparison(
         request.preset,
-        flat(request.config) | ({"tokens_per_step": None, "micro_batch": None} if request.largest else {}),
+        request.settings,
         (),
         command,
         datetime.now(UTC).isoformat(" ", "minutes"),
@@ -185,7 +184,7 @@ def _run_all(
     Args:
         keep: Told all rows so far whenever there is one more.
     """
-    plan = write_plan(folder, request.config, request.evaluations)
+    plan = write_plan(folder, request.settings)
     competitors = [_equipped(competitor, request) for competitor in request.competitors]
     if request.largest:
         competitors = [_largest(competitor, request, plan, stop, console) for competitor in competitors]

@@ -8,19 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from gpt_trainer.errors import WriteError
-from gpt_trainer.gpt2.settings import TrainConfig
-from gpt_trainer.run.record import as_json
-from gpt_trainer.settings.values import flat
 
 PLAN_NAME = "plan.toml"
 
 
-def write_plan(folder: Path, config: TrainConfig, evaluations: Mapping[str, Any] | None = None) -> Path:
+def write_plan(folder: Path, settings: Mapping[str, Any]) -> Path:
     """Write the settings as TOML.
 
     Args:
-        config: The settings; TOML has no word for those that are None, which is their default.
-        evaluations: The flags of evaluations that other packages bring, by name.
+        settings: Values by name; TOML has no word for those that are None, which is their default.
 
     Returns:
         The file's path.
@@ -28,11 +24,8 @@ def write_plan(folder: Path, config: TrainConfig, evaluations: Mapping[str, Any]
     Raises:
         WriteError: If it cannot be written.
     """
-    values = flat(config)
-    for flags in (evaluations or {}).values():
-        values |= as_json(flags)
     # a JSON string, number or truth value is also TOML's
-    given = {name: value for name, value in values.items() if value is not None}
+    given = {name: value for name, value in settings.items() if value is not None}
     path = folder / PLAN_NAME
     try:
         path.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in given.items()), "utf-8")

@@ -18,10 +18,11 @@ from gpt_trainer.errors import InputError
 from gpt_trainer.gpt2.settings import GPTReportSection, TrainConfig
 from gpt_trainer.gpt2.spec import gpt2_spec
 from gpt_trainer.gpt2.start import FromModel
+from gpt_trainer.run.record import as_json
 from gpt_trainer.run.start import Fresh
 from gpt_trainer.run.task import TaskSpec
 from gpt_trainer.settings import command_line
-from gpt_trainer.settings.values import overlay
+from gpt_trainer.settings.values import flat, overlay
 
 from gpt_compare.competitor import Competitor, default_competitors, find_spec, read_competitors
 from gpt_compare.reference import Reference, read_reference
@@ -100,6 +101,17 @@ class Request:
     evaluations: Mapping[str, Any] = field(default_factory=dict)
     largest: bool = False
     reference: Reference | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What all have in common, by name: every flag's value, also of evaluations that are made."""
+        values = flat(self.config)
+        if self.largest:
+            values |= {"tokens_per_step": None, "micro_batch": None}
+        for name, flags in self.evaluations.items():
+            given = as_json(flags)
+            values |= given if given[f"eval_{name}_every"] else {}
+        return values
 
 
 @dataclass(frozen=True)
