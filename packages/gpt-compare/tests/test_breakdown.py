@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+import gpt_triton
 import pytest
 from gpt_compare.breakdown import CLASSES, IDLE, class_of, read_profile
 
@@ -49,6 +51,16 @@ def test_every_kernel_has_its_class() -> None:
     found = {kind: [class_of(name) for name in names] for kind, names in KERNELS.items()}
     assert found == {kind: [kind] * len(names) for kind, names in KERNELS.items()}
     assert set(KERNELS) == set(CLASSES)
+
+
+def test_none_of_our_kernels_is_merely_other() -> None:
+    sources = Path(gpt_triton.__file__).parent.glob("kernels/**/*.py")
+    text = "".join(path.read_text("utf-8") for path in sources)
+    names = re.findall(r"^def (\w+kernel)\(", text, re.MULTILINE)
+    assert len(names) > 20
+    assert [name for name in names if class_of(name) == "other"] == []
+    muons = [name for name in names if re.search("muon|momentum|stack|normalise", name)]
+    assert {class_of(name) for name in muons} == {"optimizer"}
 
 
 def event(name: str, begin: float, length: float, thread: int = 1, **more: Any) -> dict[str, Any]:

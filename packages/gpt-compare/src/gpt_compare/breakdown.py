@@ -24,8 +24,8 @@ CLASSES: dict[str, re.Pattern[str]] = {
     name: re.compile(pattern, re.IGNORECASE)
     for name, pattern in {
         "communication": r"nccl|all[-_]?reduce|all[-_]?gather|reduce[-_]?scatter|collective|c10d",
-        "optimizer": r"adam|muon|newton|optimizer\.py|multi_tensor|_foreach|squares_kernel|root_of_sum"
-        r"|vector_norm|clip_grad|global_norm",
+        "optimizer": r"adam|muon|newton|momentum|stack_product|normalise|optimizer\.py|multi_tensor|_foreach"
+        r"|squares_kernel|root_of_sum|vector_norm|clip_grad|global_norm",
         "cross-entropy": r"cross_entropy|log_softmax|nll|logsumexp|head_loss|loss\.py",
         "attention": r"flash|fmha|sdpa|scaled_dot|attention|attend|d_q_(hopper_)?kernel|d_kv|_softmax"
         r"|mask_kernel|matmul_dq|dot_do_o|convert_dq",
@@ -33,7 +33,7 @@ CLASSES: dict[str, re.Pattern[str]] = {
         r"|^hopper_kernel|ynn|\bdot|aten::(add)?b?a?d?d?mm\b|aten::mm|convolution|linear",
         "norms and elementwise": r"norm|gelu|tanh|elementwise|fusion|fused|copy|cat|memcpy|memset|embedding"
         r"|index|reduce|fill|philox|dropout|sum|add|mul|sub|div|rsqrt|transpose|convert|wrapped|broadcast"
-        r"|select|slice|scatter|gather|sort|concatenate|aten::",
+        r"|select|slice|scatter|gather|sort|concatenate|_runs_|aten::",
         "other": r"",
     }.items()
 }
