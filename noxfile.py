@@ -27,6 +27,11 @@ BACKENDS = ("gpt-jax", "gpt-torchfunc", "gpt-triton")
 STARTED = time.monotonic()
 QUICK_UNTIL = 75
 """Seconds after which `quick` starts no test: the last one, and what pytest says, fit into the rest of 90."""
+BESIDE = ("-n=auto", "--maxprocesses=4", "--dist=worksteal")
+"""Tests run beside each other, one process a core; neighbours stay together, as they share what was compiled."""
+HANGS = ("-o=faulthandler_timeout=300", "-o=faulthandler_exit_on_timeout=true")
+"""A test that hangs says where it stands, and fails with the process that ran it."""
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "UV_OFFLINE": "1", "PIP_NO_INDEX": "1"}
 
 
@@ -94,7 +99,8 @@ def tests(session: nox.Session, member: str) -> None:
     sync(session, f"--package={member}", "--group=test")
     folder = MEMBERS[member].relative_to(ROOT)
     checks = shape_checks(member)
-    session.run("pytest", str(folder / "tests"), "-m", "not slow", *checks, *session.posargs, env=OFFLINE)
+    flags = ("-m", "not slow", *BESIDE, *HANGS, *checks, *session.posargs)
+    session.run("pytest", str(folder / "tests"), *flags, env=OFFLINE | ONE_THREAD)
 
 
 def shape_checks(member: str) -> list[str]:
@@ -144,7 +150,8 @@ def changed_modules(session: nox.Session) -> dict[str, list[str]]:
 def workspace(session: nox.Session) -> None:
     """Run what crosses packages: the README's promises, and checkpoints handed from backend to backend."""
     sync(session, "--all-packages", "--group=test", "--group=oracle")
-    session.run("pytest", "tests", "--ignore=tests/parity", *session.posargs, env=OFFLINE)
+    flags = ("--ignore=tests/parity", *BESIDE, *HANGS, *session.posargs)
+    session.run("pytest", "tests", *flags, env=OFFLINE | ONE_THREAD)
 
 
 @nox.session
