@@ -28,7 +28,7 @@ STARTED = time.monotonic()
 QUICK_UNTIL = 75
 """Seconds after which `quick` starts no test: the last one, and what pytest says, fit into the rest of 90."""
 BESIDE = ("-n=auto", "--maxprocesses=4", "--dist=worksteal")
-"""Tests run beside each other, one process a core; neighbours stay together, as they share what was compiled."""
+"""One process a core runs tests; neighbours stay together, as they share what was compiled."""
 HANGS = ("-o=faulthandler_timeout=300", "-o=faulthandler_exit_on_timeout=true")
 """A test that hangs says where it stands, and fails with the process that ran it."""
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}

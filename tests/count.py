@@ -93,11 +93,10 @@ def watch(steps: list[Step]) -> Any:
         if code.co_name.startswith("__"):
             return
         depth, above = 0, frame.f_back
-        while above is not None:
-            if is_ours(above.f_code.co_filename):
-                if above.f_code.co_name == "<module>":
-                    return
-                depth += above.f_code.co_name[:1] != "<"
+        while above is not None and above.f_code is not walk.__code__:
+            if above.f_code.co_name == "<module>":
+                return
+            depth += is_ours(above.f_code.co_filename) and above.f_code.co_name[:1] != "<"
             above = above.f_back
         steps.append(Step(code.co_filename, code.co_qualname, depth, event == "call"))
         if code.co_name == "run" and Path(code.co_filename).name == "loop.py":

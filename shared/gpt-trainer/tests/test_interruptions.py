@@ -97,7 +97,7 @@ def test_before_there_is_anything_to_save_a_signal_ends_the_process(tmp_path: Pa
         "from gpt_trainer import commands\n"
         "from gpt_trainer.settings import command_line\n"
         "from gpt_trainer_toy import SPEC\n"
-        "command_line.choose_start = lambda *given: os.kill(os.getpid(), getattr(signal, sys.argv[1]))\n"
+        "command_line.existing_run = lambda path: os.kill(os.getpid(), getattr(signal, sys.argv[1]))\n"
         "sys.exit(commands.train_main(SPEC, ['--resume=none']))\n"
     )
     for name, status in (("SIGTERM", -signal.SIGTERM), ("SIGINT", 130)):

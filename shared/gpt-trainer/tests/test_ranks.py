@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from gpt_data.stopping import StopFlag
 from gpt_trainer.errors import CommandError, InputError, PeerLostError, StoppedError
 from gpt_trainer.gpt2.cut import Cut, cut_rows
 from gpt_trainer.gpt2.settings import BatchSection, TrainConfig
@@ -100,21 +99,18 @@ def test_gather_gives_everyone_everyones_value_in_the_order_of_ranks(world: int)
 
 
 def test_one_process_alone_agrees_with_itself() -> None:
-    stop = StopFlag()
     with Alone() as peers:
         assert (peers.gather(3, "a"), peers.first("x", "b"), peers.any(True, "c")) == ([3], "x", True)
-        assert peers.agreed(stop) is stop
+        assert peers.agreed is peers.stop
         peers.refuse_difference({"lr": 1}, "config")
 
 
 def test_a_signal_to_one_is_heard_by_all_at_the_same_question() -> None:
     def work(peers: Peers) -> int:
-        own = StopFlag()
-        stop = peers.agreed(own)
         for question in range(100):
             if peers.place.rank == 1 and question == 7:
-                own.received = signal.SIGTERM
-            if stop():
+                peers.stop.received = signal.SIGTERM
+            if peers.agreed():
                 return question
         return -1
 
@@ -162,7 +158,7 @@ def test_a_process_that_falls_silent_is_named_and_the_others_end(
 def test_one_that_does_not_come_on_is_named_and_ended(quick: list[CommandError]) -> None:
 
     def work(peers: Peers) -> None:
-        peers.follow(StopFlag(), 0.6)
+        peers.patience = 0.6
         peers.gather(0, "before")
         while peers.place.rank == 1 and not quick:
             time.sleep(0.05)

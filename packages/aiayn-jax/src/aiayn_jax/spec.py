@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpt_data.errors import InputError
-from gpt_data.stopping import StopFlag
 from gpt_trainer.ranks.peers import Peers
 from gpt_trainer.run import task
 from gpt_trainer.run.start import Fresh
@@ -53,14 +52,12 @@ def _room(config: RunConfig) -> int:
     return (config.reports.average + 1) * step
 
 
-def _open(
-    request: task.Request, start: Fresh, stop: StopFlag, peers: Peers
-) -> AbstractContextManager[task.Task]:
+def _open(request: task.Request, start: Fresh, peers: Peers) -> AbstractContextManager[task.Task]:
     if request.config.runtime.shard != "none":
         raise InputError("--shard: each device of this command holds the whole state; leave it out")
     from aiayn_jax.task import open_task
 
-    return open_task(request, start, stop, peers.place.devices)
+    return open_task(request, start, peers)
 
 
 SPEC = task.TaskSpec(

@@ -15,6 +15,7 @@ from gpt_data.stopping import StopFlag
 from gpt_jax.profiling import record
 from gpt_trainer.backend import Profile
 from gpt_trainer.origin import warn
+from gpt_trainer.ranks.peers import Peers
 from gpt_trainer.run.record import package_version
 from gpt_trainer.run.start import Fresh
 from gpt_trainer.run.task import Measured, Measurement, Request
@@ -221,23 +222,25 @@ def _too_many_epochs(prepared: Prepared, config: RunConfig) -> list[str]:
 
 
 @contextmanager
-def open_task(request: Request, start: Fresh, stop: StopFlag, devices: int) -> Iterator[TranslationTask]:
+def open_task(request: Request, start: Fresh, peers: Peers) -> Iterator[TranslationTask]:
     """Data and model, as the run begins.
 
     Args:
-        devices: How many of this host's share a batch's rows.
+        peers: This process, whose devices share a batch's rows.
 
     Raises:
         InputError: If this machine lacks what was asked for.
         DataError: If the data is unusable, or a signal came before the first step.
     """
-    config, saved = request.config, start.saved
+    config, saved, stop = request.config, start.saved, peers.stop
     with stop.installed(), ended_at_once(stop):
         corpus = open_corpus(config.data, pin=dict(start.pin) or None, on_notice=warn, should_stop=stop)
         check_available(corpus.score)
         prepared = prepare(corpus, config, saved.tokenizer_json if saved else None)
     try:
-        engine = Engine(config.model_config(prepared.tokenizer.vocab_size), config.runtime, devices)
+        engine = Engine(
+            config.model_config(prepared.tokenizer.vocab_size), config.runtime, peers.place.devices
+        )
     except ValueError as error:
         raise InputError(str(error)) from None
     if saved is not None:

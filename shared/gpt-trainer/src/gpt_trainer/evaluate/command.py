@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from gpt_data.stopping import SOON, StopFlag
+from gpt_data.stopping import SOON
 from gpt_data.terminal import emit
 
 from gpt_trainer.errors import STOPPED, InputError
@@ -25,17 +25,16 @@ def evaluate_only(spec: TaskSpec, request: Request, start: Fresh, peers: Peers) 
         InputError: If there is no model, or no text to evaluate on.
         InputError: If the data cannot be had.
     """
-    section, stop = request.config.data, StopFlag()
+    section = request.config.data
     if start.saved is None:
         raise InputError(f"{start.where} has no checkpoint yet: there is nothing to evaluate")
     tokenizer = "" if section.tokenizer is None else f", tokenizer {section.tokenizer}"
     warn(f"scored on the held-out text of --data {section.data}{tokenizer}")
-    peers.follow(stop, request.actions.patience)
-    with spec.open(request, start, stop, peers) as task:
+    with spec.open(request, start, peers) as task:
         start.check_data(make_record(spec, request, task, start.init_from))
         if task.validation is None:
             raise InputError(f"--data {section.data} has no validation text to evaluate on")
-        with stop.installed(SOON, after=1.0):
+        with peers.stop.installed(SOON, after=1.0):
             found = task.evaluate()  # type: ignore[attr-defined]
     if found is None:
         return STOPPED

@@ -9,7 +9,6 @@ import bpe_scratch
 import numpy as np
 from gpt_data.batch import IGNORE
 from gpt_data.loader import BatchLoader
-from gpt_data.stopping import StopFlag
 from jaxtyping import Int32
 
 from gpt_trainer.backend import Backend
@@ -57,7 +56,6 @@ def evaluate(
     backend: Backend,
     loader: BatchLoader,
     rows: int,
-    stop: StopFlag,
     peers: Peers,
     lengths: Int32[np.ndarray, " V"] | None = None,
 ) -> Evaluation | None:
@@ -65,13 +63,12 @@ def evaluate(
 
     Args:
         rows: How many rows; all if there are fewer.
-        stop: Agreed on by all processes.
         peers: The processes, each of which takes its share of the rows.
         lengths: Bytes of each id; None if they are not known.
     """
     total, targets, size = 0.0, 0, 0
     for batch in loader.sequential(rows):
-        if stop():
+        if peers.agreed():
             return None
         loss, count = backend.evaluate(batch)
         total, targets = total + loss, targets + count

@@ -62,7 +62,7 @@ class GPT2Actions(Actions):
 
 def gpt2_spec(backend: BackendSpec) -> TaskSpec:
     """The command of a backend."""
-    evaluations = {name: known.options() for name, known in installed_evaluations().items()}
+    evaluations = {name: known.options for name, known in installed_evaluations().items()}
     return TaskSpec(
         name=backend.name,
         title=f"a GPT-2 with {backend.name}",
@@ -78,7 +78,7 @@ def gpt2_spec(backend: BackendSpec) -> TaskSpec:
         suit=_suit,
         stay=_stay,
         from_model=FromModel,
-        options={**evaluations, "backend": backend.options()},
+        options={**evaluations, "backend": backend.options},
         harmless=HARMLESS,
         last_bits=LAST_BITS,
         later=LATER,

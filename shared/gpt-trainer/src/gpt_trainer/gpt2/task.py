@@ -14,7 +14,6 @@ from typing import Any
 from gpt_data.batch import Batch
 from gpt_data.dataset import Dataset
 from gpt_data.loader import BatchLoader
-from gpt_data.stopping import StopFlag
 from gpt_data.tokenizers import size_said
 
 from gpt_trainer.backend import Backend, BackendSpec, Pending, Profile, StepMetrics
@@ -40,16 +39,13 @@ SAMPLE_TEMPERATURE, SAMPLE_TOP_K = 0.7, 50
 
 
 @contextmanager
-def open_task(
-    spec: BackendSpec, request: Request, start: Fresh, stop: StopFlag, peers: Peers
-) -> Iterator[GPT2Task]:
+def open_task(spec: BackendSpec, request: Request, start: Fresh, peers: Peers) -> Iterator[GPT2Task]:
     """Data and model, checked against each other, the weights loaded.
 
     Args:
         spec: The backend.
         request: What was asked for.
         start: What it begins from.
-        stop: Ends the preparation of the data; asked by whatever takes long.
         peers: The processes of the run; one of each host prepares the data.
 
     Raises:
@@ -63,10 +59,10 @@ def open_task(
     # a run's data is told by both of its splits
     only = "val" if request.actions.eval_only and request.actions.init_from is not None else None
     with peers.in_turn():
-        dataset = data.open_data(config.data, stop, plain=plain, only=only)
+        dataset = data.open_data(config.data, peers.stop, plain=plain, only=only)
     try:
         backend = _create(spec, request, _model(config, dataset, start), peers.place)
-        task = GPT2Task(spec.name, request, backend, dataset, start, peers.agreed(stop), peers, cut)
+        task = GPT2Task(spec.name, request, backend, dataset, start, peers, cut)
         # after the evaluations are seen to fit: this takes seconds where weights are large
         _load(backend, request, start)
         yield task
@@ -122,13 +118,12 @@ class GPT2Task:
         backend: Backend,
         dataset: Dataset,
         start: Fresh,
-        stop: StopFlag,
         peers: Peers,
         cut: Cut,
     ) -> None:
         config: TrainConfig = request.config
         self._peers, self._cut = peers, cut
-        self._name, self._request, self._stop = name, request, stop
+        self._name, self._request = name, request
         self.config, self.backend, self.dataset = config, backend, dataset
         self.overlap = request.gpu
         self.tokenizer = data.data_tokenizer(dataset)
@@ -142,7 +137,7 @@ class GPT2Task:
             None if self._val is None else Measurement(config.reports.eval_every, self._validate)
         )
         self.measurements: Sequence[Measurement] = prepare_evaluations(
-            evaluations, backend, self.tokenizer, stop
+            evaluations, backend, self.tokenizer, peers.agreed
         )
         self.show_every = config.reports.sample_every
         self.data: Mapping[str, Any] = data.describe(dataset, self.tokenizer)
@@ -253,9 +248,7 @@ class GPT2Task:
         return (
             None
             if self._val is None
-            else evaluate(
-                self.backend, self._val, self.config.reports.eval_rows, self._stop, self._peers, self._lengths
-            )
+            else evaluate(self.backend, self._val, self.config.reports.eval_rows, self._peers, self._lengths)
         )
 
     def _validate(self, step: int) -> Measured | None:
@@ -276,7 +269,7 @@ class GPT2Task:
         seed = (self.config.runtime.seed + step) % 2**64
         drawing = SamplingConfig(SAMPLE_TEMPERATURE, SAMPLE_TOP_K, seed=seed)
         return sample_text(
-            self.backend, self.tokenizer, self._prompt, reports.sample_tokens, drawing, self._stop
+            self.backend, self.tokenizer, self._prompt, reports.sample_tokens, drawing, self._peers.agreed
         )
 
     def conclude(self, run: Path, say: Callable[[str], None]) -> str | None:

@@ -17,7 +17,7 @@ from gpt_data.stopping import StopFlag
 from gpt_trainer.errors import InputError, PeerLostError
 from gpt_trainer.ranks.place import Place
 from gpt_trainer.ranks.store import Store
-from gpt_trainer.ranks.watch import POLL_SECONDS, Watch
+from gpt_trainer.ranks.watch import PATIENCE_SECONDS, POLL_SECONDS, Watch
 
 T = TypeVar("T")
 
@@ -32,15 +32,20 @@ class Peers:
 
     Attributes:
         place: Where this one stands.
+        stop: Asks this one to stop; every loop asks it, which counts as coming on.
+        agreed: Says the same everywhere, for loops that all processes run alike: asking it is a meeting.
+        patience: Seconds that each may take to come on.
         failed: What this one ended with, if not well.
     """
 
+    patience = PATIENCE_SECONDS
     failed: BaseException | None = None
 
     def __init__(self, place: Place, open_store: Callable[[], Store]) -> None:
-        self.place = place
+        self.place, self.stop = place, StopFlag()
+        self.agreed: StopFlag = _Agreed(self)
         self._store = open_store()
-        self._watch = Watch(place, open_store())
+        self._watch = Watch(place, open_store(), self.stop, lambda: self.patience)
         self._count = 0
 
     def __enter__(self) -> Peers:
@@ -48,23 +53,18 @@ class Peers:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        self.failed = error
+        # a framework's error in a collective means that a process is lost, if one is
+        meant = self._watch.explain(error) if isinstance(error, Exception) else error
+        self.failed = meant
         try:
-            if error is None:
+            if meant is None:
                 self.gather(None, "the end")
-            elif not isinstance(error, PeerLostError):
-                self._watch.tell(error)
+            elif not isinstance(meant, PeerLostError):
+                self._watch.tell(meant)
         finally:
             self._watch.end()
-
-    def follow(self, stop: StopFlag, patience: float) -> None:
-        """What counts as coming on, and how long this process may take between.
-
-        Args:
-            stop: Every loop asks it, which counts.
-            patience: Seconds.
-        """
-        self._watch.follow(stop, patience)
+        if meant is not None and meant is not error:
+            raise meant from None
 
     def gather(self, value: Any, what: str) -> list[Any]:
         """Everyone's value, by rank; every process calls it, in the same order. It waits for all.
@@ -121,10 +121,6 @@ class Peers:
         """Whether it is true somewhere; see ``gather``."""
         return any(self.gather(flag, what))
 
-    def agreed(self, stop: StopFlag) -> StopFlag:
-        """A flag that says the same everywhere, for loops that all processes run alike."""
-        return _Agreed(self, stop)
-
     @contextmanager
     def in_turn(self) -> Iterator[None]:
         """What one process of each host does first, and the others when it is done."""
@@ -153,16 +149,13 @@ class Peers:
                 )
                 raise InputError(f"rank {rank} differs from rank 0 in {what}: {differing}")
 
-    def explain(self, error: Exception) -> Exception:
-        """What a framework's error in a collective means: that a process is lost, if one is."""
-        return self._watch.explain(error)
-
 
 class Alone(Peers):
     """A run of one process: all is agreed at once."""
 
     def __init__(self, devices: int = 1) -> None:
         self.place = Place(devices=devices)
+        self.stop = self.agreed = StopFlag()
 
     def __enter__(self) -> Alone:
         return self
@@ -170,32 +163,21 @@ class Alone(Peers):
     def __exit__(self, *exception: object) -> None:
         """Nobody waits."""
 
-    def follow(self, stop: StopFlag, patience: float) -> None:
-        """Nobody waits."""
-
     def gather(self, value: Any, what: str) -> list[Any]:
         """The value of the only one."""
         del what
         return [value]
 
-    def agreed(self, stop: StopFlag) -> StopFlag:
-        """The flag itself."""
-        return stop
-
-    def explain(self, error: Exception) -> Exception:
-        """The error itself."""
-        return error
-
 
 class _Agreed(StopFlag):
     """True everywhere once a signal has come anywhere; asking is a meeting."""
 
-    def __init__(self, peers: Peers, stop: StopFlag) -> None:
+    def __init__(self, peers: Peers) -> None:
         super().__init__()
-        self._peers, self._stop = peers, stop
+        self._peers = peers
 
     def __call__(self) -> bool:
-        return self._peers.any(self._stop(), "whether to stop")
+        return self._peers.any(self._peers.stop(), "whether to stop")
 
     def __bool__(self) -> bool:
         return self()

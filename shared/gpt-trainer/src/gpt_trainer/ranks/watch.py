@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
@@ -65,11 +65,13 @@ class Watch:
     Args:
         place: Where this process stands.
         store: Its own connection.
+        stop: Every loop asks it, which counts as coming on.
+        patience: Seconds that a process may take between.
     """
 
-    def __init__(self, place: Place, store: Store) -> None:
+    def __init__(self, place: Place, store: Store, stop: StopFlag, patience: Callable[[], float]) -> None:
         self._place, self._store = place, store
-        self._stop, self._patience = StopFlag(), PATIENCE_SECONDS
+        self._stop, self._patience = stop, patience
         self._verdict: CommandError | None = None
         self._waiting, self._met, self._alarm = False, 0, False
         self._ended = threading.Event()
@@ -85,10 +87,6 @@ class Watch:
         self._ended.set()
         if self._verdict is None:
             self._thread.join(2 * BEAT_SECONDS)
-
-    def follow(self, stop: StopFlag, patience: float) -> None:
-        """See ``Peers.follow``."""
-        self._stop, self._patience = stop, patience
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -162,21 +160,19 @@ class Watch:
             self._judge(rank, others[rank])
 
     def _judge(self, rank: int, seen: Seen) -> None:
-        now = time.monotonic()
-        silence = min(ALARM_SECONDS if self._alarm else SILENCE_SECONDS, self._patience)
+        now, patience = time.monotonic(), self._patience()
+        silence = min(ALARM_SECONDS if self._alarm else SILENCE_SECONDS, patience)
         if seen.sign is None:
-            if now - seen.alive > self._patience:
-                self._pronounce(
-                    PeerLostError.exit_status, f"rank {rank} has not come in {self._patience:.0f} s"
-                )
+            if now - seen.alive > patience:
+                self._pronounce(PeerLostError.exit_status, f"rank {rank} has not come in {patience:.0f} s")
         elif now - seen.alive > silence:
             self._pronounce(
                 PeerLostError.exit_status,
                 f"rank {rank} is lost: no sign of life for {now - seen.alive:.0f} s",
             )
-        elif now - seen.moved > self._patience:
+        elif now - seen.moved > patience:
             self._pronounce(
-                PeerLostError.exit_status, f"rank {rank} hangs: it has not come on for {self._patience:.0f} s"
+                PeerLostError.exit_status, f"rank {rank} hangs: it has not come on for {patience:.0f} s"
             )
 
     def _pronounce(self, status: int, line: str) -> None:

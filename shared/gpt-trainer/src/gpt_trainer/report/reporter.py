@@ -20,9 +20,6 @@ from gpt_trainer.settings.values import flat
 class Silence:
     """A ``Reporter`` of the processes that have nothing to say: all but the first."""
 
-    def begin(self, task: Task, start: Fresh) -> None:
-        """Nothing is said."""
-
     def __enter__(self) -> Silence:
         return self
 
@@ -48,32 +45,28 @@ class Silence:
 class Reporter:
     """Writes each line of figures everywhere, and shows it.
 
+    Entered, it says what is trained, and opens the metrics file, cut back to what the run goes on from.
+
     Raises:
         InputError: If a tracker does not start.
+        WriteError: On entering, if the metrics file cannot be written.
     """
 
-    def __init__(self, run: Path, config: Any) -> None:
-        self._run = run
+    def __init__(self, run: Path, config: Any, task: Task, start: Fresh) -> None:
+        self._run, self._task, self._start = run, task, start
         self._sinks = open_sinks(config.reports, run, flat(config))
         self._display = choose_display(plain=config.reports.plain, every=config.reports.log_every)
         self._metrics: MetricsFile | None = None
         self._val_loss: tuple[float, int] | None = None
         self._open = ExitStack()
 
-    def begin(self, task: Task, start: Fresh) -> None:
-        """Say what is trained, and open the metrics file, cut back to what the run goes on from.
-
-        Raises:
-            WriteError: If it cannot be written.
-        """
-        for line in task.notes():
+    def __enter__(self) -> Reporter:
+        for line in self._task.notes():
             warn(line)
-        self.say(f"{self._run}: {task.heading()}")
-        state = start.state
+        self.say(f"{self._run}: {self._task.heading()}")
+        start, state = self._start, self._start.state
         self._metrics = MetricsFile(self._run, start.saved_step, state.evaluated, state.measured)
         self._open.callback(self._metrics.close)
-
-    def __enter__(self) -> Reporter:
         self._open.enter_context(self._display)
         return self
 

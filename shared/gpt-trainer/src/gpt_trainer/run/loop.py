@@ -10,8 +10,6 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gpt_data.stopping import StopFlag
-
 from gpt_trainer.errors import NonFiniteError
 from gpt_trainer.evidence import refuse_non_finite
 from gpt_trainer.ranks.peers import Peers
@@ -54,12 +52,10 @@ class Loop:
         state: RunState,
         saved_step: int,
         reporter: Reporter | Silence,
-        stop: StopFlag,
         peers: Peers,
     ) -> None:
         self.task, self.folder, self.pace, self.record = task, run, pace, record
-        self.state, self.reporter, self.stop, self.peers = state, reporter, stop, peers
-        self._stops = peers.agreed(stop)
+        self.state, self.reporter, self.peers = state, reporter, peers
         self._saved_step = saved_step
         self._launched: Launched | None = None
         self._watch = Stopwatch()
@@ -88,7 +84,7 @@ class Loop:
         with self.task.batches(state.step) as batches, profile:
             while state.step < self.end:
                 batch = next(batches)
-                told = self.peers.gather([self.stop(), self.task.weight(batch)], f"step {state.step}")
+                told = self.peers.gather([self.peers.stop(), self.task.weight(batch)], f"step {state.step}")
                 if any(stops for stops, _ in told):
                     return self._stop()
                 if profile.begins(state.step):
@@ -103,7 +99,7 @@ class Loop:
                         profile.end(self.reporter.say)
                     if not self._pause():
                         return self._stop()
-        return not self._stops() or state.step == self._saved_step
+        return not self.peers.agreed() or state.step == self._saved_step
 
     def _reckon(self) -> int:
         """The last step, told anew after each: here alone it is decided whether the run is over."""
@@ -168,7 +164,7 @@ class Loop:
             return False
         if self._save_due():
             self._save()
-        if self._due(self.task.show_every) and not self._stops():
+        if self._due(self.task.show_every) and not self.peers.agreed():
             self._doing("sampling")
             sample = self.task.show(self.state.step)
             if sample is not None:
@@ -183,7 +179,7 @@ class Loop:
     def _validate(self) -> bool:
         state, validation = self.state, self.task.validation
         if validation is None or not self._due(validation.every) or state.evaluated == state.step:
-            return not self._stops()
+            return not self.peers.agreed()
         self._doing("evaluating")
         self._watch.restart()
         found = validation.measure(state.step)

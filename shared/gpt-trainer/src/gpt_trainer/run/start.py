@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,26 +32,6 @@ from gpt_trainer.run.task import Request, TaskSpec
 from gpt_trainer.settings.values import changed, field_names, flag, flat, overlay_section
 
 RATE_JUMP = 1.01
-
-
-def choose_start(spec: TaskSpec, early: Any, locks: ExitStack | None) -> Fresh:
-    """The way that the deciding flags name.
-
-    Args:
-        locks: Holds the lock of a run that goes on; None where another process has it for all.
-
-    Raises:
-        InputError: If there is nothing to begin from, or it is damaged.
-        WriteError: If another process holds the run.
-    """
-    if early.resume is not None:
-        if not early.eval_only and locks is not None:
-            locks.enter_context(RunLock(_existing(early.resume)))
-        return Continued(spec, early.resume)
-    if early.init_from is not None and spec.from_model is not None:
-        found: Fresh = spec.from_model(spec, early.init_from)
-        return found
-    return Fresh(spec)
 
 
 class Fresh:
@@ -90,7 +70,7 @@ class Fresh:
 
     def options(self) -> Mapping[str, Any]:
         """The flags that the configuration does not have, with their defaults."""
-        return self.spec.options
+        return {name: kind() for name, kind in self.spec.options.items()}
 
     def check(self, config: Any, base: Any) -> None:
         """Refuse settings that do not fit what is begun from.
@@ -152,7 +132,7 @@ class Continued(Fresh):
 
     def __init__(self, spec: TaskSpec, path: Path) -> None:
         super().__init__(spec)
-        self._path, self.run = path, _existing(path)
+        self._path, self.run = path, existing_run(path)
         self.where = str(self.run)
         begun = None if is_step(path) or find_steps(self.run) else stored_record(self.run)
         if begun is not None:
@@ -178,7 +158,7 @@ class Continued(Fresh):
 
     def options(self) -> Mapping[str, Any]:
         """The flags as the run has recorded them."""
-        record, known = self.record, self.spec.options
+        record, known = self.record, super().options()
         recorded = {**record.evaluations, "backend": record.options.get(self.spec.name, {})}
         where = f"the record of {self.run}"
         return {name: overlay_section(given, recorded.get(name, {}), where) for name, given in known.items()}
@@ -252,8 +232,12 @@ class Continued(Fresh):
             )
 
 
-def _existing(path: Path) -> Path:
-    """The run of a path that is to be gone on with."""
+def existing_run(path: Path) -> Path:
+    """The run of a path that is to be gone on with.
+
+    Raises:
+        InputError: If there is none.
+    """
     if not path.is_dir():
         raise InputError(f"--resume {path}: there is no such folder")
     return run_of_step(path)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from gpt_data.stopping import StopFlag
 
 from gpt_trainer.backend import Profile
 from gpt_trainer.ranks.peers import Alone, Peers
@@ -236,14 +235,13 @@ class TaskSpec:
         suit: The preset for the flags and keys that decide.
         has_gpu: Whether the framework can use a GPU here; it may be imported for the answer.
         room: Bytes that a run's checkpoints need.
-        open: Data and model, from a request, the way in which the run begins, what asks to stop, and the
-            processes of the run.
+        open: Data and model, from a request, the way in which the run begins, and the processes of the run.
         load: A step's folder: ``step``, ``parameters``, ``trainer`` and what else ``open`` needs.
         rate: The learning rate of a configuration's step, given it and what is known of the last.
         stay: The flags with which a run that ended at a step goes on at its last learning rate, each after a
             blank.
         from_model: A run from a model's folder, where the task knows that.
-        options: Flags that the configuration does not have: a dataclass's defaults by name.
+        options: Flags that the configuration does not have: dataclasses by name, each field with a default.
         harmless: Settings that may change on resume, besides those that only report.
         last_bits: Settings that may change on resume, but not without other roundings.
         later: Settings that its first records do not have, and that mean there what they do when not given.
@@ -263,13 +261,13 @@ class TaskSpec:
     fitting: Callable[[Mapping[str, Any], bool], str]
     has_gpu: Callable[[], bool]
     room: Callable[[Any], int]
-    open: Callable[[Request, Any, StopFlag, Peers], AbstractContextManager[Task]]
+    open: Callable[[Request, Any, Peers], AbstractContextManager[Task]]
     load: Callable[[Path], Any]
     rate: Callable[[Any, int, int], float]
     suit: Callable[[Any, Mapping[str, Any]], Any] = lambda base, _: base
     stay: Callable[[Any, int], str] = lambda *_: ""
     from_model: Callable[[TaskSpec, Path], Any] | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, type[Any]] = field(default_factory=dict)
     harmless: frozenset[str] = frozenset()
     last_bits: frozenset[str] = frozenset()
     later: frozenset[str] = frozenset()

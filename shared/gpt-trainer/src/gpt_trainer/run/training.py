@@ -8,18 +8,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gpt_data.stopping import StopFlag
-
 from gpt_trainer.errors import STOPPED
 from gpt_trainer.ranks.peers import Peers
+from gpt_trainer.ranks.place import ALONE
 from gpt_trainer.report.plot import plot_losses
 from gpt_trainer.report.reporter import Reporter, Silence
 from gpt_trainer.run.loop import Loop
 from gpt_trainer.run.pace import Pace
-from gpt_trainer.run.record import Record, make_record
+from gpt_trainer.run.record import make_record
 from gpt_trainer.run.start import Fresh
-from gpt_trainer.run.task import Request, TaskSpec
-from gpt_trainer.settings.command_line import Early, again, read_command, read_early
+from gpt_trainer.run.task import Request, Task, TaskSpec
+from gpt_trainer.settings.command_line import read_command, read_early
 
 PROMISE = "the step under way is finished and saved; a second signal ends at once"
 OF_A_HOST = ("processors", "omp_num_threads")
@@ -36,21 +35,11 @@ def run_command(spec: TaskSpec, argv: Sequence[str]) -> int:
     if early.devices > 1 and spec.launch is not None:
         if early.resume is None and early.init_from is None:
             # what every process would refuse is said once
-            read_command(spec, argv, early, None)
+            read_command(spec, argv, early, ALONE, ExitStack())
         return spec.launch(early.devices, argv)
-    with spec.join(early.devices) as peers:
-        try:
-            return _run_command(spec, argv, again(early, peers.place), peers)
-        except Exception as error:
-            meant = peers.explain(error)
-            if meant is error:
-                raise
-            raise meant from None
-
-
-def _run_command(spec: TaskSpec, argv: Sequence[str], early: Early, peers: Peers) -> int:
-    with ExitStack() as locks:
-        start, request = read_command(spec, argv, early, locks if peers.place.rank == 0 else None)
+    with spec.join(early.devices) as peers, ExitStack() as locks:
+        start, request = read_command(spec, argv, early, peers.place, locks)
+        peers.patience = request.actions.patience
         if getattr(request.actions, "eval_only", False):
             # only GPT-2's command knows this flag
             from gpt_trainer.evaluate.command import evaluate_only
@@ -65,20 +54,18 @@ def train(spec: TaskSpec, request: Request, start: Fresh, peers: Peers) -> int:
     Raises:
         CommandError: As ``run_command``.
     """
-    config, stop = request.config, StopFlag()
-    peers.follow(stop, request.actions.patience)
-    with _folder(request, start, peers) as run, spec.open(request, start, stop, peers) as task:
-        reporter = Reporter(run, config) if peers.place.rank == 0 else Silence()
-        record = _settle(run, make_record(spec, request, task, start.init_from), start, peers)
+    config = request.config
+    with _folder(request, start, peers) as run, spec.open(request, start, peers) as task:
+        reporter = Silence() if peers.place.rank else Reporter(run, config, task, start)
+        record = _settle(run, spec, request, task, start, peers)
         pace = Pace(
             config.schedule,
             config.reports.save_every,
             partial(spec.rate, config),
             request.actions.profile,
         )
-        loop = Loop(task, run, pace, record, start.state, start.saved_step, reporter, stop, peers)
-        reporter.begin(task, start)
-        with stop.installed(PROMISE), reporter:
+        loop = Loop(task, run, pace, record, start.state, start.saved_step, reporter, peers)
+        with peers.stop.installed(PROMISE), reporter:
             finished = loop.run()
             shows = task.conclude(run, reporter.say) if finished else None
         return _end(spec, request, run, loop, shows)
@@ -95,8 +82,11 @@ def _folder(request: Request, start: Fresh, peers: Peers) -> Iterator[Path]:
         yield run
 
 
-def _settle(run: Path, record: Record, start: Fresh, peers: Peers) -> dict[str, Any]:
-    """Compare the processes, then what the run was before; rank 0 writes the record."""
+def _settle(
+    run: Path, spec: TaskSpec, request: Request, task: Task, start: Fresh, peers: Peers
+) -> dict[str, Any]:
+    """The run's record: the processes are compared, then what it was before; rank 0 writes it."""
+    record = make_record(spec, request, task, start.init_from)
     values = record.as_json()
     for part in ("config", "data", "options", "evaluations"):
         peers.refuse_difference(values[part], part)
@@ -110,7 +100,7 @@ def _end(spec: TaskSpec, request: Request, run: Path, loop: Loop, shows: str | N
     say, step, resume = loop.reporter.say, loop.state.step, f"{spec.name}-train --resume {run}"
     length = request.config.schedule
     if shows is None:
-        received = loop.stop.received
+        received = loop.peers.stop.received
         say(f"stopped by {received.name if received else 'request'} after step {step}; go on with: {resume}")
         return STOPPED
     picture = plot_losses(run) if loop.writes else None

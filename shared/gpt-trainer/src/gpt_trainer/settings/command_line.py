@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 from gpt_data.flags import parse_flags
 
 from gpt_trainer.backend import driver_sees_gpu
+from gpt_trainer.checkpoint import RunLock
 from gpt_trainer.errors import InputError
 from gpt_trainer.evaluate.extra import refuse_missing
 from gpt_trainer.ranks.place import Place
 from gpt_trainer.run.folder import holds_run
-from gpt_trainer.run.start import Fresh, choose_start
+from gpt_trainer.run.start import Continued, Fresh, existing_run
 from gpt_trainer.run.task import Request, TaskSpec
 from gpt_trainer.settings.sections import decided_anew
 from gpt_trainer.settings.values import compose, field_names, overlay_section, read_toml, sections
@@ -37,20 +38,38 @@ class Early(NamedTuple):
 
 
 def read_command(
-    spec: TaskSpec, argv: Sequence[str], early: Early, locks: ExitStack | None
+    spec: TaskSpec, argv: Sequence[str], early: Early, place: Place, locks: ExitStack
 ) -> tuple[Fresh, Request]:
     """How the run begins, and the complete request.
 
     Args:
         early: From ``read_early``.
-        locks: Holds the lock of a run that goes on; None where another process has it for all.
+        place: Where this process stands among those of the run.
+        locks: Holds the lock of a run that goes on; rank 0 has it for all.
 
     Raises:
         InputError: If a name is unknown, values do not fit, or there is nothing to begin from.
         WriteError: If another process holds the run.
     """
-    start = choose_start(spec, early, locks)
+    early = _again(early, place)
+    if early.resume is not None and not early.eval_only and place.rank == 0:
+        locks.enter_context(RunLock(existing_run(early.resume)))
+    start = choose_start(spec, early)
     return start, read_request(spec, argv, early, start)
+
+
+def choose_start(spec: TaskSpec, early: Early) -> Fresh:
+    """The way that the deciding flags name.
+
+    Raises:
+        InputError: If there is nothing to begin from, or it is damaged.
+    """
+    if early.resume is not None:
+        return Continued(spec, early.resume)
+    if early.init_from is not None and spec.from_model is not None:
+        found: Fresh = spec.from_model(spec, early.init_from)
+        return found
+    return Fresh(spec)
 
 
 def read_early(argv: Sequence[str]) -> Early:
@@ -80,7 +99,7 @@ def read_early(argv: Sequence[str]) -> Early:
     return early
 
 
-def again(early: Early, place: Place) -> Early:
+def _again(early: Early, place: Place) -> Early:
     """The deciding flags of a process that was started again, as torchrun does when one is lost: to go on.
 
     Raises:
