@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import fields
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import Parameters as Canonical
@@ -44,13 +45,18 @@ BLOCK_NAMES = {
 assert list(BLOCK_NAMES) == [field.name for field in fields(Block)]
 
 
+Place = Callable[[str, np.ndarray], jax.Array]
+"""Brings a leaf, by its field's name, to where it belongs, as a copy."""
+
+
+def on_one_device(_field: str, value: np.ndarray) -> jax.Array:
+    """A leaf on JAX's default device."""
+    return jnp.array(value)
+
+
 def padded_vocabulary(vocab_size: int) -> int:
     """``vocab_size``, rounded up to a multiple of 128."""
     return -(-vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
-
-
-Place = Callable[[str, np.ndarray], jax.Array]
-"""Brings a leaf, by its field's name, to where it belongs, as a copy."""
 
 
 def zeros(config: ModelConfig, place: Place, *, stacked: bool) -> Parameters:
@@ -59,11 +65,14 @@ def zeros(config: ModelConfig, place: Place, *, stacked: bool) -> Parameters:
     return from_canonical(nothing, config, place, stacked=stacked)
 
 
-def from_canonical(values: Canonical, config: ModelConfig, place: Place, *, stacked: bool) -> Parameters:
+def from_canonical(
+    values: Canonical, config: ModelConfig, place: Place = on_one_device, *, stacked: bool = True
+) -> Parameters:
     """The tree; rows of ``wte`` past the vocabulary are zero.
 
     Args:
         values: Canonical arrays, checked already.
+        stacked: The blocks are one, along a leading axis; see ``Parameters``.
     """
     paths = ["blocks"] if stacked else [f"blocks.{layer}" for layer in range(config.n_layer)]
     names = [*END_NAMES, *(f"{path}.{field}" for path in paths for field in BLOCK_NAMES)]
