@@ -77,6 +77,9 @@ def test_a_sweep_reports_each_place_and_all(tmp_path: Path, monkeypatch: pytest.
     assert "| [context-16_batch-size-2](context-16_batch-size-2/report.md) |" in table
     assert "| a | 30,000 | 30,000 | 30,000 | 30,000 |" in table
     assert (out / "sweep.png").stat().st_size > 10_000
+    assert {path.name for path in (out / listed[0]["report"]).iterdir() if path.is_file()} == {
+        "plan.toml", "report.json", "report.md",
+    }  # fmt: skip
 
 
 def test_two_sweeps_become_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,7 +80,7 @@ def run(argv: list[str] | None = None) -> int:
                 where.mkdir(exist_ok=True)
                 if len(places) > 1:
                     list_places(folder, places[:number])
-                done.append((point, compare(request, where, command, stop)))
+                done.append((point, compare(request, where, command, stop, pictures=len(places) == 1)))
         if len(places) > 1:
             _publish_sweep(folder, done)
     if stop():
@@ -88,7 +88,9 @@ def run(argv: list[str] | None = None) -> int:
     return FAILED if any(row.error is not None for _, each in done for row in each.rows) else 0
 
 
-def compare(request: Request, folder: Path, command: str, stop: StopFlag) -> Comparison:
+def compare(
+    request: Request, folder: Path, command: str, stop: StopFlag, *, pictures: bool = True
+) -> Comparison:
     """Train every competitor, and report."""
     console, gauge = Console(), gauge_of(request.config.runtime.device)
     disturbances = gauge.disturbances()
@@ -112,15 +114,15 @@ def compare(request: Request, folder: Path, command: str, stop: StopFlag) -> Com
 
     keep(())
     comparison = comparison.of(_run_all(request, folder, stop, gauge, console, keep))
-    _publish(folder, comparison, console)
+    _publish(folder, comparison, console, pictures)
     return comparison
 
 
-def _publish(folder: Path, comparison: Comparison, console: Console) -> None:
-    report = write_report(folder, comparison)
+def _publish(folder: Path, comparison: Comparison, console: Console, pictures: bool = True) -> None:
+    report = write_report(folder, comparison, pictures)
     show(console, comparison)
-    page = report.with_suffix(".html")
-    console.print(f"{report} and {page.name}, with report.json and the plots beside them", soft_wrap=True)
+    others = f" and {report.stem}.html, with report.json and the plots beside them" if pictures else ""
+    console.print(f"{report}{others}", soft_wrap=True)
 
 
 def _publish_sweep(folder: Path, done: Sequence[tuple[Point, Comparison]]) -> None:
@@ -136,7 +138,7 @@ def _show_again(words: list[str]) -> int:
         found = merged(folders)
         for point, comparison in found:
             (folders[0] / point.name).mkdir(exist_ok=True)
-            _publish(folders[0] / point.name, comparison, Console())
+            _publish(folders[0] / point.name, comparison, Console(), pictures=False)
         _publish_sweep(folders[0], found)
     else:
         _publish(folders[0], reduce(Comparison.taking_in, map(read_report, folders)), Console())

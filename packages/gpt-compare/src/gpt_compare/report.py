@@ -153,8 +153,11 @@ def _show_table(console: Console, title: str, finished: Sequence[Sequence[str]])
     console.print(table)
 
 
-def write_report(folder: Path, comparison: Comparison) -> Path:
+def write_report(folder: Path, comparison: Comparison, pictures: bool = True) -> Path:
     """Write ``report.json``, the plots, ``report.md`` and ``report.html``.
+
+    Args:
+        pictures: Whether there are to be plots, and the page around them.
 
     Returns:
         The path of ``report.md``.
@@ -162,34 +165,39 @@ def write_report(folder: Path, comparison: Comparison) -> Path:
     Raises:
         WriteError: If something cannot be written.
     """
+    path = folder / MARKDOWN_NAME
+    try:
+        write_json(folder, comparison)
+        drawn = _draw(folder, comparison) if pictures else []
+        path.write_text(markdown(comparison, drawn), "utf-8")
+    except OSError as error:
+        raise WriteError(f"cannot write the report in {folder}: {error.strerror or error}") from None
+    return path
+
+
+def _draw(folder: Path, comparison: Comparison) -> list[Path]:
+    """The plots, which are returned, and the page."""
     # matplotlib takes two seconds, which --help would spend too
     from gpt_compare.page import page
     from gpt_compare.plots import as_svg, draw_all
 
-    path = folder / MARKDOWN_NAME
-    try:
-        write_json(folder, comparison)
-        rows, reference = comparison.rows, comparison.reference
-        pictures = draw_all(folder, rows, comparison.title, reference)
-        path.write_text(markdown(comparison, pictures), "utf-8")
-        settings = {name: value for name, value in comparison.settings.items() if value is not None}
-        (folder / PAGE_NAME).write_text(
-            page(
-                comparison.title,
-                origin(comparison),
-                comparison.command,
-                comparison.warnings,
-                table_of(comparison),
-                NOTES,
-                as_svg(rows, reference),
-                {row.label: row.sample for row in comparison.rows if row.sample},
-                settings,
-            ),
-            "utf-8",
-        )
-    except OSError as error:
-        raise WriteError(f"cannot write the report in {folder}: {error.strerror or error}") from None
-    return path
+    rows, reference = comparison.rows, comparison.reference
+    settings = {name: value for name, value in comparison.settings.items() if value is not None}
+    (folder / PAGE_NAME).write_text(
+        page(
+            comparison.title,
+            origin(comparison),
+            comparison.command,
+            comparison.warnings,
+            table_of(comparison),
+            NOTES,
+            as_svg(rows, reference),
+            {row.label: row.sample for row in comparison.rows if row.sample},
+            settings,
+        ),
+        "utf-8",
+    )
+    return draw_all(folder, rows, comparison.title, reference)
 
 
 def write_json(folder: Path, comparison: Comparison) -> None:
