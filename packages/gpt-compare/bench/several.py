@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import statistics
+import sys
 import tempfile
 import time
 from datetime import UTC, datetime
@@ -190,12 +191,10 @@ def drawn_parameters(config: ModelConfig) -> Parameters:
 def _forget() -> None:
     """Give back what a backend had on a GPU, so that the next one's peak is its own; JAX's stays."""
     gc.collect()
-    if "RANK" in os.environ:
-        import torch
-
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 def read_arguments() -> argparse.Namespace:
