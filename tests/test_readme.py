@@ -56,8 +56,16 @@ def test_every_flag_that_it_shows_exists(line: str) -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert target.startswith("http") or (ROOT / target).exists(), target
+    for target, heading in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", README):
+        if target.startswith("http"):
+            continue
+        place = ROOT / (target or "README.md")
+        assert place.exists(), target
+        if heading:
+            # GitHub's name of a heading
+            titles = re.findall(r"(?m)^#+ (.+)$", place.read_text("utf-8"))
+            names = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+            assert heading in names, f"{target}#{heading}"
 
 
 def test_formulas_hold_only_what_github_renders() -> None:

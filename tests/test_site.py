@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -32,6 +33,18 @@ def test_every_cell_is_cut_from_a_source(package: str, reference: str) -> None:
     assert f" {name}" in found.text
     assert '"""' not in found.text.partition(":\n")[2].partition("\n")[0], "without its docstring"
     compile(found.text, reference, "exec")
+
+
+def test_the_readme_s_table_of_places_names_what_is_there() -> None:
+    readme = (SITE.parents[1] / "README.md").read_text("utf-8")
+    rows = re.findall(r"(?m)^\| (.+) \|$", readme.partition("| where is |")[2].partition("\n\n")[0])[1:]
+    assert len(rows) > 10
+    for row in rows:
+        title, *dialects = row.split(" | ")
+        assert len(dialects) == 4, title
+        for name, package, file in re.findall(r"\[`(\w+)`\]\(packages/[\w-]+/src/(\w+)/([\w/.]+)\)", row):
+            assert cells.cut(package, f"{file}:{name}").text
+        assert row.count("](") == len(re.findall(r"\[`\w+`\]\(packages/[\w-]+/src/", row)), title
 
 
 def test_every_op_has_all_three_dialects_and_its_words() -> None:
