@@ -88,6 +88,7 @@ def test_two_sweeps_become_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ["--out", str(tmp_path / "one"), "--runs", "a"],
         ["--out", str(tmp_path / "two"), "--runs", "b"],
     )
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     assert compare(tmp_path, monkeypatch, "--batch-size", "2", "4", *one) == 0
     tables = 0
 
@@ -103,8 +104,9 @@ def test_two_sweeps_become_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert commands.run(["report", str(tmp_path / "one"), str(tmp_path / "two")]) == 0
     table = (tmp_path / "one" / "sweep.md").read_text()
     assert "| a | 30,000 | 30,000 |\n| b | 60,000 |  |" in table
-    labels = json.loads((tmp_path / "one" / "batch-size-2" / "report.json").read_text())["rows"]
-    assert [row["label"] for row in labels] == ["a", "b"]
+    report = json.loads((tmp_path / "one" / "batch-size-2" / "report.json").read_text())
+    assert [row["label"] for row in report["rows"]] == ["a", "b"]
+    assert report["command"].count("CUDA_VISIBLE_DEVICES=1 gpt-compare ") == 2
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 import shutil
 import sys
@@ -71,7 +72,7 @@ def run(argv: list[str] | None = None) -> int:
         return _show_again(argv[1:]) if argv[0] == "report" else _diff(argv[1:])
     places, stop = points_of(argv), StopFlag()
     requests = [point_request(point) for point in places]
-    command = shlex.join(["gpt-compare", *argv])
+    command = typed(argv)
     done: list[tuple[Point, Comparison]] = []
     with stop.installed(), _new_folder(requests[0]) as folder:
         for number, (point, request) in enumerate(zip(places, requests, strict=True), 1):
@@ -86,6 +87,13 @@ def run(argv: list[str] | None = None) -> int:
     if stop():
         return INTERRUPTED
     return FAILED if any(row.error is not None for _, each in done for row in each.rows) else 0
+
+
+def typed(argv: Sequence[str]) -> str:
+    """The command as it can be typed again, with the choice of a GPU where there was one."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    choice = "" if visible is None else f"CUDA_VISIBLE_DEVICES={shlex.quote(visible)} "
+    return choice + shlex.join(["gpt-compare", *argv])
 
 
 def compare(
