@@ -59,6 +59,15 @@ def test_calls_stand_in_the_order_of_the_text() -> None:
     assert names == ["project", "mix", "merge", "expand", "contract"]
 
 
+def test_a_variable_of_a_function_s_name_is_no_call_and_a_custom_derivative_is_one() -> None:
+    files = ("model.py", "dropout.py", "gathering.py")
+    # its variable `multiply` is not dropout's function
+    linear = cells.call_tree("gpt_jax", "model.py:linear", files)
+    assert [call.name for call in linear.calls] == ["model.py:matrix_product", "model.py:add_bias"]
+    gather = cells.call_tree("gpt_jax", "gathering.py:gather_rows", files)
+    assert [call.name.partition(":")[2] for call in gather.calls] == ["gather_rows_fwd", "gather_rows_bwd"]
+
+
 def test_a_name_that_is_gone_is_told() -> None:
     with pytest.raises(LookupError, match=r"gpt_jax/model\.py defines no layer_norn"):
         cells.cut("gpt_jax", "model.py:layer_norn")

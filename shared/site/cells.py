@@ -95,10 +95,15 @@ def references() -> Iterator[tuple[str, str]]:
 def _called(node: ast.FunctionDef) -> list[str]:
     """What a function calls, or hands to another that calls it, each once, in the order of the text."""
     found: dict[str, tuple[int, int]] = {}
+    # a parameter or variable of a function's name is not that function
+    own = {n.arg for n in ast.walk(node) if isinstance(n, ast.arg)}
+    own |= {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
     for call in (n for n in ast.walk(node) if isinstance(n, ast.Call)):
         for used in (call.func, *call.args):
             method = isinstance(used, ast.Attribute) and used is call.func
             name = used.attr if method else getattr(used, "id", "")
+            if not method and name in own:
+                continue
             place = (used.lineno, used.col_offset)
             found[name] = min(place, found.get(name, place))
     return sorted(found, key=lambda name: found[name])
@@ -124,18 +129,25 @@ def call_tree(package: str, root: str, files: tuple[str, ...]) -> Call:
         root: ``file.py:name`` of the function to begin with.
         files: Modules whose definitions are followed; others are left out.
     """
-    names = {}
+    names: dict[str, tuple[str, list[str]]] = {}
     for file in files:
         for node in ast.parse((sources_of(package) / file).read_text("utf-8")).body:
             if isinstance(node, ast.FunctionDef):
-                names[node.name] = (f"{file}:{node.name}", node)
+                names[node.name] = (f"{file}:{node.name}", _called(node))
+            match node:
+                # in a step JAX calls these two in the function's place
+                case ast.Expr(ast.Call(ast.Attribute(ast.Name(name), "defvjp"), pair)):
+                    names[name] = (
+                        names[name][0],
+                        [other.id for other in pair if isinstance(other, ast.Name)],
+                    )
     seen: set[str] = set()
 
     def walk(name: str) -> Call:
-        label, node = names[name]
+        label, called = names[name]
         if name in seen:
             return Call(label, [])
         seen.add(name)
-        return Call(label, [walk(other) for other in _called(node) if other in names and other != name])
+        return Call(label, [walk(other) for other in called if other in names and other != name])
 
     return walk(root.partition(":")[2])

@@ -40,23 +40,27 @@ suppress_warnings = ["ref.python", "myst.xref_missing"]
 
 LABELS = {"jax": "JAX", "torchfunc": "torch.func", "triton": "Triton"}
 STEPS = {
-    "jax": ("step.py:train_step", ("step.py", "loss.py", "model.py", "attention.py", "gathering.py",
-                                   "dropout.py", "optimizer.py")),
-    "torchfunc": ("gradients.py:add_gradients", ("gradients.py", "loss.py", "model.py", "attention.py",
-                                                 "gathering.py", "dropout.py")),
-    "triton": ("step.py:accumulate", ("step.py", "loss.py", "model.py", "dropout.py", "reference/layers.py",
-                                      "reference/attention.py", "reference/cross_entropy.py")),
+    "jax": (("train_step",), ("step.py", "loss.py", "model.py", "attention.py", "gathering.py", "dropout.py",
+                              "optimizer.py")),
+    "torchfunc": (("accumulate", "finish"), ("step.py", "gradients.py", "loss.py", "model.py", "attention.py",
+                                             "gathering.py", "dropout.py", "optimizer.py")),
+    "triton": (("accumulate", "finish"), ("step.py", "loss.py", "model.py", "dropout.py", "optimizer.py",
+                                          "reference/layers.py", "reference/attention.py",
+                                          "reference/cross_entropy.py", "reference/optimizer.py")),
 }  # fmt: skip
-"""Where one step begins in each dialect, and the files through which its calls are followed."""
+"""One step in each dialect: functions of ``step.py``, and the files through which calls are followed."""
 
 
 class TrainingStep(SphinxDirective):
     """Every op of ``step.toml``: its formula, and the three dialects side by side."""
 
     def run(self) -> list[nodes.Node]:
-        """A section for each op."""
+        """Links to all ops, then a section for each."""
         self.env.note_dependency(str(Path(__file__).with_name("step.toml")))
-        return [self._section(number, op) for number, op in enumerate(step_table())]
+        titles = [op["title"] for op in step_table()]
+        links = [f'<a href="#{nodes.make_id(title)}">{escape(title)}</a>' for title in titles]
+        contents = nodes.raw("", f"<nav class='ops'>{' '.join(links)}</nav>", format="html")
+        return [contents, *(self._section(number, op) for number, op in enumerate(step_table()))]
 
     def _section(self, number: int, op: dict[str, Any]) -> nodes.section:
         section = nodes.section(ids=[nodes.make_id(op["title"])])
@@ -89,10 +93,10 @@ class Calls(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """Nested lists."""
-        trees = {
-            LABELS[key]: f"<ul class='calls'>{_tree(call_tree(DIALECTS[key], *where))}</ul>"
-            for key, where in STEPS.items()
-        }
+        trees = {}
+        for key, (roots, files) in STEPS.items():
+            parts = [_tree(call_tree(DIALECTS[key], f"step.py:{root}", files)) for root in roots]
+            trees[LABELS[key]] = f"<ul class='calls'>{''.join(parts)}</ul>"
         return [nodes.raw("", tabs("calls", trees), format="html")]
 
 
