@@ -28,9 +28,11 @@ LACKING = {
     },
     "gpt_torchfunc": {},
     "gpt_triton": {
+        "attention.py:TILE": "a tile is a program of the kernel, which has its own",
         "attention.py:attend_fused": "its ops are its own fused kernels",
         "attention.py:visible": "the mask of training is inside the op",
         "device.py:compiler_options": "Triton has none",
+        "dropout.py:dropout_mask_tile": "drawn inside the kernels",
         "loss.py:chunk_logits": "the head and its loss are one op, linear_cross_entropy",
         "loss.py:negative_log_likelihood": "the same",
         "loss.py:token_nll": "the same, without a gradient: linear_nll",

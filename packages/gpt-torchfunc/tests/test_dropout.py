@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from gpt_torchfunc.dropout import dropout, dropout_keys, dropout_mask, philox
+from gpt_torchfunc.dropout import dropout, dropout_keys, dropout_mask, dropout_mask_tile, philox
 from gpt_trainer import philox as rule
 from hypothesis import given
 from hypothesis import strategies as st
@@ -44,6 +44,12 @@ def test_masks_are_bit_equal(shape, rate):
     key = (0xDEADBEEF, 0x01234567)
     got = dropout_mask(torch.Size(shape), torch.tensor(key), rate)
     assert np.array_equal(got.numpy(), rule.dropout_mask(shape, key, rate))
+
+
+def test_a_tile_is_a_part_of_the_mask():
+    shape, key = (2, 3, 17, 17), torch.tensor([5, 7])
+    whole = dropout_mask(torch.Size(shape), key, 0.5)
+    assert torch.equal(dropout_mask_tile(shape, 5, 12, key, 0.5), whole[:, :, 5:12, :12])
 
 
 def test_kept_values_are_scaled_and_dropped_ones_are_zero():

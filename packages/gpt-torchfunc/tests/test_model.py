@@ -8,7 +8,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from gpt_torchfunc.attention import attend
+from gpt_torchfunc import attention
+from gpt_torchfunc.attention import attend, visible
 from gpt_torchfunc.model import Plan, gelu, layer_norm, logits
 
 
@@ -104,6 +105,18 @@ def test_equal_scores_average_the_visible_values(assert_close):
     out = attend(q, q, v, torch.ones(5, 5, dtype=torch.bool).tril()[None])
     want = v.cumsum(2) / torch.arange(1, 6)[:, None]
     assert_close("attention", out, want, rel=1e-6)
+
+
+@pytest.mark.parametrize("queries", [13, 5], ids=["all", "the last five"])
+def test_tiles_of_queries_are_the_whole(queries, monkeypatch, assert_close):
+    shape, stream = (2, 3, 13, 4), torch.Generator().manual_seed(2)
+    q, k, v = (torch.randn(shape, generator=stream) for _ in range(3))
+    starts = torch.tensor([[0] * 13, [0] * 6 + [6] * 7])
+    given = q[:, :, -queries:], k, v, visible(13, starts, q.device)[:, -queries:]
+    key = torch.tensor([3, 4]) if queries == 13 else None
+    whole = attend(*given, key, 0.5)
+    monkeypatch.setattr(attention, "TILE", 4)
+    assert_close("attention", attend(*given, key, 0.5), whole, rel=1e-6)
 
 
 def test_scores_of_ten_thousand_stay_finite():

@@ -15,6 +15,7 @@ References:
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from functools import partial
 
@@ -76,6 +77,15 @@ def attend_fused(
     return dot_product_attention(
         q, k, v, None, None, lengths, lengths, documents, documents, scale=scale, mask_type=kind
     )
+
+
+def kernels_take(context: int, width: int) -> bool:
+    """Whether the kernels of ``dropped_attention.py`` take rows of T positions and heads of width K.
+
+    They need JAX's Pallas with Triton, which JAX 0.11 still has, and says that a later one will not.
+    """
+    there = importlib.util.find_spec("jax.experimental.pallas.triton") is not None
+    return there and context % 512 == 0 and width in (16, 32, 64, 128)
 
 
 def fused_scale(width: int, layer: int) -> float:

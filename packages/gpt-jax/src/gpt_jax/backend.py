@@ -24,6 +24,7 @@ from gpt_trainer.ranks.place import Place
 from gpt_trainer.sequences import Sequences
 from jaxtyping import Array, Float32, Int, Int32
 
+from gpt_jax.attention import kernels_take
 from gpt_jax.decoding import Decoder
 from gpt_jax.device import choose_devices, compiler_options, device_name, peak_memory_bytes
 from gpt_jax.documents import first_positions
@@ -208,8 +209,9 @@ class JaxBackend:
     def choices(self) -> Mapping[str, str]:
         """Attention, layers and versions."""
         attention: str = self._plan.attention
-        if attention == "cudnn":
-            attention += ", written in training (dropout)" if self.config.dropout else ""
+        if attention == "cudnn" and self.config.dropout:
+            taken = kernels_take(self.config.context, self.config.head_width)
+            attention += f", {'pallas' if taken else 'written'} in training (dropout)"
         return {
             "attention": attention,
             "layers": "scan" if self._stacked else "unroll",

@@ -69,7 +69,7 @@ def dropout_mask(shape: tuple[int, ...], key: UInt32[Array, " 2"], rate: float) 
     rows, width = math.prod(shape[:-1]), shape[-1]
     row = lax.broadcasted_iota(jnp.uint32, (rows, width), 0)
     column = lax.broadcasted_iota(jnp.uint32, (rows, width), 1)
-    return _keep(row, column, width, key, rate).reshape(shape)
+    return _keep(row, column, (rows, width), key, rate).reshape(shape)
 
 
 def dropout_mask_tile(
@@ -80,15 +80,23 @@ def dropout_mask_tile(
     tile = (rows, heads, stop - start, stop)
     b, h, t, s = (lax.broadcasted_iota(jnp.uint32, tile, axis) for axis in range(4))
     row = (b * jnp.uint32(heads) + h) * jnp.uint32(queries) + t + jnp.uint32(start)
-    return _keep(row, s, width, key, rate)
+    return _keep(row, s, (rows * heads * queries, width), key, rate)
 
 
-def _keep(row: Words, column: Words, width: int, key: UInt32[Array, " 2"], rate: float) -> Bool[Array, "*n"]:
-    """The rule itself, at index ``row * width + column``, which may take more than 32 bits."""
-    high, low = multiply(row, width)
-    index = low + column
-    high = high + (index < low).astype(jnp.uint32)
-    zero = jnp.zeros_like(index)
+def _keep(
+    row: Words, column: Words, whole: tuple[int, int], key: UInt32[Array, " 2"], rate: float
+) -> Bool[Array, "*n"]:
+    """The rule itself, at index ``row * width + column``, which takes two words where one is too few.
+
+    Args:
+        whole: Height and width of the whole mask.
+    """
+    height, width = whole
+    zero = jnp.zeros_like(row)
+    index, high = row * jnp.uint32(width) + column, zero
+    if height * width > 2**32:
+        high, low = multiply(row, width)
+        high = high + (index < low).astype(jnp.uint32)
     word, _ = philox((index, high, zero, zero), (key[0], key[1]))
     return word >= jnp.uint32(dropout_threshold(rate))
 

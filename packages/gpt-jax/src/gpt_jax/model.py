@@ -31,7 +31,7 @@ from gpt_trainer.philox import Site
 from jax import lax
 from jaxtyping import Array, Float, Int, UInt32
 
-from gpt_jax.attention import attend, attend_fused
+from gpt_jax.attention import attend, attend_fused, kernels_take
 from gpt_jax.dropout import dropout
 from gpt_jax.gathering import gather_rows
 from gpt_jax.mesh import whole
@@ -208,7 +208,7 @@ def self_attention(
     gradient put together again, in memory.
 
     The fused kernel draws its own random numbers, and has no derivative for rows of odd length: with dropout
-    or an odd T the written form is used.
+    there are kernels of our own for the shapes that they take, and else the written form is used.
     """
     weights, biases = jnp.split(block.qkv_weight, 3, -1), jnp.split(block.qkv_bias, 3, -1)
     parts = norm_linear(x, block.ln1_gain, block.ln1_bias, list(zip(weights, biases, strict=True)))
@@ -217,6 +217,11 @@ def self_attention(
     told = starts is None or inputs.documents is not None
     if plan.attention == "cudnn" and key is None and told and q.shape[1] % 2 == 0:
         out = attend_fused(q, k, v, inputs.documents, layer)
+    elif plan.attention == "cudnn" and key is not None and starts is None and kernels_take(*q.shape[1::2]):
+        # half a second of imports, which nobody else needs
+        from gpt_jax.dropped_attention import attend_dropped
+
+        out = attend_dropped(q, k, v, key, plan.dropout)
     else:
         out = attend(q, k, v, starts, key, plan.dropout)
     return out.reshape(x.shape)

@@ -15,8 +15,8 @@ class Options:
 
     Attributes:
         attention: ``"written"`` out; ``"cudnn"``, the fused kernel behind ``jax.nn``; ``"auto"``: fused on
-            a GPU in bfloat16. cuDNN has no float32 kernel and draws its own random numbers: float32 and
-            training with dropout use the written form.
+            a GPU in bfloat16. cuDNN has no float32 kernel and draws its own random numbers: float32 uses the
+            written form, and training with dropout kernels of ours where they take the shape.
         layers: ``"scan"`` compiles one block and loops over it; ``"unroll"`` compiles each for itself, which
             takes longer to start and less time and memory to run; ``"auto"``: unrolled on a GPU.
         preallocate: ``"on"`` takes most of a GPU's memory at the start, as JAX does by default.

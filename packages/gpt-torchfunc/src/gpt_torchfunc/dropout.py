@@ -2,7 +2,7 @@
 
 The rule stands in ``gpt_trainer.philox``. A mask is a pure function of its key and the element's
 index, so nothing is carried from step to step, and a compiled step draws it inside its kernels.
-Shapes: L blocks, n counters; ``...`` the shape of the tensor that is masked.
+Shapes: L blocks, B rows, H heads, t queries of a tile, S keys, n counters; ``...`` what is masked.
 """
 
 from __future__ import annotations
@@ -48,10 +48,24 @@ def dropout_keys(seed: int, step: int, micro_batch: int, n_layer: int) -> Int64[
 
 def dropout_mask(shape: torch.Size, key: Int64[Tensor, " 2"], rate: float) -> Bool[Tensor, " ..."]:
     """True where an element of a tensor of ``shape`` is kept."""
-    index = torch.arange(shape.numel(), device=key.device)
+    return _keep(torch.arange(shape.numel(), device=key.device), key, rate).view(shape)
+
+
+def dropout_mask_tile(
+    shape: tuple[int, int, int, int], start: int, stop: int, key: Int64[Tensor, " 2"], rate: float
+) -> Bool[Tensor, "B H t S"]:
+    """The part ``[:, :, start:stop, :stop]`` of a mask, without the rest."""
+    rows, heads, queries, width = shape
+    row = torch.arange(rows * heads, device=key.device).view(rows, heads, 1, 1) * queries
+    query = torch.arange(start, stop, device=key.device)[:, None]
+    return _keep((row + query) * width + torch.arange(stop, device=key.device), key, rate)
+
+
+def _keep(index: Int64[Tensor, "*n"], key: Int64[Tensor, " 2"], rate: float) -> Bool[Tensor, "*n"]:
+    """The rule itself, at the elements' indices."""
     zero = torch.zeros_like(index)
     word, _ = philox((index & LOW, index >> 32, zero, zero), (key[0], key[1]))
-    return (word >= dropout_threshold(rate)).view(shape)
+    return word >= dropout_threshold(rate)
 
 
 def dropout(
