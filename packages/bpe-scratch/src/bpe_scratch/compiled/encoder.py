@@ -14,7 +14,7 @@ from bpe_scratch.compiled import encoding, merging
 from bpe_scratch.compiled.cuts import CUTS
 from bpe_scratch.compiled.pair_table import point_to_pairs
 from bpe_scratch.compiled.pieces import KINDS
-from bpe_scratch.compiled.state import State, encoding_state
+from bpe_scratch.compiled.state import State, aligned_zeros, encoding_state
 from bpe_scratch.compiled.utf8 import Texts
 from bpe_scratch.compiled.word_table import WordTable
 from bpe_scratch.encoders import IdArray
@@ -46,8 +46,7 @@ def point_to_scratch(state: State) -> None:
     state.point(
         cuts=np.zeros(CUTS, dtype=np.uint64),
         batch=np.zeros(encoding.BATCH_SIZE, dtype=np.uint64),
-        ids=np.zeros(encoding.LONGEST_SHORT + 3, dtype=np.int32)[1:],
-        found=np.zeros(encoding.LONGEST_SHORT + 3, dtype=np.uint64)[1:],
+        pieces=aligned_zeros(merging.GROUP * merging.PIECE // 8),
     )
 
 

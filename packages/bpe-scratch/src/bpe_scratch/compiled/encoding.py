@@ -23,7 +23,7 @@ from bpe_scratch.compiled.memory import (
     store_four32,
     store_int,
 )
-from bpe_scratch.compiled.merging import merge_short
+from bpe_scratch.compiled.merging import GROUP, IDS, PIECE, begin_piece, merge_group
 from bpe_scratch.compiled.word_table import (
     INLINE,
     ask_for_slots,
@@ -48,24 +48,23 @@ _32 = np.uint64(32)
 
 
 @inner
-def store_value(s, at, count):
-    """Write the ids of a piece, which are in ``s.ids``, into its slot, four at most, or else into the pool.
+def store_value(s, at, ids, count):
+    """Write the ids of a piece into its slot, four at most, or else into the pool.
 
     Four ids of 28 bits stand in 32 bits each, their number above the first.
     """
-    ids = s.ids
     if count <= _INLINE_IDS:
-        value, more = np.uint64(load32(ids, 0)) | np.uint64(count) << _COUNT_SHIFT, np.uint64(0)
+        value, more = load64(ids, 0) | np.uint64(count) << _COUNT_SHIFT, np.uint64(0)
         if count > 1:
-            value |= np.uint64(load32(ids, 1)) << _32
+            value |= load64(ids, 1) << _32
         if count > 2:
-            more = np.uint64(load32(ids, 2))
+            more = load64(ids, 2)
         if count > 3:
-            more |= np.uint64(load32(ids, 3)) << _32
+            more |= load64(ids, 3) << _32
     else:
         value, more = _IN_POOL | np.uint64(count) << _32, np.uint64(s.pool_used)
         for k in range(count):
-            store32(s.pool, s.pool_used + k, load32(ids, k))
+            store32(s.pool, s.pool_used + k, load_int(ids, k))
         s.pool_used += count
     store64(s.slots, at + 2, value)
     store64(s.slots, at + 3, more)
@@ -117,6 +116,19 @@ def find_pieces(s, number):
 
 
 @inner
+def learn_pieces(s, fresh, number):
+    """Merge a group of new pieces, whose numbers in the batch stand at ``fresh``, and write their ids."""
+    for k in range(number):
+        q = load_int(fresh, k)
+        i = load_int(s.cuts, q)
+        begin_piece(s, s.pieces + k * PIECE, i, load_int(s.cuts, q + 1) - i)
+    merge_group(s, number)
+    for k in range(number):
+        piece = s.pieces + k * PIECE
+        store_value(s, load_int(s.batch, 3 * load_int(fresh, k) + 2), piece + IDS, load_int(piece, 0))
+
+
+@inner
 def take_pieces(s, number, fresh, written):
     """Count the pieces of a batch; or merge the ``fresh`` new ones, and write the ids of all.
 
@@ -128,10 +140,8 @@ def take_pieces(s, number, fresh, written):
             at = load_int(batch, 3 * q + 2)
             store_int(slots, at + 2, load_int(slots, at + 2) + 1)
         return written
-    for taken in range(fresh):
-        q = load_int(batch, FRESH + taken)
-        i = load_int(s.cuts, q)
-        store_value(s, load_int(batch, 3 * q + 2), merge_short(s, i, load_int(s.cuts, q + 1) - i))
+    for first in range(0, fresh, GROUP):
+        learn_pieces(s, batch + 8 * (FRESH + first), min(GROUP, fresh - first))
     pool, out, narrow = s.pool, s.out, s.narrow
     for q in range(number):
         written = emit(slots, load_int(batch, 3 * q + 2), pool, out, written, narrow)
@@ -183,12 +193,19 @@ def enter_tokens(states, text, bounds, whole_pieces, indexes):
     """Enter every token that encodes to itself as a known piece; all of them do if ``whole_pieces``."""
     s = states[0]
     s.text = address(text)
-    for token in range(indexes.size):
-        i, n = bounds[token], bounds[token + 1] - bounds[token]
-        if not whole_pieces and merge_short(s, i, n) > 1:
-            continue
-        k0, k1 = short_key(s.text, i, n) if n <= INLINE else long_key(s.text, i, n)
-        at, _ = find_slot(s, i, n, k0, k1, first_slot(k0, k1, s.shift))
-        fill_slot(s, at, i, n, k0, k1)
-        store32(s.ids, 0, indexes[token])
-        store_value(s, at, 1)
+    for first in range(0, indexes.size, GROUP):
+        number = min(GROUP, indexes.size - first)
+        for k in range(number):
+            i, end = bounds[first + k], bounds[first + k + 1]
+            begin_piece(s, s.pieces + k * PIECE, i, end - i)
+        if not whole_pieces:
+            merge_group(s, number)
+        for k in range(number):
+            piece, i = s.pieces + k * PIECE, bounds[first + k]
+            n = bounds[first + k + 1] - i
+            if whole_pieces or load_int(piece, 0) == 1:
+                k0, k1 = short_key(s.text, i, n) if n <= INLINE else long_key(s.text, i, n)
+                at, _ = find_slot(s, i, n, k0, k1, first_slot(k0, k1, s.shift))
+                fill_slot(s, at, i, n, k0, k1)
+                store_int(piece + IDS, 0, indexes[first + k])
+                store_value(s, at, piece + IDS, 1)

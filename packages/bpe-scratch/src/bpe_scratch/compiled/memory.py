@@ -101,16 +101,15 @@ def _address(typing: Any, array: Any) -> Any:  # noqa: ARG001 - Numba fixes the 
 address: Any = extending.intrinsic(_address)
 
 
+def _splat(builder: Any, number: Any, kind: Any, lanes: int) -> Any:
+    undefined = ir.Constant(ir.VectorType(kind, lanes), ir.Undefined)
+    one = builder.insert_element(undefined, number, _I32(0))
+    return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(_I32, lanes), [0] * lanes))
+
+
 def _bytes_within(builder: Any, base: Any, index: Any, *numbers: Any) -> Any:
-    vector, nowhere = ir.VectorType(_I8, _WINDOW), ir.Constant(ir.VectorType(_I32, _WINDOW), [0] * _WINDOW)
-
-    def splat(number: Any) -> Any:
-        undefined = ir.Constant(vector, ir.Undefined)
-        one = builder.insert_element(undefined, builder.trunc(number, _I8), _I32(0))
-        return builder.shuffle_vector(one, undefined, nowhere)
-
-    place = _at(builder, base, index, 1, vector)
-    fold, low, count = map(splat, numbers)
+    place = _at(builder, base, index, 1, ir.VectorType(_I8, _WINDOW))
+    fold, low, count = (_splat(builder, builder.trunc(n, _I8), _I8, _WINDOW) for n in numbers)
     folded = builder.or_(builder.load(place, align=1), fold)
     found = builder.icmp_unsigned("<", builder.sub(folded, low), count)
     return builder.bitcast(found, ir.IntType(_WINDOW))
@@ -133,6 +132,33 @@ def _narrow(builder: Any, source: Any, index: Any, out: Any, at: Any) -> Any:
 
 
 narrow = _intrinsic("Write 64 uint16 as bytes; bitmap of those beyond ASCII.", _U(_N, _N, _N, _N), _narrow)
+
+
+def _equal8(builder: Any, base: Any, index: Any, value: Any) -> Any:
+    numbers = builder.load(_at(builder, base, index, 8, ir.VectorType(_I64, 8)), align=8)
+    equal = builder.icmp_unsigned("==", numbers, _splat(builder, value, _I64, 8))
+    return builder.zext(builder.bitcast(equal, _I8), _I64)
+
+
+equal8 = _intrinsic(
+    "Bitmap of the eight uint64 from number ``i`` on that are a value.", _U(_N, _N, _U), _equal8
+)
+
+
+def _least8(builder: Any, base: Any, index: Any) -> Any:
+    lanes = ir.VectorType(_I64, 8)
+    numbers = builder.load(_at(builder, base, index, 8, lanes), align=8)
+    high = builder.and_(numbers, ir.Constant(lanes, [(1 << 64) - (1 << 32)] * 8))
+    kind = ir.FunctionType(_I64, [lanes])
+    reduce = cgutils.get_or_insert_function(builder.module, kind, "llvm.vector.reduce.umin.v8i64")
+    return builder.call(reduce, [builder.or_(high, ir.Constant(lanes, [*range(8)]))])
+
+
+least8 = _intrinsic(
+    "The least of the upper 32 bits of the eight uint64 from number ``i`` on, the first one's place below.",
+    _U(_N, _N),
+    _least8,
+)
 
 
 def _four_storer(kind: Any) -> Any:

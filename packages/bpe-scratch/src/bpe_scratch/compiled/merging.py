@@ -1,52 +1,94 @@
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
-"""Applying merges to one piece: to a short one by scanning, to a long one by a heap."""
+"""Applying merges: to short pieces side by side, to a long one by a heap.
+
+A merge has to wait for what the table of pairs says of the two pairs that the merge before it made. So the
+pieces of a group make one merge each in turn: what they wait for, they wait for together.
+
+A short piece has ``PIECE`` bytes of its own. Its symbols move up as they become fewer.
+
+    the number of symbols     [264] what the table says of the pair that begins at each     [264] the symbols
+
+What is beyond the last pair, and before the first, says that there is none, as far as eight are read at once.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
 from bpe_scratch.compiled.kernel import inner, kernel
-from bpe_scratch.compiled.memory import address, load8, load32, load64, store32, store64
+from bpe_scratch.compiled.memory import (
+    address,
+    least8,
+    load8,
+    load32,
+    load64,
+    load_int,
+    lowest_bit,
+    store64,
+    store_int,
+)
 from bpe_scratch.compiled.pair_table import NO_PAIR, find_pair
 
+GROUP = 16
+FOUND, IDS = 16, 16 + 8 * 264
+PIECE = 67 * 64
+"""An odd number of cache lines: pieces do not fall on each other in the cache."""
 _NOTHING = 0x7FFFFFFF
-_32, _LOW = np.uint64(32), np.uint64(0xFFFFFFFF)
+_32, _LOW, _ONE = np.uint64(32), np.uint64(0xFFFFFFFF), np.uint64(1)
 
 
 @inner
-def merge_short(s, i, n):
-    """Merge a short piece in place: scan for the strongest pair, join, repeat. Returns the number of ids.
-
-    ``s.ids`` receives the ids, between two that pair with nothing; ``s.found`` is scratch, the table's answer
-    for the pair that begins at each.
-    """
-    ids, found, before = s.ids, s.found, load8(s.text, i)
-    store32(ids, -1, _NOTHING)
+def begin_piece(s, piece, i, n):
+    """Lay out ``n`` bytes of text from ``i`` on."""
+    found, ids, before = piece + FOUND, piece + IDS, load8(s.text, i)
+    store_int(piece, 0, n)
+    store_int(ids, -1, _NOTHING)
     for k in range(n):
         byte = load8(s.text, i + k)
-        store32(ids, k, load32(s.byte_ids, byte))
+        store_int(ids, k, load32(s.byte_ids, byte))
         store64(found, k - 1, load64(s.byte_pairs, before << 8 | byte))
         before = byte
-    store32(ids, n, _NOTHING)
-    store64(found, n - 1, NO_PAIR)
-    while True:
-        best, least = 0, load64(found, 0)
-        for k in range(1, n - 1):
-            answer = load64(found, k)
-            if answer >> _32 < least >> _32:
-                best, least = k, answer
-        if least == NO_PAIR:
-            return n
-        # asked before all else: memory answers while the rest moves up
-        merged, n = np.int64(least & _LOW), n - 1
-        left = find_pair(s, load32(ids, best - 1), merged)
-        right = find_pair(s, merged, load32(ids, best + 2))
-        store32(ids, best, merged)
-        for k in range(best + 1, n + 1):
-            store32(ids, k, load32(ids, k + 1))
+    store_int(ids, n, _NOTHING)
+    for k in range(n - 1, n + 7):
+        store64(found, k, NO_PAIR)
+
+
+@inner
+def merge_once(s, piece):
+    """Make the strongest merge, the leftmost of equals; whether there was one."""
+    n, found, ids = load_int(piece, 0), piece + FOUND, piece + IDS
+    least = NO_PAIR
+    for k in range(0, n - 1, 8):
+        least = min(least, least8(found, k) + np.uint64(k))
+    if least >> _32 == _LOW:
+        return False
+    at = np.int64(least & _LOW)
+    merged = np.int64(load64(found, at) & _LOW)
+    left = find_pair(s, load_int(ids, at - 1), merged)
+    right = find_pair(s, merged, load_int(ids, at + 2))
+    store_int(ids, at, merged)
+    # eight at a time, whether they are there or not
+    for first in range(at + 1, n, 8):
+        for k in range(first, first + 8):
+            store_int(ids, k, load_int(ids, k + 1))
             store64(found, k, load64(found, k + 1))
-        store64(found, best - 1, left)
-        store64(found, best, right)
+    store64(found, at - 1, left)
+    store64(found, at, right)
+    store_int(piece, 0, n - 1)
+    return True
+
+
+@inner
+def merge_group(s, number):
+    """Merge the first ``number`` of ``s.pieces`` to the end."""
+    going = (_ONE << np.uint64(number)) - _ONE
+    while going != 0:
+        turn = going
+        while turn != 0:
+            k = lowest_bit(turn)
+            turn &= turn - _ONE
+            if not merge_once(s, s.pieces + k * PIECE):
+                going ^= _ONE << np.uint64(k)
 
 
 @inner

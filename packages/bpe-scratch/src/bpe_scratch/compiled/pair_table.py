@@ -1,8 +1,9 @@
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
-"""The merges as a hash table that is at most half full; collisions go to the next slot.
+"""The merges as a hash table of buckets: a search compares all keys of a bucket at once.
 
-All keys, ``left << 32 | right`` plus one, stand before all answers, ``rank << 32 | merged id``: a search
-reads keys alone, which take half of the cache.
+A bucket is two cache lines: seven keys, ``left << 32 | right`` plus one, and a zero; then their answers,
+``rank << 32 | merged id``, and the answer for what is not there. So nothing has to be guessed: a wrong guess
+costs more than the rest. Of seven places four are taken at most; what finds its bucket full is in the next.
 """
 
 from __future__ import annotations
@@ -10,18 +11,18 @@ from __future__ import annotations
 import numpy as np
 
 from bpe_scratch.compiled.kernel import inner, kernel
-from bpe_scratch.compiled.memory import load32, load64, store64
-from bpe_scratch.compiled.state import State
+from bpe_scratch.compiled.memory import equal8, load32, load64, lowest_bit, store64
+from bpe_scratch.compiled.state import State, aligned_zeros
 from bpe_scratch.vocabulary import Vocabulary
 
 NO_PAIR = np.uint64(0xFFFFFFFFFFFFFFFF)
 _C1, _C2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)
-_32, _ONE = np.uint64(32), np.uint64(1)
+_32, _ONE, _EIGHTH = np.uint64(32), np.uint64(1), np.uint64(1 << 7)
 
 
 @inner
-def key_and_slot(left, right, shift):
-    """The key of a pair, and where the search for it begins in a table of ``2**(64 - shift)`` slots."""
+def key_and_bucket(left, right, shift):
+    """The key of a pair, and where the search for it begins in a table of ``2**(64 - shift)`` buckets."""
     key = (np.uint64(left) << _32 | np.uint64(right)) + _ONE
     h = key * _C1
     return key, np.int64((h ^ h >> _32) * _C2 >> np.uint64(shift))
@@ -30,24 +31,27 @@ def key_and_slot(left, right, shift):
 @inner
 def find_pair(s, left, right):
     """``rank << 32 | merged id`` of a pair, or ``NO_PAIR``."""
-    key, at = key_and_slot(left, right, s.pair_shift)
-    size = np.int64(1) << (64 - s.pair_shift)
-    found = load64(s.pairs, at)
-    while (found != key) & (found != 0):
-        at = at + 1 & size - 1
-        found = load64(s.pairs, at)
-    # what is not there has its answer too: to branch would cost more than to load it
-    return load64(s.pairs, size + at)
+    key, bucket = key_and_bucket(left, right, s.pair_shift)
+    buckets = np.int64(1) << (64 - s.pair_shift)
+    near = equal8(s.pairs, 16 * bucket, key)
+    while load64(s.pairs, 16 * bucket + 6) != 0 and near == 0:
+        bucket = bucket + 1 & buckets - 1
+        near = equal8(s.pairs, 16 * bucket, key)
+    return load64(s.pairs, 16 * bucket + 8 + lowest_bit(near | _EIGHTH))
 
 
 @kernel
 def fill_pairs(rows, ranks, pairs, shift):
     """Enter all merges ``rows`` [merges, 3] into an empty table."""
     for m in range(rows.shape[0]):
-        key, at = key_and_slot(rows[m, 0], rows[m, 1], shift)
-        while pairs[0, at] != 0:
-            at = (at + 1) % pairs.shape[1]
-        pairs[0, at], pairs[1, at] = key, np.uint64(ranks[m]) << _32 | np.uint64(rows[m, 2])
+        key, bucket = key_and_bucket(rows[m, 0], rows[m, 1], shift)
+        while pairs[bucket, 6] != 0:
+            bucket = (bucket + 1) % pairs.shape[0]
+        at = 0
+        while pairs[bucket, at] != 0:
+            at += 1
+        pairs[bucket, at] = key
+        pairs[bucket, at + 8] = np.uint64(ranks[m]) << _32 | np.uint64(rows[m, 2])
 
 
 @kernel
@@ -61,9 +65,9 @@ def look_up_bytes(states):
 
 def point_to_pairs(state: State, vocabulary: Vocabulary) -> None:
     """Make the table of a vocabulary's merges for a state."""
-    log = max(4, (2 * len(vocabulary.merges)).bit_length())
-    pairs = np.zeros((2, 1 << log), dtype=np.uint64)
-    pairs[1] = NO_PAIR
+    log = max(1, (len(vocabulary.merges) // 4).bit_length())
+    pairs = aligned_zeros(16 << log).reshape(-1, 16)
+    pairs[:, 15] = NO_PAIR
     fill_pairs(vocabulary.merge_array, np.array(vocabulary.ranks, dtype=np.int64), pairs, 64 - log)
     state["pair_shift"] = 64 - log
     byte_ids, byte_pairs = np.array(vocabulary.byte_ids, dtype=np.int32), np.zeros(1 << 16, dtype=np.uint64)

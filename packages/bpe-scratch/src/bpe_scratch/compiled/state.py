@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from bpe_scratch.unicode_classes import class_table
 
+_LINE = 64
 _ENCODING = """
     kind                                   the pattern
     text bounds documents                  UTF-8 of [documents]; where they begin [documents + 1]
@@ -22,7 +23,7 @@ _ENCODING = """
     pool pool_size                         ids that do not fit their slot
     byte_ids byte_pairs                    [256] id of each byte; [65536] what two of them become
     pairs pair_shift                       the merges
-    ids found                              [-1 to 256] scratch of the merging of one piece
+    pieces                                 scratch for those that are merged side by side
     out narrow                             the ids that are written, in uint16 if narrow, or else uint32
     longest counting                       pieces of more bytes are left; pieces are counted, not encoded
     position document written              how far encoding is
@@ -88,3 +89,10 @@ def encoding_state(kind: int) -> State:
     state["kind"] = kind
     state.point(blocks=table.blocks, classes=table.classes)
     return state
+
+
+def aligned_zeros(size: int) -> npt.NDArray[np.uint64]:
+    """Zeros from the start of a cache line on: what lies across two lines would cost two reads."""
+    numbers = np.zeros(size + _LINE // 8, dtype=np.uint64)
+    begin = -numbers.ctypes.data % _LINE // 8
+    return numbers[begin : begin + size]

@@ -26,14 +26,13 @@ from bpe_scratch.compiled.memory import (
     store_bytes,
     store_int,
 )
-from bpe_scratch.compiled.state import State
+from bpe_scratch.compiled.state import State, aligned_zeros
 
 SLOT = 4
 INLINE = 15
 _C1, _C2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)
 _ONE, LONG = np.uint64(1), np.uint64(0xFF << 56)
 OFFSET = np.uint64((1 << 56) - 1)
-_LINE = 64
 # a long piece at the arena's very start would look like one that is looked for
 ARENA_START = 8
 
@@ -166,7 +165,7 @@ class WordTable:
 
     def __init__(self, state: State, log: int, arena: int, pool: int) -> None:
         self.state = state
-        self._set_slots(_empty_slots(log), log)
+        self._set_slots(aligned_zeros(SLOT << log), log)
         self.put("arena", np.zeros(arena, dtype=np.uint8))
         self.put("pool", np.zeros(pool, dtype=np.int32))
         state["slots_used"], state["arena_used"], state["pool_used"] = 0, ARENA_START, 0
@@ -187,13 +186,6 @@ class WordTable:
 
     def rehash(self, log: int) -> None:
         """Move all slots into a table of ``2**log``."""
-        larger = _empty_slots(log)
+        larger = aligned_zeros(SLOT << log)
         rehash(self.slots, larger, 64 - log)
         self._set_slots(larger, log)
-
-
-def _empty_slots(log: int) -> npt.NDArray[np.uint64]:
-    """``2**log`` free slots, two to a cache line: one across two lines would cost two reads."""
-    slots = np.zeros((SLOT << log) + _LINE // 8, dtype=np.uint64)
-    begin = -slots.ctypes.data % _LINE // 8
-    return slots[begin : begin + (SLOT << log)]
