@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from gpt_compare.breakdown import CLASSES, IDLE
-
-if TYPE_CHECKING:
-    from gpt_compare.plots import Entry
+from gpt_compare.figures import Figures, Row
 
 # neighbours differ in lightness too; what a device does not do is pale
 PARTS = dict(
@@ -26,6 +24,20 @@ PALE = (IDLE, "other", "cross-entropy", "norms and elementwise")
 """Their numbers are dark."""
 LEAST = 0.05
 """Parts of less of the longest step have no number in them."""
+
+
+class Entry(NamedTuple):
+    """A finished competitor and its looks."""
+
+    row: Row
+    figures: Figures
+    colour: str
+    line: str | tuple[float, tuple[float, ...]]
+
+    @property
+    def label(self) -> str:
+        """What the user called it."""
+        return self.row.label
 
 
 def step(figure: Figure, entries: Sequence[Entry]) -> None:

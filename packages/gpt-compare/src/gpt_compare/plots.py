@@ -8,7 +8,6 @@ import zlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from matplotlib import rc_context
@@ -17,7 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from gpt_compare import parts
-from gpt_compare.figures import WINDOW, Figures, Row, smoothed
+from gpt_compare.figures import WINDOW, Row, smoothed
+from gpt_compare.parts import Entry
 from gpt_compare.reference import Reference
 
 # Okabe and Ito's colours, told apart by colour-blind eyes too (Color Universal Design, 2008)
@@ -31,20 +31,6 @@ SPARE = ("#E69F00", "#8C6BB1", "#7F7F7F", "#8B5A2B")
 LINES = ("-", (0, (5, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2)), (0, (1, 1)))
 WIDTH, DPI = 7.2, 120
 MINUTE = 60.0
-
-
-class Entry(NamedTuple):
-    """A finished competitor and its looks."""
-
-    row: Row
-    figures: Figures
-    colour: str
-    line: str | tuple[float, tuple[float, ...]]
-
-    @property
-    def label(self) -> str:
-        """What the user called it."""
-        return self.row.label
 
 
 def draw_all(folder: Path, rows: Sequence[Row], title: str, reference: Reference | None = None) -> list[Path]:
