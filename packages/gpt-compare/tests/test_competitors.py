@@ -10,7 +10,13 @@ import bpe_scratch
 import pytest
 from gpt_compare import plan, request
 from gpt_compare.commands import _equipped
-from gpt_compare.competitor import Competitor, default_competitors, find_spec, read_competitors
+from gpt_compare.competitor import (
+    Competitor,
+    default_competitors,
+    find_spec,
+    read_competitors,
+    task_spec,
+)
 from gpt_compare.reference import read_reference
 from gpt_compare.request import ENDS, read_request
 from gpt_trainer.backend import BackendSpec
@@ -18,6 +24,7 @@ from gpt_trainer.checkpoint import CheckpointState, find_steps, save_checkpoint
 from gpt_trainer.errors import InputError, WriteError
 from gpt_trainer.gpt2.presets import PRESETS
 from gpt_trainer.gpt2.settings import TrainConfig
+from gpt_trainer.gpt2.task import open_task
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import init_parameters
 from gpt_trainer.settings.values import flat, overlay, read_toml
@@ -36,10 +43,21 @@ def test_a_competitor_is_a_command_line() -> None:
     assert one == Competitor("gpt-jax", "gpt-jax", (), 1)
     assert (two.name, two.flags) == ("gpt-jax", ("--layers", "unroll", "--text", "a b"))
     assert (one.folder, two.folder) == ("1-gpt-jax", "2-gpt-jax-layers-unroll-text-a-b")
-    words = two.command(Path("x/plan.toml"), Path("x/y"))
-    assert words[1:7] == ["-m", "gpt_compare.competitor", "-", "gpt-jax", "--config=x/plan.toml", "--out=x/y"]
-    assert two._replace(generate=(1, 8)).command(Path("x/plan.toml"), Path("x/y"))[3] == "1,8"
-    assert tuple(words[7:]) == two.flags
+    where = Path("x/plan.toml"), Path("x/y")
+    words = two.command(*where, keep=False)
+    assert words[1:8] == [
+        "-m", "gpt_compare.competitor", "-", "-", "gpt-jax", "--config=x/plan.toml", "--out=x/y",
+    ]  # fmt: skip
+    assert two._replace(generate=(1, 8)).command(*where, keep=True)[3:5] == ["1,8", "keep"]
+    assert tuple(words[8:]) == two.flags
+
+
+def test_checkpoints_that_nobody_keeps_need_no_room() -> None:
+    kept, gone = (task_spec(find_spec("plain"), keep) for keep in (True, False))
+    config = PRESETS["gpt2-124m"]
+    assert kept.room(config) > 10**9
+    assert gone.room(config) == 0
+    assert kept.open.func is open_task  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

@@ -22,10 +22,9 @@ from gpt_data.stopping import StopFlag
 from gpt_trainer.errors import InputError
 
 GOOD = [json.dumps(line) for line in metrics([3.0, 2.0], [2.0, 1.0])]
-SAVE = "(run / 'checkpoints').mkdir(); (run / 'checkpoints' / 'x').write_text('weights')"
 # what a competitor does in place of training, by its name
 SCRIPTS = {
-    "good": f"{SAVE}; write(); say('done')",
+    "good": "write(); say('done')",
     "steps": "[(write(n), time.sleep(0.1)) for n in range(12)]",
     "saver": (
         "[(write(n), time.sleep(0.1)) for n in range(9)];[(say('saving'), time.sleep(0.1)) for _ in range(9)]"
@@ -37,10 +36,10 @@ SCRIPTS = {
     ),
     "boxed": "import tyro; from typing import Literal; tyro.cli(Literal['on', 'off'], args=['maybe'])",
     "deaf": "signal.signal(signal.SIGTERM, signal.SIG_IGN); say('begun'); time.sleep(60)",
-    "refused": f"{SAVE}; say('a warning'); say('gpt-x: --flag is no flag\\n'); sys.exit(65)",
+    "refused": "say('a warning'); say('gpt-x: --flag is no flag\\n'); sys.exit(65)",
     "infinite": "say('gpt-x: step 3: loss nan; the last checkpoint is as it was'); sys.exit(70)",
     "large": "say('gpt-x: out of memory: tried to allocate 20 GiB'); sys.exit(71)",
-    "writer": f"{SAVE}; write(); say('step 2: sample\\nOnce upon\\n\\na time\\n\\nnext: sample more')",
+    "writer": "write(); say('step 2: sample\\nOnce upon\\n\\na time\\n\\nnext: sample more')",
     "killed": "say('step 1'); os.kill(os.getpid(), signal.SIGKILL)",
     "traceback": "raise OSError('disk on fire')",
     "advised": "raise OSError('disk on fire\\n\\nDetails: it burns\\n\\nSet WATER=1 for more')",
@@ -59,7 +58,7 @@ def write(again=0):
 
 @pytest.fixture(autouse=True)
 def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
-    def command(competitor: Competitor, plan: Path, out: Path) -> list[str]:
+    def command(competitor: Competitor, plan: Path, out: Path, keep: bool) -> list[str]:
         return [sys.executable, "-c", f"{HEAD}\n{SCRIPTS[competitor.name]}", str(out)]
 
     monkeypatch.setattr(Competitor, "command", command)
@@ -86,11 +85,6 @@ def test_a_finished_run_has_figures_and_leaves_its_log(tmp_path: Path) -> None:
         "output.txt",
     }
     assert (tmp_path / "1-good" / "output.txt").read_text() == "done\n"
-
-
-def test_checkpoints_stay_if_they_are_to(tmp_path: Path) -> None:
-    run_competitor(competitor("good"), tmp_path / "plan.toml", StopFlag(), keep_checkpoints=True)
-    assert (tmp_path / "1-good" / "checkpoints" / "x").read_text() == "weights"
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,10 @@
 """One competitor: its command line, and the process that it trains in.
 
-    python -m gpt_compare.competitor TEXTS NAME FLAGS...
+    python -m gpt_compare.competitor TEXTS KEEP NAME FLAGS...
 
 trains as ``NAME-train FLAGS...`` would, and then continues so many texts at once, several numbers with commas
-or ``-`` for none; NAME is an installed backend, ``plain`` or ``transformers``.
+or ``-`` for none; KEEP is ``keep`` for checkpoints, which ``-`` does not write; NAME is an installed backend,
+``plain`` or ``transformers``.
 """
 
 from __future__ import annotations
@@ -11,22 +12,27 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from gpt_data.terminal import guarded
 from gpt_trainer.backend import BackendSpec, find_backend, installed_backends
-from gpt_trainer.commands import train_main
 from gpt_trainer.errors import InputError
+from gpt_trainer.gpt2.spec import gpt2_spec
+from gpt_trainer.run.task import TaskSpec
+from gpt_trainer.run.training import run_command
 
 from gpt_compare.observing import Observer
 
 PLAIN = "plain"
 BASELINES = {PLAIN: "gpt_compare.baseline", "transformers": "gpt_compare.huggingface"}
 """Modules of those that no trainer but ours sees; they bring torch."""
-NONE = "-"
+NONE, KEEP = "-", "keep"
 FIRST_SHOWN = ("gpt-triton", "gpt-torchfunc", "gpt-jax")
 OURS = ("--config", "--out", "--preset", "--resume", "--eval-only")
 """Flags that decide what all have in common, or where it goes."""
@@ -54,11 +60,12 @@ class Competitor(NamedTuple):
         """Name of its run's folder: number and label."""
         return f"{self.place}-{re.sub(r'[^A-Za-z0-9.]+', '-', self.label).strip('-')[:60]}"
 
-    def command(self, plan: Path, out: Path) -> list[str]:
-        """The arguments of its process."""
+    def command(self, plan: Path, out: Path, keep: bool) -> list[str]:
+        """The arguments of its process, which keeps checkpoints or writes none."""
         given = [f"--config={plan}", f"--out={out}", *self.flags]
         texts = ",".join(map(str, self.generate)) or NONE
-        return [sys.executable, "-m", "gpt_compare.competitor", texts, self.name, *given]
+        kept = KEEP if keep else NONE
+        return [sys.executable, "-m", "gpt_compare.competitor", texts, kept, self.name, *given]
 
 
 def read_competitors(texts: Sequence[str]) -> list[Competitor]:
@@ -109,18 +116,32 @@ def find_spec(name: str) -> BackendSpec:
         raise InputError(f"{error}, {', '.join(BASELINES)}") from None
 
 
+def task_spec(backend: BackendSpec, keep: bool) -> TaskSpec:
+    """What a trainer's command does; without ``keep`` no checkpoint is written, and none needs room."""
+    spec = gpt2_spec(backend)
+    return spec if keep else replace(spec, open=partial(_opened, spec), room=lambda _: 0)
+
+
+@contextmanager
+def _opened(spec: TaskSpec, *given: Any) -> Iterator[Any]:
+    """A task whose weights go with its process."""
+    with spec.open(*given) as task:
+        setattr(task, "save", lambda *_: None)  # noqa: B010 - to mypy a method is no attribute
+        yield task
+
+
 def main(argv: Sequence[str]) -> int:
     """Train; the exit status is the trainer's."""
-    texts, name, *flags = argv
+    texts, kept, name, *flags = argv
     generate = [] if texts == NONE else [int(rows) for rows in texts.split(",")]
     folders = [Path(flag.removeprefix("--out=")) for flag in flags if flag.startswith("--out=")]
     run = folders[-1] if folders else None
     observer = Observer(name, generate)
 
-    def train() -> int:
-        return observer.run(find_spec(name), lambda spec: train_main(spec, flags), run)
+    def train(backend: BackendSpec) -> int:
+        return guarded(f"{name}-train", lambda: run_command(task_spec(backend, kept == KEEP), flags))
 
-    return guarded("gpt-compare", train)
+    return guarded("gpt-compare", lambda: observer.run(find_spec(name), train, run))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import re
-import shutil
 import signal
 import subprocess
 import time
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gpt_data.stopping import StopFlag
-from gpt_trainer.checkpoint.discovery import CHECKPOINTS
 from gpt_trainer.report.metrics import METRICS_NAME, read_metrics
 from gpt_trainer.report.profiling import FOLDER
 from gpt_trainer.run.folder import stored_record
@@ -61,26 +59,25 @@ def run_competitor(
     keep_checkpoints: bool = False,
     show: Callable[[str], None] = lambda _: None,
 ) -> Row:
-    """Train one competitor, and remove its checkpoints.
+    """Train one competitor.
 
     Args:
         plan: TOML file with the settings that all have in common; the run gets a folder beside it.
         turn: Which of its turns this is, from 1; each has a folder of its own.
         gauge: Of the device; none counts nothing.
+        keep_checkpoints: Whether it writes any.
     """
     run = plan.parent / (competitor.folder if turn == 1 else f"{competitor.folder}-turn-{turn}")
     run.mkdir()
     began = time.monotonic()
     with (run / LOG_NAME).open("wb") as log:
-        command = competitor.command(plan, run)
+        command = competitor.command(plan, run, keep_checkpoints)
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
         try:
             watched = _watch(process, run, stop, gauge or Gauge(), show)
         finally:
             _end(process)
     total = time.monotonic() - began
-    if not keep_checkpoints:
-        shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)
     if watched.silent:
         return failed(competitor, f"wrote nothing for {SILENCE_SECONDS:.0f} s: {complaint(run / LOG_NAME)}")
     row = _read(competitor, run, process.returncode, stop)

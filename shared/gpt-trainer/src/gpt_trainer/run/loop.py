@@ -231,7 +231,8 @@ class Loop:
         self._saved_step = state.step
         if self.writes:
             self.task.tidy(self.folder, state.best_step)
-        self.reporter.say(f"step {state.step}: saved {folder}")
+        if folder is not None:
+            self.reporter.say(f"step {state.step}: saved {folder}")
 
     def _stop(self) -> bool:
         """Save what was reached."""
