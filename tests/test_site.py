@@ -64,6 +64,9 @@ def test_a_variable_of_a_function_s_name_is_no_call_and_a_custom_derivative_is_o
     # its variable `multiply` is not dropout's function
     linear = cells.call_tree("gpt_jax", "model.py:linear", files)
     assert [call.name for call in linear.calls] == ["model.py:matrix_product", "model.py:add_bias"]
+    # handed on by `of_chunk or chunk_loss_and_gradients`
+    loss = cells.call_tree("gpt_torchfunc", "loss.py:head_loss_and_gradients", ("loss.py",))
+    assert [call.name.partition(":")[2] for call in loss.calls] == ["chunk_loss_and_gradients", "_chunks"]
     gather = cells.call_tree("gpt_jax", "gathering.py:gather_rows", files)
     assert [call.name.partition(":")[2] for call in gather.calls] == ["gather_rows_fwd", "gather_rows_bwd"]
 

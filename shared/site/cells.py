@@ -93,19 +93,20 @@ def references() -> Iterator[tuple[str, str]]:
 
 
 def _called(node: ast.FunctionDef) -> list[str]:
-    """What a function calls, or hands to another that calls it, each once, in the order of the text."""
-    found: dict[str, tuple[int, int]] = {}
+    """Names that a function calls, or hands to another that calls it, each once, in the order of the text."""
     # a parameter or variable of a function's name is not that function
     own = {n.arg for n in ast.walk(node) if isinstance(n, ast.arg)}
     own |= {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-    for call in (n for n in ast.walk(node) if isinstance(n, ast.Call)):
-        for used in (call.func, *call.args):
-            method = isinstance(used, ast.Attribute) and used is call.func
-            name = used.attr if method else getattr(used, "id", "")
-            if not method and name in own:
-                continue
-            place = (used.lineno, used.col_offset)
-            found[name] = min(place, found.get(name, place))
+    found: dict[str, tuple[int, int]] = {}
+    for used in ast.walk(node):
+        if isinstance(used, ast.Call) and isinstance(used.func, ast.Attribute):
+            name, used = used.func.attr, used.func
+        elif isinstance(used, ast.Name) and used.id not in own:
+            name = used.id
+        else:
+            continue
+        place = (used.lineno, used.col_offset)
+        found[name] = min(place, found.get(name, place))
     return sorted(found, key=lambda name: found[name])
 
 

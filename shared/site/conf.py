@@ -41,7 +41,7 @@ suppress_warnings = ["ref.python", "myst.xref_missing"]
 LABELS = {"jax": "JAX", "torchfunc": "torch.func", "triton": "Triton"}
 STEPS = {
     "jax": (("train_step",), ("step.py", "loss.py", "model.py", "attention.py", "gathering.py", "dropout.py",
-                              "optimizer.py")),
+                              "dropped_attention.py", "optimizer.py")),
     "torchfunc": (("accumulate", "finish"), ("step.py", "gradients.py", "loss.py", "model.py", "attention.py",
                                              "gathering.py", "dropout.py", "optimizer.py")),
     "triton": (("accumulate", "finish"), ("step.py", "loss.py", "model.py", "dropout.py", "optimizer.py",
@@ -93,6 +93,7 @@ class Calls(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """Nested lists."""
+        self.env.note_reread()  # it is of many files
         trees = {}
         for key, (roots, files) in STEPS.items():
             parts = [_tree(call_tree(DIALECTS[key], f"step.py:{root}", files)) for root in roots]
@@ -105,6 +106,7 @@ class Kept(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """One picture."""
+        self.env.note_reread()
         return [nodes.raw("", drawn(strips()), format="html")]
 
 

@@ -42,7 +42,6 @@ from gpt_compare.sweep import (
     list_places,
     merged,
     points_of,
-    reports_below,
     write_sweep,
 )
 
@@ -158,13 +157,13 @@ def _diff(words: list[str]) -> int:
     """``gpt-compare diff A B``; 1 if a competitor got worse by more than the spread."""
     if len(words) != 2:
         raise InputError("gpt-compare diff takes two folders that gpt-compare made, the older first")
-    before, after = (reports_below(Path(word)) for word in words)
-    places = [place for place in before if place in after]
-    if not places:
-        raise InputError(f"{words[0]} and {words[1]} have no place in common")
-    lines = [line for place in places for line in differences(place, before[place], after[place])]
+    before, after = (read_report(Path(word)) for word in words)
+    console = Console()
+    if before.title != after.title:
+        console.print(f"not the same: {before.title}; {after.title}", markup=False, highlight=False)
+    lines = list(differences(before, after))
     for line, _ in lines:
-        Console().print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     return FAILED if any(worse for _, worse in lines) else 0
 
 

@@ -11,19 +11,11 @@ MORE_MEMORY = 1.02
 """Allocators round: a peak that is so many times larger counts as grown."""
 
 
-def differences(place: str, before: Comparison, after: Comparison) -> Iterator[tuple[str, bool]]:
-    """A line for each competitor of either report, and whether it got worse by more than the spread.
-
-    Args:
-        place: Of a sweep, stands before each; empty for a single comparison.
-    """
-    prefix = f"{place}, " if place else ""
-    if before.title != after.title:
-        yield f"{prefix}not the same: {before.title}; {after.title}", False
+def differences(before: Comparison, after: Comparison) -> Iterator[tuple[str, bool]]:
+    """A line for each competitor of either report, and whether it got worse by more than the spread."""
     old, new = ({row.label: row for row in each.rows} for each in (before, after))
     for label in dict.fromkeys([*old, *new]):
-        words, worse = _difference(label, old.get(label), new.get(label))
-        yield prefix + words, worse
+        yield _difference(label, old.get(label), new.get(label))
 
 
 def _difference(label: str, old: Row | None, new: Row | None) -> tuple[str, bool]:

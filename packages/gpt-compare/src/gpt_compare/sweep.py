@@ -142,17 +142,6 @@ def merged(folders: Sequence[Path]) -> list[tuple[Point, Comparison]]:
     return list(found.values())
 
 
-def reports_below(folder: Path) -> dict[str, Comparison]:
-    """The places of a sweep by name, or the one report of a folder by an empty one.
-
-    Raises:
-        InputError: If there is neither.
-    """
-    if is_sweep(folder):
-        return {point.name: comparison for point, comparison in merged([folder])}
-    return {"": read_report(folder)}
-
-
 def _read_places(folder: Path) -> list[Point]:
     path = folder / JSON_NAME
     try:
