@@ -26,15 +26,14 @@ body { margin: 0 auto; max-width: 72rem; padding: 1rem; background: var(--back);
   font: 1rem/1.5 system-ui, sans-serif }
 h1 { font-size: 1.35rem; line-height: 1.3 } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem }
 h3 { font-size: .95rem; margin: 1rem 0 .25rem } pre { white-space: pre-wrap; overflow-wrap: anywhere }
-p.origin, figcaption, dd, td.low { color: var(--quiet) }
+p.origin, figcaption, dd { color: var(--quiet) }
 p.beware { border-left: .25rem solid #d55e00; padding-left: .75rem }
 pre, .wide { overflow-x: auto } pre { background: var(--box); padding: .75rem; border-radius: .3rem }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem }
-th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap }
-th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--back);
-  white-space: normal; min-width: 9rem }
-th:last-child, td:last-child { text-align: left } td.error { text-align: left; white-space: normal }
-td.error div { max-width: min(56rem, 60vw) }
+th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align: right; min-width: 7.5rem;
+  vertical-align: top }
+th:first-child { text-align: left; position: sticky; left: 0; background: var(--back); font-weight: normal;
+  color: var(--quiet) }
 .plots { display: grid; gap: 1.5rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)) }
 figure { margin: 0 } svg { width: 100%; height: auto; color: var(--fore) } svg text { fill: currentColor }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; margin: 0 } dd { margin: 0 }
@@ -70,7 +69,7 @@ def page(
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(title)}</title><style>{STYLE}</style></head><body>
 <h1>{escape(title)}</h1><p class="origin">{escape(origin)}</p><pre>{escape(command)}</pre>{beware}
-<div class="wide">{_table(table)}</div><h2>Pictures</h2><div class="plots">{plots}</div>
+{_table(table)}<h2>Pictures</h2><div class="plots">{plots}</div>
 {_samples(samples)}<h2>How each figure is made</h2>{made}<h2>What all had in common</h2>{_list(settings)}
 </body></html>
 """
@@ -84,18 +83,22 @@ def _samples(samples: Mapping[str, str]) -> str:
 
 
 def _table(table: Sequence[Sequence[str]]) -> str:
+    """A column for each competitor, so that all figures are seen at once; a failure is a line below."""
     heading, *lines = table
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in heading)
-    body = "".join(f"<tr>{_line(line)}</tr>" for line in lines)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    # an error stands in the second place, and nothing behind it
+    finished = [line for line in lines if any(line[2:])]
+    failures = [line for line in lines if not any(line[2:])]
+    head, *body = zip(heading, *finished, strict=True)
+    rows = "".join(f"<tr>{_cells(line, 'td')}</tr>" for line in body if finished)
+    below = "".join(f'<p class="beware">{escape(label)}: {escape(why)}</p>' for label, why, *_ in failures)
+    shown = f"<table><thead><tr>{_cells(head, 'th')}</tr></thead><tbody>{rows}</tbody></table>"
+    return f'<div class="wide">{shown}</div>{below}' if finished else below
 
 
-def _line(line: Sequence[str]) -> str:
-    """Cells; one that did not finish has its reason across them."""
-    if not any(line[2:]):
-        why = f"<div>{escape(line[1])}</div>"
-        return f'<td>{escape(line[0])}</td><td class="error" colspan="{len(line) - 1}">{why}</td>'
-    return "".join(f"<td>{escape(cell)}</td>" for cell in line)
+def _cells(line: Sequence[str], kind: str) -> str:
+    """The first names what stands beside it."""
+    first, *others = (escape(cell) for cell in line)
+    return f"<th>{first}</th>" + "".join(f"<{kind}>{cell}</{kind}>" for cell in others)
 
 
 def _list(values: Mapping[str, Any]) -> str:
