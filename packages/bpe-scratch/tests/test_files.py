@@ -127,6 +127,7 @@ def test_harmless_differences_are_read(tmp_path: Path, merges: str) -> None:
         ("a b\n\u3000 a\n", "line 2: part"),
         ("a b\nb c\n", "line 2: 'bc' is not in the vocabulary"),
         (b"a b\n\xff c\n", "line 2: byte 0xFF"),
+        (b"\xef\xbb\xbfa b\n\xff c\n", "line 2: byte 0xFF"),
         ("a b\n" + "a" * 1_000_000 + "\n", "line 2: expected two parts"),
         ("a b\n" + "c d\n" * 1_000_000, "line 2: 'cd' is not"),
     ],

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import regex
 
 from bpe_scratch.errors import FileFormatError, TextError
+from bpe_scratch.files import BOM, decoded
 from bpe_scratch.patterns import resolve_pattern, to_utf8
 
 TEXT_KINDS, LINE_KINDS = (".txt", ".text", ".md"), (".jsonl",)
@@ -28,7 +29,6 @@ _CHUNK = 1 << 18
 _PART = 1 << 22
 # with every named pattern a piece ends between a letter or number and white space, whatever stands around
 _LAST_CUT = regex.compile(r"(?r)(?<=[\p{L}\p{N}])(?=\s)")
-_BOM = b"\xef\xbb\xbf"
 
 
 class Part(NamedTuple):
@@ -174,7 +174,7 @@ def _lines(path: Path) -> Iterator[bytes]:
 def _json_lines(path: Path, field: str) -> Iterator[Part]:
     for number, line in enumerate(_lines(path), start=1):
         place = f"{path}: line {number}"
-        line = line.removeprefix(_BOM) if number == 1 else line
+        line = line.removeprefix(BOM) if number == 1 else line
         if not line.strip():
             continue
         try:
@@ -197,20 +197,20 @@ def _json_lines(path: Path, field: str) -> Iterator[Part]:
 
 def _text_parts(path: Path, size: int) -> Iterator[Part]:
     """One document, in parts of some ``size`` bytes; where there is no place to cut it, of more."""
-    held, wanted, line, first = bytearray(), size, 1, True
+    held, wanted, line, mark = bytearray(), size, 1, BOM
     for chunk in _chunks(path):
         held += chunk
         if len(held) >= wanted:
             at = _place_to_cut(held) if size < MAX_STRETCH else 0
             if at:
-                yield Part(_decoded(bytes(held[:at]), path, line, first), False)
+                yield Part(decoded(bytes(held[:at]).removeprefix(mark), path, line), False)
                 line += held.count(b"\n", 0, at)
-                first = False
+                mark = b""
                 del held[:at]
             wanted = size if at else 2 * len(held)
         if len(held) > MAX_STRETCH:
             raise FileFormatError(f"{path}: {MAX_STRETCH} bytes of text that cannot be cut; use JSON lines")
-    yield Part(_decoded(bytes(held), path, line, first), True)
+    yield Part(decoded(bytes(held).removeprefix(mark), path, line), True)
 
 
 def _place_to_cut(held: bytearray) -> int:
@@ -218,11 +218,3 @@ def _place_to_cut(held: bytearray) -> int:
     text = held.decode("utf-8", "surrogateescape")
     found = _LAST_CUT.search(text)
     return len(text[: found.start()].encode("utf-8", "surrogateescape")) if found else 0
-
-
-def _decoded(raw: bytes, path: Path, line: int, first: bool) -> str:
-    try:
-        return (raw.removeprefix(_BOM) if first else raw).decode()
-    except UnicodeDecodeError as error:
-        line += raw.count(b"\n", 0, error.start)
-        raise FileFormatError(f"{path}: line {line}: byte 0x{raw[error.start]:02X} is not UTF-8") from None

@@ -17,6 +17,7 @@ from bpe_scratch.vocabulary import Vocabulary
 
 MAX_FILE_BYTES = 256 * 2**20
 """Largest tokenizer file that is read."""
+BOM = b"\xef\xbb\xbf"
 
 
 class Parts(NamedTuple):
@@ -27,21 +28,26 @@ class Parts(NamedTuple):
     special_tokens: Mapping[str, int]
 
 
-def read_text(path: Path) -> str:
-    """The text of a file, strictly UTF-8; a byte-order mark is dropped.
+def decoded(raw: bytes, path: Path, line: int = 1) -> str:
+    """The text of bytes that begin in a ``line`` of a file.
 
     Raises:
-        FileFormatError: If it is too large, or a byte is not UTF-8, naming its line.
+        FileFormatError: If a byte is not UTF-8, naming its line.
     """
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        line += raw.count(b"\n", 0, error.start)
+        raise FileFormatError(f"{path}: line {line}: byte 0x{raw[error.start]:02X} is not UTF-8") from None
+
+
+def read_text(path: Path) -> str:
+    """The text of a tokenizer file, which may not be too large; a byte-order mark is dropped."""
     with path.open("rb") as file:
         raw = file.read(MAX_FILE_BYTES + 1)
     if len(raw) > MAX_FILE_BYTES:
         raise FileFormatError(f"{path}: more than {MAX_FILE_BYTES} bytes: no tokenizer file is so large")
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise FileFormatError(f"{path}: line {line}: byte 0x{raw[error.start]:02X} is not UTF-8") from None
+    return decoded(raw.removeprefix(BOM), path)
 
 
 @contextmanager

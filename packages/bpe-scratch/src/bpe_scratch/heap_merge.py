@@ -10,15 +10,11 @@ from bpe_scratch.vocabulary import Pair
 
 
 def encode_piece(piece: bytes, byte_ids: Sequence[int], pairs: Mapping[Pair, tuple[int, int]]) -> list[int]:
-    """The ids of one piece; the same as the reference, whose arguments these are, fast for long ones too."""
-    return merge_ids([byte_ids[byte] for byte in piece], pairs)
+    """The ids of one piece; the same as the reference, whose arguments these are, fast for long ones too.
 
-
-def merge_ids(ids: list[int], pairs: Mapping[Pair, tuple[int, int]]) -> list[int]:
-    """Apply every merge to a list of ids, the lowest rank first, then the leftmost.
-
-    The list is changed in place; a symbol that is swallowed becomes -1 there.
+    The lowest rank goes first, then the leftmost; a symbol that is swallowed becomes -1.
     """
+    ids = [byte_ids[byte] for byte in piece]
     n = len(ids)
     following = list(range(1, n + 1))
     previous = list(range(-1, n - 1))

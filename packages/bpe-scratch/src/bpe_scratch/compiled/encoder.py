@@ -55,7 +55,7 @@ class CompiledEncoder:
 
     def __init__(self, vocabulary: Vocabulary, pattern: str) -> None:
         self._lock = threading.Lock()
-        self._vocabulary, self._pattern = vocabulary, pattern
+        self._vocabulary = vocabulary
         self._state = encoding_state(KINDS[pattern])
         self._state["longest"] = encoding.LONGEST_SHORT
         point_to_scratch(self._state)
@@ -63,13 +63,14 @@ class CompiledEncoder:
         self._words = self._seed()
 
     def _seed(self) -> WordTable:
-        """A table with every token that encodes to itself as a known piece."""
+        """A table with every token as a known piece."""
         tokens, longest = self._vocabulary.tokens, encoding.LONGEST_SHORT
         items = [(i, token) for i, token in enumerate(tokens) if token and len(token) <= longest]
         text, bounds = padded([token for _, token in items])
         # at most half full
         log = max(_FIRST_LOG, (2 * len(items)).bit_length())
-        words = WordTable(self._state, log, max(_ARENA, 2 * text.size + 32 * len(items)), _POOL)
+        arena, pool = max(_ARENA, 2 * text.size + 32 * len(items)), max(_POOL, text.size)
+        words = WordTable(self._state, log, arena, pool)
         indexes = np.array([i for i, _ in items], dtype=np.int64)
         encoding.enter_tokens(self._state.record, text, bounds, self._vocabulary.whole_pieces, indexes)
         return words

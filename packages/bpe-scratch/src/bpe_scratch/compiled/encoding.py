@@ -25,14 +25,10 @@ from bpe_scratch.compiled.memory import (
 )
 from bpe_scratch.compiled.merging import GROUP, IDS, PIECE, begin_piece, merge_group
 from bpe_scratch.compiled.word_table import (
-    INLINE,
     ask_for_slots,
     fill_slot,
     find_slot,
-    first_slot,
     has_room,
-    long_key,
-    short_key,
 )
 
 DONE, TABLE_FULL, LONG_PIECE = 0, 1, 2
@@ -54,13 +50,9 @@ def store_value(s, at, ids, count):
     Four ids of 28 bits stand in 32 bits each, their number above the first.
     """
     if count <= _INLINE_IDS:
-        value, more = load64(ids, 0) | np.uint64(count) << _COUNT_SHIFT, np.uint64(0)
-        if count > 1:
-            value |= load64(ids, 1) << _32
-        if count > 2:
-            more = load64(ids, 2)
-        if count > 3:
-            more |= load64(ids, 3) << _32
+        # what stands behind the last id is never read
+        value = load64(ids, 0) | load64(ids, 1) << _32 | np.uint64(count) << _COUNT_SHIFT
+        more = load64(ids, 2) | load64(ids, 3) << _32
     else:
         value, more = _IN_POOL | np.uint64(count) << _32, np.uint64(s.pool_used)
         for k in range(count):
@@ -190,22 +182,18 @@ def encode_documents(states, text, bounds, lengths, out):
 
 @kernel
 def enter_tokens(states, text, bounds, whole_pieces, indexes):
-    """Enter every token that encodes to itself as a known piece; all of them do if ``whole_pieces``."""
+    """Enter all tokens as known pieces: as they are if ``whole_pieces``, or else as what they merge to."""
     s = states[0]
     s.text = address(text)
     for first in range(0, indexes.size, GROUP):
         number = min(GROUP, indexes.size - first)
-        for k in range(number):
-            i, end = bounds[first + k], bounds[first + k + 1]
-            begin_piece(s, s.pieces + k * PIECE, i, end - i)
+        for k in range(number + 1):
+            store_int(s.cuts, k, bounds[first + k])
+        ask_for_slots(s, number)
+        _, fresh = find_pieces(s, number)
         if not whole_pieces:
-            merge_group(s, number)
+            learn_pieces(s, s.batch + 8 * FRESH, fresh)
+            continue
         for k in range(number):
-            piece, i = s.pieces + k * PIECE, bounds[first + k]
-            n = bounds[first + k + 1] - i
-            if whole_pieces or load_int(piece, 0) == 1:
-                k0, k1 = short_key(s.text, i, n) if n <= INLINE else long_key(s.text, i, n)
-                at, _ = find_slot(s, i, n, k0, k1, first_slot(k0, k1, s.shift))
-                fill_slot(s, at, i, n, k0, k1)
-                store_int(piece + IDS, 0, indexes[first + k])
-                store_value(s, at, piece + IDS, 1)
+            store_int(s.pieces, 0, indexes[first + k])
+            store_value(s, load_int(s.batch, 3 * k + 2), s.pieces, 1)

@@ -11,21 +11,13 @@ from collections.abc import Callable
 from inspect import Parameter, Signature
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 from numba import extending, types
 from numba.core import cgutils
 
-from bpe_scratch.compiled.kernel import inner
-
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _N, _U = types.int64, types.uint64
 _WINDOW = 64
-_A_TO_TOP = np.uint64(0x1F1F1F1F1F1F1F1F)  # 0x80 - "a" in each byte
-_Z_TO_TOP = np.uint64(0x0505050505050505)  # 0x80 - "z" - 1 in each byte
-_CASE = np.uint64(0x2020202020202020)
-_LOW7 = np.uint64(0x7F7F7F7F7F7F7F7F)
-_TOP = np.uint64(0x8080808080808080)
 
 
 def _intrinsic(doc: str, signature: Any, build: Callable[..., Any]) -> Any:
@@ -77,7 +69,6 @@ store16 = _storer("Write uint16 number ``i``.", _I16, 2)
 store32 = _storer("Write int32 number ``i``.", _I32, 4)
 store64 = _storer("Write uint64 number ``i``.", _I64, 8, _U)
 store_int = _storer("Write int64 number ``i``.", _I64, 8)
-store_bytes = _storer("Write eight bytes from byte ``i`` on.", _I64, 1, _U)
 
 lowest_bit = _intrinsic(
     "Position of the lowest set bit; 64 if there is none.", _N(_U), lambda b, x: b.cttz(x, cgutils.false_bit)
@@ -188,15 +179,3 @@ def _prefetch(builder: Any, base: Any, index: Any) -> None:
 
 
 prefetch = _intrinsic("Ask for the cache line of uint64 number ``i``.", types.void(_N, _N), _prefetch)
-
-
-@inner
-def not_letters(word: np.uint64) -> np.uint64:
-    """The top bit of each byte that is not an ASCII letter.
-
-    In lower case a letter plus ``0x80 - "a"`` reaches the top bit and plus ``0x80 - "z" - 1`` does not. The
-    sums stay in their bytes since the top bits are cleared before.
-    """
-    lower = (word | _CASE) & _LOW7
-    letter = (lower + _A_TO_TOP) & ~(lower + _Z_TO_TOP) & ~word
-    return ~letter & _TOP

@@ -23,7 +23,6 @@ from bpe_scratch.compiled.memory import (
     prefetch,
     store8,
     store64,
-    store_bytes,
     store_int,
 )
 from bpe_scratch.compiled.state import State, aligned_zeros
@@ -140,7 +139,7 @@ def fill_slot(s, at, i, n, k0, k1):
     if n > INLINE:
         arena, offset = s.arena, s.arena_used
         store64(s.slots, at + 1, LONG | np.uint64(offset))
-        store_bytes(arena, offset, np.uint64(n))
+        store_int(arena, offset // 8, n)
         for j in range(n):
             store8(arena, offset + 8 + j, load8(s.text, i + j))
         s.arena_used = offset + (n + 15) // 8 * 8
