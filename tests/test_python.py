@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import sys
@@ -34,7 +35,7 @@ COMMON, OWN = EXAMPLES[:-3], dict(zip(("gpt_jax", "gpt_torchfunc", "gpt_triton")
 def test_the_examples_run_in_each_backend(folder: Path, backend: str) -> None:
     """Those for all of them, and its own."""
     assert f"from {backend}." in OWN[backend]
-    text = "".join([*COMMON, OWN[backend]]).replace("from gpt_jax import", f"from {backend} import")
+    text = "".join([*COMMON, OWN[backend]]).replace("from gpt_jax", f"from {backend}")
     done = subprocess.run(
         [sys.executable, "-c", text], cwd=folder, capture_output=True, text=True, check=False
     )
@@ -45,6 +46,8 @@ def test_the_examples_run_in_each_backend(folder: Path, backend: str) -> None:
     assert len(losses) == 3
     assert losses[2] < losses[0]
     assert "(48, 144)" in done.stdout
+    untrained = float(re.search(r"untrained: ([\d.]+)", done.stdout)[1])  # type: ignore[index]
+    assert untrained == pytest.approx(math.log(257), abs=0.2)
     first, second = re.search(r"([\d.]+) -> ([\d.]+)", done.stdout).groups()  # type: ignore[union-attr]
     # the weights are those behind the three steps
     assert float(first) < losses[2]
