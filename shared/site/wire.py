@@ -145,10 +145,11 @@ HEADS = ("model", "GPUs", "--shard", "GB sent by each", "ms on the wire", "of th
 
 
 def table(plans: list[Plan]) -> str:
-    """HTML."""
+    """HTML, which a narrow page moves past by itself."""
     head = "".join(f"<th>{name}</th>" for name in HEADS)
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in _cells(one))}</tr>" for one in plans)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    whole = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<div class="table-wrapper">{whole}</div>'
 
 
 def _cells(one: Plan) -> list[str]:
