@@ -7,11 +7,9 @@ from typing import Any
 
 import numpy as np
 from bpe_scratch.compiled.cuts import cut_pieces
-from bpe_scratch.compiled.encoder import padded, point_to_scratch
+from bpe_scratch.compiled.encoder import encoding_state, padded
 from bpe_scratch.compiled.kernel import kernel
 from bpe_scratch.compiled.memory import address, load_int
-from bpe_scratch.compiled.pieces import KINDS
-from bpe_scratch.compiled.state import encoding_state
 
 
 @kernel
@@ -31,7 +29,6 @@ def cut_all(states: Any, text: Any, bounds: Any, ends: Any) -> Any:
 
 def cut(pattern: str, text: str) -> list[str]:
     raw = text.encode()
-    state, ends = encoding_state(KINDS[pattern]), np.empty(len(raw), dtype=np.int64)
-    point_to_scratch(state)
+    state, ends = encoding_state(pattern), np.empty(len(raw), dtype=np.int64)
     number = cut_all(state.record, *padded([raw]), ends)
     return [raw[a:b].decode() for a, b in pairwise([0, *ends[:number].tolist()])]

@@ -55,6 +55,15 @@ def test_gpt2s_merges(gpt2: Tokenizer) -> None:
     assert in_one_text(known, words) == [i for part in want(known, pieces) for i in part]
 
 
+# eight pairs are read at once, a slot holds 15 bytes, and pieces over 255 go through the heap
+def test_every_width_in_one_group(gpt2: Tokenizer) -> None:
+    known, random = gpt2.vocabulary, np.random.default_rng(1)
+    widths = [*range(1, 35), 63, 64, 65, 128, 253, 254, 255, 256, 300]
+    words = ["".join(random.choice(list("aehinorst"), width)) for width in random.permutation(widths * 2)]
+    pieces = [words[0], *(" " + word for word in words[1:])]
+    assert in_one_text(known, words) == [i for part in want(known, pieces) for i in part]
+
+
 def test_the_table_grows_and_keeps_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoder, "_FIRST_LOG", 10)
     monkeypatch.setattr(encoder, "_LAST_LOG", 14)

@@ -65,10 +65,8 @@ def _kinds(path: Path) -> list[str]:
 
 
 def _is_known(path: Path) -> bool:
-    kinds = _kinds(path)
-    return (
-        bool(kinds) and (kinds[-1] if kinds[-1] not in COMPRESSIONS else kinds[0]) in TEXT_KINDS + LINE_KINDS
-    )
+    kinds = [kind for kind in _kinds(path) if kind not in COMPRESSIONS]
+    return bool(kinds) and kinds[-1] in TEXT_KINDS + LINE_KINDS
 
 
 def _find_files(folder: Path, tell: Callable[[str], None]) -> list[Path]:

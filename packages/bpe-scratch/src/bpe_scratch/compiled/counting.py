@@ -7,9 +7,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from bpe_scratch.compiled import encoding
-from bpe_scratch.compiled.encoder import point_to_scratch
-from bpe_scratch.compiled.pieces import KINDS
-from bpe_scratch.compiled.state import encoding_state
+from bpe_scratch.compiled.encoder import encoding_state
 from bpe_scratch.compiled.utf8 import Texts
 from bpe_scratch.compiled.word_table import ARENA_START, INLINE, LONG, OFFSET, SLOT, WordTable
 from bpe_scratch.words import Words
@@ -23,10 +21,9 @@ class WordCounter:
     """Counts of distinct pieces, in memory that grows with the number of distinct pieces only."""
 
     def __init__(self, pattern: str) -> None:
-        self._state = encoding_state(KINDS[pattern])
+        self._state = encoding_state(pattern)
         self._state["counting"] = 1
         self._state["longest"] = np.iinfo(np.int64).max
-        point_to_scratch(self._state)
         self._table = WordTable(self._state, _FIRST_LOG, _FIRST_ARENA, 0)
 
     def __len__(self) -> int:

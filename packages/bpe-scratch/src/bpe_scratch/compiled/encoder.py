@@ -14,10 +14,11 @@ from bpe_scratch.compiled import encoding, merging
 from bpe_scratch.compiled.cuts import CUTS
 from bpe_scratch.compiled.pair_table import point_to_pairs
 from bpe_scratch.compiled.pieces import KINDS
-from bpe_scratch.compiled.state import State, aligned_zeros, encoding_state
+from bpe_scratch.compiled.state import ENCODING, State, aligned_zeros
 from bpe_scratch.compiled.utf8 import Texts
 from bpe_scratch.compiled.word_table import WordTable
 from bpe_scratch.encoders import IdArray
+from bpe_scratch.unicode_classes import class_table
 from bpe_scratch.vocabulary import Vocabulary
 
 _CHUNK = 1 << 18  # bytes joined for one call, so that the text stays in the cache
@@ -41,13 +42,18 @@ def padded(parts: Sequence[bytes]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[n
     return text, np.array(bounds, dtype=np.int64)
 
 
-def point_to_scratch(state: State) -> None:
-    """Give a state the scratch that its kernels need."""
+def encoding_state(pattern: str) -> State:
+    """A record for a pattern, with its tables of characters and the scratch that kernels need."""
+    state, table = State(ENCODING), class_table()
+    state["kind"] = KINDS[pattern]
     state.point(
+        blocks=table.blocks,
+        classes=table.classes,
         cuts=np.zeros(CUTS, dtype=np.uint64),
         batch=np.zeros(encoding.BATCH_SIZE, dtype=np.uint64),
         pieces=aligned_zeros(merging.GROUP * merging.PIECE // 8),
     )
+    return state
 
 
 class CompiledEncoder:
@@ -56,9 +62,8 @@ class CompiledEncoder:
     def __init__(self, vocabulary: Vocabulary, pattern: str) -> None:
         self._lock = threading.Lock()
         self._vocabulary = vocabulary
-        self._state = encoding_state(KINDS[pattern])
+        self._state = encoding_state(pattern)
         self._state["longest"] = encoding.LONGEST_SHORT
-        point_to_scratch(self._state)
         point_to_pairs(self._state, vocabulary)
         self._words = self._seed()
 

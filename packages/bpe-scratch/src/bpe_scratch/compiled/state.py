@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bpe_scratch.unicode_classes import class_table
-
 _LINE = 64
 _ENCODING = """
     kind                                   the pattern
@@ -81,14 +79,6 @@ class State:
         if field in self._arrays:
             longer[: len(self._arrays[field])] = self._arrays[field]
         self.point(**{field: longer})
-
-
-def encoding_state(kind: int) -> State:
-    """A record for the pattern ``kind``, with its tables of characters."""
-    state, table = State(ENCODING), class_table()
-    state["kind"] = kind
-    state.point(blocks=table.blocks, classes=table.classes)
-    return state
 
 
 def aligned_zeros(size: int) -> npt.NDArray[np.uint64]:
