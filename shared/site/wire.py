@@ -148,8 +148,8 @@ def table(plans: list[Plan]) -> str:
     """HTML, which a narrow page moves past by itself."""
     head = "".join(f"<th>{name}</th>" for name in HEADS)
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in _cells(one))}</tr>" for one in plans)
-    whole = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    return f'<div class="table-wrapper">{whole}</div>'
+    whole = f"<table class='docutils'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<div class="table-wrapper container">{whole}</div>'
 
 
 def _cells(one: Plan) -> list[str]:
