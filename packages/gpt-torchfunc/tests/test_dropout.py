@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from gpt_torchfunc.dropout import dropout, dropout_keys, dropout_mask, dropout_mask_tile, philox
+from gpt_torchfunc.dropout import dropout, dropout_keys, dropout_mask, dropout_mask_tile, philox, unpack
 from gpt_trainer import philox as rule
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,7 +49,11 @@ def test_masks_are_bit_equal(shape, rate):
 def test_a_tile_is_a_part_of_the_mask():
     shape, key = (2, 3, 17, 17), torch.tensor([5, 7])
     whole = dropout_mask(torch.Size(shape), key, 0.5)
-    assert torch.equal(dropout_mask_tile(shape, 5, 12, key, 0.5), whole[:, :, 5:12, :12])
+    bits = dropout_mask_tile(shape, 5, 12, key, 0.5)  # seven queries, of which each has a bit
+    assert bits.shape == (2, 3, 1, 12)
+    assert torch.equal(unpack(bits, 7), whole[:, :, 5:12, :12])
+    several = unpack(dropout_mask_tile(shape, 0, 17, key, 0.5), 17)
+    assert torch.equal(several, whole)
 
 
 def test_kept_values_are_scaled_and_dropped_ones_are_zero():

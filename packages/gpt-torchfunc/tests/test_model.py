@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from gpt_torchfunc import attention
-from gpt_torchfunc.attention import attend, visible
+from gpt_torchfunc.attention import attend, draw_bits, visible
 from gpt_torchfunc.model import Plan, gelu, layer_norm, logits
 
 
@@ -113,10 +113,14 @@ def test_tiles_of_queries_are_the_whole(queries, monkeypatch, assert_close):
     q, k, v = (torch.randn(shape, generator=stream) for _ in range(3))
     starts = torch.tensor([[0] * 13, [0] * 6 + [6] * 7])
     given = q[:, :, -queries:], k, v, visible(13, starts, q.device)[:, -queries:]
-    key = torch.tensor([3, 4]) if queries == 13 else None
-    whole = attend(*given, key, 0.5)
+
+    def attended():
+        bits = draw_bits(q, torch.tensor([3, 4]), 0.5) if queries == 13 else None
+        return attend(*given, bits, 0.5)
+
+    whole = attended()
     monkeypatch.setattr(attention, "TILE", 4)
-    assert_close("attention", attend(*given, key, 0.5), whole, rel=1e-6)
+    assert_close("attention", attended(), whole, rel=1e-6)
 
 
 def test_scores_of_ten_thousand_stay_finite():

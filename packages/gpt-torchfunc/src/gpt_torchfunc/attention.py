@@ -3,7 +3,7 @@
     out_t = sum_s drop(softmax_s(q_t . k_s / sqrt(K))) v_s      over  start(t) <= s <= t
 
 Shapes: B rows, T positions, t queries, S keys that a tile of them sees, or boundaries, M tokens of all
-rows (B T), H heads, K head width.
+rows (B T), H heads, K head width, R bytes of masks.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ import math
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int, Int64
+from jaxtyping import Bool, Float, Int, Int64, UInt8
 from torch import Tensor
 from torch.func import vmap
 
-from gpt_torchfunc.dropout import dropout_mask_tile
+from gpt_torchfunc.dropout import dropout_mask_tile, unpack
 
+Bits = tuple[UInt8[Tensor, "B H _ _"], ...]
 TILE = 256
 """Queries of a tile: at T = 1024 five eighths of the square are computed, by four plain products."""
 
@@ -27,25 +28,35 @@ def attend(
     k: Float[Tensor, "B H T K"],
     v: Float[Tensor, "B H T K"],
     mask: Bool[Tensor, "#B t T"],
-    key: Int64[Tensor, " 2"] | None = None,
+    bits: Bits | None = None,
     rate: float = 0.0,
 ) -> Float[Tensor, "B H t K"]:
     """Attention written out, by tiles of queries, which see the keys up to their last and no further.
 
     Args:
         mask: True where a query may see a key; the queries are the last t of T positions.
-        key: Dropout key of the weights, where t is T; ``None`` means no dropout.
+        bits: Dropout masks of the weights, by tiles; ``None`` means no dropout.
     """
-    (rows, heads, count, _), context = q.shape, k.shape[2]
-    shape = rows, heads, count, context
+    count, context = q.shape[2], k.shape[2]
     tiles = []
-    for start in range(0, count, TILE):
+    for number, start in enumerate(range(0, count, TILE)):
         stop = min(start + TILE, count)
         seen = context - count + stop
-        keep = None if key is None else dropout_mask_tile(shape, start, stop, key, rate)
         parts = q[:, :, start:stop], k[:, :, :seen], v[:, :, :seen], mask[:, start:stop, :seen]
-        tiles.append(_attend_tile(*parts, keep, rate))
+        tiles.append(_attend_tile(*parts, None if bits is None else bits[number], rate))
     return tiles[0] if len(tiles) == 1 else torch.cat(tiles, 2)
+
+
+def draw_bits(q: Float[Tensor, "B H T K"], key: Int64[Tensor, " 2"], rate: float) -> Bits:
+    """Dropout masks of these queries' weights, as far as they are computed.
+
+    They are drawn apart from where they are used, and kept for backward: compiled into a softmax, they would
+    be drawn again in each pass over the weights, and a draw takes longer than the rest of a pass.
+    """
+    rows, heads, context, _ = q.shape
+    stops = [(start, min(start + TILE, context)) for start in range(0, context, TILE)]
+    shape = rows, heads, context, context
+    return tuple(dropout_mask_tile(shape, start, stop, key, rate) for start, stop in stops)
 
 
 def _attend_tile(
@@ -53,15 +64,15 @@ def _attend_tile(
     k: Float[Tensor, "B H S K"],
     v: Float[Tensor, "B H S K"],
     mask: Bool[Tensor, "#B t S"],
-    keep: Bool[Tensor, "B H t S"] | None,
+    bits: UInt8[Tensor, "B H R S"] | None,
     rate: float,
 ) -> Float[Tensor, "B H t K"]:
     """Attention of one head of one row, mapped over heads and rows."""
     over_heads = vmap(attention_weights, in_dims=(0, 0, None))
     over_rows = vmap(over_heads, in_dims=(0, 0, 0 if mask.shape[0] > 1 else None))
     weights = over_rows(q, k, mask if mask.shape[0] > 1 else mask[0])  # [B, H, t, S]
-    if keep is not None:
-        weights = torch.where(keep, weights * (1.0 / (1.0 - rate)), 0.0)
+    if bits is not None:
+        weights = torch.where(unpack(bits, q.shape[2]), weights * (1.0 / (1.0 - rate)), 0.0)
     return vmap(vmap(torch.matmul))(weights.to(v.dtype), v)
 
 

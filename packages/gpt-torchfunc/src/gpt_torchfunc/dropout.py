@@ -2,17 +2,20 @@
 
 The rule stands in ``gpt_trainer.philox``. A mask is a pure function of its key and the element's
 index, so nothing is carried from step to step, and a compiled step draws it inside its kernels.
-Shapes: L blocks, B rows, H heads, t queries of a tile, S keys, n counters; ``...`` what is masked.
+Shapes: L blocks, B rows, H heads, t queries of a tile, R bytes for them,
+S keys, n counters; ``...`` what is masked.
 """
 
 from __future__ import annotations
 
 import torch
 from gpt_trainer.philox import MULTIPLIERS, ROUNDS, WEYL, Site, dropout_threshold
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 LOW = 0xFFFFFFFF
+BITS = 8
+"""Queries whose masks share a byte."""
 
 
 def philox(
@@ -53,12 +56,23 @@ def dropout_mask(shape: torch.Size, key: Int64[Tensor, " 2"], rate: float) -> Bo
 
 def dropout_mask_tile(
     shape: tuple[int, int, int, int], start: int, stop: int, key: Int64[Tensor, " 2"], rate: float
-) -> Bool[Tensor, "B H t S"]:
-    """The part ``[:, :, start:stop, :stop]`` of a mask, without the rest."""
+) -> UInt8[Tensor, "B H R S"]:
+    """The part ``[:, :, start:stop, :stop]`` of a mask, eight queries to a byte: see ``unpack``."""
     rows, heads, queries, width = shape
-    row = torch.arange(rows * heads, device=key.device).view(rows, heads, 1, 1) * queries
-    query = torch.arange(start, stop, device=key.device)[:, None]
-    return _keep((row + query) * width + torch.arange(stop, device=key.device), key, rate)
+    size = -(-(stop - start) // BITS)
+    head = torch.arange(rows * heads, device=key.device).view(rows, heads, 1, 1) * queries
+    query, seen = torch.arange(size, device=key.device)[:, None], torch.arange(stop, device=key.device)
+    bits = torch.zeros(rows, heads, size, stop, dtype=torch.uint8, device=key.device)
+    for bit in range(BITS):
+        index = (head + query + (start + bit * size)) * width + seen
+        bits = bits | _keep(index, key, rate).to(torch.uint8) << bit
+    return bits
+
+
+def unpack(bits: UInt8[Tensor, "B H R S"], count: int) -> Bool[Tensor, "B H t S"]:
+    """A mask of ``count`` queries: bit i of byte (r, s) is query ``i R + r`` and key s."""
+    bit = torch.arange(BITS, dtype=torch.uint8, device=bits.device)[:, None, None]
+    return ((bits[:, :, None] >> bit & 1) == 1).flatten(2, 3)[:, :, :count]
 
 
 def _keep(index: Int64[Tensor, "*n"], key: Int64[Tensor, " 2"], rate: float) -> Bool[Tensor, "*n"]:

@@ -25,6 +25,7 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 from torch.func import vjp
 
+from gpt_torchfunc.attention import Bits, draw_bits
 from gpt_torchfunc.dropout import dropout
 from gpt_torchfunc.gathering import sum_by_index
 from gpt_torchfunc.loss import chunk_loss_and_gradients, head_loss_and_gradients
@@ -58,6 +59,7 @@ class Kept(NamedTuple):
 
     x: Float[Tensor, "M D"]
     heads: Heads
+    bits: Bits | None
     pull_mix: Callable[[Tensor], Heads] | None
     mixed: Float[Tensor, "M D"]
     y: Float[Tensor, "M D"]
@@ -111,10 +113,10 @@ def mix_gradients(
     mask: Shaped[Tensor, "#B T T"] | None,
     d_mixed: Float[Tensor, "M D"],
     plan: Plan,
-    key: Int64[Tensor, " 2"] | None,
+    bits: Bits | None,
 ) -> Heads:
     """Derivative of written attention, whose weights are formed again."""
-    d_q, d_k, d_v = _pull_back(lambda q, k, v: mix(q, k, v, mask, None, plan, key), *heads)(d_mixed)
+    d_q, d_k, d_v = _pull_back(lambda q, k, v: mix(q, k, v, mask, None, plan, bits), *heads)(d_mixed)
     return d_q, d_k, d_v
 
 
@@ -166,6 +168,7 @@ class Functions(NamedTuple):
 
     begin: Callable[..., Any] = begin
     enter: Callable[..., Any] = enter
+    draw: Callable[..., Any] = draw_bits
     mix: Callable[..., Any] = mix
     leave: Callable[..., Any] = leave
     norm: Callable[..., Any] = layer_norm
@@ -257,16 +260,18 @@ def _forward(
     block: Block, x: Tensor, inputs: Inputs, mask: Tensor | None, plan: Plan, keys: Keys, run: Functions
 ) -> tuple[Kept, Tensor]:
     """One block; beside its result what its backward pass needs."""
-    heads = run.enter(block, x, inputs, plan)
+    heads, bits = run.enter(block, x, inputs, plan), None
+    if keys is not None:
+        bits = run.draw(heads[0], keys[Site.ATTENTION], plan.dropout)
     if plan.attention == "written":
-        mixed, pull = run.mix(*heads, mask, None, plan, _mix_key(keys)), None
+        mixed, pull = run.mix(*heads, mask, None, plan, bits), None
     else:
         mixed, pull = vjp(  # type: ignore[misc]
             lambda q, k, v: mix(q, k, v, mask, inputs.boundaries, plan, None), *heads
         )
         heads = ()
     y, hidden, out = run.leave(block, x, mixed, plan, keys)
-    return Kept(x, heads, pull, mixed, y, hidden), out
+    return Kept(x, heads, bits, pull, mixed, y, hidden), out
 
 
 def _backward(
@@ -281,9 +286,9 @@ def _backward(
     run: Functions,
 ) -> Float[Tensor, "M D"]:
     """The gradient before one block; those of its parameters are added to ``sums``."""
-    d_mixed, d_y = run.leave_gradients(block, sums, kept[3:], d_out, plan, keys)
+    d_mixed, d_y = run.leave_gradients(block, sums, kept[4:], d_out, plan, keys)
     if kept.pull_mix is None:
-        d_heads = run.mix_gradients(kept.heads, mask, d_mixed, plan, _mix_key(keys))
+        d_heads = run.mix_gradients(kept.heads, mask, d_mixed, plan, kept.bits)
     else:
         d_heads = kept.pull_mix(d_mixed)
     return run.enter_gradients(block, sums, kept.x, d_heads, d_y, inputs, plan)
@@ -297,10 +302,6 @@ def _pull_back(function: Callable[..., Any], *primals: Tensor) -> Callable[..., 
 
 def _branch_keys(keys: Keys) -> tuple[Tensor | None, Tensor | None]:
     return (None, None) if keys is None else (keys[Site.ATTENTION_RESIDUAL], keys[Site.MLP_RESIDUAL])
-
-
-def _mix_key(keys: Keys) -> Tensor | None:
-    return None if keys is None else keys[Site.ATTENTION]
 
 
 def _add(totals: Iterable[Tensor], shares: Iterable[Tensor]) -> None:

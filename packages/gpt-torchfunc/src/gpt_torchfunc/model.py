@@ -27,7 +27,7 @@ from gpt_trainer.philox import Site
 from jaxtyping import Float, Int, Int64, Shaped
 from torch import Tensor
 
-from gpt_torchfunc.attention import attend, attend_fused, visible
+from gpt_torchfunc.attention import Bits, attend, attend_fused, draw_bits, visible
 from gpt_torchfunc.dropout import dropout
 
 EPSILON = 1e-5
@@ -191,7 +191,8 @@ def apply_block(
     """
     attention_key, out_key, down_key = (None, None, None) if keys is None else keys[1:].unbind(0)
     heads = project(x, *block[:4], shape=(*inputs.tokens.shape, plan.n_head))
-    mixed = mix(*heads, mask, inputs.boundaries, plan, attention_key)
+    bits = None if attention_key is None else draw_bits(heads[0], attention_key, plan.dropout)
+    mixed = mix(*heads, mask, inputs.boundaries, plan, bits)
     y = x + merge(mixed, *block[4:6], out_key, plan.dropout)
     hidden = expand(y, *block[6:10])
     return y + contract(hidden, *block[10:], down_key, plan.dropout)
@@ -320,12 +321,12 @@ def mix(
     mask: Shaped[Tensor, "#B T T"] | None,
     boundaries: Int[Tensor, " S"] | None,
     plan: Plan,
-    key: Int64[Tensor, " 2"] | None,
+    bits: Bits | None,
 ) -> Float[Tensor, "M D"]:
     """Attention by the form that the plan names."""
     if plan.attention == "written":
         assert mask is not None
-        out = attend(q, k, v, mask, key, plan.dropout)
+        out = attend(q, k, v, mask, bits, plan.dropout)
     else:
         out = attend_fused(q, k, v, mask, boundaries)
     return out.transpose(1, 2).flatten(2).flatten(0, 1)
