@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from gpt_data.batch import IGNORE
 from gpt_torchfunc import gradients, loss, model, optimizer
+from gpt_torchfunc.attention import draw_bits
 from gpt_torchfunc.dropout import dropout, dropout_mask
 from gpt_torchfunc.model import Block, Inputs, Parameters, Plan
 from torch import Tensor
@@ -89,7 +90,8 @@ class Ops:
 
         def function(qkv: Tensor) -> Tensor:
             heads = model.split_heads(qkv, plan.n_head)
-            return model.mix(*heads, mask, None, plan, key).view(*qkv.shape[:2], -1)
+            bits = None if key is None else draw_bits(heads[0], key, rate)
+            return model.mix(*heads, mask, None, plan, bits).view(*qkv.shape[:2], -1)
 
         return _answers("out", function, self._floats(inputs, "qkv"), self._upstream(inputs, "d_out"))
 
