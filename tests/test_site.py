@@ -23,7 +23,7 @@ def _load(name: str) -> ModuleType:
     return module
 
 
-cells, kept, wire = _load("cells"), _load("kept"), _load("wire")
+cells, kept, many, wire = map(_load, ("cells", "kept", "many", "wire"))
 
 
 @pytest.mark.parametrize(("package", "reference"), list(cells.references()), ids=":".join)
@@ -94,11 +94,42 @@ def test_what_goes_over_the_wire_is_the_ring_s_share() -> None:
     count = 124_439_808
     assert sum(wire.sizes(config)) == count
     # a sum on all of two GPUs: each sends half of the gradient twice
-    assert wire.traffic(config, "none", 2).bytes == 4 * count
+    assert wire.traffic(config, "none", 2) == 4 * count
     ends, blocks = wire.sizes(config)
-    assert wire.traffic(config, "all", 8).bytes == 7 / 8 * (8 * ends + (2 + 2 + 4) * blocks)
+    assert wire.traffic(config, "all", 8) == 7 / 8 * (8 * ends + (2 + 2 + 4) * blocks)
     eight, many = wire.plan("gpt2-124m", "none", 8), wire.plan("gpt2-124m", "none", 512, step=2.0)
-    assert eight.wire == pytest.approx(2 * 7 / 8 * 4 * count / 450e9 * 1e3)
+    assert 0.3 < wire.reached() < 1.0
+    assert eight.wire == pytest.approx(2 * 7 / 8 * 4 * count / (wire.reached() * 450e9) * 1e3)
     assert eight.state == pytest.approx(16 * count / 1e9)
     assert (eight.first, many.first) == ("the GPU itself", "the wire")
     assert wire.table(wire.weak()).count("<tr>") == 1 + 2 * 4 * 3
+
+
+def seen(shard: str, gpus: int, speed: float, **more: object) -> dict[str, object]:
+    """A line of a results file."""
+    same = {"backend": "gpt-jax", "preset": "gpt2-124m", "rows": 64, "context": 1024, "precision": "bfloat16"}
+    told = {"device": "NVIDIA H200", "choices": {"jax": "0.11.2"}, "date": "2026-11-29T18:12:01+00:00"}
+    measured = {"tokens_per_second": speed, "ms": [110.04, 110.26], "peak_memory_bytes": 16.1e9, "note": ""}
+    return same | told | measured | {"shard": shard, "gpus": gpus, "unhidden_ms": [1.04, 1.26]} | more
+
+
+def test_what_was_seen_of_several_is_a_share_of_as_many_alone() -> None:
+    ones = [seen("alone", n, n * speed, unhidden_ms=[]) for n, speed in ((1, 500_000.0), (2, 520_000.0))]
+    large = seen("all", 2, 20_000.0, preset="gpt2-1.5b", note="slowly")
+    ddp = seen("ddp", 2, 999_999.0, backend="plain", unhidden_ms=[1.0, 1.0])
+    lines = [*ones, large, seen("none", 2, 999_600.0), ddp]
+    assert many.markdown(lines).splitlines() == [
+        "|  | GPUs | tokens/s | of two times one | ms a step | only sending | GB a GPU |",
+        "| --- | --- | --: | --: | --: | --: | --: |",
+        "| gpt2-124m, gpt-jax | one | 510,000 |  | 110.2 |  | 16.1 |",
+        "| gpt2-124m, gpt-jax | two, `--shard none` | 999,600 | 0.980 | 110.3 | 1.0-1.3 | 16.1 |",
+        "| gpt2-124m, `plain.py`, `torch.compile`, DDP | two | 999,999 |  | 110.3 | 1.0 | 16.1 |",
+        "| gpt2-1.5b, gpt-jax, slowly | two, `--shard all` | 20,000 |  | 110.3 | 1.0-1.3 | 16.1 |",
+    ]
+    assert many.heading(lines).startswith("2 x NVIDIA H200 of one host (jax 0.11.2, 2026-11-29), bfloat16")
+    assert wire.tabulate(many.whole(lines)).count("<tr>") == 5
+
+
+def test_the_readme_holds_the_table_of_what_was_seen() -> None:
+    readme = (SITE.parents[1] / "README.md").read_text(encoding="utf-8")
+    assert many.markdown(many.read_lines()) in readme, "run shared/site/many.py"

@@ -18,7 +18,8 @@ from sphinx.util.docutils import SphinxDirective
 sys.path.insert(0, str(Path(__file__).parent))
 from cells import DIALECTS, Call, call_tree, cut, step_table
 from kept import drawn, strips
-from wire import PERFORMANCE, strong, table, weak
+from many import RESULTS, heading, read_lines, whole
+from wire import PERFORMANCE, strong, table, tabulate, weak
 
 project = "Pretty JAX, Mighty Triton"
 html_title = project
@@ -111,15 +112,21 @@ class Kept(SphinxDirective):
 
 
 class Wire(SphinxDirective):
-    """What GPUs send each other, on paper; the argument says of which plans."""
+    """What GPUs send each other, on paper or as seen; the argument says which."""
 
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
         """One table."""
-        self.env.note_dependency(str(PERFORMANCE))
-        plans = {"weak": weak, "strong": strong}[self.arguments[0]]
-        return [nodes.raw("", table(plans()), format="html")]
+        for source in (PERFORMANCE, RESULTS):
+            self.env.note_dependency(str(source))
+        kinds = {"weak": lambda: table(weak()), "strong": lambda: table(strong()), "seen": _seen}
+        return [nodes.raw("", kinds[self.arguments[0]](), format="html")]
+
+
+def _seen() -> str:
+    lines = read_lines()
+    return f"<p>{heading(lines)}</p>{tabulate(whole(lines))}"
 
 
 def tabs(name: str, columns: dict[str, str]) -> str:

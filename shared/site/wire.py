@@ -2,7 +2,9 @@
 
 A ring of n GPUs takes the sum of S bytes on all of them by 2 (n - 1) / n S bytes that each sends; a sum of
 which each keeps a part, or parts that all get, by half of that. Within a host they go by NVLink; rings
-over hosts enter and leave each host once, and share all of its adapters.
+over hosts enter and leave each host once, and share all of its adapters. NCCL is taken to reach of both rates
+what it reached of NVLink's. None of it is taken as hidden: on a GPU at its limit of power, sums under the
+backward took from the products what they saved behind them.
 
 References:
     NVIDIA H200 Tensor Core GPU data sheet (2024): NVLink, 900 GB/s in both directions together.
@@ -14,12 +16,14 @@ from __future__ import annotations
 
 import math
 import re
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple, get_args
 
 from gpt_trainer.backend import Shard
 from gpt_trainer.model_config import MODEL_PRESETS, ModelConfig
 from gpt_trainer.parameters import parameter_shapes
+from many import RESULTS, read_lines
 
 PERFORMANCE = Path(__file__).parents[2] / "packages" / "gpt-triton" / "docs" / "performance.md"
 NVLINK, HOST, GPUS_OF_HOST = 450e9, 8 * 50e9, 8
@@ -29,27 +33,8 @@ ROWS = {"gpt2-124m": 64, "gpt2-1.5b": 16}
 """Rows of 1,024 tokens on a GPU."""
 LINES = {"gpt2-124m": "gpt-triton, B=64", "gpt2-1.5b": "gpt2-1.5b, B=16"}
 """Where gpt-triton's tables tell a step of them on one H200."""
-BACKWARD = 2 / 3
-"""Share of a step behind which gradients can hide: of its products, as each has two in the backward."""
-
-
-class Traffic(NamedTuple):
-    """What one GPU sends in a step.
-
-    Attributes:
-        before: Bytes that the pass waits for.
-        under: Bytes that can go while it computes.
-        behind: Bytes that are complete only when the backward is.
-    """
-
-    before: float
-    under: float
-    behind: float
-
-    @property
-    def bytes(self) -> float:
-        """All of them."""
-        return sum(self)
+LONGEST = ("gpt-triton", "gpt2-1.5b", "none")
+"""The run with the longest sum: the rate that was reached is told by it."""
 
 
 class Plan(NamedTuple):
@@ -60,23 +45,18 @@ class Plan(NamedTuple):
     shard: Shard
     sent: float
     wire: float
-    seen: float
     step: float
     state: float
 
     @property
     def share(self) -> float:
         """Of ``gpus`` times the speed of one."""
-        return self.step / (self.step + self.seen)
+        return self.step / (self.step + self.wire)
 
     @property
     def first(self) -> str:
         """What a faster machine of this size would need first."""
-        if self.seen < 0.01 * self.step:
-            return "the GPU itself"
-        return (
-            "the wire" if self.wire > BACKWARD * self.step else "the embedding's gradient, last and unhidden"
-        )
+        return "the GPU itself" if self.wire < 0.05 * self.step else "the wire"
 
 
 def measured(model: str) -> float:
@@ -99,14 +79,31 @@ def sizes(config: ModelConfig) -> tuple[float, float]:
     return ends, sum(counts.values()) - ends
 
 
-def traffic(config: ModelConfig, shard: Shard, gpus: int) -> Traffic:
-    """What each GPU sends, gradients and embeddings in float32, the blocks' weights in bfloat16."""
+def traffic(config: ModelConfig, shard: Shard, gpus: int) -> float:
+    """Bytes that each GPU sends, gradients and embeddings in float32, the blocks' weights in bfloat16."""
     ends, blocks = sizes(config)
     part = (gpus - 1) / gpus
     if shard == "none":
-        return Traffic(0.0, 2 * part * 4 * blocks, 2 * part * 4 * ends)
+        return 2 * part * 4 * (blocks + ends)
     times = 2 if shard == "all" else 1
-    return Traffic(part * 4 * ends, part * (times * 2 + 4) * blocks, part * 4 * ends)
+    return part * ((times * 2 + 4) * blocks + 8 * ends)
+
+
+@cache
+def reached() -> float:
+    """Share of NVLink's published rate at which NCCL summed gradients on two GPUs, as far as was seen.
+
+    Raises:
+        LookupError: If no run tells it.
+    """
+    for one in read_lines():
+        if (one["backend"], one["preset"], one["shard"]) == LONGEST and not one["note"]:
+            # the GPU that comes last waits least
+            rate = traffic(MODEL_PRESETS[one["preset"]], "none", one["gpus"]) / (
+                1e-3 * min(one["unhidden_ms"])
+            )
+            return rate / NVLINK
+    raise LookupError(f"{RESULTS} has no run of {LONGEST}")
 
 
 def plan(model: str, shard: Shard, gpus: int, step: float | None = None) -> Plan:
@@ -116,14 +113,12 @@ def plan(model: str, shard: Shard, gpus: int, step: float | None = None) -> Plan
         step: Milliseconds of the GPU's own work; as measured if not given.
     """
     config, own = MODEL_PRESETS[model], measured(model) if step is None else step
-    found = traffic(config, shard, gpus)
-    rate = NVLINK if gpus <= GPUS_OF_HOST else min(NVLINK, HOST)
-    before, under, behind = (1e3 * part / rate for part in found)
+    sent = traffic(config, shard, gpus)
+    rate = reached() * (NVLINK if gpus <= GPUS_OF_HOST else min(NVLINK, HOST))
     parts = 1 if shard == "none" else gpus
     # weights and two moments in parts; the gradient whole while the pass goes on, but for all
     state = 4 * sum(sizes(config)) * (3 / parts + (1 / parts if shard == "all" else 1)) / 1e9
-    seen = before + behind + max(0.0, under - BACKWARD * own)
-    return Plan(model, gpus, shard, found.bytes / 1e9, before + under + behind, seen, own, state)
+    return Plan(model, gpus, shard, sent / 1e9, 1e3 * sent / rate, own, state)
 
 
 def weak() -> list[Plan]:
@@ -140,20 +135,26 @@ def strong(tokens: int = 524_288, context: int = 1024) -> list[Plan]:
     return found
 
 
-HEADS = ("model", "GPUs", "--shard", "GB sent by each", "ms on the wire", "of them seen", "ms of its own",
+HEADS = ("model", "GPUs", "--shard", "GB sent by each", "ms on the wire", "ms of its own",
          "of N times one", "GB of state", "first bottleneck")  # fmt: skip
 
 
 def table(plans: list[Plan]) -> str:
-    """HTML, which a narrow page moves past by itself."""
-    head = "".join(f"<th>{name}</th>" for name in HEADS)
-    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in _cells(one))}</tr>" for one in plans)
-    whole = f"<table class='docutils'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    """HTML."""
+    return tabulate([[*HEADS], *map(_cells, plans)])
+
+
+def tabulate(rows: list[list[str]]) -> str:
+    """HTML of heads and rows, which a narrow page moves past by itself; backticks mark code."""
+    heads, *body = [[re.sub("`([^`]*)`", r"<code>\1</code>", cell) for cell in row] for row in rows]
+    head = "".join(f"<th>{cell}</th>" for cell in heads)
+    lines = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in body)
+    whole = f"<table class='docutils'><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>"
     return f'<div class="table-wrapper container">{whole}</div>'
 
 
 def _cells(one: Plan) -> list[str]:
-    figures = (f"{one.sent:.2f}", f"{one.wire:.1f}", f"{one.seen:.1f}", f"{one.step:.1f}")
+    figures = (f"{one.sent:.2f}", f"{one.wire:.1f}", f"{one.step:.1f}")
     return [
         *(one.model, str(one.gpus), one.shard, *figures),
         *(f"{one.share:.3f}", f"{one.state:.1f}", one.first),

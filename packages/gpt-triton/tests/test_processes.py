@@ -58,19 +58,25 @@ def losses(folder: Path) -> list[float]:
     return [line["loss"] for line in read_metrics(folder / "metrics.jsonl") if "loss" in line]
 
 
+# in bfloat16 only roundings travel; the float32 weights are gathered for the checkpoint
+@pytest.mark.parametrize(
+    ("precision", "rel"),
+    [("float32", 1e-6), pytest.param("bfloat16", 1e-3, marks=pytest.mark.slow)],
+)
 def test_shares_of_the_optimizers_state_change_no_loss_and_no_checkpoint(
-    flags: list[str], tmp_path: Path
+    precision: str, rel: float, flags: list[str], tmp_path: Path
 ) -> None:
+    flags = [*flags, f"--precision={precision}"]
     words = ["-m", "gpt_triton.train", "--devices=2", "--shard=optimizer", "--out=two"]
     command = [sys.executable, *words, *flags]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert train_main(SPEC, [*flags, "--out", str(tmp_path / "one")]) == 0
     want = losses(tmp_path / "one")
-    assert losses(tmp_path / "two") == pytest.approx(want, rel=1e-6)
+    assert losses(tmp_path / "two") == pytest.approx(want, rel=rel)
     step = tmp_path / "two" / "checkpoints" / "step-00000020"
     assert train_main(SPEC, ["--resume", str(step), "--shard=none"]) == 0
-    assert losses(tmp_path / "two") == pytest.approx(want, rel=1e-6)
+    assert losses(tmp_path / "two") == pytest.approx(want, rel=rel)
 
 
 @pytest.mark.slow

@@ -19,7 +19,13 @@ from gpt_trainer.micro_batches import target_weight
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import OptimizerState, check_optimizer_state, check_parameters
 from gpt_trainer.parameters import Parameters as Canonical
-from gpt_trainer.ranks.collectives import gather_parts, shares_optimizer, sum_over_processes, sum_parts
+from gpt_trainer.ranks.collectives import (
+    gather_parts,
+    send_from_owners,
+    shares_optimizer,
+    sum_over_processes,
+    sum_parts,
+)
 from gpt_trainer.ranks.place import ALONE, Place
 from gpt_trainer.sequences import Sequences
 from jaxtyping import Float32, Int
@@ -118,8 +124,11 @@ class TritonBackend:
             self._state.shadow.flat.copy_(self._state.params.flat)
 
     def export(self) -> Canonical:
-        """The float32 master parameters, as copies."""
-        return to_canonical(Stretch(self._state.params.flat), self.config)
+        """The float32 master parameters, as copies; where processes hold shares, all call this together."""
+        flat = self._state.params.flat
+        if self._shares:
+            gather_parts(flat.chunk(self._place.world), self._place)
+        return to_canonical(Stretch(flat), self.config)
 
     def export_optimizer_state(self) -> OptimizerState:
         """The optimizer's state, as copies; where processes hold shares, all call this together."""
@@ -169,9 +178,7 @@ class TritonBackend:
         upload(self._scalars, torch.from_numpy(step_scalars(self._optimizer, lr, step, skip_above)))
         self._update()
         if self._shares:
-            gather_parts(self._state.params.flat.chunk(self._place.world), self._place)
-            if self._state.shadow is not self._state.params:
-                self._state.shadow.flat.copy_(self._state.params.flat)
+            self._gather()
         return PendingMetrics(self._metrics)
 
     def gradients(self, micro_batches: Sequence[Batch], step: int) -> tuple[float, Canonical]:
@@ -253,12 +260,20 @@ class TritonBackend:
     def _accumulate(self, slot: MicroBatch) -> None:
         accumulate(self._state.shadow, self._sums, slot.inputs, slot.weight, slot.keys, self._plan)
 
+    def _gather(self) -> None:
+        """Make whole what the passes read; of another's share of the float32 matrices nothing is known."""
+        params, shadow = self._state.params, self._state.shadow
+        gather_parts(shadow.flat.chunk(self._place.world), self._place)
+        if shadow is not params:
+            # gains and biases are read in float32
+            send_from_owners(params.flat.chunk(self._place.world), params.decay_count)
+
     def _finish(self) -> None:
         state, sums, norm = self._state, self._sums, None
         if self._shares:
-            # the shadow is written when all shares are gathered
             own = share_of(state.params, self._place)
-            state, norm = TrainingState(own, state.optimizer, own), self._norm
+            shadow = own if state.shadow is state.params else share_of(state.shadow, self._place)
+            state, norm = TrainingState(own, state.optimizer, shadow), self._norm
             sums = Sums(sums.loss, share_of(sums.gradients, self._place))
         self._metrics.copy_(finish(state, sums, self._scalars, self._optimizer, self._plan, norm))
 

@@ -48,6 +48,19 @@ def gather_parts(parts: Sequence[Tensor], place: Place) -> None:
     dist.all_gather_into_tensor(_whole(parts), parts[place.rank])
 
 
+def send_from_owners(parts: Sequence[Tensor], first: int) -> None:
+    """Fill in the end of a buffer, few elements, from the processes whose parts it lies in.
+
+    Args:
+        parts: As ``sum_parts``.
+        first: Of the elements to send, counted through all parts.
+    """
+    for rank, part in enumerate(parts):
+        end = part[max(first - rank * part.numel(), 0) :]
+        if end.numel():
+            dist.broadcast(end, rank)
+
+
 def _whole(parts: Sequence[Tensor]) -> Tensor:
     """What the parts are parts of."""
     return parts[0].as_strided((sum(part.numel() for part in parts),), (1,))
