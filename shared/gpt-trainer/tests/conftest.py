@@ -36,18 +36,32 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "shards"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def flags(shards: Path) -> list[str]:
     return [*TINY, f"--data=shards:{shards}", "--tokenizer=bytes"]
+
+
+@pytest.fixture(scope="session")
+def finished(flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody stopped, for all tests: each changes a copy."""
+    from gpt_trainer.commands import train_main
+    from gpt_trainer_toy import SPEC
+
+    run = tmp_path_factory.mktemp("finished") / "whole"
+    assert train_main(SPEC, [*flags, f"--out={run}"]) == 0
+    return run
 
 
 @pytest.fixture
 def train(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
     """Run ``gpt-toy-train`` in this process; ``fault`` plants one."""
     from gpt_trainer.commands import train_main
+    from gpt_trainer.run import training
     from gpt_trainer_toy import SPEC
 
     monkeypatch.chdir(tmp_path)
+    # the pictures of hundreds of runs would take longer than their steps
+    monkeypatch.setattr(training, "plot_losses", lambda run: None)
 
     def run(*arguments: str, fault: str = "") -> int:
         monkeypatch.setenv("TOY_FAULT", fault)

@@ -301,5 +301,7 @@ class ToyBackend:
 SPEC = BackendSpec("gpt-toy", ToyOptions, ToyBackend, lambda: False, join)
 
 if __name__ == "__main__":
+    # optional packages that take longer to import than a tiny run takes
+    sys.modules.update(dict.fromkeys(os.environ.get("TOY_LACKS", "matplotlib numba").split()))  # type: ignore[arg-type]
     command = {"train": train_main, "sample": sample_main}[sys.argv[1]]
     sys.exit(command(SPEC, sys.argv[2:]))
