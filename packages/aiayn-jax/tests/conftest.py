@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 # a shell's background job is deaf to Ctrl-C, and so would be every process that these tests start
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# most of the time goes into compiling what runs for milliseconds: LLVM need not polish it
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
