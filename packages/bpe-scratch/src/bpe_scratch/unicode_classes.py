@@ -29,20 +29,11 @@ class ClassTable(NamedTuple):
 
 
 @cache
-def class_of_code_point() -> npt.NDArray[np.uint8]:
-    """The class of every code point, from the file."""
-    rows = resources.files("bpe_scratch").joinpath("unicode_classes.txt").read_text("ascii").split()
-    starts = [int(start, 16) for start in rows[::2]]
-    lengths = np.diff([*starts, CODE_POINTS])
-    classes = np.repeat(np.array(rows[1::2], dtype=np.uint8), lengths)
-    classes.flags.writeable = False
-    return classes
-
-
-@cache
 def class_table() -> ClassTable:
-    """The same, with equal blocks of 128 stored once."""
-    grid = class_of_code_point().reshape(-1, _BLOCK)
+    """The classes of the file, with equal blocks of 128 stored once."""
+    rows = resources.files("bpe_scratch").joinpath("unicode_classes.txt").read_text("ascii").split()
+    lengths = np.diff([*(int(start, 16) for start in rows[::2]), CODE_POINTS])
+    grid = np.repeat(np.array(rows[1::2], dtype=np.uint8), lengths).reshape(-1, _BLOCK)
     offsets: dict[bytes, int] = {}
     blocks = [offsets.setdefault(row.tobytes(), len(offsets) * _BLOCK) for row in grid]
     classes = np.frombuffer(b"".join(offsets), dtype=np.uint8)
