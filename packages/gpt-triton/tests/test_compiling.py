@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
+import torch
+from gpt_triton import compiling
 from gpt_triton.compiling import hash_compiler, launch_compiled
 
 # in a process of its own: the other tests choose the interpreter, which compiles nothing
@@ -54,6 +57,24 @@ def test_a_launch_is_repeated_once_its_kernels_are_compiled() -> None:
     names = ("_gelu_fwd_kernel", "_gelu_bwd_kernel", "_gelu_fwd_kernel")
     assert first == str([(name, False) for name in names] + [(name, True) for name in names])
     assert second == str([(name, True) for name in names])
+
+
+def test_on_a_gpu_kernels_are_loaded_by_the_threads_that_compile_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    events: list[str] = []
+
+    class Kernel:
+        @property
+        def run(self) -> None:
+            events.append("loaded")
+
+    monkeypatch.setattr(compiling, "_left_out", lambda _: [Kernel, Kernel])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+    compiling.launch_compiled(lambda: events.append("launched"))
+    assert events == ["loaded", "loaded", "launched"]
 
 
 def test_without_kernels_a_launch_happens_once() -> None:

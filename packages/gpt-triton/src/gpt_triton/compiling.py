@@ -2,7 +2,7 @@
 
 Triton compiles a kernel when it is launched for the first time, one after the other: half a minute for a
 step. Here a sequence of launches is run once with the kernels that are not compiled yet left out; those are
-then compiled by threads, which are most of the time in Triton's C++ or wait for the assembler.
+then compiled and loaded by threads, which are most of the time in Triton's C++ or wait for the assembler.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -30,13 +29,16 @@ def launch_compiled(launch: Callable[[], Any]) -> None:
     missing = _left_out(launch)
     if not missing:
         return
-    on_gpu = torch.cuda.is_available()
-    device = torch.cuda.current_device() if on_gpu else 0
+    device = torch.cuda.current_device() if torch.cuda.is_available() else None
 
     def compile_here(compile_one: Callable[[], Any]) -> None:
-        # a thread has a current device of its own
-        with torch.cuda.device(device) if on_gpu else nullcontext():
+        if device is None:
             compile_one()
+            return
+        # a thread has a current device of its own
+        with torch.cuda.device(device):
+            # asked for, it is loaded, and its launcher built: a C compiler's work of a quarter of a second
+            _ = compile_one().run
 
     with ThreadPoolExecutor(min(len(missing), os.cpu_count() or 1, MOST_THREADS)) as pool:
         list(pool.map(compile_here, missing))
