@@ -26,7 +26,7 @@ from torch import Tensor
 from gpt_triton.dropout import Dropout
 from gpt_triton.kernels.dropout import attention_mask, kept, mask_words
 from gpt_triton.kernels.primitives import LN_2, LOG2_E, narrow, operand, rounded_operand
-from gpt_triton.kernels.tiles import attention_tiles, hopper_attention
+from gpt_triton.kernels.tiles import attention_tiles, hopper_attention, matrix_tile
 from gpt_triton.ops import AttentionResiduals
 
 
@@ -45,6 +45,26 @@ def load_head_tile(
     keep = (position[:, None] < T) & (column[None, :] < K)
     at = position.to(tl.int64)[:, None] * stride + column[None, :]
     return tl.load(base_ptr + at, mask=keep, other=0.0)
+
+
+@triton.jit
+@no_type_check
+def across(
+    tile,  # [rows, W], as load_head_tile has it
+    across_ptr,  # first element of the head in a transposed copy, or None
+    position,  # [rows]
+    T,
+    K: tl.constexpr,
+    W: tl.constexpr,
+):
+    """The tile transposed, [W, rows]; where there is a copy, from that, and the tile is not loaded."""
+    if across_ptr is None:
+        return operand(tile).T
+    else:  # noqa: RET505  # the compiler drops only the other branch of a whole if
+        column = tl.arange(0, W)
+        keep = (column[:, None] < K) & (position[None, :] < T)
+        at = column.to(tl.int64)[:, None] * T + position[None, :]
+        return operand(tl.load(across_ptr + at, mask=keep, other=0.0))
 
 
 @triton.jit
@@ -76,7 +96,7 @@ def _attend(
     state,  # acc [q, W] float32, running maximum of the unscaled scores [q], running sum [q]
     queries,  # values [q, W], positions [q]
     start,  # [q], or None
-    keys,  # first key of the head, first value, elements from one position to the next, T
+    keys,  # first key of the head, in a copy across or None, first value, from one position to the next, T
     mask_ptr,  # first word of the head's mask, or None
     key_first,
     key_last,
@@ -90,11 +110,11 @@ def _attend(
     """Stream the keys of ``[key_first, key_last)`` past the tile of queries."""
     acc, top, total = state
     q, q_position = queries
-    k_ptr, v_ptr, stride, T = keys
+    k_ptr, across_ptr, v_ptr, stride, T = keys
     for first in range(key_first, key_last, STREAM):
         k_position = tl.arange(0, STREAM) + first
-        k = operand(load_head_tile(k_ptr, k_position, stride, T, K, W))
-        s = tl.dot(q, k.T, input_precision="ieee")
+        k = load_head_tile(k_ptr, k_position, stride, T, K, W)
+        s = tl.dot(q, across(k, across_ptr, k_position, T, K, W), input_precision="ieee")
         if MASKED:
             s = tl.where(visible(q_position, k_position, start), s, float("-inf"))
         new_top = tl.maximum(top, tl.max(s, 1))
@@ -117,6 +137,7 @@ def _attend(
 @no_type_check
 def _attention_fwd_kernel(
     qkv_ptr,  # [B, T, 3, H, K]
+    keys_ptr,  # [B, H, K, T] or None
     starts_ptr,  # [B, T] or None
     mask_ptr,  # [2, B*H, blocks, 32] or None
     out_ptr,  # [B, T, H, K] written
@@ -154,8 +175,10 @@ def _attention_fwd_kernel(
     if mask_ptr is not None:
         mask_ptr += head * mask_words(T)
     k_ptr, v_ptr = q_ptr + width, q_ptr + 2 * width
+    if keys_ptr is not None:
+        keys_ptr += head * K * T
     DTYPE: tl.constexpr = qkv_ptr.dtype.element_ty
-    state, queries, keys = (acc, top, total), (q, q_position), (k_ptr, v_ptr, 3 * width, T)
+    state, queries, keys = (acc, top, total), (q, q_position), (k_ptr, keys_ptr, v_ptr, 3 * width, T)
     if starts_ptr is not None:
         state = _attend(
             state, queries, start, keys, mask_ptr, seen_first, whole_first, scale_log2,
@@ -174,6 +197,41 @@ def _attention_fwd_kernel(
     store_head_tile(out_base, q_position, width, T, acc * (keep_scale / total)[:, None], K, W)
     lse = (top * scale_log2 + tl.log2(total)) * LN_2
     tl.store(lse_ptr + head * T + q_position, lse, mask=q_position < T)
+
+
+@triton.jit
+@no_type_check
+def _across_kernel(
+    x_ptr,  # [B, T, W] by strides, its columns contiguous
+    y_ptr,  # [B, W, T] written
+    T,
+    W,
+    row,
+    position,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    batch = tl.program_id(2).to(tl.int64)
+    t = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    w = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    keep = (t[:, None] < T) & (w[None, :] < W)
+    x = tl.load(x_ptr + batch * row + t[:, None].to(tl.int64) * position + w[None, :], mask=keep, other=0.0)
+    tl.store(y_ptr + (batch * W + w[:, None]) * T + t[None, :], x.T, mask=keep.T)
+
+
+def copy_across(x: Float[Tensor, "B T W"]) -> Float[Tensor, "B W T"] | None:
+    """A copy with neighbouring positions beside each other, for float32; others are read across in place.
+
+    The plain units take an operand that is read across half as fast; the tensor cores do not mind.
+    """
+    if x.dtype != torch.float32:
+        return None
+    rows, context, width = x.shape
+    y = x.new_empty(rows, width, context)
+    tile, block = matrix_tile()
+    grid = (triton.cdiv(context, tile), triton.cdiv(width, block), rows)
+    _across_kernel[grid](x, y, context, width, *x.stride()[:2], ROWS=tile, COLUMNS=block)
+    return y
 
 
 def attention_fwd(
@@ -207,7 +265,7 @@ def attention_fwd(
         return out, AttentionResiduals(qkv, out, lse, None, mask)
     tiles = attention_tiles("forward", padded, qkv.dtype, dropout is not None)
     _attention_fwd_kernel[(rows * n_head, triton.cdiv(context, tiles.stay))](
-        qkv, segment_starts, mask, out, lse, context,
+        qkv, copy_across(qkv[..., width : 2 * width]), segment_starts, mask, out, lse, context,
         LOG2_E.value / math.sqrt(head_width), keep_scale,
         H=n_head, K=head_width, STAY=tiles.stay, STREAM=tiles.stream, W=padded,
         num_warps=tiles.warps, num_stages=tiles.stages,

@@ -27,7 +27,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gpt_triton.dropout import Dropout
-from gpt_triton.kernels.attention import load_head_tile, store_head_tile, visible
+from gpt_triton.kernels.attention import across, copy_across, load_head_tile, store_head_tile, visible
 from gpt_triton.kernels.dropout import kept, mask_words
 from gpt_triton.kernels.primitives import LOG2_E, operand, rounded_operand, widen
 from gpt_triton.kernels.tiles import attention_tiles, hopper_attention
@@ -41,6 +41,7 @@ def _d_q_tiles(
     queries,  # values and d_out [q, W], lse_log2, delta and positions [q]
     start,  # [q], or None
     k_ptr,  # first key of the head
+    across_ptr,  # the same in a copy across, or None
     mask_ptr,  # first word of the head's mask, or None
     key_first,
     key_last,
@@ -58,16 +59,20 @@ def _d_q_tiles(
     q, d_out, lse_log2, delta, q_position = queries
     for first in range(key_first, key_last, STREAM):
         k_position = tl.arange(0, STREAM) + first
-        k = operand(load_head_tile(k_ptr, k_position, 3 * WIDTH, T, K, W))
-        p = tl.exp2(tl.dot(q, k.T, input_precision="ieee") * scale_log2 - lse_log2[:, None])
+        k = load_head_tile(k_ptr, k_position, 3 * WIDTH, T, K, W)
+        s = tl.dot(q, across(k, across_ptr, k_position, T, K, W), input_precision="ieee")
+        p = tl.exp2(s * scale_log2 - lse_log2[:, None])
         if MASKED:
             p = tl.where(visible(q_position, k_position, start), p, 0.0)
-        v = operand(load_head_tile(k_ptr + WIDTH, k_position, 3 * WIDTH, T, K, W))
-        d_p = tl.dot(d_out, v.T, input_precision="ieee")
+        v = load_head_tile(k_ptr + WIDTH, k_position, 3 * WIDTH, T, K, W)
+        v_across_ptr = None
+        if across_ptr is not None:
+            v_across_ptr = across_ptr + WIDTH * T
+        d_p = tl.dot(d_out, across(v, v_across_ptr, k_position, T, K, W), input_precision="ieee")
         if mask_ptr is not None:
             d_p = tl.where(kept(mask_ptr, q_position, first, T, False, STREAM), d_p, 0.0) * keep_scale
         d_s = p * (d_p - delta[:, None])
-        d_q = tl.dot(rounded_operand(d_s, DTYPE), k, d_q, input_precision="ieee")
+        d_q = tl.dot(rounded_operand(d_s, DTYPE), operand(k), d_q, input_precision="ieee")
     return d_q
 
 
@@ -77,6 +82,7 @@ def d_q_kernel(
     qkv_ptr,  # [B, T, 3, H, K]
     out_ptr,  # [B, T, H, K]
     d_out_ptr,  # [B, T, H, K]
+    across_ptr,  # [B, 3, H, K, T] or None: as qkv_ptr
     lse_ptr,  # [B, H, T]
     delta_ptr,  # [B, H, T] written
     starts_ptr,  # [B, T] or None
@@ -119,15 +125,17 @@ def d_q_kernel(
     key_last = tl.minimum(q_first + STAY, T)
     if mask_ptr is not None:
         mask_ptr += head * mask_words(T)
+    if across_ptr is not None:
+        across_ptr += (row * 3 * WIDTH + WIDTH + (head % H) * K) * T
     d_q = tl.zeros([STAY, W], tl.float32)
     queries = (q, d_out, lse * LOG2_E, delta, q_position)
     if starts_ptr is None:
         d_q = _d_q_tiles(
-            d_q, queries, start, qkv_ptr + base + WIDTH, mask_ptr, key_first, whole_last,
+            d_q, queries, start, qkv_ptr + base + WIDTH, across_ptr, mask_ptr, key_first, whole_last,
             T, scale_log2, keep_scale, False, DTYPE, STREAM, WIDTH, K, W,
         )  # fmt: skip
     d_q = _d_q_tiles(
-        d_q, queries, start, qkv_ptr + base + WIDTH, mask_ptr, whole_last, key_last,
+        d_q, queries, start, qkv_ptr + base + WIDTH, across_ptr, mask_ptr, whole_last, key_last,
         T, scale_log2, keep_scale, True, DTYPE, STREAM, WIDTH, K, W,
     )  # fmt: skip
     store_head_tile(d_qkv_ptr + base, q_position, 3 * WIDTH, T, d_q * scale, K, W)
@@ -138,7 +146,7 @@ def d_q_kernel(
 def _d_kv_tiles(
     sums,  # d_k and d_v [k, W] float32
     keys,  # keys and values [k, W], positions [k]
-    queries,  # pointers: first query, d_out, lse and delta of the head
+    queries,  # pointers: first query, d_out, both in copies across or None, lse and delta of the head
     starts_ptr,
     mask_ptr,  # first word of the head's mask by key, or None
     query_first,
@@ -156,12 +164,13 @@ def _d_kv_tiles(
     """Stream the queries of ``[query_first, query_last)`` past the tile of keys; tiles are [k, q]."""
     d_k, d_v = sums
     k, v, k_position = keys
-    q_ptr, d_out_ptr, lse_ptr, delta_ptr = queries
+    q_ptr, d_out_ptr, q_across_ptr, d_out_across_ptr, lse_ptr, delta_ptr = queries
     for first in range(query_first, query_last, STREAM):
         q_position = tl.arange(0, STREAM) + first
-        q = operand(load_head_tile(q_ptr, q_position, 3 * WIDTH, T, K, W))
+        q = load_head_tile(q_ptr, q_position, 3 * WIDTH, T, K, W)
         lse = tl.load(lse_ptr + q_position, mask=q_position < T, other=0.0)
-        p = tl.exp2(tl.dot(k, q.T, input_precision="ieee") * scale_log2 - (lse * LOG2_E)[None, :])
+        s = tl.dot(k, across(q, q_across_ptr, q_position, T, K, W), input_precision="ieee")
+        p = tl.exp2(s * scale_log2 - (lse * LOG2_E)[None, :])
         if MASKED:
             # queries past the end need no mask: their d_out and delta are zero
             seen = k_position[:, None] <= q_position[None, :]
@@ -169,17 +178,17 @@ def _d_kv_tiles(
                 start = tl.load(starts_ptr + q_position, mask=q_position < T, other=0)
                 seen = seen & (k_position[:, None] >= start[None, :])
             p = tl.where(seen, p, 0.0)
-        d_out = operand(load_head_tile(d_out_ptr, q_position, WIDTH, T, K, W))
-        d_p = tl.dot(v, d_out.T, input_precision="ieee")
+        d_out = load_head_tile(d_out_ptr, q_position, WIDTH, T, K, W)
+        d_p = tl.dot(v, across(d_out, d_out_across_ptr, q_position, T, K, W), input_precision="ieee")
         p_kept = p
         if mask_ptr is not None:
             keep = kept(mask_ptr, k_position, first, T, True, STREAM)
             p_kept = tl.where(keep, p, 0.0)
             d_p = tl.where(keep, d_p, 0.0) * keep_scale
-        d_v = tl.dot(rounded_operand(p_kept, DTYPE), d_out, d_v, input_precision="ieee")
+        d_v = tl.dot(rounded_operand(p_kept, DTYPE), operand(d_out), d_v, input_precision="ieee")
         delta = tl.load(delta_ptr + q_position, mask=q_position < T, other=0.0)
         d_s = p * (d_p - delta[None, :])
-        d_k = tl.dot(rounded_operand(d_s, DTYPE), q, d_k, input_precision="ieee")
+        d_k = tl.dot(rounded_operand(d_s, DTYPE), operand(q), d_k, input_precision="ieee")
     return d_k, d_v
 
 
@@ -188,6 +197,8 @@ def _d_kv_tiles(
 def d_kv_kernel(
     qkv_ptr,  # [B, T, 3, H, K]
     d_out_ptr,  # [B, T, H, K]
+    across_ptr,  # [B, 3, H, K, T] or None: as qkv_ptr
+    d_out_across_ptr,  # [B, H, K, T] or None
     lse_ptr,  # [B, H, T]
     delta_ptr,  # [B, H, T]
     starts_ptr,  # [B, T] or None
@@ -229,12 +240,16 @@ def d_kv_kernel(
         # a document may begin anywhere: every tile is masked
         whole_first = query_last
     d_out_ptr += row * T * WIDTH + (head % H) * K
+    if across_ptr is not None:
+        across_ptr += (row * 3 * WIDTH + (head % H) * K) * T
+        d_out_across_ptr += head * K * T
     if mask_ptr is not None:
         mask_ptr += (tl.num_programs(0) + head) * mask_words(T)
     d_k = tl.zeros([STAY, W], tl.float32)
     d_v = tl.zeros([STAY, W], tl.float32)
     sums, keys = (d_k, d_v), (k, v, k_position)
-    queries = (qkv_ptr + base, d_out_ptr, lse_ptr + head * T, delta_ptr + head * T)
+    lse_ptr, delta_ptr = lse_ptr + head * T, delta_ptr + head * T
+    queries = (qkv_ptr + base, d_out_ptr, across_ptr, d_out_across_ptr, lse_ptr, delta_ptr)
     sums = _d_kv_tiles(
         sums, keys, queries, starts_ptr, mask_ptr, query_first, whole_first, T, scale_log2, keep_scale,
         True, DTYPE, STREAM, WIDTH, K, W,
@@ -271,9 +286,10 @@ def attention_bwd(
         launch_d_q(res, d_out, delta, d_qkv, keep_scale)
         launch_d_kv(res, d_out, delta, d_qkv, keep_scale)
         return d_qkv
+    qkv_across = copy_across(res.qkv)
     passes = (
-        (d_q_kernel, "d_q", (res.qkv, res.out, d_out)),
-        (d_kv_kernel, "d_kv", (res.qkv, d_out)),
+        (d_q_kernel, "d_q", (res.qkv, res.out, d_out, qkv_across)),
+        (d_kv_kernel, "d_kv", (res.qkv, d_out, qkv_across, copy_across(d_out))),
     )
     for kernel, kind, given in passes:
         tiles = attention_tiles(kind, padded, d_out.dtype, dropout is not None)
