@@ -10,7 +10,7 @@ from gpt_trainer.backend import BackendSpec, imported
 from gpt_trainer.settings.values import check_choices
 
 Kernels = Literal["auto", "triton", "reference"]
-KeepChoice = Literal["all", "less"]
+KeepChoice = Literal["all", "most", "less"]
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,9 @@ class Options:
     Attributes:
         kernels: ``"triton"``; ``"reference"``, plain torch; ``"auto"``: Triton on a GPU.
         cuda_graph: On a GPU, record each step's launches once and replay them.
-        keep: What the forward keeps for the backward: ``"all"`` that the backward reads (fastest), or
-            ``"less"``, which takes about half the memory and computes the MLP's hidden values twice.
+        keep: What the forward keeps for the backward: ``"all"`` that the backward reads (fastest);
+            ``"most"``: without the outputs of the norms before attention; ``"less"``: about half the memory,
+            and the MLP's hidden values are computed twice too.
 
     Raises:
         ValueError: If a value is not one of the choices.
@@ -36,7 +37,9 @@ class Options:
     )
     keep: KeepChoice = field(
         default="all",
-        metadata={"help": "all that the backward reads, or less: half the memory, the MLP computed twice"},
+        metadata={
+            "help": "all that the backward reads, most, or less: half the memory, the MLP computed twice"
+        },
     )
 
     def __post_init__(self) -> None:
