@@ -108,8 +108,7 @@ def time_products(tokens: int) -> None:
         "attention in": (x, normal(WIDTH, 3 * WIDTH), normal(tokens, 3 * WIDTH), Epilogue()),
     }
     for name, (a, b, c, epilogue) in cases.items():
-        kind: tiles.Work = "gelu" if epilogue.gelu else "plain"
-        chosen = tiles.matmul_tiles(len(a), b.shape[1], a.shape[1], a.dtype, DEVICE, False, kind)
+        chosen = tiles.matmul_tiles(len(a), b.shape[1], a.shape[1], a.dtype, DEVICE, False, epilogue.gelu)
         compare(name, _name(chosen), launchers(a, b, c, epilogue))
 
 
@@ -118,7 +117,7 @@ def time_splits(tokens: int) -> None:
     for n_in, n_out in ((1, 1), (1, 3), (1, 4), (4, 1)):
         x, d_y = normal(tokens, n_in * WIDTH), normal(tokens, n_out * WIDTH)
         out = normal(x.shape[1], d_y.shape[1], dtype=torch.float32)
-        chosen = tiles.matmul_tiles(*out.shape, tokens, x.dtype, DEVICE, True, "plain")
+        chosen = tiles.matmul_tiles(*out.shape, tokens, x.dtype, DEVICE, True)
 
         def split(parts: int, x: Tensor = x, d_y: Tensor = d_y, out: Tensor = out) -> None:
             plan = BFLOAT16[0]._replace(splits=parts)
@@ -133,7 +132,7 @@ def time_float32(tokens: int) -> None:
     """Products of float32, on the plain units."""
     x, weight = normal(tokens, WIDTH, dtype=torch.float32), normal(WIDTH, 4 * WIDTH, dtype=torch.float32)
     out = normal(tokens, 4 * WIDTH, dtype=torch.float32)
-    chosen = tiles.matmul_tiles(tokens, 4 * WIDTH, WIDTH, x.dtype, DEVICE, False, "plain")
+    chosen = tiles.matmul_tiles(tokens, 4 * WIDTH, WIDTH, x.dtype, DEVICE, False)
     compare(
         "float32",
         _name(chosen),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -178,12 +177,12 @@ def test_descriptor_kernel_equals_the_pointer_kernel(a_across: bool, b_across: b
     m, n, k = 72, 136, 96
     a = randn(k, m).bfloat16().T if a_across else randn(m, k).bfloat16()
     b = randn(n, k).bfloat16().T if b_across else randn(k, n).bfloat16()
-    residual, site = randn(m, n).bfloat16(), dropout()
+    residual = randn(m, n).bfloat16()
     plan = tiles.MatmulTiles(64, 256, 64, 4, 1)
     results = []
     for launch in (matmul.launch_pointers, matmul.launch_descriptors):
         out, slope, scaled = (torch.empty(m, n, dtype=torch.bfloat16, device=DEVICE) for _ in range(3))
-        forward = matmul.Epilogue(randn(n), True, slope, None, residual, site)
+        forward = matmul.Epilogue(randn(n), True, slope, None, residual)
         launch(a, b, out, plan, forward, False)
         launch(a, b, scaled, plan, matmul.Epilogue(factor=residual), False)
         parts = torch.empty(2, m, n, device=DEVICE)
@@ -259,8 +258,8 @@ def test_plans_fit_the_device_and_depend_on_nothing_else() -> None:
     device = torch.device("meta")
     for shape in ((65536, 768, 768), (768, 3072, 65536), (50304, 768, 8192)):
         for split in (False, True):
-            for kind in get_args(tiles.Work):
-                plan = tiles.matmul_tiles(*shape, torch.bfloat16, device, split, kind)
-                assert plan == tiles.matmul_tiles.__wrapped__(*shape, torch.bfloat16, device, split, kind)
+            for gelu in (False, True):
+                plan = tiles.matmul_tiles(*shape, torch.bfloat16, device, split, gelu)
+                assert plan == tiles.matmul_tiles.__wrapped__(*shape, torch.bfloat16, device, split, gelu)
                 staged = (plan.block_m + plan.block_n) * plan.block_k * 2 * plan.stages
                 assert staged * plan.programs <= tiles.SHARED_BYTES

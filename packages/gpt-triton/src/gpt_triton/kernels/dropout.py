@@ -21,28 +21,26 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gpt_triton.dropout import Dropout
-from gpt_triton.kernels.primitives import INTERPRET, drop, keep_mask, narrow, widen
+from gpt_triton.kernels.primitives import INTERPRET, keep_mask, narrow, widen
 from gpt_triton.kernels.tiles import flat_block
 
 
 class DropoutArguments(NamedTuple):
-    """A mask as kernels take it: no key pointer means no dropout.
+    """A mask as kernels take it.
 
     Attributes:
-        key: Key words on the device, or ``None``.
+        key: Key words on the device.
         keep_scale: Scale of the kept elements.
         threshold: Smallest Philox word that is kept.
     """
 
-    key: Tensor | None
+    key: Tensor
     keep_scale: float
     threshold: int
 
 
-def dropout_arguments(dropout: Dropout | None) -> DropoutArguments:
-    """Kernel arguments of a mask, or of none."""
-    if dropout is None:
-        return DropoutArguments(None, 1.0, 0)
+def dropout_arguments(dropout: Dropout) -> DropoutArguments:
+    """Kernel arguments of a mask."""
     return DropoutArguments(dropout.key, 1.0 / (1.0 - dropout.rate), dropout_threshold(dropout.rate))
 
 
@@ -50,16 +48,23 @@ def dropout_arguments(dropout: Dropout | None) -> DropoutArguments:
 @no_type_check
 def _dropout_kernel(
     x_ptr,  # [N]
+    residual_ptr,  # [N] or None
     y_ptr,  # [N] written
     key_ptr,  # [2] int64
     N,
     keep_scale,
     THRESHOLD: tl.constexpr,
+    SMALL: tl.constexpr,  # every index fits 32 bits, whose Philox is the cheaper
     BLOCK: tl.constexpr,
 ):
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     x = widen(tl.load(x_ptr + i, mask=i < N, other=0.0))
-    y = drop(x, i, key_ptr, keep_scale, THRESHOLD)
+    index = i
+    if SMALL:
+        index = i.to(tl.uint32)
+    y = tl.where(keep_mask(index, key_ptr, THRESHOLD), x * keep_scale, 0.0)
+    if residual_ptr is not None:
+        y += widen(tl.load(residual_ptr + i, mask=i < N, other=0.0))
     tl.store(y_ptr + i, narrow(y, y_ptr.dtype.element_ty), mask=i < N)
 
 
@@ -71,11 +76,27 @@ def dropout_fwd(x: Float[Tensor, "*n"], dropout: Dropout) -> Float[Tensor, "*n"]
     """
     x = x.contiguous()
     y = torch.empty_like(x)
+    _launch(x, None, y, dropout)
+    return y
+
+
+def drop_in_place(
+    y: Float[Tensor, "*n"], dropout: Dropout, residual: Float[Tensor, "*n"] | None = None
+) -> None:
+    """``y = residual + dropout(y)``; both are contiguous."""
+    _launch(y, residual, y, dropout)
+
+
+def _launch(
+    x: Float[Tensor, "*n"], residual: Float[Tensor, "*n"] | None, y: Float[Tensor, "*n"], dropout: Dropout
+) -> None:
     key, keep_scale, threshold = dropout_arguments(dropout)
     block = flat_block()
-    grid = (triton.cdiv(x.numel(), block),)
-    _dropout_kernel[grid](x, y, key, x.numel(), keep_scale, THRESHOLD=threshold, BLOCK=block)
-    return y
+    count = x.numel()
+    _dropout_kernel[(triton.cdiv(count, block),)](
+        x, residual, y, key, count, keep_scale,
+        THRESHOLD=threshold, SMALL=count <= 1 << 32, BLOCK=block,
+    )  # fmt: skip
 
 
 def dropout_bwd(d_y: Float[Tensor, "*n"], dropout: Dropout) -> Float[Tensor, "*n"]:

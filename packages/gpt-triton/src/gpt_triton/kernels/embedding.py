@@ -25,8 +25,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gpt_triton.dropout import Dropout
-from gpt_triton.kernels.dropout import dropout_arguments
-from gpt_triton.kernels.primitives import drop, narrow, widen
+from gpt_triton.kernels.dropout import drop_in_place, dropout_bwd
+from gpt_triton.kernels.primitives import narrow, widen
 from gpt_triton.kernels.tiles import RUN_BLOCK, row_tile
 
 PARTS = tl.constexpr(16)
@@ -40,11 +40,8 @@ def _embedding_fwd_kernel(
     wte_ptr,  # [Vp, D]
     wpe_ptr,  # [C, D]
     x_ptr,  # [M, D] written
-    key_ptr,  # [2] or None
     M,
     D,
-    keep_scale,
-    THRESHOLD: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -56,8 +53,6 @@ def _embedding_fwd_kernel(
     x = widen(tl.load(wte_ptr + token[:, None] * D + column[None, :], mask=keep, other=0.0))
     x += widen(tl.load(wpe_ptr + position[:, None] * D + column[None, :], mask=keep, other=0.0))
     at = row[:, None] * D + column[None, :]
-    if key_ptr is not None:
-        x = drop(x, at, key_ptr, keep_scale, THRESHOLD)
     tl.store(x_ptr + at, narrow(x, x_ptr.dtype.element_ty), mask=keep)
 
 
@@ -70,11 +65,8 @@ def _add_runs_kernel(
     table_ptr,  # [*, D] added to
     inner_ptr,  # [G, D] written
     last_ptr,  # [G, D] written
-    key_ptr,  # [2] or None
     M,
     D,
-    keep_scale,
-    THRESHOLD: tl.constexpr,
     RUN: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -93,10 +85,7 @@ def _add_runs_kernel(
     total = tl.zeros([BLOCK], tl.float32)
     for i in range(begin, end):
         row = tl.load(order_ptr + i).to(tl.int64)
-        value = widen(tl.load(d_x_ptr + row * D + column, mask=inside, other=0.0))
-        if key_ptr is not None:
-            value = drop(value, row * D + column, key_ptr, keep_scale, THRESHOLD)
-        total += value
+        total += widen(tl.load(d_x_ptr + row * D + column, mask=inside, other=0.0))
         here = tl.load(ids_ptr + i).to(tl.int64)
         run_ends = i == end - 1
         if i < end - 1:
@@ -171,11 +160,11 @@ def embedding_fwd(
     count, width = tokens.numel(), wte.shape[1]
     x = wte.new_empty(count, width)
     tile, block = row_tile(width)
-    key, keep_scale, threshold = dropout_arguments(dropout)
     _embedding_fwd_kernel[(triton.cdiv(count, tile),)](
-        tokens.contiguous(), positions.contiguous(), wte, wpe, x, key, count, width, keep_scale,
-        THRESHOLD=threshold, ROWS=tile, BLOCK=block,
-    )  # fmt: skip
+        tokens.contiguous(), positions.contiguous(), wte, wpe, x, count, width, ROWS=tile, BLOCK=block
+    )
+    if dropout is not None:
+        drop_in_place(x, dropout)
     return x
 
 
@@ -193,26 +182,19 @@ def embedding_bwd(
         d_wte: Added to, float32.
         d_wpe: Added to, float32.
     """
-    d_x = d_x.contiguous()
-    _add_rows(d_wte, tokens.reshape(-1), d_x, dropout)
-    _add_rows(d_wpe, positions.reshape(-1), d_x, dropout)
+    d_x = d_x.contiguous() if dropout is None else dropout_bwd(d_x, dropout)
+    _add_rows(d_wte, tokens.reshape(-1), d_x)
+    _add_rows(d_wpe, positions.reshape(-1), d_x)
 
 
-def _add_rows(
-    table: Float[Tensor, "N D"],
-    index: Int[Tensor, " M"],
-    rows: Float[Tensor, "M D"],
-    dropout: Dropout | None,
-) -> None:
-    """``table[index[i]] += dropout(rows)[i]``, in an order that depends on the ids alone."""
+def _add_rows(table: Float[Tensor, "N D"], index: Int[Tensor, " M"], rows: Float[Tensor, "M D"]) -> None:
+    """``table[index[i]] += rows[i]``, in an order that depends on the ids alone."""
     count, width = rows.shape
     ids, order = torch.sort(index, stable=True)
     blocks = triton.cdiv(count, RUN_BLOCK)
     inner, last = (torch.empty(blocks, width, dtype=torch.float32, device=rows.device) for _ in range(2))
-    key, keep_scale, threshold = dropout_arguments(dropout)
     _, block = row_tile(width)
     _add_runs_kernel[(blocks,)](
-        ids, order, rows, table, inner, last, key, count, width, keep_scale,
-        THRESHOLD=threshold, RUN=RUN_BLOCK, BLOCK=block,
-    )  # fmt: skip
+        ids, order, rows, table, inner, last, count, width, RUN=RUN_BLOCK, BLOCK=block
+    )
     _join_runs_kernel[(blocks,)](ids, table, inner, last, count, width, RUN=RUN_BLOCK, BLOCK=block)

@@ -20,13 +20,12 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from gpt_triton.dropout import Dropout
-from gpt_triton.kernels.dropout import dropout_arguments
+from gpt_triton.kernels.dropout import drop_in_place
 from gpt_triton.kernels.matmul_kernels import Epilogue, descriptor_kernel, pointer_kernel
 from gpt_triton.kernels.primitives import INTERPRET
 from gpt_triton.kernels.reduce import add_column_sums, add_partial_sums
 from gpt_triton.kernels.tiles import (
     MatmulTiles,
-    Work,
     group_rows,
     has_tensor_descriptors,
     matmul_tiles,
@@ -79,8 +78,11 @@ def linear_residual_fwd(
         bias: Added to every row, float32.
     """
     y = x.new_empty(x.shape[0], weight.shape[1])
-    epilogue = Epilogue(bias=bias, residual=residual.contiguous(), dropout=dropout)
-    product(x.contiguous(), weight, y, epilogue)
+    residual = residual.contiguous()
+    product(x.contiguous(), weight, y, Epilogue(bias=bias, residual=residual if dropout is None else None))
+    if dropout is not None:
+        # in the product's epilogue drawing the mask kept the tensor cores waiting longer than this pass takes
+        drop_in_place(y, dropout, residual)
     return y
 
 
@@ -152,8 +154,7 @@ def product(
     fast = not INTERPRET.value and a.dtype == torch.bfloat16 and has_tensor_descriptors(a.device)
     moved = (a, b, epilogue.factor, epilogue.residual, None if out.dtype == torch.float32 else out)
     fast = fast and all(_describable(t) for t in moved if t is not None)
-    kind: Work = "dropout" if epilogue.dropout is not None else "gelu" if epilogue.gelu and fast else "plain"
-    tiles = matmul_tiles(m, n, k, a.dtype, a.device, accumulate, kind)
+    tiles = matmul_tiles(m, n, k, a.dtype, a.device, accumulate, epilogue.gelu, fast)
     parts = out.new_empty(tiles.splits, m, n) if tiles.splits > 1 else out
     into_out = accumulate and tiles.splits == 1
     if fast and on_tensor_cores_of_hopper(tiles, k, a.device):
@@ -180,12 +181,11 @@ def launch_pointers(
 ) -> None:
     """The product by ``pointer_kernel``; arguments as in ``product``, with one output per part of K."""
     (m, k), n = a.shape, b.shape[1]
-    key, keep_scale, threshold = dropout_arguments(epilogue.dropout)
     grid = (triton.cdiv(m, tiles.block_m) * triton.cdiv(n, tiles.block_n), tiles.splits)
     pointer_kernel[grid](
-        a, b, out, epilogue.slope, epilogue.factor, epilogue.bias, epilogue.residual, key,
-        m, n, k, *a.stride(), *b.stride(), keep_scale,
-        GELU=epilogue.gelu, ACCUMULATE=accumulate, THRESHOLD=threshold,
+        a, b, out, epilogue.slope, epilogue.factor, epilogue.bias, epilogue.residual,
+        m, n, k, *a.stride(), *b.stride(),
+        GELU=epilogue.gelu, ACCUMULATE=accumulate,
         BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, BLOCK_K=tiles.block_k,
         SPLITS=tiles.splits, GROUP=group_rows(triton.cdiv(n, tiles.block_n)),
         num_warps=tiles.warps, num_stages=tiles.stages,
@@ -202,9 +202,7 @@ def launch_descriptors(
 ) -> None:
     """The product by ``descriptor_kernel``; arguments as in ``product``, with one output per part of K."""
     (m, k), n = a.shape, b.shape[1]
-    key, keep_scale, threshold = dropout_arguments(epilogue.dropout)
-    # a mask needs four words of Philox for each element: half a tile of them at a time
-    halves = tiles.block_n > 128 or epilogue.dropout is not None or tiles.programs > 1
+    halves = tiles.block_n > 128 or tiles.programs > 1
     store = [tiles.block_m, tiles.block_n // 2 if halves else tiles.block_n]
     # a float32 accumulator is read and added to: that goes through pointers
     by_descriptor = out.dtype != torch.float32
@@ -217,8 +215,8 @@ def launch_descriptors(
     tile_count = triton.cdiv(m, tiles.block_m) * triton.cdiv(n, tiles.block_n) * tiles.splits
     descriptor_kernel[(min(tile_count, tiles.programs * multiprocessors(a.device)),)](
         a_desc, b_desc, out, out_desc, epilogue.slope, slope_desc, epilogue.factor, factor_desc,
-        epilogue.bias, epilogue.residual, key, m, n, k, keep_scale,
-        A_ACROSS=a_across, B_ACROSS=b_across, GELU=epilogue.gelu, ACCUMULATE=accumulate, THRESHOLD=threshold,
+        epilogue.bias, epilogue.residual, m, n, k,
+        A_ACROSS=a_across, B_ACROSS=b_across, GELU=epilogue.gelu, ACCUMULATE=accumulate,
         BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, BLOCK_K=tiles.block_k,
         SPLITS=tiles.splits, GROUP=group_rows(triton.cdiv(n, tiles.block_n)), HALVES=halves,
         DTYPE=tl.bfloat16 if out.dtype == torch.bfloat16 else tl.float32,

@@ -1,7 +1,7 @@
 """The two kernels of a matrix product with its epilogue.
 
 The epilogue works on the float32 accumulator, in this order: add a bias row; apply GELU, and write its slope;
-multiply by a saved factor; dropout; add a residual; add what the output holds. Two kernels do the same:
+multiply by a saved factor; add a residual; add what the output holds. Two kernels do the same:
 
 - ``pointer_kernel`` loads tiles through pointers: any strides, any dtype, the interpreter;
 - ``descriptor_kernel`` is persistent and loads tiles through tensor descriptors, which the copy engine of
@@ -19,9 +19,8 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-from gpt_triton.dropout import Dropout
 from gpt_triton.kernels.gelu import gelu, gelu_and_slope
-from gpt_triton.kernels.primitives import drop, narrow, operand, widen
+from gpt_triton.kernels.primitives import narrow, operand, widen
 
 
 class Epilogue(NamedTuple):
@@ -33,7 +32,6 @@ class Epilogue(NamedTuple):
         slope: Written: GELU's slope where it applies.
         factor: The result is multiplied by it.
         residual: Added at the end.
-        dropout: Mask of the branch, before the residual is added.
     """
 
     bias: Float[Tensor, " N"] | None = None
@@ -41,7 +39,6 @@ class Epilogue(NamedTuple):
     slope: Float[Tensor, "M N"] | None = None
     factor: Float[Tensor, "M N"] | None = None
     residual: Float[Tensor, "M N"] | None = None
-    dropout: Dropout | None = None
 
 
 @triton.jit
@@ -80,13 +77,10 @@ def _finish(
     factor_desc,
     bias_ptr,  # [N] or None
     residual_ptr,  # [M, N] or None
-    key_ptr,  # [2] or None
-    keep_scale,
     first_row,
     first_column,
     GELU: tl.constexpr,
     ACCUMULATE: tl.constexpr,
-    THRESHOLD: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
     keep = (row[:, None] < M) & (column[None, :] < N)
@@ -104,8 +98,6 @@ def _finish(
             acc *= widen(factor_desc.load([first_row, first_column]))
         else:
             acc *= widen(tl.load(factor_ptr + at, mask=keep, other=0.0))
-    if key_ptr is not None:
-        acc = drop(acc, at, key_ptr, keep_scale, THRESHOLD)
     if residual_ptr is not None:
         acc += widen(tl.load(residual_ptr + at, mask=keep, other=0.0))
     if ACCUMULATE:
@@ -123,7 +115,6 @@ def pointer_kernel(
     factor_ptr,
     bias_ptr,
     residual_ptr,
-    key_ptr,
     M,
     N,
     K,
@@ -131,10 +122,8 @@ def pointer_kernel(
     a_k,
     b_k,
     b_n,
-    keep_scale,
     GELU: tl.constexpr,
     ACCUMULATE: tl.constexpr,
-    THRESHOLD: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -163,7 +152,7 @@ def pointer_kernel(
     out_ptr += split * M * N
     _finish(
         acc, row, column, M, N, out_ptr, None, slope_ptr, None, factor_ptr, None, bias_ptr, residual_ptr,
-        key_ptr, keep_scale, 0, 0, GELU, ACCUMULATE, THRESHOLD, out_ptr.dtype.element_ty,
+        0, 0, GELU, ACCUMULATE, out_ptr.dtype.element_ty,
     )  # fmt: skip
 
 
@@ -180,16 +169,13 @@ def descriptor_kernel(
     factor_desc,
     bias_ptr,
     residual_ptr,
-    key_ptr,
     M,
     N,
     K,
-    keep_scale,
     A_ACROSS: tl.constexpr,
     B_ACROSS: tl.constexpr,
     GELU: tl.constexpr,
     ACCUMULATE: tl.constexpr,
-    THRESHOLD: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -230,18 +216,16 @@ def descriptor_kernel(
             column = first_column.to(tl.int64) + tl.arange(0, BLOCK_N // 2)
             _finish(
                 left, row, column, M, N, part_ptr, out_desc, slope_ptr, slope_desc, factor_ptr, factor_desc,
-                bias_ptr, residual_ptr, key_ptr, keep_scale, first_row, first_column, GELU,
-                ACCUMULATE, THRESHOLD, DTYPE,
+                bias_ptr, residual_ptr, first_row, first_column, GELU, ACCUMULATE, DTYPE,
             )  # fmt: skip
             _finish(
                 right, row, column + BLOCK_N // 2, M, N, part_ptr, out_desc, slope_ptr, slope_desc,
-                factor_ptr, factor_desc, bias_ptr, residual_ptr, key_ptr, keep_scale, first_row,
-                first_column + BLOCK_N // 2, GELU, ACCUMULATE, THRESHOLD, DTYPE,
+                factor_ptr, factor_desc, bias_ptr, residual_ptr, first_row, first_column + BLOCK_N // 2, GELU,
+                ACCUMULATE, DTYPE,
             )  # fmt: skip
         else:
             column = first_column.to(tl.int64) + tl.arange(0, BLOCK_N)
             _finish(
                 acc, row, column, M, N, part_ptr, out_desc, slope_ptr, slope_desc, factor_ptr, factor_desc,
-                bias_ptr, residual_ptr, key_ptr, keep_scale, first_row, first_column, GELU,
-                ACCUMULATE, THRESHOLD, DTYPE,
+                bias_ptr, residual_ptr, first_row, first_column, GELU, ACCUMULATE, DTYPE,
             )  # fmt: skip

@@ -86,16 +86,3 @@ def keep_mask(
         k0 += PHILOX_W0
         k1 += PHILOX_W1
     return c0 >= tl.full(c0.shape, THRESHOLD, tl.uint32)
-
-
-@triton.jit
-@no_type_check
-def drop(
-    x,  # float32 tile
-    index,  # int64 row-major positions, of the same shape
-    key_ptr,  # [2] int64
-    keep_scale,
-    THRESHOLD: tl.constexpr,
-):
-    """Zero the dropped elements, scale the kept ones."""
-    return tl.where(keep_mask(index, key_ptr, THRESHOLD), x * keep_scale, 0.0)

@@ -7,7 +7,7 @@ Hopper (132 multiprocessors, 227 KiB of shared memory and 65,536 registers each)
 from __future__ import annotations
 
 import functools
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
@@ -15,7 +15,6 @@ import triton
 from gpt_triton.kernels.primitives import INTERPRET
 
 SHARED_BYTES = 227 * 1024
-Work = Literal["plain", "gelu", "dropout"]
 
 
 class MatmulTiles(NamedTuple):
@@ -96,12 +95,21 @@ def on_tensor_cores_of_hopper(tiles: MatmulTiles, k: int, device: torch.device) 
 
 @functools.cache
 def matmul_tiles(
-    m: int, n: int, k: int, dtype: torch.dtype, device: torch.device, split: bool, epilogue: Work
+    m: int,
+    n: int,
+    k: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    split: bool,
+    gelu: bool = False,
+    described: bool = True,
 ) -> MatmulTiles:
     """Tiles of one product.
 
     Args:
         split: True if K may be split (weight gradients: few output tiles, long K).
+        gelu: True if GELU follows.
+        described: True if the tiles are loaded through descriptors, where the device has them.
     """
     if INTERPRET.value:
         # an operation costs some 20 microseconds whatever its size: few, large tiles
@@ -112,36 +120,40 @@ def matmul_tiles(
         candidates = [MatmulTiles(64, 128, 32, 4, 2) if m > 64 else MatmulTiles(64, 64, 16, 4, 3)]
     elif not has_tensor_descriptors(device):
         # Ampere and Ada: within 99 KiB of shared memory and the registers of 8 warps
-        candidates = [MatmulTiles(128, 64 if epilogue == "dropout" else 128, 32, 8, 4)]
+        candidates = [MatmulTiles(128, 128, 32, 8, 4)]
         if m <= 64:
             candidates = [MatmulTiles(64, 128, 32, 4, 4)]
     else:
         # 128x256 reads 1.5 bytes per 256 multiply-adds, the least that fits the registers of 8 warps
         candidates = [MatmulTiles(128, 256, 64, 8, 3), MatmulTiles(128, 128, 64, 8, 4)]
-        if epilogue == "gelu":
+        if gelu and described:
             candidates = [MatmulTiles(128, 128, 64, 4, 3, programs=2)]
-        if epilogue == "dropout":
-            candidates = candidates[1:]
         if m <= 64:
             candidates = [MatmulTiles(64, 128, 64, 4, 4)]
     plans = [t._replace(splits=s) for t in candidates for s in (range(1, 33) if split else (1,))]
-    return min(plans, key=lambda plan: _cost(plan, m, n, k, multiprocessors(device)))
+    shape, units, hopper = (m, n, k), multiprocessors(device), described and is_hopper(device)
+    return min(plans, key=lambda plan: _cost(plan, shape, units, split, hopper))
 
 
-def _cost(plan: MatmulTiles, m: int, n: int, k: int, units: int) -> float:
+def _cost(plan: MatmulTiles, shape: tuple[int, int, int], units: int, split: bool, hopper: bool) -> float:
     """Estimated time of a plan, in multiply-adds of one multiprocessor.
 
     Whole waves of tiles, each with a fixed overhead worth 256 steps of K; the smaller tile is 8 % slower
-    per multiply-add. A split part is written and read again in float32: 8 bytes per element at 4 TB/s
-    cost what 700 multiply-adds cost at 700 TFLOP/s, shared by all multiprocessors.
+    per multiply-add, 25 % than the kernel for Hopper. A split part is written and read again in float32: 8
+    bytes per element at 4 TB/s cost what 700 multiply-adds cost at 700 TFLOP/s, shared by all
+    multiprocessors. So is a pass over the right operand for a bias's gradient, 2 bytes, which the kernel for
+    Hopper does not need.
     """
+    m, n, k = shape
     if plan.splits > max(1, k // (8 * plan.block_k)):
         return float("inf")
     programs = triton.cdiv(m, plan.block_m) * triton.cdiv(n, plan.block_n) * plan.splits
     waves = triton.cdiv(programs, units)
     area = plan.block_m * plan.block_n
-    work = waves * area * (triton.cdiv(k, plan.splits) + 256) * (1.0 if area > 128 * 128 else 1.08)
-    return work + (plan.splits > 1) * plan.splits * m * n * 700.0 / units
+    slower = 1.0 if area > 128 * 128 else 1.25 if hopper else 1.08
+    work = waves * area * (triton.cdiv(k, plan.splits) + 256) * slower
+    passes = (plan.splits > 1) * plan.splits * m * n * 700.0 + (split and slower > 1.0) * k * n * 175.0
+    return work + passes / units
 
 
 def group_rows(n_tiles: int) -> int:
