@@ -138,14 +138,14 @@ def whitespace_end(s, i, end):
 @inner
 def cl100k_end(s, i, end):
     """The pattern ``cl100k``."""
-    j = contraction_end(s, i, end, True)
-    if j > i:
-        return j
     kind, width = class_at(s, i)
     if UPPER <= kind <= LETTER:
         return letters_end(s, i, end)
     if kind == NUMBER:
         return numbers_end(s, i, end, 3)
+    j = contraction_end(s, i, end, True)
+    if j > i:
+        return j
     j = i + width
     if j < end and not is_line_break(s, i):
         following, _ = class_at(s, j)
