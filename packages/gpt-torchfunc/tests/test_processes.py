@@ -139,7 +139,7 @@ def test_torchrun_goes_on_after_a_process_was_killed(flags: list[str], tmp_path:
         os.kill(ranks_of(process.pid)[1], signal.SIGKILL)
         said = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode == 0, said
-    assert "rank 1 is lost" in said
+    assert "rank 1 is lost" in said, said
     assert train_main(SPEC, [*flags, "--out", str(tmp_path / "one")]) == 0
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "one"), rel=1e-6)
 

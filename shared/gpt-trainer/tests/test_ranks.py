@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from gpt_data.stopping import StopFlag
 from gpt_trainer.errors import CommandError, InputError, PeerLostError, StoppedError
 from gpt_trainer.gpt2.cut import Cut, cut_rows
 from gpt_trainer.gpt2.settings import BatchSection, TrainConfig
@@ -268,3 +269,18 @@ def test_rows_that_devices_do_not_divide_are_refused_with_the_nearest(
 ) -> None:
     with pytest.raises(InputError, match=said):
         cut_rows(config(rows, micro_batch), Place(0, world))
+
+
+def test_a_launcher_that_ends_the_others_does_not_cut_off_why_they_end(quick: list[CommandError]) -> None:
+    """As torchrun does when it misses a process, while the error that this made is being explained."""
+    heard: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+    launcher = threading.Timer(0.05, signal.raise_signal, [signal.SIGTERM])
+    try:
+        launcher.start()
+        error = ConnectionError("reset by peer")
+        assert watch.Watch(Place(0, 2, 0), Table(), StopFlag(), lambda: 9.0).explain(error) is error
+    finally:
+        launcher.join()
+        signal.signal(signal.SIGTERM, before)
+    assert heard == []

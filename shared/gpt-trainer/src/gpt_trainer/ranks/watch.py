@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -119,6 +120,9 @@ class Watch:
         if isinstance(error, CommandError):
             return error
         self._alarm = True
+        # torchrun asks the others to stop as soon as it misses one: first they say why they end
+        with suppress(ValueError):
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         until = time.monotonic() + ALARM_SECONDS + GRACE_SECONDS
         while self._verdict is None and time.monotonic() < until:
             time.sleep(0.1)
