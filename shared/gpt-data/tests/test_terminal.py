@@ -87,6 +87,24 @@ def test_an_error_with_a_status_is_one_line(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().err == "toy: no such text\n"
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes",
+        "NCCL error, unhandled cuda error\nLast error:\nFailed to CUDA calloc async 8 bytes",
+    ],
+    ids=["XLA", "NCCL"],
+)
+def test_a_gpu_that_is_full_is_71_and_one_line(said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def full() -> int:
+        raise RuntimeError(said)
+
+    assert guarded("gpt-x", full) == 71
+    assert capsys.readouterr().err.startswith(
+        f"gpt-x: out of memory: {said.splitlines()[0]}; lower --micro-batch"
+    )
+
+
 @pytest.mark.parametrize("columns", [1, 5, 39])
 def test_help_has_40_columns_at_least(
     columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

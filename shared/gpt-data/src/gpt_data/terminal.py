@@ -19,6 +19,8 @@ from typing import Any, NoReturn
 
 CANNOT_WRITE, OUT_OF_MEMORY, INTERRUPTED = 73, 71, 130
 MEMORY_ERRORS = ("OutOfMemoryError", "MemoryError")
+MEMORY_WORDS = ("RESOURCE_EXHAUSTED", "Failed to CUDA calloc")
+"""What XLA says, and NCCL, whose error torch and JAX hand on, of a GPU that is full."""
 NARROWEST_HELP = 40
 
 
@@ -94,7 +96,7 @@ def _explain(error: Exception) -> tuple[int | None, str]:
     if hasattr(error, "exit_status"):
         return int(error.exit_status), str(error)
     # each framework has its own error for it
-    if type(error).__name__ in MEMORY_ERRORS or "RESOURCE_EXHAUSTED" in text:
+    if type(error).__name__ in MEMORY_ERRORS or any(words in str(error) for words in MEMORY_WORDS):
         advice = "lower --micro-batch or --context; the last checkpoint is as it was"
         return OUT_OF_MEMORY, f"out of memory: {text}; {advice}"
     return None, text
