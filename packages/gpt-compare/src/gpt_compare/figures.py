@@ -58,7 +58,7 @@ class Figures:
     bits_per_byte: float | None = None
     tokens_per_step: float = 0.0
     validations: tuple[tuple[int, float, float], ...] = ()
-    besides: Mapping[str, float] = field(default_factory=dict)
+    besides: Mapping[str, float | int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
