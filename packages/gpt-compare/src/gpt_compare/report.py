@@ -84,7 +84,7 @@ def cells(row: Row, comparison: Comparison) -> list[str]:
     ]
 
 
-def _hellaswag(found: Mapping[str, float]) -> str:
+def _hellaswag(found: Mapping[str, float | int]) -> str:
     """By each protocol that was asked for."""
     shares = {name: value for name, value in found.items() if re.fullmatch(r"hellaswag_\w+_acc_norm", name)}
     return ", ".join(f"{value:.2%} ± {found[f'{name}_stderr']:.2%}" for name, value in shares.items())
