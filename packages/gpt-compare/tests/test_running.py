@@ -29,6 +29,10 @@ SCRIPTS = {
     "saver": (
         "[(write(n), time.sleep(0.1)) for n in range(9)];[(say('saving'), time.sleep(0.1)) for _ in range(9)]"
     ),
+    "scorer": (
+        "[(write(n), time.sleep(0.1)) for n in range(9)]; say('scoring');"
+        "[(note({'step': 2, 'share': n}), time.sleep(0.1)) for n in range(9)]"
+    ),
     "slow": "say('begun'); write(); say('sleeping'); time.sleep(60)",
     "polite": (
         "signal.signal(signal.SIGTERM, lambda *_: (say('goodbye'), sys.exit(75)));"
@@ -49,6 +53,7 @@ import os, signal, sys, time
 from pathlib import Path
 run = Path(sys.argv[1])
 def say(text): print(text, flush=True)
+def note(line): (run / "metrics.jsonl").open("a").write(str(line).replace("'", '"') + "\\n")
 def write(again=0):
     lines = {GOOD!r}
     (run / "metrics.jsonl").write_text("\\n".join(lines[:2] + lines[1:2] * again + lines[2:3]) + "\\n")
@@ -151,16 +156,19 @@ def test_power_is_that_of_the_steps_and_throttling_is_remembered(tmp_path: Path)
     assert row.throttled
     assert row.figures is not None
     assert row.joules_per_token == pytest.approx(row.watts / row.figures.tokens_per_second)
+    silent = run_competitor(competitor("good"), tmp_path / "plan.toml", StopFlag())
+    assert (silent.watts, silent.throttled) == (None, False)
+
+
+@pytest.mark.parametrize("name", ["saver", "scorer"])
+def test_a_device_that_rests_after_the_last_step_has_not_trained_with_less(tmp_path: Path, name: str) -> None:
     meter = Meter()
 
     def show(line: str) -> None:
-        meter.rests = meter.rests or line == "saving"
+        meter.rests = meter.rests or line in ("saving", "scoring")
 
-    # a device that rests while the trainer saves and samples has not trained with less
-    resting = run_competitor(competitor("saver"), tmp_path / "plan.toml", StopFlag(), gauge=meter, show=show)
-    assert resting.watts == pytest.approx(100.0, rel=0.1)
-    silent = run_competitor(competitor("good"), tmp_path / "plan.toml", StopFlag())
-    assert (silent.watts, silent.throttled) == (None, False)
+    row = run_competitor(competitor(name), tmp_path / "plan.toml", StopFlag(), gauge=meter, show=show)
+    assert row.watts == pytest.approx(100.0, rel=0.1)
 
 
 def test_turns_go_forth_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,9 +103,11 @@ def _watch(
         told, said = (_size(run / name) for name in (METRICS_NAME, LOG_NAME))
         if told + said != size:
             heard, size = now, told + said
-        # what is said after the last step is of saving and sampling, in which the device rests
-        if told != steps and b'"loss"' in _tail(run / METRICS_NAME):
-            first, last, steps = first or now - began, now, told
+        if told != steps:
+            steps, newest = told, _tail(run / METRICS_NAME)
+            # in saving, sampling and what is measured after the last step the device may rest
+            if b'"loss"' in newest and (first is None or b'"loss"' in newest.splitlines()[-1]):
+                first, last = first or now - began, now
         joules = gauge.joules()
         if joules is not None:
             samples.append((now, joules))
