@@ -45,7 +45,7 @@ def attention_fwd(
         s = scores(q[row], k[row], _hidden(segment_starts, row, qkv))
         p = torch.softmax(s, -1)
         out[row] = (p if dropout is None else p * _mask_scale(dropout, row, p)) @ v[row]
-        lse[row] = s.logsumexp(-1)
+        lse[row] = s.amax(-1) - p.amax(-1).log()  # L = S - log P wherever P is largest
     merged = _merged(out[None], qkv.dtype)
     return merged, AttentionResiduals(qkv, merged, lse, segment_starts)
 
@@ -68,9 +68,10 @@ def attention_bwd(
             scale = _mask_scale(dropout, row, p)
             d_p, kept = d_p * scale, p * scale
         delta = (d_o[row] * out[row]).sum(-1, keepdim=True)
-        d_s = p * (d_p - delta) / math.sqrt(q.shape[-1])
+        d_s = p * (d_p - delta)
         for part, gradient in zip(d_heads[:, row], (d_s @ k, d_s.mT @ q, kept.mT @ d_o[row]), strict=True):
             part.copy_(gradient)
+    d_heads[:2] /= math.sqrt(heads.shape[-1])
     return _merged(d_heads, d_out.dtype)
 
 
@@ -78,7 +79,7 @@ def scores(
     q: Float[Tensor, "H T K"], k: Float[Tensor, "H T K"], hidden: Bool[Tensor, "T T"]
 ) -> Float[Tensor, "H T T"]:
     """``S`` of one row's heads, minus infinity where a query (row) may not see a key (column)."""
-    return (q @ k.mT / math.sqrt(q.shape[-1])).masked_fill(hidden, -math.inf)
+    return (q / math.sqrt(q.shape[-1]) @ k.mT).masked_fill(hidden, -math.inf)
 
 
 def _hidden(segment_starts: Int[Tensor, "B T"] | None, row: int, like: Tensor) -> Bool[Tensor, "T T"]:
