@@ -1,23 +1,30 @@
 """How many steps Muon takes to the validation loss that AdamW reaches in N: tuned alike, over several seeds.
 
     python packages/gpt-compare/bench/optimizers.py run OUT --ids train.bin --val val.bin --preset gpt2-124m \
-        --backend gpt-triton --rows 32 --steps 300 --adamw 1e-3 2e-3 4e-3 --muon 5 10 20
+        --backend gpt-triton --precision bfloat16 --rows 32 --tries 150 --steps 600 --gpus 0 1 \
+        --adamw 7e-4 1.4e-3 2.8e-3 5.6e-3 --muon 5 10 20 40
     python packages/gpt-compare/bench/optimizers.py plot OUT.csv OUT.png
 
 AdamW tries each learning rate once; Muon, whose AdamW part keeps the best of these, as many factors of it.
 With the best of each, every seed is run (first weights, order of the text), and the validation loss is taken
 twenty times along the way. Steps between two of them are told from the straight line. Files of ids are
-llm.c's shards.
+llm.c's shards. With several GPUs each has a process of its own, and takes the next run when it is free.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import multiprocessing
+import os
 import time
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from itertools import pairwise
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from gpt_data.batch import Batch
@@ -28,7 +35,18 @@ from gpt_trainer.parameters import init_parameters
 from gpt_trainer.schedules import learning_rate
 
 HEADER_BYTES, LOOKS = 1024, 20
-FIELDS = ("preset", "optimizer", "lr", "muon_lr_factor", "seed", "step", "val_loss", "seconds")
+ADAMW, MUON = "adamw", "muon"
+FIELDS = ("preset", "optimizer", "lr", "muon_lr_factor", "seed", "steps", "step", "val_loss", "seconds")
+
+
+class Run(NamedTuple):
+    """One training: what it is made with, and its length."""
+
+    optimizer: str
+    lr: float
+    factor: float
+    seed: int
+    steps: int
 
 
 def read_ids(path: Path) -> np.ndarray:
@@ -43,8 +61,8 @@ def cut(ids: np.ndarray, rows: int, context: int, stream: np.random.Generator) -
     return Batch(picked[:, :-1].copy(), picked[:, 1:].copy(), None)
 
 
-class Runs:
-    """One backend at one size, and the lines that its runs have written."""
+class Trainer:
+    """One backend at one size, and the text."""
 
     def __init__(self, given: argparse.Namespace) -> None:
         preset = PRESETS[given.preset]
@@ -55,80 +73,118 @@ class Runs:
         self.model = ModelConfig(sizes.n_layer, sizes.n_head, sizes.d_model, sizes.context, vocab)
         stream = np.random.default_rng(0)
         self.held = [cut(val, given.rows, sizes.context, stream) for _ in range(given.val_batches)]
+
+    def train(self, run: Run) -> list[tuple[int, float, float]]:
+        """Step, validation loss and seconds of each look, compilation included."""
+        given, spec = self.given, find_backend(self.given.backend)
+        runtime = Runtime(precision=given.precision, device=given.device, seed=run.seed)
+        optimizer = OptimizerConfig(optimizer=run.optimizer, muon_lr_factor=run.factor)
+        backend = spec.create(self.model, optimizer, runtime, spec.options())
+        backend.load(init_parameters(self.model, run.seed))
+        stream, looks, began = np.random.default_rng(run.seed), [], time.perf_counter()
+        for step in range(run.steps + 1):
+            if step % max(1, run.steps // LOOKS) == 0 or step == run.steps:
+                sums = [backend.evaluate(batch) for batch in self.held]
+                loss = sum(each for each, _ in sums) / sum(count for _, count in sums)
+                looks.append((step, round(loss, 5), round(time.perf_counter() - began, 2)))
+            if step < run.steps:
+                batch = cut(self.ids, given.rows, self.model.context, stream)
+                backend.train_step([batch], self.rate(run, step), step)
+        return looks
+
+    def rate(self, run: Run, step: int) -> float:
+        """Linear warm-up over a fifteenth of the steps, then a cosine."""
+        return learning_rate(
+            "cosine",
+            step,
+            peak=run.lr,
+            warmup=run.steps // 15,
+            total=run.steps,
+            floor=self.lr_floor,
+            decay=0.0,
+        )
+
+
+_TRAINER: list[Trainer] = []
+"""Of a worker's process: its one trainer."""
+
+
+def _begin(given: argparse.Namespace, gpus: SimpleQueue[str]) -> None:
+    """In a new process, before any framework: the GPU that is its own."""
+    if given.gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus.get()
+    _TRAINER.append(Trainer(given))
+
+
+def _train(run: Run) -> list[tuple[int, float, float]]:
+    return _TRAINER[0].train(run)
+
+
+class Table:
+    """The file of all looks, written as runs end, and the processes that make them."""
+
+    def __init__(self, given: argparse.Namespace) -> None:
+        self.given, self.losses = given, dict[Run, float]()
         given.out.parent.mkdir(parents=True, exist_ok=True)
         self.file = given.out.with_suffix(".csv").open("w", newline="")
         self.lines = csv.writer(self.file)
         self.lines.writerow(FIELDS)
-
-    def run(self, optimizer: OptimizerConfig, lr: float, seed: int) -> float:
-        """Train from ``seed``; the last validation loss."""
-        given, spec = self.given, find_backend(self.given.backend)
-        runtime = Runtime(precision=given.precision, device=given.device, seed=seed)
-        backend = spec.create(self.model, optimizer, runtime, spec.options())
-        backend.load(init_parameters(self.model, seed))
-        stream, began, loss = np.random.default_rng(seed), time.perf_counter(), float("nan")
-        for step in range(given.steps + 1):
-            if step % max(1, given.steps // LOOKS) == 0 or step == given.steps:
-                sums = [backend.evaluate(batch) for batch in self.held]
-                loss = sum(each for each, _ in sums) / sum(count for _, count in sums)
-                factor = optimizer.muon_lr_factor if optimizer.optimizer == "muon" else 1.0
-                seconds = round(time.perf_counter() - began, 2)
-                self.lines.writerow(
-                    (given.preset, optimizer.optimizer, lr, factor, seed, step, round(loss, 5), seconds)
-                )
-            if step < given.steps:
-                batch = cut(self.ids, given.rows, self.model.context, stream)
-                backend.train_step([batch], self.rate(lr, step), step)
-        self.file.flush()
-        print(
-            f"{optimizer.optimizer} lr {lr:g} factor {factor:g} seed {seed}: {loss:.4f}, {seconds} s",
-            flush=True,
+        fresh = multiprocessing.get_context("spawn")
+        gpus = fresh.SimpleQueue()
+        for gpu in given.gpus:
+            gpus.put(gpu)
+        self.pool = ProcessPoolExecutor(
+            max(1, len(given.gpus)), mp_context=fresh, initializer=_begin, initargs=(given, gpus)
         )
-        return loss
 
-    def rate(self, peak: float, step: int) -> float:
-        """Linear warm-up over a fifteenth of the steps, then a cosine."""
-        steps = self.given.steps
-        return learning_rate(
-            "cosine", step, peak=peak, warmup=steps // 15, total=steps, floor=self.lr_floor, decay=0.0
-        )
+    def train(self, runs: Iterable[Run]) -> None:
+        """Train all that have not been, and keep the last validation loss of each."""
+        begun: dict[Future[list[tuple[int, float, float]]], Run] = {
+            self.pool.submit(_train, run): run for run in runs if run not in self.losses
+        }
+        for done in as_completed(begun):
+            run, looks = begun[done], done.result()
+            self.lines.writerows((self.given.preset, *run, *look) for look in looks)
+            self.file.flush()
+            self.losses[run] = looks[-1][1]
+            print(*run, *looks[-1], flush=True)
+
+    def best(self, tries: Sequence[Run]) -> Run:
+        """The one with the lowest loss at its end."""
+        self.train(tries)
+        return min(tries, key=self.losses.__getitem__)
 
     def tune_and_repeat(self) -> None:
-        """As many tries for either, then the best of each with the other seeds."""
+        """As many tries for either, then the best of each with every seed."""
         given = self.given
         assert len(given.adamw) == len(given.muon), "tuned alike: as many tries"
-        adamw = {lr: self.run(OptimizerConfig(), lr, 0) for lr in given.adamw}
-        lr = min(adamw, key=adamw.__getitem__)
-        configs = {factor: OptimizerConfig(optimizer="muon", muon_lr_factor=factor) for factor in given.muon}
-        muon = {factor: self.run(config, lr, 0) for factor, config in configs.items()}
-        best = configs[min(muon, key=muon.__getitem__)]
-        for seed in range(1, given.seeds):
-            self.run(OptimizerConfig(), lr, seed)
-            self.run(best, lr, seed)
+        adamw = self.best([Run(ADAMW, lr, 1.0, 0, given.tries) for lr in given.adamw])
+        muon = self.best([Run(MUON, adamw.lr, factor, 0, given.tries) for factor in given.muon])
+        self.train(
+            run._replace(seed=seed, steps=given.steps) for seed in range(given.seeds) for run in (adamw, muon)
+        )
 
 
 Curve = list[tuple[int, float]]
 
 
-def read_curves(path: Path) -> dict[tuple[str, str, str], dict[str, Curve]]:
-    """By optimizer, rate and factor, the curve of each seed; without one that was cut off."""
-    curves: dict[tuple[str, str, str], dict[str, Curve]] = defaultdict(lambda: defaultdict(list))
+def read_curves(path: Path) -> dict[Run, Curve]:
+    """The curve of each run; without one that was cut off."""
+    curves: dict[Run, Curve] = defaultdict(list)
     with path.open(newline="") as file:
         for line in csv.DictReader(file):
-            key = line["optimizer"], line["lr"], line["muon_lr_factor"]
-            curves[key][line["seed"]].append((int(line["step"]), float(line["val_loss"])))
-    last = max(curve[-1][0] for seeds in curves.values() for curve in seeds.values())
-    whole = {
-        key: {seed: curve for seed, curve in seeds.items() if curve[-1][0] == last}
-        for key, seeds in curves.items()
-    }
-    return {key: seeds for key, seeds in whole.items() if seeds}
+            numbers = float(line["lr"]), float(line["muon_lr_factor"]), int(line["seed"]), int(line["steps"])
+            curves[Run(line["optimizer"], *numbers)].append((int(line["step"]), float(line["val_loss"])))
+    return {run: curve for run, curve in curves.items() if curve[-1][0] == run.steps}
 
 
-def best_of(curves: dict[tuple[str, str, str], dict[str, Curve]], optimizer: str) -> dict[str, Curve]:
-    """The seeds of the settings that reach the lowest loss with the first."""
-    tried = {key: seeds for key, seeds in curves.items() if key[0] == optimizer}
-    return tried[min(tried, key=lambda key: tried[key]["0"][-1][1])]
+def seeds_of(curves: dict[Run, Curve], optimizer: str) -> dict[int, Curve]:
+    """By seed, the longest runs of an optimizer: those of its best settings."""
+    found = {run: curve for run, curve in curves.items() if run.optimizer == optimizer}
+    steps = max(run.steps for run in curves)
+    several = [run for run in found if run.steps == steps]
+    best = min((run for run in several if run.seed == 0), key=lambda run: found[run][-1][1])
+    return {run.seed: found[run] for run in several if run._replace(seed=0) == best}
 
 
 def steps_to(curve: Curve, loss: float) -> float:
@@ -140,27 +196,47 @@ def steps_to(curve: Curve, loss: float) -> float:
 
 
 def plot(path: Path, picture: Path) -> None:
-    """Draw every seed of the best settings, and say what share of the steps Muon took with each."""
+    """Draw every seed of the best settings, and the tries; say what share of the steps Muon took."""
     import matplotlib.pyplot as plt
 
     curves = read_curves(path)
-    adamw, muon = best_of(curves, "adamw"), best_of(curves, "muon")
-    steps = adamw["0"][-1][0]
+    adamw, muon = seeds_of(curves, ADAMW), seeds_of(curves, MUON)
+    steps = adamw[0][-1][0]
     shares = [steps_to(muon[seed], curve[-1][1]) / steps for seed, curve in adamw.items() if seed in muon]
-    each = ", ".join("more" if np.isnan(share) else f"{share:.0%}" for share in shares)
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for name, seeds, colour in (("AdamW", adamw, "tab:gray"), ("Muon", muon, "tab:blue")):
+    each = ", ".join("more" if np.isnan(share) else f"{share:.1%}" for share in shares)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4.5), layout="constrained", width_ratios=(2, 1))
+    for name, optimizer, seeds, colour in (
+        ("AdamW", ADAMW, adamw, "tab:gray"),
+        ("Muon", MUON, muon, "tab:blue"),
+    ):
         for number, curve in enumerate(seeds.values()):
-            axes.plot(*zip(*curve[1:], strict=True), color=colour, label=name if not number else None, lw=1.2)
-    axes.axhline(np.mean([curve[-1][1] for curve in adamw.values()]), color="tab:gray", ls=":", lw=1)
-    axes.set(xlabel="step", ylabel="validation loss, nats per token", yscale="log")
+            left.plot(*zip(*curve[1:], strict=True), color=colour, label=name if not number else None, lw=1.2)
+        tries = tried(curves, optimizer)
+        right.plot(*zip(*tries, strict=True), color=colour, marker="o", markersize=4, lw=1.2)
+    left.axhline(np.mean([curve[-1][1] for curve in adamw.values()]), color="tab:gray", ls=":", lw=1)
+    left.set(xlabel="step", ylabel="validation loss, nats per token", yscale="log")
     said = f"Muon takes {each} of {steps} steps to AdamW's last loss"
-    axes.set_title(said, fontsize=10)
-    axes.legend()
+    left.set_title(said, fontsize=10, loc="left")
+    length = min(run.steps for run in curves)
+    right.set(xlabel="learning rate of the blocks' matrices", xscale="log")
+    right.set_title(f"tries: loss after {length} steps", fontsize=10, loc="left")
+    left.legend(frameon=False)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(picture, dpi=110)
-    for key, seeds in curves.items():
-        print(*key, {seed: curve[-1][1] for seed, curve in seeds.items()})
+    for run, curve in sorted(curves.items()):
+        print(*run, curve[-1][1])
     print(said)
+
+
+def tried(curves: dict[Run, Curve], optimizer: str) -> list[tuple[float, float]]:
+    """Learning rate and last loss of an optimizer's shortest runs with the first seed, ascending."""
+    least = min(run.steps for run in curves)
+    return sorted(
+        (run.lr * run.factor, curve[-1][1])
+        for run, curve in curves.items()
+        if (run.optimizer, run.seed, run.steps) == (optimizer, 0, least)
+    )
 
 
 def main() -> None:
@@ -175,9 +251,10 @@ def main() -> None:
     runs.add_argument("--backend", default="gpt-torchfunc")
     runs.add_argument("--device", default="auto")
     runs.add_argument("--precision", default="float32")
-    for name, default in (("rows", 16), ("steps", 150), ("seeds", 3), ("val-batches", 4)):
+    for name, default in (("rows", 16), ("tries", 150), ("steps", 150), ("seeds", 3), ("val-batches", 4)):
         runs.add_argument(f"--{name}", type=int, default=default)
-    for name in ("adamw", "muon"):
+    runs.add_argument("--gpus", nargs="*", default=[])
+    for name in (ADAMW, MUON):
         runs.add_argument(f"--{name}", type=float, nargs="+", required=True)
     drawn = commands.add_parser("plot")
     drawn.add_argument("table", type=Path)
@@ -186,7 +263,7 @@ def main() -> None:
     if given.command == "plot":
         plot(given.table, given.picture)
     else:
-        Runs(given).tune_and_repeat()
+        Table(given).tune_and_repeat()
 
 
 if __name__ == "__main__":
