@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -33,23 +34,27 @@ def test_what_is_no_number_is_refused(words: list[str]) -> None:
         points_of(words)
 
 
-@pytest.mark.parametrize("limit", [0, 1, 2, 7, 8, 9, 100, 777])
-def test_the_largest_batch_fits_and_is_close_to_the_limit(limit: int) -> None:
+@pytest.mark.parametrize(("limit", "first", "most"), [
+    *((limit, 1, 16) for limit in (0, 1, 2, 7, 8, 9, 100, 777)),
+    *((limit, 64, 7) for limit in (0, 3, 50, 64, 400)),
+])  # fmt: skip
+def test_the_largest_batch_fits_and_is_close_to_the_limit(limit: int, first: int, most: int) -> None:
     tried = []
 
     def fits(rows: int) -> bool:
         tried.append(rows)
         return rows <= limit
 
-    found = largest_batch(fits)
+    found = largest_batch(fits, first)
     assert found <= limit
     assert limit - found <= found // 8
-    assert len(tried) <= 16
+    assert len(tried) <= most
 
 
-def train(competitor: Competitor, *_: object, **__: object) -> Row:
-    """Fits up to ten rows; speed is the number of rows."""
-    rows = next((int(f.split("=")[1]) for f in competitor.flags if f.startswith("--micro-batch=")), 4)
+def train(competitor: Competitor, plan: Path, *_: object, **__: object) -> Row:
+    """Fits up to ten rows; memory is the number of rows."""
+    own = [int(flag.split("=")[1]) for flag in competitor.flags if flag.startswith("--micro-batch=")]
+    rows = own[0] if own else tomllib.loads(plan.read_text())["micro_batch"]
     if rows > 10:
         return failed(competitor, "killed by SIGKILL: out of memory")
     return finished(competitor.label, [3.0, 2.0], [1.0, 1.0], memory=rows * 10**9)
@@ -74,12 +79,25 @@ def test_a_sweep_reports_each_place_and_all(tmp_path: Path, monkeypatch: pytest.
         config = json.loads((out / each["report"] / "report.json").read_text())["config"]
         assert (config["micro_batch"], config["tokens_per_step"], config["context"]) == (rows, 16 * rows, 16)
     table = (out / "sweep.md").read_text()
-    assert "| [context-16_batch-size-2](context-16_batch-size-2/report.md) |" in table
+    assert table.startswith("# cpu-demo, float32, 200 steps, on a device, by context, batch size\n")
+    assert "| tokens/s by context, batch size |" in table
+    assert "| [16, 2](context-16_batch-size-2/report.md) |" in table
     assert "| a | 30,000 | 30,000 | 30,000 | 30,000 |" in table
     assert (out / "sweep.png").stat().st_size > 10_000
     assert {path.name for path in (out / listed[0]["report"]).iterdir() if path.is_file()} == {
         "plan.toml", "report.json", "report.md",
     }  # fmt: skip
+
+
+def test_a_place_that_failed_says_why_and_one_that_found_its_batch_how_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert compare(tmp_path, monkeypatch, "--batch-size", "8", "16", "max") == 1
+    table = (tmp_path / "out" / "sweep.md").read_text()
+    assert table.startswith("# cpu-demo, float32, 200 steps, rows of 31 tokens, on a device, by batch size\n")
+    assert "| a | 30,000 |  | 30,000 (10 rows) |" in table
+    assert "| a | 8.00 GB |  | 10.00 GB |" in table
+    assert "- b, 16: killed by SIGKILL: out of memory\n" in table
 
 
 def test_two_sweeps_become_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

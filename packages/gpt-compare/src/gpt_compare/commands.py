@@ -253,7 +253,7 @@ def _largest(
         shutil.rmtree(plan.parent / probe.folder, ignore_errors=True)
         return row.error is None
 
-    rows = largest_batch(fits)
+    rows = largest_batch(fits, request.config.batch.micro_batch)
     console.print(f"{competitor.label}: at most {rows} rows fit", markup=False, highlight=False)
     return competitor._replace(flags=of(rows)) if rows else competitor
 

@@ -18,6 +18,7 @@ import numpy as np
 from gpt_trainer.errors import InputError, WriteError
 
 from gpt_compare.comparison import Comparison, read_report
+from gpt_compare.figures import Row
 
 AXES = ("preset", "context", "batch_size")
 JSON_NAME = "sweep.json"
@@ -71,13 +72,14 @@ def points_of(argv: Sequence[str]) -> list[Point]:
     return places
 
 
-def largest_batch(fits: Callable[[int], bool]) -> int:
+def largest_batch(fits: Callable[[int], bool], first: int) -> int:
     """The largest number of rows that fits, to an eighth of it; 0 if not even one does.
 
     Args:
         fits: Tries a number of rows; expensive.
+        first: What is tried first; the closer, the fewer tries.
     """
-    good, bad = 0, 1
+    good, bad = 0, first
     while bad <= LARGEST and fits(bad):
         good, bad = bad, 2 * bad
     while bad - good > max(1, good // 8):
@@ -161,32 +163,56 @@ def _read_places(folder: Path) -> list[Point]:
 
 def _markdown(places: Sequence[tuple[Point, Comparison]]) -> str:
     labels = dict.fromkeys(row.label for _, comparison in places for row in comparison.rows)
-    lines = [f"# {places[0][1].title}, and along {', '.join(places[0][0].values)}", ""]
+    axes, lines = _axes(places), [f"# {_title(places)}", ""]
     for name, form in (("tokens/s", _speed), ("peak memory", _memory)):
-        lines.append(
-            "| " + " | ".join([name, *(f"[{p.name}]({p.name}/report.md)" for p, _ in places)]) + " |"
-        )
-        lines.append("| --- |" + " --: |" * len(places))
+        links = [f"[{', '.join(point.values.values())}]({point.name}/report.md)" for point, _ in places]
+        lines += ["| " + " | ".join([f"{name} by {axes}", *links]) + " |", "| --- |" + " --: |" * len(places)]
         for label in labels:
-            lines.append(
-                f"| {label} | " + " | ".join(form(comparison, label) for _, comparison in places) + " |"
-            )
+            found = [form(_row(comparison, label)) for _, comparison in places]
+            lines.append("| " + " | ".join([label, *found]) + " |")
         lines.append("")
-    return "\n".join([*lines, "![Speed and memory](sweep.png)", ""])
+    why = [
+        f"- {label}, {', '.join(point.values.values())}: {row.error}"
+        for label in labels
+        for point, comparison in places
+        if (row := _row(comparison, label)) and row.error
+    ]
+    return "\n".join([*lines, *why, *[""] * bool(why), "![Speed and memory](sweep.png)", ""])
 
 
-def _speed(comparison: Comparison, label: str) -> str:
-    figures = next((row.figures for row in comparison.rows if row.label == label), None)
-    return "" if figures is None else f"{figures.tokens_per_second:,.0f}"
+def _title(places: Sequence[tuple[Point, Comparison]]) -> str:
+    """What all places have in common, and the axes."""
+    point, comparison = places[0]
+    fixed = {"preset": comparison.preset, "context": f"rows of {comparison.settings['context']} tokens"}
+    if point.batch_size is not None:
+        fixed["batch_size"] = f"{point.batch_size} rows at once"
+    common = [words for axis, words in fixed.items() if axis not in point.values]
+    common[1:1] = [comparison.settings["precision"], comparison.length]
+    return f"{', '.join(common)}, on {comparison.device}, by {_axes(places)}"
 
 
-def _memory(comparison: Comparison, label: str) -> str:
-    figures = next((row.figures for row in comparison.rows if row.label == label), None)
-    return "" if figures is None else f"{figures.peak_memory_bytes / 1e9:.2f} GB"
+def _axes(places: Sequence[tuple[Point, Comparison]]) -> str:
+    return ", ".join(axis.replace("_", " ") for axis in places[0][0].values)
+
+
+def _row(comparison: Comparison, label: str) -> Row | None:
+    return next((row for row in comparison.rows if row.label == label), None)
+
+
+def _speed(row: Row | None) -> str:
+    """With the rows that a competitor found to fit."""
+    if row is None or row.figures is None:
+        return ""
+    found = f" ({row.made_by['rows']} rows)" if "rows" in row.made_by else ""
+    return f"{row.figures.tokens_per_second:,.0f}{found}"
+
+
+def _memory(row: Row | None) -> str:
+    return "" if row is None or row.figures is None else f"{row.figures.peak_memory_bytes / 1e9:.2f} GB"
 
 
 def _draw(places: Sequence[tuple[Point, Comparison]]) -> Any:
-    """One line for each competitor over the places; a gap where it did not finish."""
+    """One line for each competitor along the last axis; a gap where it did not finish."""
     # matplotlib takes two seconds, which --help would spend too
     from matplotlib.figure import Figure
 
@@ -201,18 +227,32 @@ def _draw(places: Sequence[tuple[Point, Comparison]]) -> Any:
         speeds = [np.nan if f is None else f.tokens_per_second for f in present]
         sizes = [np.nan if f is None else f.peak_memory_bytes / 1e9 for f in present]
         for axes, values in ((top, speeds), (bottom, sizes)):
-            axes.plot(values, color=looks.colour, linestyle=looks.line, marker="o", markersize=4, label=label)
+            for number, (first, end) in enumerate(_stretches([point for point, _ in places])):
+                axes.plot(
+                    range(first, end), values[first:end], color=looks.colour, linestyle=looks.line,
+                    marker="o", markersize=4, label=None if number else label,
+                )  # fmt: skip
     top.set_ylabel("tokens per second")
     bottom.set_ylabel("GB at the peak")
     for axes in (top, bottom):
-        axes.set_ylim(bottom=0.0)
+        axes.set_ylim(0.0, 1.08 * axes.dataLim.ymax)
         axes.yaxis.set_major_formatter("{x:,.6g}")
         axes.grid(axis="y", alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     bottom.set_xticks(range(len(places)), ["\n".join(point.values.values()) for point, _ in places])
-    bottom.set_xlabel(", ".join(axis.replace("_", " ") for axis in places[0][0].values))
+    bottom.set_xlabel(_axes(places))
     handles, _ = top.get_legend_handles_labels()
     figure.legend(
         handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=9, handlelength=4
     )
     return figure
+
+
+def _stretches(points: Sequence[Point]) -> list[tuple[int, int]]:
+    """First and end of neighbours that differ along the last axis alone."""
+    stretches, first = [], 0
+    for _, several in itertools.groupby(points, lambda point: list(point.values.values())[:-1]):
+        end = first + len(list(several))
+        stretches.append((first, end))
+        first = end
+    return stretches
