@@ -203,8 +203,9 @@ def plot(path: Path, picture: Path) -> None:
     adamw, muon = seeds_of(curves, ADAMW), seeds_of(curves, MUON)
     steps = adamw[0][-1][0]
     shares = [steps_to(muon[seed], curve[-1][1]) / steps for seed, curve in adamw.items() if seed in muon]
-    each = ", ".join("more" if np.isnan(share) else f"{share:.1%}" for share in shares)
+    each = ", ".join("more" if np.isnan(share) else f"{share:.0%}" for share in shares)
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4.5), layout="constrained", width_ratios=(2, 1))
+    rates: list[float] = []
     for name, optimizer, seeds, colour in (
         ("AdamW", ADAMW, adamw, "tab:gray"),
         ("Muon", MUON, muon, "tab:blue"),
@@ -212,13 +213,16 @@ def plot(path: Path, picture: Path) -> None:
         for number, curve in enumerate(seeds.values()):
             left.plot(*zip(*curve[1:], strict=True), color=colour, label=name if not number else None, lw=1.2)
         tries = tried(curves, optimizer)
+        rates += [rate for rate, _ in tries]
         right.plot(*zip(*tries, strict=True), color=colour, marker="o", markersize=4, lw=1.2)
     left.axhline(np.mean([curve[-1][1] for curve in adamw.values()]), color="tab:gray", ls=":", lw=1)
-    left.set(xlabel="step", ylabel="validation loss, nats per token", yscale="log")
+    left.set(xlabel="step", ylabel="validation loss, nats per token")
     said = f"Muon takes {each} of {steps} steps to AdamW's last loss"
     left.set_title(said, fontsize=10, loc="left")
     length = min(run.steps for run in curves)
     right.set(xlabel="learning rate of the blocks' matrices", xscale="log")
+    right.minorticks_off()
+    right.set_xticks(rates, [f"{rate:.2g}" for rate in rates], rotation=60)
     right.set_title(f"tries: loss after {length} steps", fontsize=10, loc="left")
     left.legend(frameon=False)
     for axes in (left, right):
