@@ -204,6 +204,15 @@ def test_turns_go_forth_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert commands.run(["diff", *[str(tmp_path / "out")] * 2]) == 0
 
 
+@pytest.mark.parametrize("name", ["report", "diff"])
+def test_report_and_diff_say_what_they_take(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert commands.run([name, "--help"]) == 0
+    assert capsys.readouterr().out.startswith(f"gpt-compare {name} ")
+    with pytest.raises(SystemExit, match="0"):
+        commands.run(["--help"])
+    assert f"gpt-compare {name} " in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize("words", [["report"], ["diff", "a"], ["diff", "a", "b", "c"]])
 def test_report_and_diff_take_folders(words: list[str]) -> None:
     with pytest.raises(InputError, match=f"gpt-compare {words[0]} takes"):

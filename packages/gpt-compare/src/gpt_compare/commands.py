@@ -68,8 +68,9 @@ def run(argv: list[str] | None = None) -> int:
         InputError: If the data cannot be had.
     """
     argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] in (["report"], ["diff"]):
-        return _show_again(argv[1:]) if argv[0] == "report" else _diff(argv[1:])
+    if argv and argv[0] in AFTERWARDS:
+        run_again = AFTERWARDS[argv[0]]
+        return _explain(run_again) if {"-h", "--help"} & {*argv} else run_again(argv[1:])
     places, stop = points_of(argv), StopFlag()
     requests = [point_request(point) for point in places]
     command = typed(argv)
@@ -137,8 +138,13 @@ def _publish_sweep(folder: Path, done: Sequence[tuple[Point, Comparison]]) -> No
     Console().print(f"{write_sweep(folder, done)}, with sweep.png beside it", soft_wrap=True)
 
 
+def _explain(command: Callable[[list[str]], int]) -> int:
+    print((command.__doc__ or "").replace("``", ""))
+    return 0
+
+
 def _show_again(words: list[str]) -> int:
-    """``gpt-compare report DIR``; rows of further folders take the place of those of their name."""
+    """``gpt-compare report DIR...`` draws again, with the rows of further folders, as of another GPU."""
     if not words:
         raise InputError("gpt-compare report takes folders that gpt-compare made")
     folders = [Path(word) for word in words]
@@ -154,7 +160,7 @@ def _show_again(words: list[str]) -> int:
 
 
 def _diff(words: list[str]) -> int:
-    """``gpt-compare diff A B``; 1 if a competitor got worse by more than the spread."""
+    """``gpt-compare diff A B`` says what got slower from A to B; 1 if by more than the spread."""
     if len(words) != 2:
         raise InputError("gpt-compare diff takes two folders that gpt-compare made, the older first")
     before, after = (read_report(Path(word)) for word in words)
@@ -165,6 +171,10 @@ def _diff(words: list[str]) -> int:
     for line, _ in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     return FAILED if any(worse for _, worse in lines) else 0
+
+
+AFTERWARDS = {"report": _show_again, "diff": _diff}
+"""What is done with reports that are there."""
 
 
 @contextmanager

@@ -29,6 +29,11 @@ from gpt_compare.reference import Reference, read_reference
 from gpt_compare.sweep import MAX, Point
 
 NAME = "gpt-compare"
+TITLE = (
+    "the same GPT-2 with every backend and with plain PyTorch, and report what each costs; several values of "
+    "--batch-size, --context or --preset are a comparison each. 'gpt-compare report DIR' draws a report "
+    "again, 'gpt-compare diff A B' says what got slower"
+)
 STEPS, WARMUP = 200, 40
 """Enough for steady speed and for the curves to part, if they do. With a warm-up of 12 steps cpu-demo's large
 learning rate makes of roundings half a percent of loss, with 40 a thousandth of that."""
@@ -186,7 +191,7 @@ def _spec(runs: tuple[str, ...], competitors: Sequence[Competitor]) -> TaskSpec:
     return replace(
         spec,
         suffix="",
-        title="the same GPT-2 with every backend and with plain PyTorch; report what each costs",
+        title=TITLE,
         actions=partial(Options, runs),  # type: ignore[arg-type]
         options={name: given for name, given in spec.options.items() if name != "backend"},
     )
