@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from gpt_trainer import normals
 from gpt_trainer.model_config import MODEL_PRESETS, ModelConfig
 from gpt_trainer.parameters import (
     INIT_STD,
@@ -80,6 +81,17 @@ def test_no_two_tensors_share_their_draws() -> None:
     matrices = [value.reshape(-1)[:2048] for value in init_parameters(SMALL, 0).values() if value.ndim == 2]
     correlation = np.corrcoef(matrices) - np.eye(len(matrices))
     assert np.abs(correlation).max() < 5.5 / np.sqrt(2048)
+
+
+# 63, 64: one that draws alone; 4096 and 4097: on both sides of a piece; 400,000: a hundred seams
+@pytest.mark.parametrize("count", [0, 63, 4096, 4097, 400_000])
+@pytest.mark.parametrize("key", [0, 2**64 - 1])
+def test_what_threads_draw_is_one_stream(key: int, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(normals, "PIECE", 4096)
+    stream, shapes = np.random.Generator(np.random.Philox(key=key)), [(7, 9), (count,), (3, 1, 5)]
+    for got, shape in zip(normals.standard_normals(key, shapes), shapes, strict=True):
+        assert got.shape == shape
+        assert got.tobytes() == stream.standard_normal(shape, np.float32).tobytes()
 
 
 def test_initial_values_are_pinned() -> None:

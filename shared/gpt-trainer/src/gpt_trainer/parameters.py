@@ -14,6 +14,7 @@ from jaxtyping import Float32
 
 from gpt_trainer.errors import one_line
 from gpt_trainer.model_config import ModelConfig
+from gpt_trainer.normals import standard_normals
 
 Parameters = dict[str, Float32[np.ndarray, "..."]]
 """Canonical name -> float32 array, in the order of ``parameter_shapes``."""
@@ -75,17 +76,19 @@ def init_parameters(config: ModelConfig, seed: int) -> Parameters:
     References:
         Radford et al. 2019, section 2.3.
     """
-    stream = np.random.Generator(np.random.Philox(key=seed))
+    shapes = parameter_shapes(config)
+    drawn = iter(standard_normals(seed, [shape for shape in shapes.values() if len(shape) > 1]))
     residual_std = INIT_STD / np.sqrt(2 * config.n_layer)
     values: Parameters = {}
-    for name, shape in parameter_shapes(config).items():
+    for name, shape in shapes.items():
         if name.endswith(".bias"):
             values[name] = np.zeros(shape, np.float32)
         elif len(shape) == 1:
             values[name] = np.ones(shape, np.float32)
         else:
             std = residual_std if name.endswith("c_proj.weight") else INIT_STD
-            values[name] = stream.standard_normal(shape, np.float32) * np.float32(std)
+            values[name] = next(drawn)
+            values[name] *= np.float32(std)
     return values
 
 
