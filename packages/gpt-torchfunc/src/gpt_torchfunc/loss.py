@@ -84,10 +84,11 @@ def negative_log_likelihood(
 ) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"]]:
     """Of each target, 0 where it is ``IGNORE``; and the log-sum-exp of each row.
 
-    The target's logit is picked by comparison, not by a gather, so that it fuses with the sum.
+    The target's logit is picked by comparison, not by a gather, so that it fuses with the sum. Maximum and
+    sum keep their axis, since it is so that torch's compiler takes both in one pass.
     """
     peak = z.amax(-1, keepdim=True)
-    log_sum = peak[:, 0] + (z - peak).exp().sum(-1).log()
+    log_sum = (peak + (z - peak).exp().sum(-1, keepdim=True).log())[:, 0]
     target_logit = torch.where(_column_ids(z) == targets[:, None], z, 0.0).sum(-1)
     return torch.where(targets == IGNORE, 0.0, log_sum - target_logit), log_sum
 
