@@ -37,7 +37,9 @@ th:first-child { text-align: left; position: sticky; left: 0; background: var(--
 .plots { display: grid; gap: 1.5rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)) }
 figure { margin: 0 } svg { width: 100%; height: auto; color: var(--fore) } svg text { fill: currentColor }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; margin: 0 } dd { margin: 0 }
-@media (max-width: 40rem) { dl { grid-template-columns: 1fr } dd { margin-bottom: .5rem } }
+summary { color: var(--quiet); cursor: pointer }
+@media (max-width: 40rem) { dl { grid-template-columns: 1fr } dd { margin-bottom: .5rem }
+  figure { overflow-x: auto } svg { width: 28rem } }
 """
 
 
@@ -68,7 +70,8 @@ def page(
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(title)}</title><style>{STYLE}</style></head><body>
-<h1>{escape(title)}</h1><p class="origin">{escape(origin)}</p><pre>{escape(command)}</pre>{beware}
+<h1>{escape(title)}</h1><p class="origin">{escape(origin)}</p>{beware}
+<details><summary>Made by</summary><pre>{escape(command)}</pre></details>
 {_table(table)}<h2>Pictures</h2><div class="plots">{plots}</div>
 {_samples(samples)}<h2>How each figure is made</h2>{made}<h2>What all had in common</h2>{_list(settings)}
 </body></html>

@@ -84,7 +84,7 @@ def generation(figure: Figure, entries: Sequence[Entry]) -> None:
         axes.set_yscale("log")
         axes.xaxis.set_major_formatter("{x:.0f}")
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.yaxis.set_major_formatter("{x:,.6g}")
+        axes.yaxis.set_major_formatter("{x:,.10g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("texts at once")
         axes.set_title(f"tokens a second, {words}", fontsize=9, loc="left")

@@ -152,7 +152,7 @@ def _bars(axes: Axes, entries: list[Entry], values: np.ndarray, ends: np.ndarray
     # the words need as much room as half of the longest bar
     axes.set_xlim(0.0, 1.55 * ends.max())
     axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.xaxis.set_major_formatter("{x:,.6g}")
+    axes.xaxis.set_major_formatter("{x:,.10g}")
     axes.xaxis.label.set_fontsize(9)
     axes.set_yticks(places, [textwrap.fill(entry.label, 24) for entry in entries])
     axes.invert_yaxis()
@@ -202,8 +202,10 @@ def _by_time(figure: Figure, entries: list[Entry]) -> None:
     in_minutes = max(clock[-1] for clock in clocks) > 5 * MINUTE
     unit = MINUTE if in_minutes else 1.0
     in_bytes = all(bits > 0.0 for entry in entries for *_, bits in entry.figures.validations)
+    late = []
     for entry, clock in zip(entries, clocks, strict=True):
         curve = smoothed(np.array(entry.figures.losses))
+        late += [*curve[len(curve) // 10 :]]
         _line(top, entry, clock[-len(curve) :] / unit, curve, _with_start(entry))
         for axes in below:
             seen = [found for found in entry.figures.validations if found[0] > 0]
@@ -218,6 +220,8 @@ def _by_time(figure: Figure, entries: list[Entry]) -> None:
             line.set_marker("o")
             line.set_markersize(3.5)
     top.set_xlim(left=0.0)
+    # the fall of the first tenth would leave the rest no height to be told apart in
+    top.set_ylim(min(late) - 0.05 * np.ptp(late), max(late) + 0.05 * np.ptp(late))
     name = "minutes" if in_minutes else "seconds"
     (below or [top])[-1].set_xlabel(f"{name} of training after the first step, evaluations left out")
 

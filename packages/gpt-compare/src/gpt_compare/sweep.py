@@ -236,7 +236,7 @@ def _draw(places: Sequence[tuple[Point, Comparison]]) -> Any:
     bottom.set_ylabel("GB at the peak")
     for axes in (top, bottom):
         axes.set_ylim(0.0, 1.08 * axes.dataLim.ymax)
-        axes.yaxis.set_major_formatter("{x:,.6g}")
+        axes.yaxis.set_major_formatter("{x:,.10g}")
         axes.grid(axis="y", alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     bottom.set_xticks(range(len(places)), ["\n".join(point.values.values()) for point, _ in places])
