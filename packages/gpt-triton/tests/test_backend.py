@@ -15,6 +15,7 @@ from gpt_data.batch import IGNORE, Batch
 from gpt_trainer.backend import OptimizerConfig, Runtime, find_backend
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import Parameters
+from gpt_trainer.ranks.place import Place
 from gpt_triton import reference
 from gpt_triton.backend import TritonBackend
 from gpt_triton.options import SPEC, Options
@@ -52,6 +53,16 @@ def test_exports_what_was_loaded(precision: str, config: ModelConfig, weights: P
     backend.load(weights, {"first": weights, "second": squares})
     assert same(backend.export_optimizer_state()["first"], weights)
     assert same(backend.export_optimizer_state()["second"], squares)
+
+
+def test_float32_weights_that_are_whole_everywhere_are_not_gathered(
+    config: ModelConfig, weights: Parameters
+) -> None:
+    shared = replace(CPU, shard="optimizer")
+    one_of_two = TritonBackend(config, OptimizerConfig(), shared, Options(), Place(world=2))
+    one_of_two.load(weights)
+    # the other is not there: asked for its share, torch would say that no group of processes is
+    assert same(one_of_two.export(), weights)
 
 
 def test_a_refused_load_changes_nothing(config: ModelConfig, weights: Parameters) -> None:

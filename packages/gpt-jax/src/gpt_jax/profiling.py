@@ -11,22 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-
-ROWS = 30
-
-
-class Recording:
-    """Implements ``gpt_trainer.backend.Profile``; filled when the recording ends."""
-
-    def __init__(self) -> None:
-        self._table = ""
-
-    def table(self) -> str:
-        """The most expensive kernels, one per line, most expensive first."""
-        return self._table
-
-    def _fill(self, table: str) -> None:
-        self._table = table
+from gpt_trainer.report.recording import ROWS, Recording
 
 
 @contextmanager
@@ -39,7 +24,7 @@ def record(folder: Path) -> Iterator[Recording]:
         for array in jax.live_arrays():
             array.block_until_ready()
     traces = sorted(folder.glob("plugins/profile/*/*.trace.json.gz"))
-    recording._fill(make_table(read_events(traces[-1])) if traces else "the profiler wrote no trace")
+    recording.fill(make_table(read_events(traces[-1])) if traces else "the profiler wrote no trace")
 
 
 def read_events(trace: Path) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ from gpt_trainer.parameters import OptimizerState, check_optimizer_state, check_
 from gpt_trainer.parameters import Parameters as Canonical
 from gpt_trainer.ranks.collectives import shares_optimizer, sum_over_processes
 from gpt_trainer.ranks.place import ALONE, Place
+from gpt_trainer.report.torch_profile import record
 from gpt_trainer.sequences import Sequences
 from jaxtyping import Float32, Int
 from torch import Tensor
@@ -36,7 +37,6 @@ from gpt_torchfunc.model import Inputs, Leaves, from_leaves, logits, named_leave
 from gpt_torchfunc.optimizer import StepScalars, optimizer_init, step_scalars
 from gpt_torchfunc.options import Options
 from gpt_torchfunc.plan import make_plan, tells_documents, wants_compile
-from gpt_torchfunc.profiling import record
 from gpt_torchfunc.replay import Replay
 from gpt_torchfunc.sharing import Shared
 from gpt_torchfunc.step import Sums, TrainingState, accumulate, finish

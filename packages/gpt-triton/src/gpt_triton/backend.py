@@ -27,6 +27,7 @@ from gpt_trainer.ranks.collectives import (
     sum_parts,
 )
 from gpt_trainer.ranks.place import ALONE, Place
+from gpt_trainer.report.torch_profile import record
 from gpt_trainer.sequences import Sequences
 from jaxtyping import Float32, Int
 from torch import Tensor
@@ -42,7 +43,6 @@ from gpt_triton.model import Stretch, logits
 from gpt_triton.optimizer import optimizer_init, step_scalars
 from gpt_triton.options import Options
 from gpt_triton.plan import choose_kernels, make_plan
-from gpt_triton.profiling import record
 from gpt_triton.step import Sums, TrainingState, accumulate, finish
 from gpt_triton.tree import canonical_names, fill, shadow_of, share_of, to_canonical, zeros
 
@@ -126,7 +126,8 @@ class TritonBackend:
     def export(self) -> Canonical:
         """The float32 master parameters, as copies; where processes hold shares, all call this together."""
         flat = self._state.params.flat
-        if self._shares:
+        # in float32 they are what the passes read, gathered after each step
+        if self._shares and self._state.shadow is not self._state.params:
             gather_parts(flat.chunk(self._place.world), self._place)
         return to_canonical(Stretch(flat), self.config)
 

@@ -1,4 +1,4 @@
-"""A stretch of training under torch's own profiler."""
+"""A stretch of training under torch's own profiler, for the backends that have torch."""
 
 from __future__ import annotations
 
@@ -9,21 +9,10 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-ROWS = 30
+from gpt_trainer.report.recording import ROWS, Recording
 
-
-class Recording:
-    """Implements ``gpt_trainer.backend.Profile``; filled when the recording ends."""
-
-    def __init__(self) -> None:
-        self._table = ""
-
-    def table(self) -> str:
-        """The most expensive kernels, one per line, most expensive first."""
-        return self._table
-
-    def _fill(self, table: str) -> None:
-        self._table = table
+NAME_CHARACTERS = 60
+"""Kernels that a compiler named are longer."""
 
 
 @contextmanager
@@ -40,4 +29,5 @@ def record(folder: Path, device: torch.device) -> Iterator[Recording]:
             torch.cuda.synchronize(device)
     profiler.export_chrome_trace(str(folder / "trace.json"))
     order = "self_device_time_total" if gpu else "self_cpu_time_total"
-    recording._fill(profiler.key_averages().table(sort_by=order, row_limit=ROWS, max_name_column_width=60))
+    averages = profiler.key_averages()
+    recording.fill(averages.table(sort_by=order, row_limit=ROWS, max_name_column_width=NAME_CHARACTERS))
