@@ -1,12 +1,17 @@
 """Generation one token at a time, with the keys and values of earlier positions kept.
 
-Shapes: B rows, n new positions, P positions so far with them, R rows of a fork, D width, H heads, K head
-width, V vocabulary, N positions that are scored.
+A single new token of each sequence is computed over the whole cache, whatever its slot: the launches are the
+same for each, and a GPU repeats them as recorded.
+
+Shapes: B rows, n new positions, C slots of the cache, or those of them that are looked at, R rows of a fork,
+D width, H heads, K head width, L blocks, V vocabulary (padded: Vp), N positions that are scored.
 """
 
 from __future__ import annotations
 
 from copy import copy
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,10 +19,11 @@ import torch.nn.functional as F
 from gpt_data.batch import IGNORE
 from gpt_data.targets import spread
 from gpt_trainer.sequences import Sequences
-from jaxtyping import Bool, Float, Float32, Int
+from jaxtyping import Bool, Float, Float32, Int, Int64
 from torch import Tensor
 
 from gpt_torchfunc.attention import attend
+from gpt_torchfunc.device import any_order, to_device
 from gpt_torchfunc.loss import hidden_log_probs
 from gpt_torchfunc.model import (
     Block,
@@ -30,6 +36,22 @@ from gpt_torchfunc.model import (
     statistics_dtype,
     unstack,
 )
+from gpt_torchfunc.replay import Replay
+
+
+class New(NamedTuple):
+    """New tokens.
+
+    Attributes:
+        positions: Rows of ``wpe``.
+        slots: Of the cache, where they go.
+        first: First slot that each sees.
+    """
+
+    tokens: Int64[Tensor, "B n"]
+    positions: Int64[Tensor, "B n"]
+    slots: Int64[Tensor, "B n"]
+    first: Int64[Tensor, "B n"]
 
 
 class Decoder:
@@ -37,15 +59,16 @@ class Decoder:
 
     def __init__(self, params: Parameters, plan: Plan, sequences: Sequences) -> None:
         config, rows = sequences.config, len(sequences.filling)
-        self._plan, self._sequences = plan, sequences
         # cast once: a decoder reads every weight for every token
-        self._blocks = [Block(*map(self._cast_matrix, block)) for block in unstack(params.blocks)]
-        self._head = params.wte.to(plan.dtype)
-        self._params = params
-        shape = (config.n_layer, rows, config.n_head, sequences.room, config.head_width)
-        self._keys, self._values = (
-            torch.zeros(shape, dtype=plan.dtype, device=params.wte.device) for _ in range(2)
-        )
+        self._params, self._head = _prepare(params, plan), params.wte.to(plan.dtype)
+        self._plan = plan
+        shape = (config.n_layer, 2, rows, config.n_head, sequences.room, config.head_width)
+        self._hold(sequences, torch.zeros(shape, dtype=plan.dtype, device=params.wte.device))
+
+    def _hold(self, sequences: Sequences, cache: Float[Tensor, "L 2 B H C K"]) -> None:
+        self._sequences, self._cache = sequences, cache
+        extend = partial(_extend, self._params, self._head, cache, plan=self._plan)
+        self._extend_by_one = Replay(extend) if cache.is_cuda else extend
 
     def feed(self, tokens: Int[np.ndarray, "B n"]) -> Float32[np.ndarray, "B V"]:
         """Append ``n`` tokens to every sequence; return the logits that follow the last.
@@ -53,8 +76,11 @@ class Decoder:
         Raises:
             ValueError: If the sequences would outgrow the model's context, or the shape or an id is wrong.
         """
-        last = self._norm(self._append(tokens)[:, -1])  # [B, D]
-        logits = (last @ self._head.T).to(statistics_dtype(last.dtype))
+        new = self._new(tokens)
+        if tokens.shape[1] == 1:
+            logits = self._extend_by_one(new)
+        else:
+            logits = _extend(self._params, self._head, self._taken(), new, plan=self._plan)
         return logits[:, : self._plan.vocab_size].cpu().numpy()
 
     def log_probs(
@@ -66,60 +92,94 @@ class Decoder:
             ValueError: If a token that a target depends on would outgrow the model's context, or a shape or
                 an id is wrong.
         """
-        x = self._append(tokens, targets).flatten(0, 1)  # [B n, D]
+        new = self._new(tokens, targets)
+        x = _advance(self._params, self._taken(), new, plan=self._plan).flatten(0, 1)  # [B n, D]
         index = np.flatnonzero(targets != IGNORE)
-        hidden = self._norm(x[self._send(index)])
+        hidden = layer_norm(x[self._send(index)], self._params.ln_f_gain, self._params.ln_f_bias)
         picked = self._send(targets.ravel()[index])
         return spread(hidden_log_probs(hidden, self._head, picked, self._plan).cpu().numpy(), targets)
 
     def fork(self, rows: Int[np.ndarray, " R"]) -> Decoder:
         """A decoder of R sequences: number r goes on from where sequence ``rows[r]`` of this one is now."""
-        made, index = copy(self), self._send(rows)
-        made._sequences = self._sequences.fork(rows)
-        made._keys, made._values = self._keys[:, index], self._values[:, index]
+        made = copy(self)
+        made._hold(self._sequences.fork(rows), self._cache[:, :, self._send(rows)])
         return made
 
-    def _cast_matrix(self, leaf: Tensor) -> Tensor:
-        return leaf.to(self._plan.dtype) if leaf.dim() == 2 else leaf
+    def _new(self, tokens: np.ndarray, targets: np.ndarray | None = None) -> Int64[Tensor, "4 B n"]:
+        """New tokens, checked and counted: the fields of ``New``, in one transfer."""
+        sequences, start = self._sequences, self._sequences.length
+        positions = sequences.append(tokens, targets)
+        slots = np.broadcast_to(np.arange(start, sequences.length), tokens.shape)
+        # no filling is seen, but by itself
+        first = np.minimum(sequences.filling[:, None], slots)
+        return self._send(np.stack((tokens, positions, slots, first)))
 
-    def _send(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array, np.int64)).to(self._head.device)
+    def _taken(self) -> Float[Tensor, "L 2 B H C K"]:
+        """The slots that are taken, the new ones among them."""
+        return self._cache[:, :, :, :, : self._sequences.length]
 
-    def _norm(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
-        return layer_norm(x, self._params.ln_f_gain, self._params.ln_f_bias)
+    def _send(self, array: np.ndarray) -> Int64[Tensor, "..."]:
+        return to_device(torch.from_numpy(array.astype(np.int64)), self._head.device)
 
-    @torch.no_grad()
-    def _append(self, tokens: np.ndarray, targets: np.ndarray | None = None) -> Float[Tensor, "B n D"]:
-        """The residual stream of the new tokens behind the last block; their keys and values are kept."""
-        positions = self._send(self._sequences.append(tokens, targets))
-        x = F.embedding(self._send(tokens), self._params.wte) + F.embedding(positions, self._params.wpe)
-        x, mask = x.to(self._plan.dtype), self._mask(tokens.shape[1])
-        for layer, block in enumerate(self._blocks):
-            x = self._apply_block(layer, block, x, mask)
-        return x
 
-    def _mask(self, count: int) -> Bool[Tensor, "#B n P"]:
-        """What the last ``count`` tokens see: all up to themselves, but no filling other than themselves."""
-        slots = torch.arange(self._sequences.length, device=self._head.device)
-        own = slots[-count:]
-        first = torch.minimum(self._send(self._sequences.filling)[:, None], own)  # [B, n]
-        first = first if self._sequences.filling.any() else first[:1]
-        return (first[:, :, None] <= slots) & (slots <= own[:, None])
+def _prepare(params: Parameters, plan: Plan) -> Parameters:
+    """The parameters with the blocks' matrices in the plan's precision."""
+    cast = Block(*(leaf.to(plan.dtype) if leaf.dim() == 3 else leaf for leaf in params.blocks))
+    return params._replace(blocks=cast)
 
-    def _apply_block(
-        self, layer: int, block: Block, x: Float[Tensor, "B n D"], mask: Bool[Tensor, "#B n P"]
-    ) -> Float[Tensor, "B n D"]:
-        h = layer_norm(x, block.ln1_gain, block.ln1_bias)
-        x = x + linear(self._attend(layer, block, h, mask), block.out_weight, block.out_bias)
-        h = layer_norm(x, block.ln2_gain, block.ln2_bias)
-        return x + linear(gelu(linear(h, block.up_weight, block.up_bias)), block.down_weight, block.down_bias)
 
-    def _attend(
-        self, layer: int, block: Block, h: Float[Tensor, "B n D"], mask: Bool[Tensor, "#B n P"]
-    ) -> Float[Tensor, "B n D"]:
-        """Write this block's keys and values into the cache, then look back over all of it."""
-        count, stop = mask.shape[1:]
-        q, k, v = split_heads(linear(h, block.qkv_weight, block.qkv_bias), self._plan.n_head)
-        keys, values = self._keys[layer, :, :, :stop], self._values[layer, :, :, :stop]
-        keys[:, :, -count:], values[:, :, -count:] = k, v
-        return attend(q, keys, values, mask).transpose(1, 2).flatten(2)  # [B, n, D]
+@torch.no_grad()
+def _advance(
+    params: Parameters, cache: Float[Tensor, "L 2 B H C K"], new: Int64[Tensor, "4 B n"], *, plan: Plan
+) -> Float[Tensor, "B n D"]:
+    """The residual stream of the new tokens behind the last block.
+
+    Args:
+        cache: Keys and values; those of the new tokens are written into it.
+    """
+    tokens, positions, slots, first = New(*new)
+    room = torch.arange(cache.shape[4], device=cache.device)
+    mask = (first[:, :, None] <= room) & (room <= slots[:, :, None])  # [B, n, C]
+    x = (F.embedding(tokens, params.wte) + F.embedding(positions, params.wpe)).to(plan.dtype)
+    for block, its_cache in zip(unstack(params.blocks), cache, strict=True):
+        x = _apply_block(block, x, its_cache, slots[0], mask, plan)
+    return x
+
+
+@torch.no_grad()
+def _extend(
+    params: Parameters,
+    head: Float[Tensor, "Vp D"],
+    cache: Float[Tensor, "L 2 B H C K"],
+    new: Int64[Tensor, "4 B n"],
+    *,
+    plan: Plan,
+) -> Float[Tensor, "B Vp"]:
+    """The logits after the last of the new tokens.
+
+    Args:
+        head: The token embedding in the plan's precision.
+        cache: Keys and values; those of the new tokens are written into it.
+    """
+    last = _advance(params, cache, new, plan=plan)[:, -1]  # [B, D]
+    last = layer_norm(last, params.ln_f_gain, params.ln_f_bias)
+    return (last @ head.T).to(statistics_dtype(last.dtype))
+
+
+def _apply_block(
+    block: Block,
+    x: Float[Tensor, "B n D"],
+    cache: Float[Tensor, "2 B H C K"],
+    slots: Int64[Tensor, " n"],
+    mask: Bool[Tensor, "B n C"],
+    plan: Plan,
+) -> Float[Tensor, "B n D"]:
+    """One block on the new positions."""
+    h = layer_norm(x, block.ln1_gain, block.ln1_bias)
+    q, *kv = split_heads(linear(h, block.qkv_weight, block.qkv_bias), plan.n_head)
+    with any_order():
+        cache.index_copy_(3, slots, torch.stack(kv))
+    mixed = attend(q, *cache, mask).transpose(1, 2).flatten(2)  # [B, n, D]
+    x = x + linear(mixed, block.out_weight, block.out_bias)
+    h = layer_norm(x, block.ln2_gain, block.ln2_bias)
+    return x + linear(gelu(linear(h, block.up_weight, block.up_bias)), block.down_weight, block.down_bias)

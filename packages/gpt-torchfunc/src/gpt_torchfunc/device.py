@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -45,6 +47,17 @@ def set_numerics(runtime: Runtime) -> None:
     torch.use_deterministic_algorithms(runtime.deterministic)
     # deterministic mode also fills fresh tensors with NaN: a check, which would cost a pass over each
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+@contextmanager
+def any_order() -> Iterator[None]:
+    """Within, what is written by an index is not sorted first: for indices that differ, order is nothing."""
+    sorts = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(sorts)
 
 
 def can_compile(device: torch.device) -> bool:
