@@ -207,7 +207,8 @@ class TritonBackend:
         self, rows: int, *, room: int | None = None, filling: Int[np.ndarray, " B"] | None = None
     ) -> Decoder:
         """A fresh decoder for ``rows`` sequences; see ``gpt_trainer.backend.Backend.decoder``."""
-        return Decoder(self._state.shadow, self._plan, Sequences.begin(self.config, rows, room, filling))
+        sequences = Sequences.begin(self.config, rows, room, filling)
+        return Decoder(self._state.shadow, self._plan, sequences, self._recorder)
 
     def profile(self, folder: Path) -> AbstractContextManager[Profile]:
         """Record with torch's profiler; its trace is written into ``folder`` on exit."""

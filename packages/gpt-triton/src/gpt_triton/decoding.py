@@ -1,33 +1,66 @@
 """Generation one token at a time, with the keys and values of earlier positions kept.
 
-Shapes: B rows, n new positions, t positions so far with them, C slots of the cache, R rows of a fork,
-M = B*n, N positions that are scored, D width, H heads, K head width, V vocabulary.
+A single new token of each sequence is computed over the whole cache, whatever its slot: the launches are the
+same for each, and a GPU repeats them as recorded.
+
+Shapes: B rows, n new positions, M = B*n, C slots of the cache, or those of them that are looked at, R rows of
+a fork, N positions that are scored, D width, H heads, K head width, L blocks, V vocabulary.
 """
 
 from __future__ import annotations
 
 from copy import copy
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from gpt_data.batch import IGNORE
 from gpt_data.targets import spread
 from gpt_trainer.sequences import Sequences
-from jaxtyping import Bool, Float, Float32, Int
+from jaxtyping import Bool, Float, Float32, Int, Int32
 from torch import Tensor
 
 from gpt_triton.attention import attend
+from gpt_triton.graphs import Recorder, Replay
+from gpt_triton.inputs import send
 from gpt_triton.model import Block, Parameters, Plan, head_logits, split_heads
 
 
-class Decoder:
-    """Sequences that grow together; implements ``gpt_trainer.backend.Decoder``."""
+class New(NamedTuple):
+    """New tokens.
 
-    def __init__(self, params: Parameters, plan: Plan, sequences: Sequences) -> None:
+    Attributes:
+        positions: Rows of ``wpe``.
+        slots: Of the cache, where they go.
+        first: First slot that each sees.
+    """
+
+    tokens: Int32[Tensor, "B n"]
+    positions: Int32[Tensor, "B n"]
+    slots: Int32[Tensor, "B n"]
+    first: Int32[Tensor, "B n"]
+
+
+class Decoder:
+    """Sequences that grow together; implements ``gpt_trainer.backend.Decoder``.
+
+    Args:
+        recorder: Records what is launched for a single token; nothing is recorded if ``None``.
+    """
+
+    def __init__(
+        self, params: Parameters, plan: Plan, sequences: Sequences, recorder: Recorder | None = None
+    ) -> None:
         config, rows = sequences.config, len(sequences.filling)
-        self._params, self._plan, self._sequences = params, plan, sequences
+        self._params, self._plan, self._recorder = params, plan, recorder
         shape = (config.n_layer, 2, rows, config.n_head, sequences.room, config.head_width)
-        self._cache = torch.zeros(shape, dtype=plan.dtype, device=params.wte.device)
+        self._hold(sequences, torch.zeros(shape, dtype=plan.dtype, device=params.wte.device))
+
+    def _hold(self, sequences: Sequences, cache: Float[Tensor, "L 2 B H C K"]) -> None:
+        self._sequences, self._cache = sequences, cache
+        extend = partial(_extend, self._params, cache, plan=self._plan)
+        self._extend_by_one = extend if self._recorder is None else Replay(extend, self._recorder)
 
     def feed(self, tokens: Int[np.ndarray, "B n"]) -> Float32[np.ndarray, "B V"]:
         """Append ``n`` tokens to every sequence; return the logits that follow the last.
@@ -35,9 +68,12 @@ class Decoder:
         Raises:
             ValueError: If the sequences would outgrow the model's context, or the shape or an id is wrong.
         """
-        x = self._append(tokens)
-        last = self._norm(x.view(*tokens.shape, -1)[:, -1].contiguous())  # [B, D]
-        return head_logits(last, self._params.wte, self._plan).cpu().numpy()
+        new = self._new(tokens)
+        if tokens.shape[1] == 1:
+            logits = self._extend_by_one(new)
+        else:
+            logits = _extend(self._params, self._taken(), new, plan=self._plan)
+        return logits.cpu().numpy()
 
     def log_probs(
         self, tokens: Int[np.ndarray, "B n"], targets: Int[np.ndarray, "B n"]
@@ -48,61 +84,88 @@ class Decoder:
             ValueError: If a token that a target depends on would outgrow the model's context, or a shape or
                 an id is wrong.
         """
-        x, index = self._append(tokens, targets), np.flatnonzero(targets != IGNORE)
+        new, index = self._new(tokens, targets), np.flatnonzero(targets != IGNORE)
+        x = _advance(self._params, self._taken(), new, plan=self._plan)
         if not len(index):
             return np.zeros(targets.shape, np.float32)
-        hidden, picked = self._norm(x[self._send(index)]), self._send(targets.ravel()[index])
-        nll = self._plan.ops.linear_nll(hidden, self._params.wte, picked, self._plan.vocab_size)
+        hidden, picked = _norm(x[self._send(index)], self._params, self._plan), targets.ravel()[index]
+        ops, wte, vocab = self._plan.ops, self._params.wte, self._plan.vocab_size
+        nll = ops.linear_nll(hidden, wte, self._send(picked), vocab)
         return spread(-nll.cpu().numpy(), targets)
 
     def fork(self, rows: Int[np.ndarray, " R"]) -> Decoder:
         """A decoder of R sequences: number r goes on from where sequence ``rows[r]`` of this one is now."""
         made = copy(self)
-        made._sequences, made._cache = self._sequences.fork(rows), self._cache[:, :, self._send(rows)]
+        made._hold(self._sequences.fork(rows), self._cache[:, :, self._send(rows)])
         return made
 
-    def _send(self, array: np.ndarray) -> Int[Tensor, "..."]:
-        return torch.from_numpy(array.astype(np.int32)).to(self._params.wte.device)
+    def _new(self, tokens: np.ndarray, targets: np.ndarray | None = None) -> Int32[Tensor, "4 B n"]:
+        """New tokens, checked and counted: the fields of ``New``, in one transfer."""
+        sequences, start = self._sequences, self._sequences.length
+        positions = sequences.append(tokens, targets)
+        slots = np.broadcast_to(np.arange(start, sequences.length), tokens.shape)
+        # no filling is seen, but by itself
+        first = np.minimum(sequences.filling[:, None], slots)
+        return self._send(np.stack((tokens, positions, slots, first)))
 
-    def _norm(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
-        return self._plan.ops.layer_norm_fwd(x, self._params.ln_f_gain, self._params.ln_f_bias)[0]
+    def _taken(self) -> Float[Tensor, "L 2 B H C K"]:
+        """The slots that are taken, the new ones among them."""
+        return self._cache[:, :, :, :, : self._sequences.length]
 
-    def _append(self, tokens: np.ndarray, targets: np.ndarray | None = None) -> Float[Tensor, "M D"]:
-        """The residual stream of the new tokens behind the last block; their keys and values are kept."""
-        ids, positions = self._send(tokens), self._send(self._sequences.append(tokens, targets))
-        x, mask = (
-            self._plan.ops.embedding_fwd(ids, positions, self._params.wte, self._params.wpe),
-            self._mask(ids),
-        )
-        for layer, block in enumerate(self._params.blocks):
-            x = self._apply_block(block, x, self._cache[layer], mask)
-        return x
+    def _send(self, array: np.ndarray) -> Int32[Tensor, "..."]:
+        return send(torch.from_numpy(array.astype(np.int32)), self._params.wte.device)
 
-    def _mask(self, ids: Int[Tensor, "B n"]) -> Bool[Tensor, "B n t"]:
-        """What new tokens see: all up to themselves, but no filling other than themselves."""
-        slots = torch.arange(self._sequences.length, device=ids.device)
-        own = slots[-ids.shape[1] :]
-        first = torch.minimum(self._send(self._sequences.filling)[:, None], own)  # [B, n]
-        return (first[:, :, None] <= slots) & (slots <= own[:, None])
 
-    def _apply_block(
-        self,
-        block: Block,
-        x: Float[Tensor, "M D"],
-        cache: Float[Tensor, "2 B H C K"],
-        mask: Bool[Tensor, "B n t"],
-    ) -> Float[Tensor, "M D"]:
-        """One block for the new tokens; their keys and values are written into the cache."""
-        ops, (rows, count, stop) = self._plan.ops, mask.shape
-        normed, _ = ops.layer_norm_fwd(x, block.ln1_gain, block.ln1_bias)
-        qkv = ops.linear_fwd(normed, block.qkv_weight, block.qkv_bias)  # [M, 3D]
-        q, k, v = split_heads(qkv.view(rows, count, -1), self._plan.n_head)
-        keys, values = cache[:, :, :, :stop]
-        keys[:, :, -count:], values[:, :, -count:] = k, v
-        mixed = attend(q, keys, values, mask)  # [B, H, n, K]
-        x = ops.linear_residual_fwd(
-            mixed.transpose(1, 2).reshape(x.shape), block.out_weight, block.out_bias, x
-        )
-        normed, _ = ops.layer_norm_fwd(x, block.ln2_gain, block.ln2_bias)
-        hidden, _ = ops.linear_gelu_fwd(normed, block.up_weight, block.up_bias, False)
-        return ops.linear_residual_fwd(hidden, block.down_weight, block.down_bias, x)
+def _advance(
+    params: Parameters, cache: Float[Tensor, "L 2 B H C K"], new: Int32[Tensor, "4 B n"], *, plan: Plan
+) -> Float[Tensor, "M D"]:
+    """The residual stream of the new tokens behind the last block.
+
+    Args:
+        cache: Keys and values; those of the new tokens are written into it.
+    """
+    tokens, positions, slots, first = New(*new)
+    room = torch.arange(cache.shape[4], device=cache.device)
+    mask = (first[:, :, None] <= room) & (room <= slots[:, :, None])  # [B, n, C]
+    x = plan.ops.embedding_fwd(tokens, positions, params.wte, params.wpe)
+    for block, its_cache in zip(params.blocks, cache, strict=True):
+        x = _apply_block(block, x, its_cache, slots[0].long(), mask, plan)
+    return x
+
+
+def _extend(
+    params: Parameters, cache: Float[Tensor, "L 2 B H C K"], new: Int32[Tensor, "4 B n"], *, plan: Plan
+) -> Float[Tensor, "B V"]:
+    """The logits after the last of the new tokens.
+
+    Args:
+        cache: Keys and values; those of the new tokens are written into it.
+    """
+    x = _advance(params, cache, new, plan=plan)
+    last = x.view(*new.shape[1:], -1)[:, -1].contiguous()  # [B, D]
+    return head_logits(_norm(last, params, plan), params.wte, plan)
+
+
+def _norm(x: Float[Tensor, "N D"], params: Parameters, plan: Plan) -> Float[Tensor, "N D"]:
+    return plan.ops.layer_norm_fwd(x, params.ln_f_gain, params.ln_f_bias)[0]
+
+
+def _apply_block(
+    block: Block,
+    x: Float[Tensor, "M D"],
+    cache: Float[Tensor, "2 B H C K"],
+    slots: Int[Tensor, " n"],
+    mask: Bool[Tensor, "B n C"],
+    plan: Plan,
+) -> Float[Tensor, "M D"]:
+    """One block on the new positions."""
+    ops = plan.ops
+    normed, _ = ops.layer_norm_fwd(x, block.ln1_gain, block.ln1_bias)
+    qkv = ops.linear_fwd(normed, block.qkv_weight, block.qkv_bias)  # [M, 3D]
+    q, *kv = split_heads(qkv.view(*mask.shape[:2], -1), plan.n_head)
+    cache.index_copy_(3, slots, torch.stack(kv))
+    mixed = attend(q, *cache, mask).transpose(1, 2).reshape(x.shape)
+    x = ops.linear_residual_fwd(mixed, block.out_weight, block.out_bias, x)
+    normed, _ = ops.layer_norm_fwd(x, block.ln2_gain, block.ln2_bias)
+    hidden, _ = ops.linear_gelu_fwd(normed, block.up_weight, block.up_bias, False)
+    return ops.linear_residual_fwd(hidden, block.down_weight, block.down_bias, x)

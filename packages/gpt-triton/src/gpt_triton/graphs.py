@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gpt_triton.compiling import launch_compiled
 
@@ -35,3 +36,26 @@ class Recorder:
             launch()
         replay: Callable[[], None] = graph.replay
         return replay
+
+
+class Replay:
+    """A function of a tensor of one shape, recorded at its first call.
+
+    What it reads beside its argument must stay where it is; its result is where that of the call before was.
+    """
+
+    def __init__(self, function: Callable[[Tensor], Tensor], recorder: Recorder) -> None:
+        self._function, self._recorder = function, recorder
+        self._launch: Callable[[], None] | None = None
+
+    def __call__(self, argument: Tensor) -> Tensor:
+        """Record, if it is the first call; then repeat."""
+        if self._launch is None:
+            self._argument = argument.clone()
+            self._launch = self._recorder.record(self._run)
+        self._argument.copy_(argument)
+        self._launch()
+        return self._result
+
+    def _run(self) -> None:
+        self._result = self._function(self._argument)
