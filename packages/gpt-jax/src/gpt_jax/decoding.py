@@ -39,14 +39,14 @@ class New:
 
     Attributes:
         positions: Rows of ``wpe``.
-        filling: How many of each row's first slots nothing sees.
-        start: Slots of the cache that are taken.
+        slots: Of the cache, where they go.
+        first: First slot that each sees.
     """
 
     tokens: Int[Array | np.ndarray, "B n"]
     positions: Int[Array | np.ndarray, "B n"]
-    filling: Int[Array | np.ndarray, " B"]
-    start: Int[Array | np.ndarray, ""]
+    slots: Int[Array | np.ndarray, "B n"]
+    first: Int[Array | np.ndarray, "B n"]
 
 
 @struct.dataclass
@@ -105,9 +105,11 @@ class Decoder:
 
     def _new(self, tokens: np.ndarray, targets: np.ndarray | None = None) -> New:
         """New tokens, checked and counted, filled up on the right."""
-        start = np.array(self._sequences.length, np.int32)
-        positions = self._sequences.append(tokens, targets)
-        return New(_filled(tokens, 0), _filled(positions, 0), self._sequences.filling, start)
+        sequences, start = self._sequences, self._sequences.length
+        ids, positions = _filled(tokens, 0), _filled(sequences.append(tokens, targets), 0)
+        slots = np.broadcast_to(np.arange(start, start + ids.shape[1], dtype=np.int32), ids.shape)
+        # no filling is seen, but by itself
+        return New(ids, positions, slots, np.minimum(sequences.filling[:, None], slots))
 
 
 def _fill(count: int) -> int:
@@ -143,14 +145,13 @@ def _advance(params: Parameters, cache: Cache, new: New, plan: Plan) -> tuple[Ca
     Args:
         cache: Keys and values so far; its memory is used again.
     """
-    slots = jnp.asarray(new.start) + jnp.arange(new.tokens.shape[1], dtype=jnp.int32)
-    first = jnp.minimum(new.filling[:, None], slots[None])  # [B, n]
+    slots, first = jnp.asarray(new.slots), jnp.asarray(new.first)
     room = jnp.arange(cache.keys.shape[2], dtype=jnp.int32)[None, None]
-    mask = (first[:, :, None] <= room) & (room <= slots[None, :, None])  # [B, n, C]
+    mask = (first[:, :, None] <= room) & (room <= slots[:, :, None])  # [B, n, C]
     x = (params.wte[new.tokens] + params.wpe[new.positions]).astype(plan.dtype)
 
     def step(x: Array, layer: tuple[Block, Cache]) -> tuple[Array, Cache]:
-        return _apply_block(layer[0], x, layer[1], slots, mask, plan)
+        return _apply_block(layer[0], x, layer[1], slots[0], mask, plan)
 
     assert isinstance(params.blocks, Block)
     x, cache = lax.scan(step, x, (params.blocks, cache))

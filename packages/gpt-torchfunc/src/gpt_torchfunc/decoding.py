@@ -179,7 +179,8 @@ def _apply_block(
     q, *kv = split_heads(linear(h, block.qkv_weight, block.qkv_bias), plan.n_head)
     with any_order():
         cache.index_copy_(3, slots, torch.stack(kv))
-    mixed = attend(q, *cache, mask).transpose(1, 2).flatten(2)  # [B, n, D]
+    keys, values = cache
+    mixed = attend(q, keys, values, mask).transpose(1, 2).flatten(2)  # [B, n, D]
     x = x + linear(mixed, block.out_weight, block.out_bias)
     h = layer_norm(x, block.ln2_gain, block.ln2_bias)
     return x + linear(gelu(linear(h, block.up_weight, block.up_bias)), block.down_weight, block.down_bias)

@@ -164,7 +164,8 @@ def _apply_block(
     qkv = ops.linear_fwd(normed, block.qkv_weight, block.qkv_bias)  # [M, 3D]
     q, *kv = split_heads(qkv.view(*mask.shape[:2], -1), plan.n_head)
     cache.index_copy_(3, slots, torch.stack(kv))
-    mixed = attend(q, *cache, mask).transpose(1, 2).reshape(x.shape)
+    keys, values = cache
+    mixed = attend(q, keys, values, mask).transpose(1, 2).reshape(x.shape)
     x = ops.linear_residual_fwd(mixed, block.out_weight, block.out_bias, x)
     normed, _ = ops.layer_norm_fwd(x, block.ln2_gain, block.ln2_bias)
     hidden, _ = ops.linear_gelu_fwd(normed, block.up_weight, block.up_bias, False)
