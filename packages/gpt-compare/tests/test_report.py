@@ -233,6 +233,15 @@ def test_the_terminal_shows_the_same_figures() -> None:
     assert max(map(len, text.splitlines())) <= 80
 
 
+def test_more_competitors_than_fit_a_terminal_are_a_table_below() -> None:
+    out = io.StringIO()
+    seven = [finished(f"gpt-{number}", [4.0, 3.0], [1.0, 1.0]) for number in range(7)]
+    show(Console(file=out, width=80), comparison(seven))
+    heads = [line for line in out.getvalue().splitlines() if "gpt-" in line]
+    assert [line.count("gpt-") for line in heads] == [3, 4]
+    assert "30,000" in out.getvalue()
+
+
 def test_nothing_finished_is_a_report_without_plots(tmp_path: Path) -> None:
     write_report(tmp_path, comparison([BROKEN]))
     assert sorted(path.name for path in tmp_path.iterdir()) == [

@@ -47,6 +47,8 @@ NOTES = {
     "in all": "the process, with two evaluations and saving",
 }
 """How each figure is made."""
+LABELS_WIDE, COMPETITOR_WIDE = 18, 15
+"""Columns of a terminal; more competitors than fit it side by side get a table below."""
 
 
 def cells(row: Row, comparison: Comparison) -> list[str]:
@@ -128,11 +130,14 @@ def origin(comparison: Comparison) -> str:
 
 def show(console: Console, comparison: Comparison) -> None:
     """Print the table, turned by a quarter, so that it fits a terminal."""
+    console.print(comparison.title, markup=False, highlight=False)
     finished = [cells(row, comparison) for row in comparison.rows if row.figures is not None]
-    if finished:
-        _show_table(console, comparison.title, finished)
-    else:
-        console.print(comparison.title, markup=False, highlight=False)
+    beside = max(1, (console.width - LABELS_WIDE) // COMPETITOR_WIDE)
+    tables = -(-len(finished) // beside)
+    for number in range(tables):
+        _show_table(
+            console, finished[number * len(finished) // tables : (number + 1) * len(finished) // tables]
+        )
     for row in comparison.rows:
         if row.error is not None:
             console.print(f"{row.label}: {row.error}", markup=False, highlight=False)
@@ -140,10 +145,10 @@ def show(console: Console, comparison: Comparison) -> None:
         console.print(f"beware: {warning}", markup=False, highlight=False)
 
 
-def _show_table(console: Console, title: str, finished: Sequence[Sequence[str]]) -> None:
+def _show_table(console: Console, finished: Sequence[Sequence[str]]) -> None:
     labels, *lines = zip(COLUMNS, *finished, strict=True)
-    # no padding: five competitors and their spreads are to fit eighty columns
-    table = Table(title=title, padding=0)
+    # no padding: four competitors and their spreads are to fit eighty columns
+    table = Table(padding=0)
     for place, label in enumerate(labels):
         table.add_column(Text(label), justify="right" if place else "left", overflow="fold")
     # what each was made with is long, and in the report
