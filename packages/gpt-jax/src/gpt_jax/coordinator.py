@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 
@@ -22,6 +23,8 @@ def main(address: str, world: int) -> None:
     except RuntimeError as error:
         sys.exit(str(error).splitlines()[0])
     print("ready", flush=True)
+    # whoever waits for the end of what a lost process has said is not to wait for this one
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     if sys.stdin.read() != "end":
         time.sleep(FAREWELL_SECONDS)
     service.shutdown()
