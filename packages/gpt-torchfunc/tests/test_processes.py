@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,12 @@ def run(launcher: list[str], *flags: str, cwd: Path, **environment: str) -> subp
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def until(found: Callable[[], object], what: str) -> None:
@@ -128,11 +135,46 @@ def test_two_processes_on_the_loopback_take_the_steps_of_one_and_stop_together(
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-6)
 
 
+def two_hosts(launcher: str, *flags: str, cwd: Path) -> list[subprocess.Popen[str]]:
+    """A process on each of two hosts, both of them this one: by torchrun's agents, or by srun's variables."""
+    port, interface = free_port(), next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
+    shared = {"GLOO_SOCKET_IFNAME": interface}
+    if launcher == "torchrun":
+        words = ["torch.distributed.run", "--nnodes=2", "--master-addr=localhost", f"--master-port={port}"]
+        own = ["-m", "gpt_torchfunc.train", *flags]
+        return [run([*words, f"--node-rank={rank}"], *own, cwd=cwd, **shared) for rank in range(2)]
+    shared |= {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "2", "SLURM_JOB_ID": "7"}
+    shared |= {"SLURM_STEP_NODELIST": "localhost,other", "SLURM_LOCALID": "0", "MASTER_PORT": str(port)}
+    start = partial(run, ["gpt_torchfunc.train"], *flags, cwd=cwd, **shared)
+    return [start(SLURM_PROCID=str(rank)) for rank in range(2)]
+
+
+@pytest.mark.parametrize("launcher", [pytest.param("torchrun", marks=pytest.mark.slow), "srun"])
+def test_two_hosts_train_one_model_and_end_when_a_process_is_killed(
+    launcher: str, flags: list[str], tmp_path: Path
+) -> None:
+    both = two_hosts(launcher, *flags, "--steps=100000", "--schedule-steps=50", "--out=two", cwd=tmp_path)
+    until(lambda: len(losses(tmp_path / "two")) > 6, "step 6")
+    os.kill(both[1].pid if launcher == "srun" else ranks_of(both[1].pid)[1], signal.SIGKILL)
+    begun = time.monotonic()
+    said = [process.communicate(timeout=PATIENCE)[0] for process in both]
+    assert time.monotonic() - begun < 30
+    assert [process.returncode for process in both] == ([1, 1] if launcher == "torchrun" else [69, -9]), said
+    assert "rank 1 is lost" in said[0], said
+    assert launcher == "srun" or "exitcode  : 69" in said[0], said
+    found = losses(tmp_path / "two")
+    assert (
+        train_main(
+            SPEC, [*flags, f"--steps={len(found)}", "--schedule-steps=50", "--out", str(tmp_path / "one")]
+        )
+        == 0
+    )
+    assert found == pytest.approx(losses(tmp_path / "one"), rel=1e-6)
+
+
 @pytest.mark.slow
 def test_torchrun_goes_on_after_a_process_was_killed(flags: list[str], tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     words = ["torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1", f"--master-port={port}"]
     with run([*words, "-m", "gpt_torchfunc.train"], *flags, "--out=run", cwd=tmp_path) as process:
         until(lambda: len(losses(tmp_path / "run")) > 6, "step 6")
