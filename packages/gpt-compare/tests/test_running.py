@@ -300,6 +300,7 @@ def test_a_failure_leaves_the_others_alone_and_shows_in_the_status(
     assert errors["killed"] == "killed by SIGKILL: step 1"
     assert errors["refused"] == "exit status 65: gpt-x: --flag is no flag"
     shown = capsys.readouterr().out
+    assert shown.startswith(f"{tmp_path / 'out'}: killed, good, refused, one after another\n")
     assert "refused: exit status 65: gpt-x: --flag is no flag" in shown
     assert "report.md" in shown
 

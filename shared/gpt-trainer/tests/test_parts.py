@@ -254,6 +254,17 @@ def test_the_picture_has_its_last_values_where_no_line_is() -> None:
     assert written[1][1] - written[0][1] == pytest.approx(0.055 * (high - low))
 
 
+@pytest.mark.parametrize(("evaluations", "width"), [(2, 0.0), (3, 1.4)])
+def test_what_was_evaluated_at_the_ends_alone_is_points_without_a_line(
+    evaluations: int, width: float
+) -> None:
+    steps = [{"step": n, "loss": 3.0 - 0.01 * n} for n in range(1, 101)]
+    val = [{"step": 100 * n // (evaluations - 1), "val_loss": 5.0 - n} for n in range(evaluations)]
+    panels, _ = drawn([*steps, *val])
+    (line,) = (line for line in panels[0].get_lines() if line.get_label() == "validation")
+    assert (len(line.get_xdata()), line.get_linewidth()) == (evaluations, width)
+
+
 def test_the_picture_has_a_panel_for_whatever_else_is_evaluated() -> None:
     steps = [{"step": step, "loss": 3.0} for step in range(1, 9)]
     extra = [{"step": s, "hellaswag_acc": s / 8, "hellaswag_acc_stderr": 0.1} for s in (0, 4, 8)]

@@ -18,10 +18,10 @@ import torch
 from gpt_data.batch import Batch
 from gpt_torchfunc import device as devices
 from gpt_torchfunc.backend import PendingMetrics
-from gpt_torchfunc.profiling import record
 from gpt_trainer.backend import BackendSpec, OptimizerConfig, Profile, Runtime
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import OptimizerState, Parameters, check_parameters, parameter_shapes
+from gpt_trainer.report.torch_profile import record
 from jaxtyping import Float, Float32, Int, Int64
 from torch import Tensor, nn
 

@@ -122,6 +122,8 @@ def compare(
         write_json(folder, replace(comparison, rows=rows))
 
     keep(())
+    labels = ", ".join(competitor.label for competitor in request.competitors)
+    console.print(f"{folder}: {labels}, one after another", markup=False, highlight=False)
     comparison = comparison.of(_run_all(request, folder, stop, gauge, console, keep))
     _publish(folder, comparison, console, pictures)
     return comparison

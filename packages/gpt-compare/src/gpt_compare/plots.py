@@ -221,7 +221,8 @@ def _by_time(figure: Figure, entries: list[Entry]) -> None:
             line.set_markersize(3.5)
     top.set_xlim(left=0.0)
     # the fall of the first tenth would leave the rest no height to be told apart in
-    top.set_ylim(min(late) - 0.05 * np.ptp(late), max(late) + 0.05 * np.ptp(late))
+    margin = 0.05 * (np.ptp(late) or 1.0)
+    top.set_ylim(min(late) - margin, max(late) + margin)
     name = "minutes" if in_minutes else "seconds"
     (below or [top])[-1].set_xlabel(f"{name} of training after the first step, evaluations left out")
 

@@ -78,7 +78,8 @@ def _draw_losses(axes: Any, lines: Sequence[Mapping[str, Any]]) -> None:
     axes.plot(steps, smoothed, color=INK, linewidth=1.6, label="training, smoothed")
     ends = [(smoothed[-1], INK)]
     if val:
-        looks = {"marker": "o", "markersize": 3.5, "linewidth": 1.4}
+        # a line from the first step to the last would claim what nobody measured
+        looks = {"marker": "o", "markersize": 3.5, "linewidth": 1.4 if len(val) > 2 else 0.0}
         axes.plot(*zip(*val, strict=True), color=ACCENT, label="validation", **looks)
         ends.append((val[-1][1], ACCENT))
     _add_bits(axes, lines)
