@@ -123,7 +123,7 @@ def compare(
 
     keep(())
     labels = ", ".join(competitor.label for competitor in request.competitors)
-    console.print(f"{folder}: {labels}, one after another", markup=False, highlight=False)
+    console.print(f"{folder}: {labels}, one after another", markup=False, highlight=False, soft_wrap=True)
     comparison = comparison.of(_run_all(request, folder, stop, gauge, console, keep))
     _publish(folder, comparison, console, pictures)
     return comparison
