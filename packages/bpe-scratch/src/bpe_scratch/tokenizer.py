@@ -95,7 +95,7 @@ class Tokenizer:
 
     def to_json(self) -> str:
         """The text of a ``tokenizer.json`` that Hugging Face ``tokenizers`` loads too."""
-        return format_tokenizer_json(Parts(self.vocabulary, self.pattern, self.special_tokens))
+        return self._json
 
     def save(self, path: Path | str) -> None:
         """Write ``tokenizer.json``, in place of a file that is there.
@@ -125,6 +125,10 @@ class Tokenizer:
     def dtype(self) -> type[np.uint16] | type[np.uint32]:
         """The smallest unsigned type that holds every id."""
         return np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
+
+    @cached_property
+    def _json(self) -> str:
+        return format_tokenizer_json(Parts(self.vocabulary, self.pattern, self.special_tokens))
 
     @cached_property
     def _encoder(self) -> Any:

@@ -62,19 +62,19 @@ def data_tokenizer(dataset: Dataset) -> bpe_scratch.Tokenizer | None:
     return parse_tokenizer(dataset.tokenizer_json, str(dataset.folder))
 
 
-def choose_prompt(config: TrainConfig, dataset: Dataset) -> str:
+def choose_prompt(config: TrainConfig, dataset: Dataset, tokenizer: bpe_scratch.Tokenizer | None) -> str:
     """What samples continue: as asked for, or the held-out text's first words.
 
     Args:
         config: The settings.
         dataset: The data.
+        tokenizer: What it was made with, if that is known.
     """
     if config.reports.sample_prompt is not None:
         return config.reports.sample_prompt
     if config.data.data == "stdlib":
         # its first words would be those of a licence or of an import
         return "def"
-    tokenizer = data_tokenizer(dataset)
     if tokenizer is None:
         return ""
     ids = dataset.opening(PROMPT_TOKENS)

@@ -129,7 +129,7 @@ class GPT2Task:
         self.tokenizer = data.data_tokenizer(dataset)
         self._lengths = None if self.tokenizer is None else token_bytes(self.tokenizer)
         self._tokenizer_json = None if self.tokenizer is None else self.tokenizer.to_json().encode()
-        self._prompt = data.choose_prompt(config, dataset)
+        self._prompt = data.choose_prompt(config, dataset, self.tokenizer)
         self._spikes = SpikeGuard(config.optimizer.skip_spikes, start.state.own.get("spikes"))
         self._val = data.val_loader(config, dataset, cut, peers.place)
         evaluations = {name: given for name, given in request.options.items() if name != "backend"}
