@@ -36,7 +36,7 @@ from gpt_jax.options import Options
 from gpt_jax.plan import make_plan, stacks_layers
 from gpt_jax.profiling import record
 from gpt_jax.step import TrainingState, gradient_sums, train_step
-from gpt_jax.tree import canonical_names, from_canonical, leaves_from_canonical, to_canonical, zeros
+from gpt_jax.tree import canonical_names, from_canonical, leaves_from_canonical, to_canonical
 
 EVALUATION_MULTIPLE = 64
 """Short rows are filled up to a multiple of this, as every other length would be a compilation."""
@@ -89,8 +89,7 @@ class JaxBackend:
         )
         self._log_probs = jax.jit(target_log_probs, static_argnames="plan", compiler_options=flags)
         self._logits = jax.jit(logits, static_argnames="plan", compiler_options=flags)
-        params = zeros(config, self._layout.place, stacked=self._stacked)
-        self._state = TrainingState(params, optimizer_init(params, optimizer))
+        self._state: TrainingState  # from ``load`` on
         self._whole: Parameters | None = None
 
     def load(self, parameters: Canonical, optimizer_state: OptimizerState | None = None) -> None:

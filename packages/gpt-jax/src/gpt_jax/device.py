@@ -65,6 +65,8 @@ def _start_platform(name: str, count: int, *, preallocate: bool) -> str:
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         # a step unrolled over a dozen blocks takes half a minute to compile, and a second to read
         jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
+        # small programs are many: a start compiles for half a second without them
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     try:
         jax.devices("cuda")
     except RuntimeError as error:

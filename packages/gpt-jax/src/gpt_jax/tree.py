@@ -59,12 +59,6 @@ def padded_vocabulary(vocab_size: int) -> int:
     return -(-vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
 
-def zeros(config: ModelConfig, place: Place, *, stacked: bool) -> Parameters:
-    """A tree of zeros."""
-    nothing = {name: np.zeros(shape, np.float32) for name, shape in parameter_shapes(config).items()}
-    return from_canonical(nothing, config, place, stacked=stacked)
-
-
 def from_canonical(
     values: Canonical, config: ModelConfig, place: Place = on_one_device, *, stacked: bool = True
 ) -> Parameters:
