@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import time
@@ -15,6 +16,10 @@ nox.needs_version = ">=2026.4"
 nox.options.default_venv_backend = "uv"
 nox.options.error_on_missing_interpreters = True
 nox.options.sessions = ["lint", "tests", "workspace", "install"]
+
+# containers forbid Python to keep what it compiles: each of the hundreds of processes that tests start would
+# compile torch and JAX anew, which takes longer than most tests
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 ROOT = Path(__file__).parent
 MEMBERS = {
