@@ -12,23 +12,25 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+T = TypeVar("T")
 
 # the compiler takes a few hundred MB for each
 MOST_THREADS = 16
 
 
-def launch_compiled(launch: Callable[[], Any]) -> None:
-    """Call ``launch``, and once more if kernels had to be compiled for it.
+def launch_compiled(launch: Callable[[], T]) -> T:
+    """Call ``launch``, and once more if kernels had to be compiled for it; the result of the last call.
 
     Raises:
         Exception: What the compiler raised first.
     """
-    missing = _left_out(launch)
+    result, missing = _left_out(launch)
     if not missing:
-        return
+        return result
     device = torch.cuda.current_device() if torch.cuda.is_available() else None
 
     def compile_here(compile_one: Callable[[], Any]) -> None:
@@ -42,7 +44,7 @@ def launch_compiled(launch: Callable[[], Any]) -> None:
 
     with ThreadPoolExecutor(min(len(missing), os.cpu_count() or 1, MOST_THREADS)) as pool:
         list(pool.map(compile_here, missing))
-    launch()
+    return launch()
 
 
 def hash_compiler() -> threading.Thread | None:
@@ -62,13 +64,12 @@ def hash_compiler() -> threading.Thread | None:
     return thread
 
 
-def _left_out(launch: Callable[[], Any]) -> list[Callable[[], Any]]:
+def _left_out(launch: Callable[[], T]) -> tuple[T, list[Callable[[], Any]]]:
     """Call ``launch`` without the kernels that are not compiled yet; how each of them is compiled."""
     missing: dict[str, Callable[[], Any]] = {}
     # without Triton there is nothing to leave out
     if importlib.util.find_spec("triton") is None:
-        launch()
-        return []
+        return launch(), []
     from triton import knobs
 
     def leave_out(*, fn: Any, compile: dict[str, Any], **_: Any) -> bool:  # noqa: A002  # Triton's name
@@ -79,7 +80,7 @@ def _left_out(launch: Callable[[], Any]) -> list[Callable[[], Any]]:
     before = knobs.runtime.jit_cache_hook
     knobs.runtime.jit_cache_hook = leave_out
     try:
-        launch()
+        result = launch()
     finally:
         knobs.runtime.jit_cache_hook = before
-    return list(missing.values())
+    return result, list(missing.values())

@@ -9,6 +9,7 @@ a fork, N positions that are scored, D width, H heads, K head width, L blocks, V
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import copy
 from functools import partial
 from typing import NamedTuple
@@ -22,6 +23,7 @@ from jaxtyping import Bool, Float, Float32, Int, Int32
 from torch import Tensor
 
 from gpt_triton.attention import attend
+from gpt_triton.compiling import launch_compiled
 from gpt_triton.graphs import Recorder, Replay
 from gpt_triton.inputs import send
 from gpt_triton.model import Block, Parameters, Plan, head_logits, split_heads
@@ -72,7 +74,7 @@ class Decoder:
         if tokens.shape[1] == 1:
             logits = self._extend_by_one(new)
         else:
-            logits = _extend(self._params, self._taken(), new, plan=self._plan)
+            logits = self._launch(partial(_extend, self._params, self._taken(), new, plan=self._plan))
         return logits.cpu().numpy()
 
     def log_probs(
@@ -85,7 +87,7 @@ class Decoder:
                 an id is wrong.
         """
         new, index = self._new(tokens, targets), np.flatnonzero(targets != IGNORE)
-        x = _advance(self._params, self._taken(), new, plan=self._plan)
+        x = self._launch(partial(_advance, self._params, self._taken(), new, plan=self._plan))
         if not len(index):
             return np.zeros(targets.shape, np.float32)
         hidden, picked = _norm(x[self._send(index)], self._params, self._plan), targets.ravel()[index]
@@ -107,6 +109,10 @@ class Decoder:
         # no filling is seen, but by itself
         first = np.minimum(sequences.filling[:, None], slots)
         return self._send(np.stack((tokens, positions, slots, first)))
+
+    def _launch(self, function: Callable[[], Tensor]) -> Tensor:
+        """Its result; on a GPU its kernels are compiled side by side."""
+        return function() if self._recorder is None else launch_compiled(function)
 
     def _taken(self) -> Float[Tensor, "L 2 B H C K"]:
         """The slots that are taken, the new ones among them."""
