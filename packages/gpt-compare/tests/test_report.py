@@ -20,6 +20,7 @@ from gpt_compare.observing import Speed
 from gpt_compare.plots import COLOURS, drawn, entries_of
 from gpt_compare.reference import Reference
 from gpt_compare.report import COLUMNS, driver_version, show, write_report
+from gpt_compare.request import ENDS
 from gpt_compare_toy import finished
 from gpt_trainer.errors import InputError, WriteError
 from gpt_trainer.gpt2.presets import CPU_DEMO
@@ -43,7 +44,13 @@ ROWS = [
 
 
 def comparison(rows: list[Row]) -> Comparison:
-    given = (flat(CPU_DEMO), with_gaps(rows), "gpt-compare --x <&>", "2026-01-02", "580.1")
+    given = (
+        flat(CPU_DEMO) | {"eval_every": ENDS},
+        with_gaps(rows),
+        "gpt-compare --x <&>",
+        "2026-01-02",
+        "580.1",
+    )
     return Comparison("cpu-demo", *given, price_per_hour=3.6)
 
 
@@ -146,6 +153,7 @@ def test_the_page_stands_alone_and_shows_what_the_table_shows(folder: Path) -> N
         for cell in line.values():
             assert escape(cell.replace("\\|", "|")) in text
     assert "<dt>lr</dt><dd>" in text
+    assert "<dt>eval_every</dt><dd>at the ends alone</dd>" in text
 
 
 def test_a_report_is_read_and_drawn_again(folder: Path, tmp_path: Path) -> None:

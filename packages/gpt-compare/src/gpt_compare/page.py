@@ -11,7 +11,7 @@ CAPTIONS = {
     "memory": "Memory at the peak",
     "energy": "Energy",
     "loss-by-step": "Training loss by step",
-    "loss-by-time": "Training loss by time, and bits per byte of the held-out text",
+    "loss-by-time": "Training loss by time, and what evaluations between the ends told",
     "step": "Where a step's time goes, by each framework's own profiler",
     "generation": "Texts continued: reading their beginnings, and adding to them",
 }

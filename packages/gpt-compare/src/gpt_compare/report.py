@@ -16,6 +16,7 @@ from rich.text import Text
 
 from gpt_compare.comparison import JSON_NAME, VERSIONS, Comparison
 from gpt_compare.figures import SPREAD, WINDOW, Row
+from gpt_compare.request import ENDS
 
 MARKDOWN_NAME, PAGE_NAME = "report.md", "report.html"
 HELLASWAG = "HellaSwag"
@@ -188,6 +189,8 @@ def _draw(folder: Path, comparison: Comparison) -> list[Path]:
 
     rows, reference = comparison.rows, comparison.reference
     settings = {name: value for name, value in comparison.settings.items() if value is not None}
+    if settings.get("eval_every") == ENDS:
+        settings["eval_every"] = "at the ends alone"
     (folder / PAGE_NAME).write_text(
         page(
             comparison.title,
