@@ -124,11 +124,11 @@ def jobs(kind: str, files: list[Path], tokenizer: Path, work: Path, cores: Seque
     for file in files:
         os.link(file, folder / file.name)
     flags = ["--data", f"text:{folder}", "--tokenizer", str(tokenizer), "--plain", "--out"]
-    one, most = {have[0]}, max(cores)
+    one, most = {have[-1]}, max(cores)
     found = {}
     for count in sorted(cores, reverse=True):
-        found[f"prepare, {count} cores"] = Job(PREPARE, [[*flags, str(work / "out")]], [set(have[:count])])
-    singles = [{core} for core in have[:most]]
+        found[f"prepare, {count} cores"] = Job(PREPARE, [[*flags, str(work / "out")]], [set(have[-count:])])
+    singles = [{core} for core in have[-most:]]
     parts = [[*flags, str(work / "out" / str(k)), "--part", f"{k}/{most}"] for k in range(1, most + 1)]
     found[f"prepare, {most} parts"] = Job(PREPARE, parts, singles)
     found[f"read, {most} parts"] = Job(READ, [names[k::most] for k in range(most)], singles)
