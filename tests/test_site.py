@@ -98,8 +98,8 @@ def test_what_goes_over_the_wire_is_the_ring_s_share() -> None:
     ends, blocks = wire.sizes(config)
     assert wire.traffic(config, "all", 8) == 7 / 8 * (8 * ends + (2 + 2 + 4) * blocks)
     eight, many = wire.plan("gpt2-124m", "none", 8), wire.plan("gpt2-124m", "none", 512, step=2.0)
-    assert 0.3 < wire.reached() < 1.0
-    assert eight.wire == pytest.approx(2 * 7 / 8 * 4 * count / (wire.reached() * 450e9) * 1e3)
+    assert 0.3 < wire.reached("gpt2-124m") < wire.reached("gpt2-1.5b") < 1.0
+    assert eight.wire == pytest.approx(2 * 7 / 8 * 4 * count / (wire.reached("gpt2-124m") * 450e9) * 1e3)
     assert eight.state == pytest.approx(16 * count / 1e9)
     assert (eight.first, many.first) == ("the GPU itself", "the wire")
     assert wire.table(wire.weak()).count("<tr>") == 1 + 2 * 4 * 3
@@ -117,17 +117,21 @@ def test_what_was_seen_of_several_is_a_share_of_as_many_alone() -> None:
     ones = [seen("alone", n, n * speed, unhidden_ms=[]) for n, speed in ((1, 500_000.0), (2, 520_000.0))]
     large = seen("all", 2, 20_000.0, preset="gpt2-1.5b", note="slowly")
     ddp = seen("ddp", 2, 999_999.0, backend="plain", unhidden_ms=[1.0, 1.0])
-    lines = [*ones, large, seen("none", 2, 999_600.0), ddp]
+    # another call
+    later = [seen("alone", 2, 1_000_000.0, unhidden_ms=[]), seen("none", 2, 970_000.0)]
+    lines = [*ones, large, seen("none", 2, 999_600.0), ddp, *later]
     assert many.markdown(lines).splitlines() == [
         "|  | GPUs | tokens/s | of two times one | ms a step | only sending | GB a GPU |",
         "| --- | --- | --: | --: | --: | --: | --: |",
         "| gpt2-124m, gpt-jax | one | 510,000 |  | 110.2 |  | 16.1 |",
         "| gpt2-124m, gpt-jax | two, `--shard none` | 999,600 | 0.980 | 110.3 | 1.0-1.3 | 16.1 |",
+        "| gpt2-124m, gpt-jax | one | 500,000 |  | 110.2 |  | 16.1 |",
+        "| gpt2-124m, gpt-jax | two, `--shard none` | 970,000 | 0.970 | 110.3 | 1.0-1.3 | 16.1 |",
         "| gpt2-124m, `plain.py`, `torch.compile`, DDP | two | 999,999 |  | 110.3 | 1.0 | 16.1 |",
         "| gpt2-1.5b, gpt-jax, slowly | two, `--shard all` | 20,000 |  | 110.3 | 1.0-1.3 | 16.1 |",
     ]
     assert many.heading(lines).startswith("2 x NVIDIA H200 of one host (jax 0.11.2, 2026-11-29), bfloat16")
-    assert wire.tabulate(many.whole(lines)).count("<tr>") == 5
+    assert wire.tabulate(many.whole(lines)).count("<tr>") == 7
 
 
 def test_the_readme_holds_the_table_of_what_was_seen() -> None:

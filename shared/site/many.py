@@ -2,7 +2,8 @@
 
     python shared/site/many.py          # what stands in the README
 
-``packages/gpt-compare/bench/several.py`` writes the file, a line of JSON for each run.
+``packages/gpt-compare/bench/several.py`` writes the file, a line of JSON for each run; those on one GPU
+stand before those that they are compared with.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +26,7 @@ class Row(NamedTuple):
     Attributes:
         name: The backend, and how it differs from what it does by itself.
         shard: What is shared out; ``alone`` on one GPU.
+        gpus: How many of them.
         speed: Tokens a second of all GPUs.
         share: Of as many times the speed of one; NaN if none was measured.
         ms: A step.
@@ -35,6 +38,7 @@ class Row(NamedTuple):
     model: str
     name: str
     shard: str
+    gpus: int
     speed: float
     share: float
     ms: float
@@ -59,25 +63,29 @@ def rows(lines: list[dict[str, Any]]) -> Iterator[Row]:
 
 
 def _of_backend(group: list[dict[str, Any]]) -> Iterator[Row]:
-    """The runs of one backend and model; those on one GPU are a row, their mean."""
-    alone = [one for one in group if one["shard"] == "alone"]
+    """The runs of one backend and model: those on one GPU, one after another, are a row, their mean.
+
+    The runs behind them, of the same call, are told beside it.
+    """
     speed = math.nan
-    if alone:
-        speed = _mean(one["tokens_per_second"] / one["gpus"] for one in alone)
-        ms = _mean(ms for one in alone for ms in one["ms"])
-        yield _row(alone[0], speed, math.nan, ms)
-    for one in group:
-        if one["shard"] != "alone":
-            yield _row(
-                one, one["tokens_per_second"], one["tokens_per_second"] / one["gpus"] / speed, max(one["ms"])
-            )
+    for on_one, runs in groupby(group, lambda one: one["shard"] == "alone"):
+        found = list(runs)
+        if on_one:
+            speed = _mean(one["tokens_per_second"] / one["gpus"] for one in found)
+            yield _row(found[0], speed, math.nan, _mean(ms for one in found for ms in one["ms"]))
+            continue
+        for one in found:
+            total = one["tokens_per_second"]
+            yield _row(one, total, total / one["gpus"] / speed, max(one["ms"]))
 
 
 def _row(one: dict[str, Any], speed: float, share: float, ms: float) -> Row:
     name = ", ".join(word for word in (NAMES.get(one["backend"], one["backend"]), one["note"]) if word)
     waits = one["unhidden_ms"]
     unhidden = (min(waits), max(waits)) if waits else None
-    return Row(one["preset"], name, one["shard"], speed, share, ms, unhidden, one["peak_memory_bytes"] / 1e9)
+    gpus = 1 if one["shard"] == "alone" else one["gpus"]
+    memory = one["peak_memory_bytes"] / 1e9
+    return Row(one["preset"], name, one["shard"], gpus, speed, share, ms, unhidden, memory)
 
 
 def _mean(values: Iterable[float]) -> float:
@@ -86,13 +94,13 @@ def _mean(values: Iterable[float]) -> float:
 
 
 HEADS = ("", "GPUs", "tokens/s", "of {0} times one", "ms a step", "only sending", "GB a GPU")
-WORDS = {2: "two"}
+WORDS = {1: "one", 2: "two"}
 
 
-def cells(row: Row, gpus: str) -> list[str]:
+def cells(row: Row) -> list[str]:
     """A row as text."""
-    kinds = {"alone": "one", "ddp": gpus}
-    kind = kinds.get(row.shard, f"{gpus}, `--shard {row.shard}`")
+    kind = WORDS.get(row.gpus, str(row.gpus))
+    kind += "" if row.shard in ("alone", "ddp") else f", `--shard {row.shard}`"
     share = "" if math.isnan(row.share) else f"{row.share:.3f}"
     waits = "" if row.unhidden is None else "-".join(dict.fromkeys(f"{ms:.1f}" for ms in row.unhidden))
     figures = (f"{row.speed:,.0f}", share, f"{row.ms:.1f}", waits, f"{row.memory:.1f}")
@@ -103,7 +111,7 @@ def whole(lines: list[dict[str, Any]]) -> list[list[str]]:
     """The table, its heads first."""
     count = max(one["gpus"] for one in lines)
     gpus = WORDS.get(count, str(count))
-    return [[head.format(gpus) for head in HEADS], *(cells(row, gpus) for row in rows(lines))]
+    return [[head.format(gpus) for head in HEADS], *map(cells, rows(lines))]
 
 
 def markdown(lines: list[dict[str, Any]]) -> str:

@@ -3,8 +3,8 @@
 A ring of n GPUs takes the sum of S bytes on all of them by 2 (n - 1) / n S bytes that each sends; a sum of
 which each keeps a part, or parts that all get, by half of that. Within a host they go by NVLink; rings
 over hosts enter and leave each host once, and share all of its adapters. NCCL is taken to reach of both rates
-what it reached of NVLink's. None of it is taken as hidden: on a GPU at its limit of power, sums under the
-backward took from the products what they saved behind them.
+what it reached of NVLink's with the same model's gradients, on two GPUs. None of it is taken as hidden: on a
+GPU at its limit of power, sums under the backward took from the products what they saved behind them.
 
 References:
     NVIDIA H200 Tensor Core GPU data sheet (2024): NVLink, 900 GB/s in both directions together.
@@ -23,7 +23,7 @@ from typing import NamedTuple, get_args
 from gpt_trainer.backend import Shard
 from gpt_trainer.model_config import MODEL_PRESETS, ModelConfig
 from gpt_trainer.parameters import parameter_shapes
-from many import RESULTS, read_lines
+from many import RESULTS, read_lines, rows
 
 PERFORMANCE = Path(__file__).parents[2] / "packages" / "gpt-triton" / "docs" / "performance.md"
 NVLINK, HOST, GPUS_OF_HOST = 450e9, 8 * 50e9, 8
@@ -33,12 +33,10 @@ ROWS = {"gpt2-124m": 64, "gpt2-1.5b": 16}
 """Rows of 1,024 tokens on a GPU."""
 LINES = {"gpt2-124m": "gpt-triton, B=64", "gpt2-1.5b": "gpt2-1.5b, B=16"}
 """Where gpt-triton's tables tell a step of them on one H200."""
-LONGEST = ("gpt-triton", "gpt2-1.5b", "none")
-"""The run with the longest sum: the rate that was reached is told by it."""
 
 
 class Plan(NamedTuple):
-    """A step of one size, sharding and number of GPUs; milliseconds, gigabytes."""
+    """A step of one size, sharding and number of GPUs; milliseconds, gigabytes, and the share that was seen."""
 
     model: str
     gpus: int
@@ -47,6 +45,7 @@ class Plan(NamedTuple):
     wire: float
     step: float
     state: float
+    seen: str = ""
 
     @property
     def share(self) -> float:
@@ -90,20 +89,18 @@ def traffic(config: ModelConfig, shard: Shard, gpus: int) -> float:
 
 
 @cache
-def reached() -> float:
-    """Share of NVLink's published rate at which NCCL summed gradients on two GPUs, as far as was seen.
+def reached(model: str) -> float:
+    """Share of NVLink's published rate at which NCCL summed a model's gradients on several GPUs.
 
     Raises:
         LookupError: If no run tells it.
     """
     for one in read_lines():
-        if (one["backend"], one["preset"], one["shard"]) == LONGEST and not one["note"]:
+        if (one["backend"], one["preset"], one["shard"], one["note"]) == ("gpt-triton", model, "none", ""):
             # the GPU that comes last waits least
-            rate = traffic(MODEL_PRESETS[one["preset"]], "none", one["gpus"]) / (
-                1e-3 * min(one["unhidden_ms"])
-            )
-            return rate / NVLINK
-    raise LookupError(f"{RESULTS} has no run of {LONGEST}")
+            seconds = 1e-3 * min(one["unhidden_ms"])
+            return traffic(MODEL_PRESETS[model], "none", one["gpus"]) / seconds / NVLINK
+    raise LookupError(f"{RESULTS} has no run of {model}")
 
 
 def plan(model: str, shard: Shard, gpus: int, step: float | None = None) -> Plan:
@@ -114,16 +111,27 @@ def plan(model: str, shard: Shard, gpus: int, step: float | None = None) -> Plan
     """
     config, own = MODEL_PRESETS[model], measured(model) if step is None else step
     sent = traffic(config, shard, gpus)
-    rate = reached() * (NVLINK if gpus <= GPUS_OF_HOST else min(NVLINK, HOST))
+    rate = reached(model) * (NVLINK if gpus <= GPUS_OF_HOST else min(NVLINK, HOST))
     parts = 1 if shard == "none" else gpus
     # weights and two moments in parts; the gradient whole while the pass goes on, but for all
     state = 4 * sum(sizes(config)) * (3 / parts + (1 / parts if shard == "all" else 1)) / 1e9
     return Plan(model, gpus, shard, sent / 1e9, 1e3 * sent / rate, own, state)
 
 
+def seen(one: Plan) -> str:
+    """The least and the most of as many times one GPU that backends reached, as far as they were run."""
+    shares = [
+        row.share
+        for row in rows(read_lines())
+        if (row.model, row.gpus, row.shard) == (one.model, one.gpus, one.shard) and row.share > 0
+    ]
+    return "-".join(dict.fromkeys(f"{share:.3f}" for share in (min(shares), max(shares)))) if shares else ""
+
+
 def weak() -> list[Plan]:
     """Each GPU as busy as one alone."""
-    return [plan(model, shard, gpus) for model in ROWS for gpus in GPUS for shard in get_args(Shard)]
+    plans = [plan(model, shard, gpus) for model in ROWS for gpus in GPUS for shard in get_args(Shard)]
+    return [one._replace(seen=seen(one)) for one in plans]
 
 
 def strong(tokens: int = 524_288, context: int = 1024) -> list[Plan]:
@@ -136,7 +144,7 @@ def strong(tokens: int = 524_288, context: int = 1024) -> list[Plan]:
 
 
 HEADS = ("model", "GPUs", "--shard", "GB sent by each", "ms on the wire", "ms of its own",
-         "of N times one", "GB of state", "first bottleneck")  # fmt: skip
+         "of N times one", "seen", "GB of state", "first bottleneck")  # fmt: skip
 
 
 def table(plans: list[Plan]) -> str:
@@ -157,5 +165,5 @@ def _cells(one: Plan) -> list[str]:
     figures = (f"{one.sent:.2f}", f"{one.wire:.1f}", f"{one.step:.1f}")
     return [
         *(one.model, str(one.gpus), one.shard, *figures),
-        *(f"{one.share:.3f}", f"{one.state:.1f}", one.first),
+        *(f"{one.share:.3f}", one.seen, f"{one.state:.1f}", one.first),
     ]

@@ -163,12 +163,8 @@ def test_two_hosts_train_one_model_and_end_when_a_process_is_killed(
     assert "rank 1 is lost" in said[0], said
     assert launcher == "srun" or "exitcode  : 69" in said[0], said
     found = losses(tmp_path / "two")
-    assert (
-        train_main(
-            SPEC, [*flags, f"--steps={len(found)}", "--schedule-steps=50", "--out", str(tmp_path / "one")]
-        )
-        == 0
-    )
+    steps = (f"--steps={len(found)}", "--schedule-steps=50")
+    assert train_main(SPEC, [*flags, *steps, "--out", str(tmp_path / "one")]) == 0
     assert found == pytest.approx(losses(tmp_path / "one"), rel=1e-6)
 
 
