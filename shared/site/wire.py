@@ -23,7 +23,8 @@ from typing import NamedTuple, get_args
 from gpt_trainer.backend import Shard
 from gpt_trainer.model_config import MODEL_PRESETS, ModelConfig
 from gpt_trainer.parameters import parameter_shapes
-from many import RESULTS, read_lines, rows
+from many import RESULTS, read_lines
+from many import rows as seen_rows
 
 PERFORMANCE = Path(__file__).parents[2] / "packages" / "gpt-triton" / "docs" / "performance.md"
 NVLINK, HOST, GPUS_OF_HOST = 450e9, 8 * 50e9, 8
@@ -36,7 +37,7 @@ LINES = {"gpt2-124m": "gpt-triton, B=64", "gpt2-1.5b": "gpt2-1.5b, B=16"}
 
 
 class Plan(NamedTuple):
-    """A step of one size, sharding and number of GPUs; milliseconds, gigabytes, and the share that was seen."""
+    """A step of one size, sharding and number of GPUs: milliseconds, gigabytes; the share that was seen."""
 
     model: str
     gpus: int
@@ -122,7 +123,7 @@ def seen(one: Plan) -> str:
     """The least and the most of as many times one GPU that backends reached, as far as they were run."""
     shares = [
         row.share
-        for row in rows(read_lines())
+        for row in seen_rows(read_lines())
         if (row.model, row.gpus, row.shard) == (one.model, one.gpus, one.shard) and row.share > 0
     ]
     return "-".join(dict.fromkeys(f"{share:.3f}" for share in (min(shares), max(shares)))) if shares else ""
