@@ -4,15 +4,23 @@ import sys
 
 import numpy as np
 import pytest
-from gpt_trainer.sample.drawing import Sampler, SamplingConfig, token_probabilities
+from gpt_trainer.sample.drawing import Sampler, SamplingConfig, candidates
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 LOGITS = np.log(np.array([[0.1, 0.4, 0.2, 0.3]], np.float32))
 
 
+def probabilities(logits: np.ndarray, config: SamplingConfig) -> np.ndarray:
+    """Of every token, in one row."""
+    ((tokens,), (values,)) = candidates(logits, config)
+    whole = np.zeros(logits.shape[1])
+    whole[tokens] = values
+    return whole
+
+
 def support(config: SamplingConfig, logits: np.ndarray = LOGITS) -> list[int]:
-    return np.flatnonzero(token_probabilities(logits, config)[0]).tolist()
+    return np.flatnonzero(probabilities(logits, config)).tolist()
 
 
 @pytest.mark.parametrize(
@@ -35,30 +43,44 @@ def test_top_p_works_on_what_top_k_left() -> None:
     assert support(SamplingConfig(top_k=2, top_p=0.5)) == [1]
 
 
-def test_of_equal_logits_the_lower_ids_stay() -> None:
-    assert support(SamplingConfig(top_k=2), np.zeros((1, 5), np.float32)) == [0, 1]
+# all equal; equals on the border, on both sides of what is above it; one that is no number, which is last
+@pytest.mark.parametrize(
+    ("logits", "want"),
+    [([0] * 5, [0, 1]), ([1, 0, 2, 1], [0, 2]), ([0, np.nan, 0, 0], [0, 2]), ([-np.inf, 3, -np.inf], [1])],
+    ids=str,
+)
+def test_of_equal_logits_the_lower_ids_stay(logits: list[float], want: list[int]) -> None:
+    assert support(SamplingConfig(top_k=2), np.array([logits], np.float32)) == want
+
+
+# 50: fewer than there are blocks of 64; 300: more; 3,001: no multiple of 64; values that repeat
+@pytest.mark.parametrize("count", [1, 50, 300, 3001])
+def test_the_likeliest_of_many_are_those_of_a_whole_sort(count: int) -> None:
+    logits = np.random.default_rng(6).integers(-200, 200, (3, 3001)).astype(np.float32)
+    want = np.sort(np.argsort(-logits, axis=1, kind="stable")[:, :count], axis=1)
+    assert candidates(logits, SamplingConfig(top_k=count))[0].tolist() == want.tolist()
 
 
 def test_temperature_zero_is_greedy() -> None:
-    assert token_probabilities(LOGITS, SamplingConfig(temperature=0.0))[0].tolist() == [0.0, 1.0, 0.0, 0.0]
+    assert probabilities(LOGITS, SamplingConfig(temperature=0.0)).tolist() == [0.0, 1.0, 0.0, 0.0]
 
 
 def test_temperature_takes_the_root_of_the_probabilities() -> None:
-    got = token_probabilities(LOGITS, SamplingConfig(temperature=2.0))[0]
+    got = probabilities(LOGITS, SamplingConfig(temperature=2.0))
     want = np.sqrt([0.1, 0.4, 0.2, 0.3])
     assert got == pytest.approx(want / want.sum(), rel=1e-6)
 
 
 def test_extreme_logits_stay_finite() -> None:
     logits = np.array([[1e4, -1e4, -np.inf, 1e4]], np.float32)
-    assert token_probabilities(logits, SamplingConfig(temperature=0.1))[0].tolist() == [0.5, 0.0, 0.0, 0.5]
+    assert probabilities(logits, SamplingConfig(temperature=0.1)).tolist() == [0.5, 0.0, 0.0, 0.5]
 
 
 def test_drawn_frequencies_follow_the_distribution() -> None:
     rows, config = 4000, SamplingConfig(top_k=3, seed=5)
     drawn = Sampler(config, rows).draw(np.repeat(LOGITS, rows, axis=0))
     counts = np.bincount(drawn, minlength=4)
-    want = token_probabilities(LOGITS, config)[0]
+    want = probabilities(LOGITS, config)
     assert counts[0] == 0
     # six standard deviations
     assert np.abs(counts / rows - want).max() < 6 * np.sqrt(0.25 / rows)
@@ -90,7 +112,7 @@ def test_always_a_distribution_over_the_most_likely(
     logits: list[float], k: int | None, p: float, temperature: float
 ) -> None:
     values = np.array([logits], np.float32)
-    got = token_probabilities(values, SamplingConfig(temperature, k, p))[0]
+    got = probabilities(values, SamplingConfig(temperature, k, p))
     assert got.sum() == pytest.approx(1.0)
     kept = values[0][got > 0]
     assert 1 <= len(kept) <= (k or len(logits))
