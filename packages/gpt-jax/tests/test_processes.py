@@ -30,11 +30,11 @@ from gpt_jax.commands import train
 whole, calls = backend.target_weight, []
 def weigh(*given):
     calls.append(given)
-    return float("nan") if os.environ["RANK"] == "1" and len(calls) == 4 else whole(*given)
+    return float("nan") if os.environ["OMPI_COMM_WORLD_RANK"] == "1" and len(calls) == 4 else whole(*given)
 backend.target_weight = weigh
 train()
 """
-"""A training whose gradient is not finite on rank 1 alone, in step 4."""
+"""A training whose gradient is not finite on rank 1 alone, in step 4; ``mpirun`` has started it."""
 LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
 
 
@@ -51,10 +51,14 @@ def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     ]
 
 
-TORCHRUN = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+TORCHRUN = {"WORLD_SIZE": "2", "RANK": "{rank}", "LOCAL_RANK": "{rank}"}
+TORCHRUN |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "{port}"}
 SRUN = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "localhost,other"}
-SRUN |= {"SLURM_JOB_ID": "7", "SLURM_LOCALID": "0"}
-"""One task on each of two hosts."""
+SRUN |= {"SLURM_JOB_ID": "7", "SLURM_PROCID": "{rank}", "SLURM_LOCALID": "0", "MASTER_PORT": "{port}"}
+"""A task on each of two hosts."""
+MPIRUN = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "{rank}", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}
+MPIRUN |= {"OMPI_COMM_WORLD_LOCAL_RANK": "{rank}", "OMPI_MCA_orte_hnp_uri": "1.0;tcp://127.0.0.1:1"}
+MPIRUN |= {"OMPI_MCA_ess_base_jobid": "{process}"}
 
 
 def start(
@@ -64,16 +68,15 @@ def start(
     command: tuple[str, str] = ("-m", "gpt_jax.train"),
     told: dict[str, str] = TORCHRUN,
 ) -> list[subprocess.Popen[str]]:
-    """Two processes, as a launcher starts them."""
+    """Two processes, as a launcher starts them, which tells them who they are."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        told = told | {"MASTER_PORT": str(free.getsockname()[1])}
-    ranks = ("RANK", "LOCAL_RANK") if "WORLD_SIZE" in told else ("SLURM_PROCID",)
+        own = {"port": free.getsockname()[1], "process": os.getpid()}
     return [
         subprocess.Popen(
             [sys.executable, *command, *flags, *more],
             cwd=folder,
-            env=os.environ | told | dict.fromkeys(ranks, str(rank)),
+            env=os.environ | {name: value.format(rank=rank, **own) for name, value in told.items()},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -130,7 +133,7 @@ def test_a_gradient_of_one_process_that_is_not_finite_stops_both_before_the_opti
     flags: list[str], tmp_path: Path
 ) -> None:
     rates = ("--dropout=0", "--eval-every=0", "--save-every=3")
-    both = start(tmp_path, flags, "--out=run", *rates, command=("-c", NOT_FINITE))
+    both = start(tmp_path, flags, "--out=run", *rates, command=("-c", NOT_FINITE), told=MPIRUN)
     said = [process.communicate(timeout=PATIENCE)[0] for process in both]
     assert [process.returncode for process in both] == [70, 70], said
     assert all("step 4: loss nan" in text for text in said), said

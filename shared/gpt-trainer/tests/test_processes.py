@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from gpt_trainer.checkpoint import find_steps, load_checkpoint
 from gpt_trainer.commands import train_main
+from gpt_trainer.ranks.peers import Alone
 from gpt_trainer.report.metrics import read_metrics
 from gpt_trainer_runs import Train, start, the_line
 from gpt_trainer_toy import SPEC
@@ -145,6 +146,31 @@ def test_processes_that_do_not_fit_are_refused_before_the_first_step(
     ended = together(2, tmp_path, *flags, *rows, "--out=run", own=own)
     assert {one.status for one in ended} <= {65, 69}
     assert any(said in one.said for one in ended), ended
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        ("data", "fingerprint"),
+        ("data", "tokenizer_sha256"),
+        ("options", "gpt-toy"),
+        ("what it runs on", "numpy"),
+        ("what it runs on", "first step"),
+    ],
+)
+def test_a_process_with_other_data_or_another_version_is_refused(
+    part: str, name: str, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Two(Alone):
+        """One that hears of another, which differs in one thing."""
+
+        def gather(self, value: Any, what: str) -> list[Any]:
+            return [value, {**value, name: "another"}] if what == part else [value]
+
+    spec = replace(SPEC, join=Two)
+    assert train_main(spec, [*flags, f"--out={tmp_path / 'run'}"]) == 65
+    assert f"rank 1 differs from rank 0 in {part}: {name} is another there" in the_line(capsys)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
