@@ -213,7 +213,7 @@ class TorchFuncBackend:
     def choices(self) -> Mapping[str, str]:
         """Attention, compilation and versions."""
         attention: str = self._plan.attention
-        if self.config.dropout and attention == "sdpa":
+        if self.config.dropout and attention != "written":
             attention = "written in training (dropout), sdpa in evaluation"
         return {
             "attention": attention,

@@ -49,6 +49,7 @@ from gpt_torchfunc.model import (
     unstack,
     written,
 )
+from gpt_torchfunc.repeatable import attend_repeatably, takes_heads
 
 Heads = tuple[Float[Tensor, "B H T K"], Float[Tensor, "B H T K"], Float[Tensor, "B H T K"]]
 Keys = Int64[Tensor, "4 2"] | None
@@ -265,6 +266,9 @@ def _forward(
         bits = run.draw(heads[0], keys[Site.ATTENTION], plan.dropout)
     if plan.attention == "written":
         mixed, pull = run.mix(*heads, mask, None, plan, bits), None
+    elif plan.attention == "cudnn" and mask is None and inputs.boundaries is None and takes_heads(heads[0]):
+        mixed, pull = attend_repeatably(*heads)
+        heads = ()
     else:
         mixed, pull = vjp(  # type: ignore[misc]
             lambda q, k, v: mix(q, k, v, mask, inputs.boundaries, plan, None), *heads

@@ -98,7 +98,8 @@ class Plan:
         n_head: Attention heads per block, H.
         vocab_size: Token ids before padding; columns from there on are masked in the loss.
         dtype: Type of activations and products; statistics stay float32.
-        attention: ``"written"`` out, or ``"sdpa"``, torch's fused kernel.
+        attention: ``"written"`` out; ``"sdpa"``, torch's fused kernel; or ``"cudnn"``, the same but for the
+            derivative where rows are whole.
         dropout: Rate at all four sites, when there are keys.
         chunk: Largest number of logits that exist at a time in the loss.
     """
@@ -106,7 +107,7 @@ class Plan:
     n_head: int
     vocab_size: int
     dtype: torch.dtype = torch.float32
-    attention: Literal["written", "sdpa"] = "written"
+    attention: Literal["written", "sdpa", "cudnn"] = "written"
     dropout: float = 0.0
     chunk: int = 2**24
 
@@ -306,7 +307,7 @@ def attention_mask(inputs: Inputs, plan: Plan) -> Shaped[Tensor, "#B T T"] | Non
     is told the boundaries of documents, since it then skips what nobody sees by itself; and else what it adds
     to the scores: 0 or minus infinity.
     """
-    fused = plan.attention == "sdpa"
+    fused = plan.attention != "written"
     starts = inputs.segment_starts
     if fused and (starts is None or inputs.boundaries is not None):
         return None

@@ -15,7 +15,8 @@ class Options:
     """Flags that only this backend has.
 
     Attributes:
-        attention: ``"written"`` out; ``"sdpa"``, torch's fused kernel; ``"auto"``: fused on a GPU.
+        attention: ``"written"`` out; ``"sdpa"``, torch's fused kernel; ``"cudnn"``, the same but for the
+            derivative, cuDNN's that repeats its bits; ``"auto"``: fused on a GPU, by cuDNN where it can be.
             With dropout the written form is used in training, as torch's kernel has its own random numbers.
         compile: Compile the step with ``torch.compile``; ``"auto"``: on a GPU, as on a CPU a compilation
             takes a minute and saves a quarter of each step.
@@ -24,9 +25,11 @@ class Options:
         ValueError: If a value is not one of the choices.
     """
 
-    attention: Literal["auto", "written", "sdpa"] = field(
+    attention: Literal["auto", "written", "sdpa", "cudnn"] = field(
         default="auto",
-        metadata={"help": "attention written out, or torch's fused kernel (auto: fused on a GPU)"},
+        metadata={
+            "help": "attention written out, torch's fused kernel, or cuDNN's own (auto: a fused one on a GPU)"
+        },
     )
     compile: Literal["auto", "on", "off"] = field(
         default="auto", metadata={"help": "compile the step with torch.compile (auto: on a GPU)"}

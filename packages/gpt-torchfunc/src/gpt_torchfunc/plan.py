@@ -11,6 +11,7 @@ from gpt_trainer.model_config import ModelConfig
 from gpt_torchfunc.device import can_compile
 from gpt_torchfunc.model import Plan
 from gpt_torchfunc.options import Options
+from gpt_torchfunc.repeatable import has_repeatable
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LOGITS_IN_FLIGHT = {"cuda": 16384 * 50304, "cpu": 2**24}
@@ -21,19 +22,32 @@ def make_plan(config: ModelConfig, runtime: Runtime, options: Options, device: t
     """What the forward pass needs to know, with open choices made.
 
     Raises:
-        ValueError: If the precision is unknown.
+        ValueError: If the precision is unknown, or cuDNN is wanted and cannot be asked.
     """
     if runtime.precision not in DTYPES:
         raise ValueError(f"precision={runtime.precision!r} is not one of {', '.join(DTYPES)}")
-    auto: Literal["written", "sdpa"] = "sdpa" if device.type == "cuda" else "written"
     return Plan(
         n_head=config.n_head,
         vocab_size=config.vocab_size,
         dtype=DTYPES[runtime.precision],
-        attention=auto if options.attention == "auto" else options.attention,
+        attention=_choose_attention(options, runtime, device),
         dropout=config.dropout,
         chunk=LOGITS_IN_FLIGHT[device.type],
     )
+
+
+def _choose_attention(
+    options: Options, runtime: Runtime, device: torch.device
+) -> Literal["written", "sdpa", "cudnn"]:
+    """The form of attention; without ``deterministic`` torch asks cuDNN by itself."""
+    repeatable = has_repeatable(device)
+    if options.attention == "cudnn" and not repeatable:
+        raise ValueError("attention='cudnn' needs a Hopper GPU and the package nvidia-cudnn-frontend")
+    if options.attention != "auto":
+        return options.attention
+    if device.type != "cuda":
+        return "written"
+    return "cudnn" if repeatable and runtime.deterministic else "sdpa"
 
 
 def wants_compile(options: Options, device: torch.device) -> bool:
@@ -57,4 +71,4 @@ def wants_compile(options: Options, device: torch.device) -> bool:
 def tells_documents(plan: Plan, device: torch.device) -> bool:
     """Whether the fused kernel is told where documents begin: FlashAttention's, which has no float32."""
     half = plan.dtype in (torch.bfloat16, torch.float16)
-    return device.type == "cuda" and plan.attention == "sdpa" and half
+    return device.type == "cuda" and plan.attention != "written" and half
