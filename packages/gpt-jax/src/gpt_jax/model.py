@@ -22,6 +22,7 @@ References:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -189,7 +190,7 @@ def apply_block(
     h = self_attention(block, x, inputs, plan, attention_key, layer)
     h = linear(h, block.out_weight, block.out_bias)
     x = x + dropout(h, out_key, plan.dropout)
-    (h,) = norm_linear(x, block.ln2_gain, block.ln2_bias, [(block.up_weight, block.up_bias)])
+    (h,) = norm_linear(x, block.ln2_gain, block.ln2_bias, block.up_weight, block.up_bias, 1)
     h = gelu_linear(h, block.down_weight, block.down_bias)
     return x + dropout(h, down_key, plan.dropout)
 
@@ -210,8 +211,7 @@ def self_attention(
     The fused kernel draws its own random numbers, and has no derivative for rows of odd length: with dropout
     there are kernels of our own for the shapes that they take, and else the written form is used.
     """
-    weights, biases = jnp.split(block.qkv_weight, 3, -1), jnp.split(block.qkv_bias, 3, -1)
-    parts = norm_linear(x, block.ln1_gain, block.ln1_bias, list(zip(weights, biases, strict=True)))
+    parts = norm_linear(x, block.ln1_gain, block.ln1_bias, block.qkv_weight, block.qkv_bias, 3)
     q, k, v = (part.reshape(*inputs.tokens.shape, plan.n_head, -1) for part in parts)
     starts = inputs.segment_starts
     told = starts is None or inputs.documents is not None
@@ -236,24 +236,26 @@ def split_heads(
     return split[:, :, 0], split[:, :, 1], split[:, :, 2]
 
 
-@jax.checkpoint
+@partial(jax.checkpoint, static_argnums=5)
 def norm_linear(
     x: Float[Array, "M D"],
     gain: Float[Array, " D"],
     norm_bias: Float[Array, " D"],
-    maps: list[tuple[Float[Array, "r o"], Float[Array, " o"]]],
+    weight: Float[Array, "r W"],
+    bias: Float[Array, " W"],
+    parts: int,
 ) -> list[Float[Array, "M o"]]:
-    """Linear maps of the LayerNorm of ``x``; backward normalises again and keeps ``x`` alone.
+    """A linear map of the LayerNorm of ``x``, its columns in ``parts`` equal parts; o is W / parts.
 
-    Gain and bias are part of the maps: ``(g n + b) W + c = n (g W) + (b W + c)``, so that their gradients
-    are sums over a matrix of parameters, and not over all tokens.
+    Backward normalises again and keeps ``x`` alone. Gain and bias are part of the map:
+    ``(g n + b) W + c = n (g W) + (b W + c)``, so that their gradients are sums over a matrix of parameters,
+    and not over all tokens.
     """
     n = normalise(x).astype(x.dtype)
-    whole_maps = [(whole(part, x.shape[1], str(x.dtype)), bias) for part, bias in maps]
-    return [
-        linear(n, gain[:, None] * weight, product("i,io->o", norm_bias, weight) + bias)
-        for weight, bias in whole_maps
-    ]
+    weight = whole(weight, x.shape[1], str(x.dtype))
+    weight, bias = gain[:, None] * weight, product("i,io->o", norm_bias, weight) + bias
+    maps = zip(jnp.split(weight, parts, -1), jnp.split(bias, parts), strict=True)
+    return [linear(n, *each) for each in maps]
 
 
 @jax.checkpoint

@@ -213,8 +213,8 @@ def project(
     They come of three products, since the gradients of one matrix of all three would have to be put
     together in memory.
     """
-    maps = list(zip(weight.chunk(3, -1), bias.chunk(3, -1), strict=True))
-    q, k, v = (part.view(*shape, -1).transpose(1, 2) for part in norm_linear(x, gain, norm_bias, maps))
+    parts = norm_linear(x, gain, norm_bias, weight, bias, 3)
+    q, k, v = (part.view(*shape, -1).transpose(1, 2) for part in parts)
     return q, k, v
 
 
@@ -237,7 +237,7 @@ def expand(
     bias: Float[Tensor, " E"],
 ) -> Float[Tensor, "M E"]:
     """The network's hidden layer before GELU, from the LayerNorm of ``y``; E = 4 D."""
-    (hidden,) = norm_linear(y, gain, norm_bias, [(weight, bias)])
+    (hidden,) = norm_linear(y, gain, norm_bias, weight, bias, 1)
     return hidden
 
 
@@ -256,15 +256,19 @@ def norm_linear(
     x: Float[Tensor, "M D"],
     gain: Float[Tensor, " D"],
     norm_bias: Float[Tensor, " D"],
-    maps: list[tuple[Float[Tensor, "D o"], Float[Tensor, " o"]]],
+    weight: Float[Tensor, "D W"],
+    bias: Float[Tensor, " W"],
+    parts: int,
 ) -> list[Float[Tensor, "M o"]]:
-    """Linear maps of the LayerNorm of ``x``.
+    """A linear map of the LayerNorm of ``x``, its columns in ``parts`` equal parts; o is W / parts.
 
-    Gain and bias are part of the maps: ``(g n + b) W + c = n (g W) + (b W + c)``, so that their gradients
+    Gain and bias are part of the map: ``(g n + b) W + c = n (g W) + (b W + c)``, so that their gradients
     are sums over a matrix of parameters, and not over all tokens.
     """
     n = normalise(x).to(x.dtype)
-    return [linear(n, gain[:, None] * weight, norm_bias @ weight + bias) for weight, bias in maps]
+    weight, bias = gain[:, None] * weight, norm_bias @ weight + bias
+    maps = zip(weight.chunk(parts, -1), bias.chunk(parts, -1), strict=True)
+    return [linear(n, *each) for each in maps]
 
 
 def gelu_linear(
