@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from gpt_data.batch import IGNORE, Batch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 
 # all at once; one by one; a prompt and then one by one; uneven pieces
@@ -20,6 +21,18 @@ def test_pieces_equal_the_whole(pieces, attention, build, batch, assert_close):
         start += size
         assert got.dtype == np.float32
         assert_close(f"after {start}", got, whole[:, start - 1], rel=1e-5)
+
+
+def test_what_is_recorded_for_a_token_is_that_of_every_token(build, batch, assert_close):
+    backend = build()
+    whole, decoder = backend.logits(batch), backend.decoder(4, room=14)
+    decoder.feed(batch.tokens[:, :3])
+    # like a CUDA graph, a trace keeps what came of values on the host: a length, a slot
+    decoder._extend_by_one = make_fx(decoder._extend_by_one)(
+        decoder.fork(np.arange(4))._new(batch.tokens[:, 3:4])
+    )
+    for at in range(3, 13):
+        assert_close(f"token {at}", decoder.feed(batch.tokens[:, at : at + 1]), whole[:, at], rel=1e-5)
 
 
 def test_bfloat16_stays_near_float32(build, batch, assert_close):

@@ -20,6 +20,7 @@ from gpt_triton import reference
 from gpt_triton.backend import TritonBackend
 from gpt_triton.options import SPEC, Options
 from gpt_triton_plain import PlainModel
+from torch.fx.experimental.proxy_tensor import make_fx
 
 Check = Callable[..., None]
 CPU = Runtime(device="cpu", seed=5)
@@ -193,6 +194,20 @@ def test_decoder_equals_the_whole_forward(
         assert_close(f"after {done}", got, logits[:, done - 1], "float32")
     with pytest.raises(ValueError, match="outgrow the context of 13"):
         decoder.feed(batch.tokens[:, :1])
+
+
+def test_what_is_recorded_for_a_token_is_that_of_every_token(
+    config: ModelConfig, weights: Parameters, batch: Batch, assert_close: Check
+) -> None:
+    backend = make(config, weights)
+    whole, decoder = backend.logits(batch), backend.decoder(4, room=14)
+    decoder.feed(batch.tokens[:, :3])
+    # like a CUDA graph, a trace keeps what came of values on the host: a length, a slot
+    fourth = decoder.fork(np.arange(4))._new(batch.tokens[:, 3:4])
+    decoder._extend_by_one = make_fx(decoder._extend_by_one)(fourth)
+    for at in range(3, 13):
+        got = decoder.feed(batch.tokens[:, at : at + 1])
+        assert_close(f"token {at}", got, whole[:, at], "float32")
 
 
 def test_refuses_what_would_read_foreign_memory(
