@@ -43,7 +43,7 @@ SCRIPTS = {
     "refused": "say('a warning'); say('gpt-x: --flag is no flag\\n'); sys.exit(65)",
     "infinite": "say('gpt-x: step 3: loss nan; the last checkpoint is as it was'); sys.exit(70)",
     "large": "say('gpt-x: out of memory: tried to allocate 20 GiB'); sys.exit(71)",
-    "writer": "write(); say('step 2: sample\\nOnce upon\\n\\na time\\n\\nnext: sample more')",
+    "writer": "write(); say('step 2: sample\\nOnce upon\\n\\na time\\n\\ngenerating 8 texts failed')",
     "killed": "say('step 1'); os.kill(os.getpid(), signal.SIGKILL)",
     "traceback": "raise OSError('disk on fire')",
     "advised": "raise OSError('disk on fire\\n\\nDetails: it burns\\n\\nSet WATER=1 for more')",

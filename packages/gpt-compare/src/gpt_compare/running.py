@@ -31,6 +31,7 @@ PATIENCE_SECONDS = 10.0
 SILENCE_SECONDS = 900.0
 """A competitor that writes nothing for so long hangs; compiling a large model takes minutes."""
 TAIL_BYTES = 8192
+SAMPLE_ENDS = r"^(?:losses drawn in |next: |generating \d+ texts |step +\d+[/:])"
 
 
 class Watched(NamedTuple):
@@ -191,7 +192,7 @@ def sample_of(path: Path) -> str:
     words = re.split(r"^step \d+: sample\n", path.read_text("utf-8", errors="replace"), flags=re.MULTILINE)
     if len(words) < 2:
         return ""
-    return re.split(r"^(?:losses drawn in |next: |step +\d+[/:])", words[-1], flags=re.MULTILINE)[0].strip()
+    return re.split(SAMPLE_ENDS, words[-1], flags=re.MULTILINE)[0].strip()
 
 
 def complaint(path: Path) -> str:

@@ -165,7 +165,11 @@ class Task(Protocol):
         ...
 
     def conclude(self, run: Path, say: Callable[[str], None]) -> str | None:
-        """Do what follows the last step; the command that shows what was learnt, None if asked to stop."""
+        """Do what follows the last step.
+
+        Returns:
+            The command that shows what was learnt; nothing if none is kept, None if asked to stop.
+        """
         ...
 
     def profile(self, folder: Path) -> AbstractContextManager[Profile]:

@@ -103,6 +103,8 @@ def _end(spec: TaskSpec, request: Request, run: Path, loop: Loop, shows: str | N
         received = loop.peers.stop.received
         say(f"stopped by {received.name if received else 'request'} after step {step}; go on with: {resume}")
         return STOPPED
+    if not shows:
+        return 0
     picture = plot_losses(run) if loop.writes else None
     if picture is not None:
         say(f"losses drawn in {picture}")
