@@ -131,6 +131,7 @@ def test_one_program_for_each_shape_and_share_of_targets() -> None:
     # a configuration that no other test uses, as JAX keeps its programs by function and plan
     config = replace(SMALL, context=64)
     fresh = JaxBackend(config, OptimizerConfig(), Runtime(device="cpu"), Options())
+    fresh.load(noisy_parameters(config))
     fresh._plan = type(fresh._plan)(SMALL.n_head, SMALL.vocab_size, chunk=977)
     programs = fresh._log_probs._cache_size
     before, counts = programs(), []
