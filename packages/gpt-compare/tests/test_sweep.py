@@ -136,6 +136,17 @@ def test_what_is_no_sweep_is_one_error(tmp_path: Path, text: str) -> None:
         commands.run(["report", str(tmp_path)])
 
 
+def test_what_all_places_share_is_in_the_title_also_of_two_that_became_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "ab":
+        given = ["--out", str(tmp_path / name), "--runs", name, "--batch-size", "2", "--context", "8", "16"]
+        assert compare(tmp_path, monkeypatch, *given) == 0
+    assert commands.run(["report", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    title = (tmp_path / "a" / "sweep.md").read_text().splitlines()[0]
+    assert title == "# cpu-demo, float32, 200 steps, 2 rows a step, on a device, by context"
+
+
 def test_max_is_each_competitors_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert compare(tmp_path, monkeypatch, "--batch-size", "max") == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())

@@ -184,11 +184,18 @@ def _title(places: Sequence[tuple[Point, Comparison]]) -> str:
     """What all places have in common, and the axes."""
     point, comparison = places[0]
     fixed = {"preset": comparison.preset, "context": f"rows of {comparison.settings['context']} tokens"}
-    if point.batch_size is not None:
-        fixed["batch_size"] = f"{point.batch_size} rows at once"
+    sizes = {_rows(each) for _, each in places}
+    if len(sizes) == 1 and None not in sizes:
+        fixed["batch_size"] = f"{sizes.pop()} rows a step"
     common = [words for axis, words in fixed.items() if axis not in point.values]
     common[1:1] = [comparison.settings["precision"], comparison.length]
     return f"{', '.join(common)}, on {comparison.device}, by {_axes(places)}"
+
+
+def _rows(comparison: Comparison) -> int | None:
+    """Rows of a step; None if each competitor has its own number."""
+    tokens: int | None = comparison.settings["tokens_per_step"]
+    return None if tokens is None else tokens // int(comparison.settings["context"])
 
 
 def _axes(places: Sequence[tuple[Point, Comparison]]) -> str:
