@@ -60,31 +60,53 @@ def test_many_counters_at_once_equal_one_at_a_time() -> None:
 
 def test_key_words_are_the_generator_at_the_masks_address() -> None:
     seed = 0x0123456789ABCDEF
-    expected = scalar_philox((1000, 3, 11, 2), (0x89ABCDEF, 0x01234567))[:2]
-    assert dropout_key(seed, 1000, 3, 11, Site.ATTENTION_RESIDUAL) == expected
+    expected = scalar_philox((1000, 11, 2, 0), (0x89ABCDEF, 0x01234567))[:2]
+    assert dropout_key(seed, 1000, 11, Site.ATTENTION_RESIDUAL) == expected
 
 
-def test_all_masks_of_a_pass_and_of_its_neighbours_have_their_own_key() -> None:
-    addresses = [(seed, step, micro) for seed in (0, 1, 2**32) for step in range(3) for micro in range(3)]
-    keys = [tuple(key) for address in addresses for key in dropout_keys(*address, 4).reshape(-1, 2).tolist()]
-    assert len(set(keys)) == len(addresses) * 4 * len(Site)
+def test_all_masks_of_a_step_and_of_its_neighbours_have_their_own_key() -> None:
+    addresses = [(seed, step) for seed in (0, 1, 2**32) for step in range(3)]
+    keys = {
+        tuple(key) for address in addresses for key in dropout_keys(*address, 7, 4).reshape(-1, 3).tolist()
+    }
+    assert len(keys) == len(addresses) * 4 * len(Site)
 
 
-def test_keys_are_laid_out_by_layer_and_site() -> None:
+def test_keys_are_laid_out_by_layer_and_site_and_end_with_the_first_row() -> None:
     keys = dropout_keys(5, 6, 7, 3)
-    assert keys.shape == (3, 4, 2)
+    assert keys.shape == (3, 4, 3)
     assert keys.dtype == np.uint32
     for layer in range(3):
         for site in Site:
-            assert tuple(keys[layer, site].tolist()) == dropout_key(5, 6, 7, layer, site)
+            assert tuple(keys[layer, site].tolist()) == (*dropout_key(5, 6, layer, site), 7)
 
 
-def test_an_element_is_kept_by_the_first_word_at_its_row_major_index() -> None:
-    key, shape = (7, 9), (2, 3, 5)
-    mask = dropout_mask(shape, key, 0.3)
+def test_known_mask() -> None:
+    """Six columns take one call's four words and two of the next; written down, so that the rule stays."""
+    mask = dropout_mask((2, 2, 6), dropout_key(42, 3, 1, Site.MLP_RESIDUAL), 0.5, 7)
+    assert ["".join(map(str, line)) for line in mask.reshape(4, 6).astype(int)] == [
+        "111111",
+        "100010",
+        "101001",
+        "001011",
+    ]
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 5), (2, 2, 3, 9), (3, 1, 4)], ids=str)
+def test_an_element_is_kept_by_its_columns_word_of_the_call_at_its_place(shape: tuple[int, ...]) -> None:
+    key, first = (7, 9), 2**32 - 4
+    mask = dropout_mask(shape, key, 0.3, first)
     assert mask.shape == shape
-    for index, kept in enumerate(mask.reshape(-1).tolist()):
-        assert kept == (scalar_philox((index, 0, 0, 0), key)[0] >= int(0.3 * 2**32))
+    lines = mask.reshape(shape[0], -1, shape[-1])
+    for row, line, column in np.ndindex(*lines.shape):
+        word = scalar_philox((column // 4, line, first + row, 0), key)[column % 4]
+        assert lines[row, line, column] == (word >= int(0.3 * 2**32))
+
+
+def test_a_mask_is_the_rows_of_the_whole_steps() -> None:
+    whole = dropout_mask((6, 5, 7), (1, 2), 0.5)
+    for first, rows in ((0, 4), (4, 2), (3, 1)):
+        assert np.array_equal(dropout_mask((rows, 5, 7), (1, 2), 0.5, first), whole[first : first + rows])
 
 
 @pytest.mark.parametrize(
@@ -95,13 +117,13 @@ def test_threshold_is_the_rate_in_32_bits(rate: float, threshold: int) -> None:
 
 
 def test_rate_zero_keeps_everything() -> None:
-    assert dropout_mask((63, 65), (1, 2), 0.0).all()
+    assert dropout_mask((63, 2, 65), (1, 2), 0.0).all()
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
 def test_masks_keep_the_right_share_without_pattern(rate: float) -> None:
     rows, columns = 512, 513
-    mask = dropout_mask((rows, columns), dropout_key(1, 2, 3, 4, Site.ATTENTION), rate)
+    mask = dropout_mask((1, rows, columns), dropout_key(1, 2, 4, Site.ATTENTION), rate)[0]
     spread = np.sqrt(rate * (1 - rate) / mask.size)
     assert abs(mask.mean() - (1 - rate)) < 5 * spread
     # a row, a column, or a neighbour that tells about another would leave these bounds
@@ -114,5 +136,5 @@ def test_masks_keep_the_right_share_without_pattern(rate: float) -> None:
 
 
 def test_two_sites_draw_independent_masks() -> None:
-    a, b = (dropout_mask((400, 401), dropout_key(0, 0, 0, 0, site), 0.5) for site in list(Site)[1:3])
+    a, b = (dropout_mask((4, 100, 401), dropout_key(0, 0, 0, site), 0.5) for site in list(Site)[1:3])
     assert abs((a == b).mean() - 0.5) < 5 * 0.5 / np.sqrt(a.size)

@@ -243,14 +243,13 @@ class TritonBackend:
         held = [self._hold(shape_of(batch)) for batch in micro_batches]
         self._sums.gradients.flat.zero_()
         self._sums.loss.zero_()
-        # masks belong to micro-batches of the whole step
-        first = first_row // len(micro_batches[0].tokens)
-        for index, (batch, (slot, launch)) in enumerate(zip(micro_batches, held, strict=True), first):
+        for batch, (slot, launch) in zip(micro_batches, held, strict=True):
             keys = None
             if config.dropout:
-                keys = dropout_keys(self._runtime.seed, step, index, config.n_layer)
+                keys = dropout_keys(self._runtime.seed, step, first_row, config.n_layer)
             slot.fill(batch, weight, keys)
             launch()
+            first_row += len(batch.tokens)
 
     def _hold(self, shape: Shape) -> tuple[MicroBatch, Callable[[], None]]:
         """The tensors and the launches of a micro-batch shape, made if it is new."""

@@ -1,9 +1,9 @@
 """Dropout by Philox-4x32-10 in torch: the same masks, bit for bit, as every other backend draws.
 
-The rule stands in ``gpt_trainer.philox``. A mask is a pure function of its key and the element's index, so
-nothing is carried from step to step, and backward draws it again instead of keeping it: the map is linear and
-diagonal, and its own derivative. ``kernels.primitives.keep_mask`` is the same rule inside a kernel.
-Shapes: L blocks; ``*n`` any.
+The rule stands in ``gpt_trainer.philox``. A mask is a pure function of its key and an element's place in the
+whole step's batch, so nothing is carried from step to step, and backward draws it again instead of keeping
+it: the map is linear and diagonal, and its own derivative. ``kernels.primitives`` has the same rule inside a
+kernel. Shapes: B rows, T positions, M = B*T, D width, L blocks; ``*n`` any.
 
 References:
     Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 from gpt_trainer import philox as rule
-from gpt_trainer.philox import MULTIPLIERS, ROUNDS, WEYL, Site, dropout_threshold
+from gpt_trainer.philox import MULTIPLIERS, ROUNDS, WEYL, WORDS, Site, dropout_threshold
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -27,23 +27,29 @@ class Dropout(NamedTuple):
 
     Attributes:
         rate: Share of elements set to zero, in (0, 1).
-        key: The two 32-bit Philox key words, on the device, so that a recorded launch can be replayed
-            with another key.
+        key: The two 32-bit words of the Philox key, and the number of the first row in the whole step's
+            batch; on the device, so that a recorded launch can be replayed with others.
+        context: Positions of a row, T.
     """
 
     rate: float
-    key: Int[Tensor, " 2"]
+    key: Int[Tensor, " 3"]
+    context: int
 
 
-def dropout_at(keys: Int[Tensor, "4 2"] | None, site: Site, rate: float) -> Dropout | None:
-    """The mask of one site of a block; ``None`` without keys."""
-    return None if keys is None else Dropout(rate, keys[site])
+def dropouts(
+    keys: Int[Tensor, "L 4 3"] | None, layer: int, rate: float, context: int
+) -> tuple[Dropout | None, ...]:
+    """The masks of a block, by ``Site``; ``None`` for each without keys."""
+    if keys is None:
+        return (None,) * len(Site)
+    return tuple(Dropout(rate, key, context) for key in keys[layer])
 
 
 def philox(
     counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Words 0 and 1 of Philox-4x32-10 for each counter.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Philox-4x32-10: four words for each counter.
 
     All words are int64 that hold 32 bits. The product of two of them may pass 2^63 and wrap, which
     leaves its 64 bits as they should be; the shift then drags the sign along, hence the mask after it.
@@ -54,44 +60,40 @@ def philox(
         p0, p1 = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
         c0, c1, c2, c3 = ((p1 >> 32) & LOW) ^ c1 ^ k0, p1 & LOW, ((p0 >> 32) & LOW) ^ c3 ^ k1, p0 & LOW
         k0, k1 = (k0 + WEYL[0]) & LOW, (k1 + WEYL[1]) & LOW
-    return c0, c1
+    return c0, c1, c2, c3
 
 
-def dropout_keys(seed: int, step: int, micro_batch: int, n_layer: int) -> Int[Tensor, "L 4 2"]:
-    """Keys of every mask in one forward pass, by layer and ``Site``; on the CPU.
+def dropout_keys(seed: int, step: int, first_row: int, n_layer: int) -> Int[Tensor, "L 4 3"]:
+    """Of every mask in one forward pass, by layer and ``Site``: key and first row; on the CPU.
 
     Args:
         seed: The run's seed, below 2^64.
         step: Optimizer steps already taken, from 0.
     """
-    return torch.from_numpy(rule.dropout_keys(seed, step, micro_batch, n_layer)).long()
+    return torch.from_numpy(rule.dropout_keys(seed, step, first_row, n_layer)).long()
 
 
-def keep_mask(index: Int[Tensor, "*n"], dropout: Dropout) -> Bool[Tensor, "*n"]:
+def dropout_mask(
+    shape: tuple[int, int, int], dropout: Dropout, row: int = 0
+) -> Bool[Tensor, "rows lines columns"]:
     """True where an element is kept.
 
     Args:
-        index: Row-major positions of the elements in the whole tensor, int64.
+        shape: Rows, lines of a row, columns of a line.
+        row: The first row, counted from that of ``dropout``.
     """
-    zero = torch.zeros_like(index)
-    word, _ = philox((index & LOW, index >> 32, zero, zero), (dropout.key[0], dropout.key[1]))
-    return word >= dropout_threshold(dropout.rate)
+    (rows, lines, columns), device = shape, dropout.key.device
+    k0, k1, first_row = dropout.key
+    at = first_row + torch.arange(row, row + rows, device=device)[:, None, None]
+    line = torch.arange(lines, device=device)[:, None]
+    call = torch.arange(-(-columns // WORDS), device=device)
+    # the first rounds are as small as their counters: sizes meet as the words do
+    words = torch.stack(philox((call, line, at, torch.zeros_like(k0)), (k0, k1)), -1)
+    return (words >= dropout_threshold(dropout.rate)).flatten(2)[:, :, :columns]
 
 
-def dropout_mask(shape: torch.Size, key: Int[Tensor, " 2"], rate: float) -> Bool[Tensor, " ..."]:
-    """True where an element of a tensor of ``shape`` is kept."""
-    return keep_mask(torch.arange(shape.numel(), device=key.device), Dropout(rate, key)).view(shape)
-
-
-def dropout(
-    x: Float[Tensor, "*shape"], key: Int[Tensor, " 2"] | None, rate: float
-) -> Float[Tensor, "*shape"]:
-    """``x`` with a share ``rate`` of its elements set to zero and the rest scaled by ``1 / (1 - rate)``.
-
-    Args:
-        key: The mask's two key words; ``None`` leaves ``x`` as it is.
-        rate: Share of elements that are dropped, in ``[0, 1)``.
-    """
-    if key is None:
-        return x
-    return torch.where(dropout_mask(x.shape, key, rate), x * (1.0 / (1.0 - rate)), 0.0)
+def drop(x: Float[Tensor, "M D"], dropout: Dropout) -> Float[Tensor, "M D"]:
+    """``x`` with a share ``rate`` of its elements set to zero and the rest scaled by ``1 / (1 - rate)``."""
+    context, width = dropout.context, x.shape[1]
+    keep = dropout_mask((len(x) // context, context, width), dropout).flatten(0, 1)
+    return torch.where(keep, x * (1.0 / (1.0 - dropout.rate)), 0.0)

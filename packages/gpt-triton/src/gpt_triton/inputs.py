@@ -52,9 +52,9 @@ class MicroBatch:
         self.weight = torch.zeros((), device=device)
         self.keys = None
         if config.dropout:
-            self.keys = torch.zeros(config.n_layer, 4, 2, dtype=torch.int64, device=device)
+            self.keys = torch.zeros(config.n_layer, 4, 3, dtype=torch.int64, device=device)
 
-    def fill(self, batch: Batch, weight: float, keys: Int[Tensor, "L 4 2"] | None = None) -> None:
+    def fill(self, batch: Batch, weight: float, keys: Int[Tensor, "L 4 3"] | None = None) -> None:
         """Copy a batch in.
 
         Args:

@@ -20,7 +20,7 @@ def add_gradients(
     inputs: Inputs,
     plan: Plan,
     weight: Float[Tensor, ""],
-    keys: Int[Tensor, "L 4 2"] | None = None,
+    keys: Int[Tensor, "L 4 3"] | None = None,
 ) -> Float[Tensor, ""]:
     """A micro-batch's share of the loss; its share of the gradient is added to ``sums``.
 

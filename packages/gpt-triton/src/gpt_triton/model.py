@@ -26,7 +26,7 @@ from gpt_trainer.philox import Site
 from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
-from gpt_triton.dropout import dropout_at
+from gpt_triton.dropout import Dropout, dropouts
 from gpt_triton.ops import NOTHING, BlockResiduals, Keep, NormResiduals, Ops, Residuals
 
 
@@ -93,6 +93,10 @@ class Plan:
     dropout: float = 0.0
 
 
+Drops = tuple[Dropout | None, ...]
+"""The masks of a block, by ``Site``."""
+
+
 class Inputs(NamedTuple):
     """One micro-batch on the device; see ``gpt_data.batch.Batch``."""
 
@@ -103,34 +107,33 @@ class Inputs(NamedTuple):
 
 
 def hidden_states(
-    params: Parameters, inputs: Inputs, plan: Plan, keys: Int[Tensor, "L 4 2"] | None = None
+    params: Parameters, inputs: Inputs, plan: Plan, keys: Int[Tensor, "L 4 3"] | None = None
 ) -> Float[Tensor, "M D"]:
     """What the head sees: the residual stream after the last block and its LayerNorm.
 
     Args:
         params: Matrices in ``plan.dtype``, vectors in float32.
-        keys: Dropout keys by layer and ``Site``; ``None`` means no dropout.
+        keys: As ``dropout_keys`` makes them; ``None`` means no dropout.
     """
     x = embed(params, inputs, plan, keys)
     for layer, block in enumerate(params.blocks):
-        x, _ = apply_block_fwd(block, x, inputs, plan, None if keys is None else keys[layer], NOTHING)
+        x, _ = apply_block_fwd(block, x, inputs, plan, _drops(keys, layer, inputs, plan), NOTHING)
     return plan.ops.layer_norm_fwd(x, params.ln_f_gain, params.ln_f_bias)[0]
 
 
 def hidden_states_fwd(
-    params: Parameters, inputs: Inputs, plan: Plan, keys: Int[Tensor, "L 4 2"] | None = None
+    params: Parameters, inputs: Inputs, plan: Plan, keys: Int[Tensor, "L 4 3"] | None = None
 ) -> tuple[Float[Tensor, "M D"], Residuals]:
     """``hidden_states``, and what its backward needs.
 
     Args:
         params: Matrices in ``plan.dtype``, vectors in float32.
-        keys: Dropout keys by layer and ``Site``; ``None`` means no dropout.
+        keys: As ``dropout_keys`` makes them; ``None`` means no dropout.
     """
     x, kept = embed(params, inputs, plan, keys), []
     for layer, block in enumerate(params.blocks):
-        x, residuals = apply_block_fwd(
-            block, x, inputs, plan, None if keys is None else keys[layer], plan.keep
-        )
+        drops = _drops(keys, layer, inputs, plan)
+        x, residuals = apply_block_fwd(block, x, inputs, plan, drops, plan.keep)
         kept.append(residuals)
     hidden, norm_f = plan.ops.layer_norm_fwd(x, params.ln_f_gain, params.ln_f_bias)
     return hidden, Residuals(kept, norm_f)
@@ -143,7 +146,7 @@ def hidden_states_bwd(
     residuals: Residuals,
     d_hidden: Float[Tensor, "M D"],
     plan: Plan,
-    keys: Int[Tensor, "L 4 2"] | None = None,
+    keys: Int[Tensor, "L 4 3"] | None = None,
 ) -> None:
     """Add every parameter's gradient to ``d_params``; ``residuals.blocks`` is consumed.
 
@@ -156,10 +159,10 @@ def hidden_states_bwd(
     d_gain, d_bias = d_params.ln_f_gain, d_params.ln_f_bias
     d_x = ops.layer_norm_bwd(residuals.norm_f, params.ln_f_gain, d_hidden, d_gain, d_bias)
     for layer in reversed(range(len(params.blocks))):
-        its_keys = None if keys is None else keys[layer]
         block, d_block = params.blocks[layer], d_params.blocks[layer]
-        d_x = apply_block_bwd(block, d_block, residuals.blocks.pop(), d_x, plan, its_keys)
-    drop = dropout_at(None if keys is None else keys[0], Site.EMBEDDING, plan.dropout)
+        drops = _drops(keys, layer, inputs, plan)
+        d_x = apply_block_bwd(block, d_block, residuals.blocks.pop(), d_x, plan, drops)
+    drop = _drops(keys, 0, inputs, plan)[Site.EMBEDDING]
     ops.embedding_bwd(inputs.tokens, inputs.positions, d_x, d_params.wte, d_params.wpe, drop)
 
 
@@ -181,11 +184,15 @@ def head_logits(
 
 
 def embed(
-    params: Parameters, inputs: Inputs, plan: Plan, keys: Int[Tensor, "L 4 2"] | None
+    params: Parameters, inputs: Inputs, plan: Plan, keys: Int[Tensor, "L 4 3"] | None
 ) -> Float[Tensor, "M D"]:
     """The residual stream before the first block."""
-    drop = dropout_at(None if keys is None else keys[0], Site.EMBEDDING, plan.dropout)
+    drop = _drops(keys, 0, inputs, plan)[Site.EMBEDDING]
     return plan.ops.embedding_fwd(inputs.tokens, inputs.positions, params.wte, params.wpe, drop)
+
+
+def _drops(keys: Int[Tensor, "L 4 3"] | None, layer: int, inputs: Inputs, plan: Plan) -> Drops:
+    return dropouts(keys, layer, plan.dropout, inputs.tokens.shape[1])
 
 
 def split_heads(
@@ -201,25 +208,25 @@ def apply_block_fwd(
     x: Float[Tensor, "M D"],
     inputs: Inputs,
     plan: Plan,
-    keys: Int[Tensor, "4 2"] | None,
+    drops: Drops,
     keep: Keep,
 ) -> tuple[Float[Tensor, "M D"], BlockResiduals]:
     """One block: attention, then the MLP, each behind a norm and added to the stream."""
-    ops, rate = plan.ops, plan.dropout
+    ops = plan.ops
     normed1, norm1 = ops.layer_norm_fwd(x, block.ln1_gain, block.ln1_bias)
     qkv = ops.linear_fwd(normed1, block.qkv_weight, block.qkv_bias)  # [M, 3D]
     attended, attention = ops.attention_fwd(
         qkv.view(*inputs.tokens.shape, -1),  # [B, T, 3D]
         plan.n_head,
         inputs.segment_starts,
-        dropout_at(keys, Site.ATTENTION, rate),
+        drops[Site.ATTENTION],
     )
-    drop = dropout_at(keys, Site.ATTENTION_RESIDUAL, rate)
+    drop = drops[Site.ATTENTION_RESIDUAL]
     y = ops.linear_residual_fwd(attended.view(x.shape), block.out_weight, block.out_bias, x, drop)  # [M, D]
 
     normed2, norm2 = ops.layer_norm_fwd(y, block.ln2_gain, block.ln2_bias)
     hidden, slope = ops.linear_gelu_fwd(normed2, block.up_weight, block.up_bias, keep.hidden)  # [M, 4D]
-    drop = dropout_at(keys, Site.MLP_RESIDUAL, rate)
+    drop = drops[Site.MLP_RESIDUAL]
     out = ops.linear_residual_fwd(hidden, block.down_weight, block.down_bias, y, drop)  # [M, D]
     return out, BlockResiduals(
         norm1,
@@ -238,7 +245,7 @@ def apply_block_bwd(
     kept: BlockResiduals,
     d_out: Float[Tensor, "M D"],
     plan: Plan,
-    keys: Int[Tensor, "4 2"] | None,
+    drops: Drops,
 ) -> Float[Tensor, "M D"]:
     """The gradient of the block's input, from that of its output: the MLP first, then attention.
 
@@ -249,16 +256,16 @@ def apply_block_bwd(
     """
     norm1, normed1, attention, norm2, *mlp = kept
     del kept
-    d_y = _mlp_bwd(block, d_block, norm2, mlp, d_out, plan, keys)
+    d_y = _mlp_bwd(block, d_block, norm2, mlp, d_out, plan, drops)
     del norm2, d_out
 
-    ops, drop = plan.ops, dropout_at(keys, Site.ATTENTION_RESIDUAL, plan.dropout)
+    ops, drop = plan.ops, drops[Site.ATTENTION_RESIDUAL]
     d_branch = d_y if drop is None else ops.dropout_bwd(d_y, drop)
     attended = attention.out.view(d_y.shape)
     ops.linear_bwd_dwdb(attended, d_branch, d_block.out_weight, d_block.out_bias)
     d_attended = ops.linear_bwd_dx(d_branch, block.out_weight).view(attention.out.shape)  # [B, T, D]
-    drop = dropout_at(keys, Site.ATTENTION, plan.dropout)
-    d_qkv = ops.attention_bwd(attention, d_attended, plan.n_head, drop).view(d_y.shape[0], -1)  # [M, 3D]
+    d_qkv = ops.attention_bwd(attention, d_attended, plan.n_head, drops[Site.ATTENTION])
+    d_qkv = d_qkv.view(d_y.shape[0], -1)  # [M, 3D]
     del attention, attended, d_attended, d_branch
     if normed1 is None:
         normed1, _ = ops.layer_norm_fwd(norm1.x, block.ln1_gain, block.ln1_bias)
@@ -274,7 +281,7 @@ def _mlp_bwd(
     kept: list[Tensor | None],
     d_out: Float[Tensor, "M D"],
     plan: Plan,
-    keys: Int[Tensor, "4 2"] | None,
+    drops: Drops,
 ) -> Float[Tensor, "M D"]:
     """The gradient between the branches; ``kept`` is the norm's output, hidden values and slope, consumed."""
     ops, (normed, hidden, slope) = plan.ops, kept
@@ -284,7 +291,7 @@ def _mlp_bwd(
     if hidden is None:
         hidden, slope = ops.linear_gelu_fwd(normed, block.up_weight, block.up_bias)
     assert slope is not None
-    drop = dropout_at(keys, Site.MLP_RESIDUAL, plan.dropout)
+    drop = drops[Site.MLP_RESIDUAL]
     d_branch = d_out if drop is None else ops.dropout_bwd(d_out, drop)
     ops.linear_bwd_dwdb(hidden, d_branch, d_block.down_weight, d_block.down_bias)
     del hidden

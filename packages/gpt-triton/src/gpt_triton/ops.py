@@ -163,11 +163,11 @@ class Ops(Protocol):
         """Gradient of the input."""
         ...
 
-    def dropout_fwd(self, x: Float[Tensor, "*n"], dropout: Dropout) -> Float[Tensor, "*n"]:
+    def dropout_fwd(self, x: Float[Tensor, "M D"], dropout: Dropout) -> Float[Tensor, "M D"]:
         """``x`` where the mask keeps it, scaled by ``1 / (1 - rate)``."""
         ...
 
-    def dropout_bwd(self, d_y: Float[Tensor, "*n"], dropout: Dropout) -> Float[Tensor, "*n"]:
+    def dropout_bwd(self, d_y: Float[Tensor, "M D"], dropout: Dropout) -> Float[Tensor, "M D"]:
         """Gradient of the input."""
         ...
 

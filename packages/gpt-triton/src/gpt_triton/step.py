@@ -39,7 +39,7 @@ def accumulate(
     sums: Sums,
     inputs: Inputs,
     weight: Float[Tensor, ""],
-    keys: Int[Tensor, "L 4 2"] | None,
+    keys: Int[Tensor, "L 4 3"] | None,
     plan: Plan,
 ) -> None:
     """Add one micro-batch's share to ``sums``.

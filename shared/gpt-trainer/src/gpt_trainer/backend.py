@@ -190,8 +190,8 @@ class Backend(Protocol):
             lr: Learning rate of this step.
             step: Optimizer steps already taken, from 0: AdamW's bias correction uses ``step + 1`` and
                 the dropout masks use ``step``.
-            first_row: Row of the whole step that the first of these is, a multiple of a micro-batch's rows:
-                dropout masks count micro-batches from the step's first, whoever has it.
+            first_row: Row of the whole step that the first of these is, as they follow each other in
+                order: dropout masks belong to rows of the whole step, whoever has them.
             targets: Number of targets in the whole step; those of ``micro_batches`` if ``None``.
             skip_above: Largest global norm that still updates the weights.
 

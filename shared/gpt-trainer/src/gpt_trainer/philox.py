@@ -1,14 +1,16 @@
 """Philox-4x32-10 in NumPy, and the rule by which every backend draws its dropout masks.
 
-The mask of a site is a pure function of (seed, step, micro-batch, layer, site) and the element's
-index, so that any framework computes it anywhere, in forward and again in backward, bit for bit.
+The mask of a site is a pure function of (seed, step, layer, site) and an element's place in the whole
+step's batch, so that any framework computes it anywhere, in forward and again in backward, bit for bit,
+however that batch is cut into micro-batches or shared by processes and devices.
 
-    key  = words 0, 1 of philox(counter=(step, micro_batch, layer, site), key=(seed low, seed high))
-    word = word 0 of philox(counter=(index low, index high, 0, 0), key=key)
+    key  = words 0, 1 of philox(counter=(step, layer, site, 0), key=(seed low, seed high))
+    word = word (column mod 4) of philox(counter=(column div 4, line, row, 0), key=key)
     keep = word >= floor(rate * 2^32),   kept values are scaled by 1 / (1 - rate)
 
-``index`` is the element's row-major position in the logical tensor: ``[B, T, D]`` for the embedding
-and the two residual branches, ``[B, H, T, T]`` (query before key) for the attention weights.
+``row`` is a row's number in the whole step's batch, ``line`` and ``column`` are a place inside of it:
+position and feature in ``[B, T, D]`` (the embedding and the two residual branches), ``head * T + query``
+and key in ``[B, H, T, T]`` (the attention weights).
 
 References:
     Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
@@ -16,6 +18,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from enum import IntEnum
 
 import numpy as np
@@ -24,6 +27,8 @@ from jaxtyping import Bool, UInt32
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
 ROUNDS = 10
+WORDS = 4
+"""Of a call, each for one of as many columns."""
 LOW = np.uint64(0xFFFFFFFF)
 
 
@@ -55,23 +60,22 @@ def philox(counter: UInt32[np.ndarray, " 4 *n"], key: tuple[int, int]) -> UInt32
     return np.stack([c0, c1, c2, c3]).astype(np.uint32)
 
 
-def dropout_key(seed: int, step: int, micro_batch: int, layer: int, site: Site) -> tuple[int, int]:
+def dropout_key(seed: int, step: int, layer: int, site: Site) -> tuple[int, int]:
     """The two 32-bit key words of one mask.
 
     Args:
         seed: The run's seed, below 2^64.
         step: Optimizer steps already taken, from 0.
-        micro_batch: Counted from the step's first, over all processes and devices, in the order of rows.
         layer: Index of the block, from 0; 0 for the embedding.
     """
-    counter = np.array([[step], [micro_batch], [layer], [int(site)]], np.uint32)
+    counter = np.array([[step], [layer], [int(site)], [0]], np.uint32)
     words = philox(counter, (seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF))
     return int(words[0, 0]), int(words[1, 0])
 
 
-def dropout_keys(seed: int, step: int, micro_batch: int, n_layer: int) -> UInt32[np.ndarray, "L 4 2"]:
-    """Keys of every mask in one forward pass, by layer and ``Site``."""
-    keys = [[dropout_key(seed, step, micro_batch, layer, site) for site in Site] for layer in range(n_layer)]
+def dropout_keys(seed: int, step: int, first_row: int, n_layer: int) -> UInt32[np.ndarray, "L 4 3"]:
+    """Of every mask in one forward pass, by layer and ``Site``: the key's two words, and the first row."""
+    keys = [[(*dropout_key(seed, step, layer, site), first_row) for site in Site] for layer in range(n_layer)]
     return np.array(keys, np.uint32)
 
 
@@ -80,10 +84,17 @@ def dropout_threshold(rate: float) -> int:
     return int(rate * 2.0**32)
 
 
-def dropout_mask(shape: tuple[int, ...], key: tuple[int, int], rate: float) -> Bool[np.ndarray, " ..."]:
-    """True where an element of a tensor of ``shape`` is kept."""
-    index = np.arange(int(np.prod(shape)), dtype=np.uint64)
-    zero = np.zeros_like(index)
-    counter = np.stack([index & LOW, index >> np.uint64(32), zero, zero]).astype(np.uint32)
-    kept: np.ndarray = philox(counter, key)[0] >= dropout_threshold(rate)
-    return kept.reshape(shape)
+def dropout_mask(
+    shape: tuple[int, ...], key: tuple[int, int], rate: float, first_row: int = 0
+) -> Bool[np.ndarray, " ..."]:
+    """True where an element of a tensor of ``shape`` is kept: rows, axes that number the lines, columns.
+
+    Args:
+        first_row: Number, in the whole step's batch, of the tensor's first row.
+    """
+    rows, *lines, columns = shape
+    calls = -(-columns // WORDS)
+    row, line, call = np.indices((rows, math.prod(lines), calls), np.uint32)
+    words = philox(np.stack([call, line, row + np.uint32(first_row), np.zeros_like(row)]), key)
+    kept: np.ndarray = np.moveaxis(words, 0, -1) >= dropout_threshold(rate)
+    return kept.reshape(rows, -1, calls * WORDS)[:, :, :columns].reshape(shape)

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from gpt_triton.dropout import Dropout, keep_mask
+from gpt_triton.dropout import Dropout, dropout_mask
 from gpt_triton.ops import AttentionResiduals
 from gpt_triton.reference.layers import widen
 
@@ -91,8 +91,9 @@ def _hidden(segment_starts: Int[Tensor, "B T"] | None, row: int, like: Tensor) -
 
 def _mask_scale(dropout: Dropout, row: int, p: Float[Tensor, "H T T"]) -> Float[Tensor, "H T T"]:
     """0 where an attention weight is dropped, ``1 / (1 - rate)`` where it is kept."""
-    index = torch.arange(p.numel(), device=p.device) + row * p.numel()
-    return (keep_mask(index, dropout).to(p.dtype) / (1.0 - dropout.rate)).view_as(p)
+    heads, context, _ = p.shape
+    keep = dropout_mask((1, heads * context, context), dropout, row)
+    return (keep.to(p.dtype) / (1.0 - dropout.rate)).view_as(p)
 
 
 def _heads(x: Float[Tensor, "B T W"], parts: int, n_head: int) -> Float[Tensor, "parts B H T K"]:

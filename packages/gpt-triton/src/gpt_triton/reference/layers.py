@@ -35,8 +35,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gpt_triton import dropout as rule
-from gpt_triton.dropout import Dropout
+from gpt_triton.dropout import Dropout, drop
 from gpt_triton.ops import NormResiduals
 
 C = math.sqrt(2.0 / math.pi)
@@ -114,14 +113,14 @@ def _normalized(res: NormResiduals) -> Float[Tensor, "M D"]:
     return (widen(res.x) - res.mean[:, None]) * res.rstd[:, None]
 
 
-def dropout_fwd(x: Float[Tensor, "*n"], dropout: Dropout) -> Float[Tensor, "*n"]:
+def dropout_fwd(x: Float[Tensor, "M D"], dropout: Dropout) -> Float[Tensor, "M D"]:
     """Zero the dropped elements and scale the kept ones by ``1 / (1 - rate)``."""
-    return rule.dropout(x, dropout.key, dropout.rate)
+    return drop(x, dropout)
 
 
-def dropout_bwd(d_y: Float[Tensor, "*n"], dropout: Dropout) -> Float[Tensor, "*n"]:
+def dropout_bwd(d_y: Float[Tensor, "M D"], dropout: Dropout) -> Float[Tensor, "M D"]:
     """Gradient of the input: the same mask and scale."""
-    return rule.dropout(d_y, dropout.key, dropout.rate)
+    return drop(d_y, dropout)
 
 
 def embedding_fwd(
