@@ -15,7 +15,7 @@ from jaxtyping import Array
 
 def test_values_and_gradients_equal_the_written_form() -> None:
     # two heads, and two tiles of queries to a bit
-    shape, key, rate = (1, 1024, 2, 16), jnp.array((5, 7), jnp.uint32), 0.1
+    shape, key, rate = (1, 1024, 2, 16), jnp.array((5, 7, 3), jnp.uint32), 0.1
     q, k, v, d_out = (jax.random.normal(part, shape) for part in jax.random.split(jax.random.key(0), 4))
     forms = {
         "written": lambda q, k, v: attend(q, k, v, None, key, rate),

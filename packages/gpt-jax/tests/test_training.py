@@ -12,7 +12,7 @@ import pytest
 from gpt_data.batch import IGNORE
 from gpt_jax.attention import fused_scale
 from gpt_jax.backend import JaxBackend
-from gpt_jax.dropout import dropout_keys, dropout_mask, dropout_mask_tile
+from gpt_jax.dropout import dropout, dropout_keys, mask_tile
 from gpt_jax.gathering import sum_by_index
 from gpt_jax.loss import head_loss
 from gpt_jax.model import Plan
@@ -93,24 +93,16 @@ def test_sum_by_index(count: int) -> None:
 
 
 def test_masks_are_bit_equal_to_the_shared_ones() -> None:
-    shape, rate, seed = (2, 3, 19, 19), 0.3, 2**40 + 5
+    rate, seed, first = 0.3, 2**40 + 5, 6
     words = jnp.array([seed & 0xFFFFFFFF, seed >> 32], jnp.uint32)
-    keys = dropout_keys(words, jnp.uint32(7), jnp.uint32(2), 3)
-    assert np.array_equal(np.asarray(keys), philox.dropout_keys(seed, 7, 2, 3))
-    want = philox.dropout_mask(shape, (int(keys[1, 2, 0]), int(keys[1, 2, 1])), rate)
-    assert np.array_equal(np.asarray(dropout_mask(shape, keys[1, 2], rate)), want)
-    tile = np.asarray(dropout_mask_tile(shape, 5, 12, keys[1, 2], rate))
-    assert np.array_equal(tile, want[:, :, 5:12, :12])
-
-
-def test_mask_index_passes_32_bits() -> None:
-    """The last query of a mask of more than 2^32 elements has a counter of two words."""
-    shape, key = (1, 1, 2**16 + 1, 2**16 + 1), jnp.array([1, 2], jnp.uint32)
-    got = np.asarray(dropout_mask_tile(shape, 2**16, 2**16 + 1, key, 0.5))[0, 0, 0]
-    index = np.uint64(2**16) * np.uint64(2**16 + 1) + np.arange(2**16 + 1, dtype=np.uint64)
-    zero = np.zeros_like(index)
-    words = philox.philox(np.stack([index & philox.LOW, index >> np.uint64(32), zero, zero]), (1, 2))[0]
-    assert np.array_equal(got, words >= 2**31)
+    keys = dropout_keys(words, jnp.uint32(7), jnp.uint32(first), 3)
+    assert np.array_equal(np.asarray(keys), philox.dropout_keys(seed, 7, first, 3))
+    key = int(keys[1, 2, 0]), int(keys[1, 2, 1])
+    # 18: two columns of the last call's four
+    got = dropout(jnp.ones((2 * 19, 18)), keys[1, 2], rate, 2).reshape(2, 19, 18)
+    assert np.array_equal(np.asarray(got) > 0, philox.dropout_mask((2, 19, 18), key, rate, first))
+    tile = np.asarray(mask_tile((2, 3, 19, 19), 5, 12, keys[1, 2], rate))
+    assert np.array_equal(tile, philox.dropout_mask((2, 3, 19, 19), key, rate, first)[:, :, 5:12, :12])
 
 
 def test_step_equals_numpy_adamw(backend: JaxBackend) -> None:

@@ -1,6 +1,6 @@
 """What the encoder-decoder needs beside GPT-2's layers: sinusoids, LayerNorm after a sum, ReLU.
 
-Shapes: B rows, T positions, D width, F feed-forward width, L layers.
+Shapes: B rows, T positions, D width, n bytes of a mask for it, F feed-forward width, L layers.
 """
 
 from __future__ import annotations
@@ -8,16 +8,16 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-from gpt_jax.dropout import dropout_mask
+from gpt_jax.dropout import draw_mask, unpack
 from gpt_jax.model import layer_norm
 from jax import lax
-from jaxtyping import Array, Bool, Float, Float64, UInt32
+from jaxtyping import Array, Float, Float64, UInt8, UInt32
 
 from aiayn_jax.parameters import Attention, Network, Site
 from aiayn_jax.plan import Plan
 
 Masks = dict[Site, Array]
-"""Dropout masks by site, each ``[L, B, T, D]``, or of one layer ``[B, T, D]``; empty means no dropout."""
+"""Dropout masks by site, each ``[L, B, T, n]``, or of one layer ``[B, T, n]``; empty means no dropout."""
 
 
 def positions(length: int, width: int) -> Float64[np.ndarray, "T D"]:
@@ -28,11 +28,11 @@ def positions(length: int, width: int) -> Float64[np.ndarray, "T D"]:
 
 
 def draw_masks(
-    keys: UInt32[Array, "L 4 2"] | None, sites: tuple[Site, ...], shape: tuple[int, ...], plan: Plan
-) -> tuple[Bool[Array, "B T D"] | None, Masks]:
+    keys: UInt32[Array, "L 4 3"] | None, sites: tuple[Site, ...], shape: tuple[int, ...], plan: Plan
+) -> tuple[UInt8[Array, "B T n"] | None, Masks]:
     """The masks of one stack: of its embedding, and of each layer by site.
 
-    All are drawn at once, before the layers, and kept for backward, a byte for each element: drawing
+    All are drawn at once, before the layers, and kept for backward, a byte for four elements: drawing
     them again costs more than reading them. The barrier keeps XLA from fusing the drawing with what reads
     it: on an H100 that one program took 10.1 ms of a step, and drawing 19 masks alone takes 1.0 ms (base, 560
     rows of 48, jax 0.11.2, 2026-11-25).
@@ -42,24 +42,26 @@ def draw_masks(
     """
     if keys is None:
         return None, {}
-    of_layers = jnp.stack([keys[:, site] for site in sites])  # [sites, L, 2]
-    flat = jnp.concatenate([keys[:1, Site.EMBEDDING], of_layers.reshape(-1, 2)])
-    masks = jax.vmap(lambda key: dropout_mask(shape, key, plan.dropout))(flat)  # [1 + sites * L, B, T, D]
+    of_layers = jnp.stack([keys[:, site] for site in sites])  # [sites, L, 3]
+    flat = jnp.concatenate([keys[:1, Site.EMBEDDING], of_layers.reshape(-1, 3)])
+    masks = jax.vmap(lambda key: draw_mask(shape, key, plan.dropout))(flat)  # [1 + sites * L, B, T, n]
     masks = lax.optimization_barrier(masks)
-    layers = masks[1:].reshape(*of_layers.shape[:2], *shape)
+    layers = masks[1:].reshape(*of_layers.shape[:2], *masks.shape[1:])
     return masks[0], dict(zip(sites, layers, strict=True))
 
 
-def masked(x: Float[Array, "B T D"], mask: Bool[Array, "B T D"] | None, plan: Plan) -> Float[Array, "B T D"]:
+def masked(x: Float[Array, "B T D"], mask: UInt8[Array, "B T n"] | None, plan: Plan) -> Float[Array, "B T D"]:
     """``x / (1 - rate)`` where the mask holds, else 0."""
-    return x if mask is None else jnp.where(mask, x * (1.0 / (1.0 - plan.dropout)), 0.0)
+    if mask is None:
+        return x
+    return jnp.where(unpack(mask, x.shape[-1]), x * (1.0 / (1.0 - plan.dropout)), 0.0)
 
 
 def add_norm(
     part: Attention | Network,
     x: Float[Array, "B T D"],
     h: Float[Array, "B T D"],
-    mask: Bool[Array, "B T D"] | None,
+    mask: UInt8[Array, "B T n"] | None,
     plan: Plan,
 ) -> Float[Array, "B T D"]:
     """``LayerNorm(x + drop(h))``, the sum in float32 and rounded once, after the LayerNorm.

@@ -45,7 +45,7 @@ def weighted_losses(
     inputs: Inputs,
     plan: Plan,
     weight: Float[Array, ""],
-    keys: UInt32[Array, "A 4 2"] | None = None,
+    keys: UInt32[Array, "A 4 3"] | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """The smoothed loss, which is to be differentiated, and beside it the negative log-likelihood.
 

@@ -32,7 +32,7 @@ from gpt_jax.gathering import gather_rows
 from gpt_jax.model import linear, split_heads
 from gpt_jax.precision import product
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, UInt32
+from jaxtyping import Array, Float, Int, UInt8, UInt32
 
 from aiayn_jax.attention import attend
 from aiayn_jax.config import TransformerConfig, parameter_shapes
@@ -51,7 +51,7 @@ from aiayn_jax.tree import from_named
 
 
 def hidden_states(
-    params: Parameters, inputs: Inputs, plan: Plan, keys: UInt32[Array, "A 4 2"] | None = None
+    params: Parameters, inputs: Inputs, plan: Plan, keys: UInt32[Array, "A 4 3"] | None = None
 ) -> Float[Array, "B T D"]:
     """What the head sees at every target position.
 
@@ -70,7 +70,7 @@ def encode(
     source: Int[Array, "B S"],
     lengths: Int[Array, " B"],
     plan: Plan,
-    keys: UInt32[Array, "L 4 2"] | None = None,
+    keys: UInt32[Array, "L 4 3"] | None = None,
 ) -> Float[Array, "B S D"]:
     """The encoder's output; past ``lengths`` it is finite and means nothing.
 
@@ -96,7 +96,7 @@ def decode(
     lengths: Int[Array, " B"],
     target: Int[Array, "B T"],
     plan: Plan,
-    keys: UInt32[Array, "L 4 2"] | None = None,
+    keys: UInt32[Array, "L 4 3"] | None = None,
 ) -> Float[Array, "B T D"]:
     """The decoder's output, at each position from the target up to it and all of the source.
 
@@ -119,7 +119,7 @@ def decode(
 
 
 def embed(
-    params: Parameters, tokens: Int[Array, "B T"], plan: Plan, mask: Bool[Array, "B T D"] | None = None
+    params: Parameters, tokens: Int[Array, "B T"], plan: Plan, mask: UInt8[Array, "B T n"] | None = None
 ) -> Float[Array, "B T D"]:
     """``drop(sqrt(D) E[token] + P)``; rows are gathered from float32, as their gradients are sums.
 

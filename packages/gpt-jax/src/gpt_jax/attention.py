@@ -21,9 +21,9 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int
 
-from gpt_jax.dropout import dropout_mask_tile
+from gpt_jax.dropout import Key, mask_tile
 from gpt_jax.precision import product
 
 TILE = 256
@@ -35,7 +35,7 @@ def attend(
     k: Float[Array, "B T H K"],
     v: Float[Array, "B T H K"],
     segment_starts: Int[Array, "B T"] | None = None,
-    key: UInt32[Array, " 2"] | None = None,
+    key: Key | None = None,
     rate: float = 0.0,
 ) -> Float[Array, "B T H K"]:
     """Causal attention, each position within its own document.
@@ -106,7 +106,7 @@ def _attend_tile(
     k: Float[Array, "B T H K"],
     v: Float[Array, "B T H K"],
     segment_starts: Int[Array, "B T"] | None,
-    key: UInt32[Array, " 2"] | None,
+    key: Key | None,
     *,
     start: int,
     rate: float,
@@ -119,7 +119,7 @@ def _attend_tile(
     mask = visible(query_index, stop, starts)
     weights = attention_weights(q[:, start:stop], k[:, :stop], mask)
     if key is not None:
-        keep = dropout_mask_tile((rows, heads, context, context), start, stop, key, rate)
+        keep = mask_tile((rows, heads, context, context), start, stop, key, rate)
         weights = jnp.where(keep, weights / (1.0 - rate), 0.0)
     return weighted_sum(weights, v[:, :stop])
 

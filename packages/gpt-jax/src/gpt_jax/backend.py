@@ -248,11 +248,11 @@ class JaxBackend:
             self._layout.spread(np.stack(arrays))
             for arrays in ([batch.tokens for batch in batches], [batch.targets for batch in batches])
         )
-        numbers = None
+        first_rows = None
         if self._plan.dropout:
-            first, count = first_row * own // rows, len(batches) * own
-            numbers = self._layout.spread(np.arange(first, first + count, dtype=np.uint32).reshape(-1, own))
-        return Inputs(tokens, targets, starts, documents, numbers)
+            firsts = first_row + np.arange(0, len(batches) * rows, rows // own, dtype=np.uint32)
+            first_rows = self._layout.spread(firsts.reshape(-1, own))
+        return Inputs(tokens, targets, starts, documents, first_rows)
 
     def _documents(self, starts: Int32[np.ndarray, "N B T"]) -> Array | None:
         """Documents in cuDNN's words, if it is to see them."""

@@ -1,25 +1,28 @@
 """Dropout by Philox-4x32-10 in JAX: the same masks, bit for bit, as every other backend draws.
 
-The rule stands in ``gpt_trainer.philox``. A mask is a pure function of its key and the element's
-index, so nothing is carried from step to step, and backward draws it again instead of keeping it.
-JAX has no 64-bit integers by default: the two words of a product are taken one by one where that can be.
+The rule stands in ``gpt_trainer.philox``. A mask is a pure function of its key and an element's place in the
+whole step's batch, so nothing is carried from step to step. A call gives the words of four columns, whose
+bits share a byte: XLA would draw what reads them four times into whatever it is fused with, so drawing is
+a program apart.
 
-Shapes: L blocks, B rows, H heads, T positions, t queries of a tile, S keys; ``*n`` counters.
+Shapes: L blocks, B rows, T positions, M tokens of all rows (B T), D width, H heads, t queries of a tile,
+S keys; r rows and l lines of any shape, n calls of a line, C columns of it; ``*n`` counters.
 """
 
 from __future__ import annotations
 
-import math
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from gpt_trainer.philox import MULTIPLIERS, ROUNDS, WEYL, Site, dropout_threshold
+from gpt_trainer.philox import MULTIPLIERS, ROUNDS, WEYL, WORDS, Site, dropout_threshold
 from jax import lax
-from jaxtyping import Array, Bool, Float, UInt32
+from jaxtyping import Array, Bool, Float, UInt8, UInt32
 
 Words = UInt32[Array, "*n"]
+Key = UInt32[Array, " 3"]
+"""The two words of a mask's key, and the number of the first row in the whole step's batch."""
 
 
 def multiply(a: Words, b: int) -> tuple[Words, Words]:
@@ -39,81 +42,98 @@ def multiply(a: Words, b: int) -> tuple[Words, Words]:
     return high, low
 
 
-def philox(counter: tuple[Words, Words, Words, Words], key: tuple[Array, Array]) -> tuple[Words, Words]:
-    """Words 0 and 1 of Philox-4x32-10 for each counter."""
+def philox(counter: tuple[Array, Array, Array, Array], key: tuple[Array, Array]) -> tuple[Array, ...]:
+    """Philox-4x32-10: four words for each counter.
+
+    Args:
+        counter: Four arrays of one number of axes, whose sizes are broadcast to each other.
+    """
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(ROUNDS):
         (high0, low0), (high1, low1) = multiply(c0, MULTIPLIERS[0]), multiply(c2, MULTIPLIERS[1])
         c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
         k0, k1 = k0 + jnp.uint32(WEYL[0]), k1 + jnp.uint32(WEYL[1])
-    return c0, c1
+    return c0, c1, c2, c3
 
 
 def dropout_keys(
-    seed: UInt32[Array, " 2"], step: UInt32[Array, ""], micro_batch: UInt32[Array, ""], n_layer: int
-) -> UInt32[Array, "L 4 2"]:
+    seed: UInt32[Array, " 2"], step: UInt32[Array, ""], first_row: UInt32[Array, ""], n_layer: int
+) -> UInt32[Array, "L 4 3"]:
     """Keys of every mask in one forward pass, by layer and ``Site``.
 
     Args:
         step: Optimizer steps already taken, from 0.
+        first_row: Of the pass, in the whole step's batch.
     """
     shape = (n_layer, len(Site))
     layer, site = (lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in (0, 1))
-    steps, micro_batches = (jnp.broadcast_to(word, shape) for word in (step, micro_batch))
-    return jnp.stack(philox((steps, micro_batches, layer, site), (seed[0], seed[1])), -1)
+    steps, rows = (jnp.broadcast_to(word, shape) for word in (step, first_row))
+    k0, k1, *_ = philox((steps, layer, site, jnp.zeros_like(site)), (seed[0], seed[1]))
+    return jnp.stack([k0, k1, rows], -1)
 
 
-def dropout_mask(shape: tuple[int, ...], key: UInt32[Array, " 2"], rate: float) -> Bool[Array, "*shape"]:
-    """True where an element of a tensor of ``shape`` is kept."""
-    rows, width = math.prod(shape[:-1]), shape[-1]
-    row = lax.broadcasted_iota(jnp.uint32, (rows, width), 0)
-    column = lax.broadcasted_iota(jnp.uint32, (rows, width), 1)
-    return _keep(row, column, (rows, width), key, rate).reshape(shape)
-
-
-def dropout_mask_tile(
-    shape: tuple[int, int, int, int], start: int, stop: int, key: UInt32[Array, " 2"], rate: float
-) -> Bool[Array, "B H t S"]:
-    """The part ``[:, :, start:stop, :stop]`` of a mask, without the rest."""
-    rows, heads, queries, width = shape
-    tile = (rows, heads, stop - start, stop)
-    b, h, t, s = (lax.broadcasted_iota(jnp.uint32, tile, axis) for axis in range(4))
-    row = (b * jnp.uint32(heads) + h) * jnp.uint32(queries) + t + jnp.uint32(start)
-    return _keep(row, s, (rows * heads * queries, width), key, rate)
-
-
-def _keep(
-    row: Words, column: Words, whole: tuple[int, int], key: UInt32[Array, " 2"], rate: float
-) -> Bool[Array, "*n"]:
-    """The rule itself, at index ``row * width + column``, which takes two words where one is too few.
+def draw(
+    row: UInt32[Array, "*r 1"], line: UInt32[Array, "*l 1"], columns: int, key: Key, rate: float
+) -> UInt8[Array, "*rl n"]:
+    """Which elements of some lines are kept: bit i of byte n is column ``4 n + i``.
 
     Args:
-        whole: Height and width of the whole mask.
+        row: Of each line, counted from ``key``'s first.
+        line: Number of each within its row; the shapes of both are broadcast to each other.
+        columns: Of a line.
     """
-    height, width = whole
-    zero = jnp.zeros_like(row)
-    index, high = row * jnp.uint32(width) + column, zero
-    if height * width > 2**32:
-        high, low = multiply(row, width)
-        high = high + (index < low).astype(jnp.uint32)
-    word, _ = philox((index, high, zero, zero), (key[0], key[1]))
-    return word >= jnp.uint32(dropout_threshold(rate))
+    call = iota(-(-columns // WORDS), row.ndim - 1, row.ndim)
+    words = philox((call, line, row + key[2], jnp.zeros_like(call)), (key[0], key[1]))
+    bits = [(word >= jnp.uint32(dropout_threshold(rate))).astype(jnp.uint8) for word in words]
+    return bits[0] | bits[1] << 1 | bits[2] << 2 | bits[3] << 3
 
 
-def dropout(
-    x: Float[Array, "*shape"], key: UInt32[Array, " 2"] | None, rate: float
-) -> Float[Array, "*shape"]:
+def iota(size: int, axis: int, axes: int) -> UInt32[Array, "..."]:
+    """0, 1, ... along one of so many axes; the others have size 1."""
+    shape = [1] * axes
+    shape[axis] = size
+    return lax.broadcasted_iota(jnp.uint32, shape, axis)
+
+
+def unpack(bits: UInt8[Array, "*shape n"], columns: int) -> Bool[Array, "*shape C"]:
+    """What ``draw`` packed, element by element."""
+    each = bits[..., None] >> iota(WORDS, bits.ndim, bits.ndim + 1).astype(jnp.uint8) & 1  # [*shape, n, 4]
+    return each.reshape(*bits.shape[:-1], -1)[..., :columns] == 1
+
+
+def draw_mask(shape: tuple[int, ...], key: Key, rate: float) -> UInt8[Array, "B T n"]:
+    """The mask of a tensor ``[B, T, D]``, as ``draw`` packs it."""
+    rows, lines, columns = shape
+    return draw(iota(rows, 0, 3), iota(lines, 1, 3), columns, key, rate)
+
+
+def mask_tile(
+    shape: tuple[int, int, int, int], start: int, stop: int, key: Key, rate: float
+) -> Bool[Array, "B H t S"]:
+    """The part ``[:, :, start:stop, :stop]`` of a mask ``[B, H, T, T]``, without the rest."""
+    rows, heads, context, _ = shape
+    line = iota(heads, 1, 4) * jnp.uint32(context) + iota(stop - start, 2, 4) + jnp.uint32(start)
+    return unpack(lax.optimization_barrier(draw(iota(rows, 0, 4), line, stop, key, rate)), stop)
+
+
+def dropout(x: Float[Array, "M D"], key: Key | None, rate: float, rows: int) -> Float[Array, "M D"]:
     """``x`` with a share ``rate`` of its elements set to zero and the rest scaled by ``1 / (1 - rate)``.
 
     Args:
-        x: Any array with at least one axis.
-        key: The mask's two key words; ``None`` leaves ``x`` as it is.
+        key: Of the mask; ``None`` leaves ``x`` as it is.
         rate: Share of elements that are dropped, in ``[0, 1)``.
+        rows: Number of rows, B.
     """
-    return x if key is None else _masked(x, key, rate)
+    if key is None:
+        return x
+    shape = rows, len(x) // rows, x.shape[1]
+    return masked(x.reshape(shape), lax.optimization_barrier(draw_mask(shape, key, rate)), rate).reshape(
+        x.shape
+    )
 
 
 @partial(jax.checkpoint, static_argnums=2)
-def _masked(x: Array, key: Array, rate: float) -> Array:
-    return jnp.where(dropout_mask(x.shape, key, rate), x * (1.0 / (1.0 - rate)), jnp.zeros_like(x))
+def masked(x: Float[Array, "*B D"], bits: UInt8[Array, "*B n"], rate: float) -> Float[Array, "*B D"]:
+    """``x / (1 - rate)`` where it is kept, else 0; backward is left the bits."""
+    return jnp.where(unpack(bits, x.shape[-1]), x * (1.0 / (1.0 - rate)), jnp.zeros_like(x))

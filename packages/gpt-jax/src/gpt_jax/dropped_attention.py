@@ -27,9 +27,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
-from jaxtyping import Array, Bool, Float, UInt8, UInt32
+from jaxtyping import Array, Bool, Float, UInt8
 
-from gpt_jax.dropout import dropout_mask_tile
+from gpt_jax.dropout import Key, mask_tile
 
 BITS = 8
 TILE = 64
@@ -42,9 +42,7 @@ Ref = Any
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def attend_dropped(
-    q: Heads, k: Heads, v: Heads, key: UInt32[Array, " 2"], rate: float, interpret: bool = False
-) -> Heads:
+def attend_dropped(q: Heads, k: Heads, v: Heads, key: Key, rate: float, interpret: bool = False) -> Heads:
     """Causal attention with dropout of its weights.
 
     Args:
@@ -56,7 +54,7 @@ def attend_dropped(
 
 
 def attend_dropped_fwd(
-    q: Heads, k: Heads, v: Heads, key: UInt32[Array, " 2"], rate: float, interpret: bool
+    q: Heads, k: Heads, v: Heads, key: Key, rate: float, interpret: bool
 ) -> tuple[Heads, tuple[Heads, Heads, Heads, Heads, Float[Array, "B H T"], UInt8[Array, "B H R T"]]]:
     """The result; kept are it, what it is made from, the log-sum-exp of the scores, and the mask."""
     rows, context, heads, _ = q.shape
@@ -95,16 +93,14 @@ def attend_dropped_bwd(
 attend_dropped.defvjp(attend_dropped_fwd, attend_dropped_bwd)
 
 
-def mask_bits(
-    shape: tuple[int, int, int, int], key: UInt32[Array, " 2"], rate: float
-) -> UInt8[Array, "B H R T"]:
+def mask_bits(shape: tuple[int, int, int, int], key: Key, rate: float) -> UInt8[Array, "B H R T"]:
     """A mask ``[B, H, T, T]`` as far as it is seen: bit i of byte (r, s): query ``i R + r`` keeps s."""
     context = shape[-1]
     rows = context // BITS
     bits = jnp.zeros((*shape[:2], rows, context), jnp.uint8)
     for bit in range(BITS):
         stop = (bit + 1) * rows
-        keep = dropout_mask_tile(shape, bit * rows, stop, key, rate).astype(jnp.uint8)
+        keep = mask_tile(shape, bit * rows, stop, key, rate).astype(jnp.uint8)
         bits |= jnp.pad(keep << bit, ((0, 0), (0, 0), (0, 0), (0, context - stop)))
     return bits
 

@@ -32,7 +32,7 @@ def weighted_loss(
     inputs: Inputs,
     plan: Plan,
     weight: Float[Array, ""],
-    keys: UInt32[Array, "L 4 2"] | None = None,
+    keys: UInt32[Array, "L 4 3"] | None = None,
 ) -> Float[Array, ""]:
     """A micro-batch's share of the loss.
 

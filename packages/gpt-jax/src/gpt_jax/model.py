@@ -33,7 +33,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, UInt32
 
 from gpt_jax.attention import attend, attend_fused, kernels_take
-from gpt_jax.dropout import dropout
+from gpt_jax.dropout import Key, dropout
 from gpt_jax.gathering import gather_rows
 from gpt_jax.mesh import whole
 from gpt_jax.precision import product, statistics_dtype
@@ -120,12 +120,12 @@ class Inputs:
     segment_starts: Int[Array, "*N B T"] | None = None
     documents: Int[Array, "*N B S"] | None = None
     """The same as ``segment_starts`` in cuDNN's words: see ``first_positions``."""
-    numbers: UInt32[Array, "*N n"] | None = None
-    """Which micro-batch of the whole step it is for each device, for the dropout masks; None without."""
+    first_rows: UInt32[Array, "*N n"] | None = None
+    """Number of each device's first row in the whole step's batch, for the dropout masks; None without."""
 
 
 def hidden_states(
-    params: Parameters, inputs: Inputs, plan: Plan, keys: UInt32[Array, "L 4 2"] | None = None
+    params: Parameters, inputs: Inputs, plan: Plan, keys: UInt32[Array, "L 4 3"] | None = None
 ) -> Float[Array, "M D"]:
     """What the head sees: the residual stream after the last block and its LayerNorm.
 
@@ -134,7 +134,7 @@ def hidden_states(
         keys: Dropout keys by layer and ``Site``; ``None`` means no dropout.
     """
     x = embed(params, inputs, plan)
-    x = dropout(x, None if keys is None else keys[0, Site.EMBEDDING], plan.dropout)
+    x = dropout(x, None if keys is None else keys[0, Site.EMBEDDING], plan.dropout, len(inputs.tokens))
 
     if isinstance(params.blocks, tuple):
         for layer, block in enumerate(params.blocks):
@@ -182,17 +182,18 @@ def apply_block(
     x: Float[Array, "M D"],
     inputs: Inputs,
     plan: Plan,
-    keys: UInt32[Array, "4 2"] | None,
+    keys: UInt32[Array, "4 3"] | None,
     layer: int = 0,
 ) -> Float[Array, "M D"]:
     """One block: attention, then the two-layer network, each normalised before and added after."""
     attention_key, out_key, down_key = (None, None, None) if keys is None else tuple(keys[1:])
+    rows = len(inputs.tokens)
     h = self_attention(block, x, inputs, plan, attention_key, layer)
     h = linear(h, block.out_weight, block.out_bias)
-    x = x + dropout(h, out_key, plan.dropout)
+    x = x + dropout(h, out_key, plan.dropout, rows)
     (h,) = norm_linear(x, block.ln2_gain, block.ln2_bias, block.up_weight, block.up_bias, 1)
     h = gelu_linear(h, block.down_weight, block.down_bias)
-    return x + dropout(h, down_key, plan.dropout)
+    return x + dropout(h, down_key, plan.dropout, rows)
 
 
 def self_attention(
@@ -200,7 +201,7 @@ def self_attention(
     x: Float[Array, "M D"],
     inputs: Inputs,
     plan: Plan,
-    key: UInt32[Array, " 2"] | None,
+    key: Key | None,
     layer: int,
 ) -> Float[Array, "M D"]:
     """Every head looks back over the row with its own queries, keys and values.

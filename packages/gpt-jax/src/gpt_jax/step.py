@@ -118,8 +118,8 @@ def sum_gradients(
 
     def of_micro_batch(one: Inputs) -> Sums:
         keys = None
-        if one.numbers is not None:
-            keys = dropout_keys(counter[:2], counter[2], one.numbers[0], _depth(params))
+        if one.first_rows is not None:
+            keys = dropout_keys(counter[:2], counter[2], one.first_rows[0], _depth(params))
         return Sums(*jax.value_and_grad(weighted_loss)(params, one, plan, weight, keys))
 
     def add(sums: Sums, one: Inputs) -> tuple[Sums, None]:
