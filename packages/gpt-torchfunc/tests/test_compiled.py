@@ -42,9 +42,9 @@ def graphs(monkeypatch):
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize(("dropout", "functions"), [(0.0, 12), (0.1, 13)])
+@pytest.mark.parametrize(("dropout", "functions"), [(0.0, 12), (0.1, 14)])
 def test_the_first_step_traces_everything_once(dropout, functions, graphs, build, batch, assert_close):
-    """Eleven functions of a micro-batch, one more that draws masks, and the update; blocks share theirs."""
+    """Eleven functions of a micro-batch, two more that draw masks, and the update; blocks share theirs."""
     traced, plain = build(dropout=dropout, options=Options(compile="on")), build(dropout=dropout)
     for index in range(4):
         lr, limit = 1e-2 / (index + 1), 100.0 + index

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from gpt_torchfunc import attention
-from gpt_torchfunc.attention import attend, draw_bits, visible
+from gpt_torchfunc.attention import attend, draw_weights, visible
 from gpt_torchfunc.model import Plan, gelu, layer_norm, logits
 
 
@@ -115,7 +115,7 @@ def test_tiles_of_queries_are_the_whole(queries, monkeypatch, assert_close):
     given = q[:, :, -queries:], k, v, visible(13, starts, q.device)[:, -queries:]
 
     def attended():
-        bits = draw_bits(q, torch.tensor([3, 4]), 0.5) if queries == 13 else None
+        bits = draw_weights((len(q), *q.shape[1:3]), torch.tensor([3, 4, 0]), 0.5) if queries == 13 else None
         return attend(*given, bits, 0.5)
 
     whole = attended()

@@ -12,13 +12,14 @@ import math
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int, Int64, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from torch.func import vmap
 
-from gpt_torchfunc.dropout import dropout_mask_tile, unpack
+from gpt_torchfunc.dropout import Key, draw_tile, unpack
 
 Bits = tuple[UInt8[Tensor, "B H _ _"], ...]
+"""The masks of all heads' weights, a tile of queries each; see ``draw_tile``."""
 TILE = 256
 """Queries of a tile: at T = 1024 five eighths of the square are computed, by four plain products."""
 
@@ -35,7 +36,7 @@ def attend(
 
     Args:
         mask: True where a query may see a key; the queries are the last t of T positions.
-        bits: Dropout masks of the weights, by tiles; ``None`` means no dropout.
+        bits: Dropout masks of the weights; ``None`` means no dropout.
     """
     count, context = q.shape[2], k.shape[2]
     tiles = []
@@ -47,16 +48,15 @@ def attend(
     return tiles[0] if len(tiles) == 1 else torch.cat(tiles, 2)
 
 
-def draw_bits(q: Float[Tensor, "B H T K"], key: Int64[Tensor, " 2"], rate: float) -> Bits:
-    """Dropout masks of these queries' weights, as far as they are computed.
+def draw_weights(shape: tuple[int, int, int], key: Key, rate: float) -> Bits:
+    """Dropout masks of all weights, as far as they are computed, by tiles.
 
-    They are drawn apart from where they are used, and kept for backward: compiled into a softmax, they would
-    be drawn again in each pass over the weights, and a draw takes longer than the rest of a pass.
+    Args:
+        shape: Rows, heads, positions.
     """
-    rows, heads, context, _ = q.shape
+    context = shape[2]
     stops = [(start, min(start + TILE, context)) for start in range(0, context, TILE)]
-    shape = rows, heads, context, context
-    return tuple(dropout_mask_tile(shape, start, stop, key, rate) for start, stop in stops)
+    return tuple(draw_tile(shape, start, stop, key, rate) for start, stop in stops)
 
 
 def _attend_tile(
@@ -64,7 +64,7 @@ def _attend_tile(
     k: Float[Tensor, "B H S K"],
     v: Float[Tensor, "B H S K"],
     mask: Bool[Tensor, "#B t S"],
-    bits: UInt8[Tensor, "B H R S"] | None,
+    bits: UInt8[Tensor, "B H t R"] | None,
     rate: float,
 ) -> Float[Tensor, "B H t K"]:
     """Attention of one head of one row, mapped over heads and rows."""
@@ -72,7 +72,7 @@ def _attend_tile(
     over_rows = vmap(over_heads, in_dims=(0, 0, 0 if mask.shape[0] > 1 else None))
     weights = over_rows(q, k, mask if mask.shape[0] > 1 else mask[0])  # [B, H, t, S]
     if bits is not None:
-        weights = torch.where(unpack(bits, q.shape[2]), weights * (1.0 / (1.0 - rate)), 0.0)
+        weights = torch.where(unpack(bits, k.shape[2]), weights * (1.0 / (1.0 - rate)), 0.0)
     return vmap(vmap(torch.matmul))(weights.to(v.dtype), v)
 
 

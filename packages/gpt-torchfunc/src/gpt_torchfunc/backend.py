@@ -235,9 +235,9 @@ class TorchFuncBackend:
         if self._sums is None:
             self._sums = Shared(self._state.params, self._place)
         self._sums.flat.zero_()
-        # masks belong to micro-batches of the whole step
-        for index, batch in enumerate(micro_batches, first_row // len(micro_batches[0].tokens)):
-            self._add_share(*self._inputs(batch), weight, self._keys(step, index))
+        for batch in micro_batches:
+            self._add_share(*self._inputs(batch), weight, self._keys(step, first_row))
+            first_row += len(batch.tokens)
         return self._sums
 
     def _share(self, *tensors: Tensor | None) -> None:
@@ -257,10 +257,10 @@ class TorchFuncBackend:
     def _weight(self, micro_batches: Sequence[Batch], targets: int | None = None) -> Float32[Tensor, ""]:
         return self._send(torch.tensor(target_weight(micro_batches, self.config, targets)))
 
-    def _keys(self, step: int, micro_batch: int) -> Tensor | None:
+    def _keys(self, step: int, first_row: int) -> Tensor | None:
         if not self.config.dropout:
             return None
-        return self._send(dropout_keys(self._runtime.seed, step, micro_batch, self.config.n_layer))
+        return self._send(dropout_keys(self._runtime.seed, step, first_row, self.config.n_layer))
 
     def _inputs(self, batch: Batch) -> Inputs:
         """The checked batch on the device."""

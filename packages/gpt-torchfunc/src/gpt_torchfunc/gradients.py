@@ -20,24 +20,27 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from gpt_trainer.philox import Site
-from jaxtyping import Float, Int64, Shaped
+from jaxtyping import Float, Int64, Shaped, UInt8
 from torch import Tensor
 from torch.func import vjp
 
-from gpt_torchfunc.attention import Bits, draw_bits
-from gpt_torchfunc.dropout import dropout
+from gpt_torchfunc.attention import Bits, draw_weights
+from gpt_torchfunc.dropout import draw_rows, dropout
 from gpt_torchfunc.gathering import sum_by_index
 from gpt_torchfunc.loss import chunk_loss_and_gradients, head_loss_and_gradients
 from gpt_torchfunc.model import (
     Block,
+    Draw,
     Inputs,
+    Masks,
     Parameters,
     Plan,
     attention_mask,
+    block_masks,
     contract,
     embed,
     expand,
+    first_mask,
     hidden_states,
     layer_norm,
     leaves,
@@ -52,7 +55,8 @@ from gpt_torchfunc.model import (
 from gpt_torchfunc.repeatable import attend_repeatably, takes_heads
 
 Heads = tuple[Float[Tensor, "B H T K"], Float[Tensor, "B H T K"], Float[Tensor, "B H T K"]]
-Keys = Int64[Tensor, "4 2"] | None
+Keys = Int64[Tensor, "4 3"] | None
+Packed = UInt8[Tensor, "M R"] | None
 
 
 class Kept(NamedTuple):
@@ -60,16 +64,16 @@ class Kept(NamedTuple):
 
     x: Float[Tensor, "M D"]
     heads: Heads
-    bits: Bits | None
+    masks: Masks
     pull_mix: Callable[[Tensor], Heads] | None
     mixed: Float[Tensor, "M D"]
     y: Float[Tensor, "M D"]
     hidden: Float[Tensor, "M E"]
 
 
-def begin(params: Parameters, inputs: Inputs, plan: Plan, key: Int64[Tensor, " 2"] | None) -> Tensor:
+def begin(params: Parameters, inputs: Inputs, plan: Plan, bits: Packed) -> Tensor:
     """The residual stream before the first block."""
-    return dropout(embed(params, inputs, plan), key, plan.dropout)
+    return dropout(embed(params, inputs, plan), bits, plan.dropout)
 
 
 def enter(block: Block, x: Tensor, inputs: Inputs, plan: Plan) -> Heads:
@@ -78,32 +82,37 @@ def enter(block: Block, x: Tensor, inputs: Inputs, plan: Plan) -> Heads:
 
 
 def leave(
-    block: Block, x: Tensor, mixed: Tensor, plan: Plan, keys: Keys
+    block: Block, x: Tensor, mixed: Tensor, plan: Plan, out_bits: Packed, down_bits: Packed
 ) -> tuple[Float[Tensor, "M D"], Float[Tensor, "M E"], Float[Tensor, "M D"]]:
     """The rest of a block: y, the hidden layer, and the residual stream behind it."""
-    out_key, down_key = _branch_keys(keys)
-    y = x + merge(mixed, *block[4:6], out_key, plan.dropout)
+    y = x + merge(mixed, *block[4:6], out_bits, plan.dropout)
     hidden = expand(y, *block[6:10])
-    return y, hidden, y + contract(hidden, *block[10:], down_key, plan.dropout)
+    return y, hidden, y + contract(hidden, *block[10:], down_bits, plan.dropout)
 
 
 def leave_gradients(
-    block: Block, sums: Block, kept: tuple[Tensor, Tensor, Tensor], d_out: Tensor, plan: Plan, keys: Keys
+    block: Block,
+    sums: Block,
+    kept: tuple[Tensor, Tensor, Tensor],
+    d_out: Tensor,
+    plan: Plan,
+    out_bits: Packed,
+    down_bits: Packed,
 ) -> tuple[Float[Tensor, "M D"], Float[Tensor, "M D"]]:
     """Derivative of ``leave`` by what attention gave and by x; those by parameters are added to ``sums``.
 
     Args:
         sums: Their gradients so far, changed in place.
     """
-    (mixed, y, hidden), (out_key, down_key) = kept, _branch_keys(keys)
-    pull = _pull_back(lambda u, w, b: contract(u, w, b, down_key, plan.dropout), hidden, *block[10:])
+    mixed, y, hidden = kept
+    pull = _pull_back(lambda u, w, b: contract(u, w, b, down_bits, plan.dropout), hidden, *block[10:])
     d_hidden, *shares = pull(d_out)
     _add(sums[10:], shares)
     pull = _pull_back(expand, y, *block[6:10])
     d_branch, *shares = pull(d_hidden)
     _add(sums[6:10], shares)
     d_y = d_out + d_branch
-    pull = _pull_back(lambda a, w, b: merge(a, w, b, out_key, plan.dropout), mixed, *block[4:6])
+    pull = _pull_back(lambda a, w, b: merge(a, w, b, out_bits, plan.dropout), mixed, *block[4:6])
     d_mixed, *shares = pull(d_y)
     _add(sums[4:6], shares)
     return d_mixed, d_y
@@ -145,10 +154,10 @@ def norm_gradients(params: Parameters, sums: Parameters, x: Tensor, d_hidden: Te
 
 
 def begin_gradients(
-    params: Parameters, inputs: Inputs, d_x: Tensor, plan: Plan, key: Int64[Tensor, " 2"] | None
+    params: Parameters, inputs: Inputs, d_x: Tensor, plan: Plan, bits: Packed
 ) -> tuple[Float[Tensor, "V D"], Float[Tensor, "C D"]]:
     """Derivative of ``begin`` by both tables."""
-    (d_sum,) = _pull_back(lambda x: dropout(x, key, plan.dropout), d_x)(d_x)
+    (d_sum,) = _pull_back(lambda x: dropout(x, bits, plan.dropout), d_x)(d_x)
     return embed_gradients(params, inputs, d_sum)
 
 
@@ -169,7 +178,8 @@ class Functions(NamedTuple):
 
     begin: Callable[..., Any] = begin
     enter: Callable[..., Any] = enter
-    draw: Callable[..., Any] = draw_bits
+    draw_rows: Callable[..., Any] = draw_rows
+    draw_weights: Callable[..., Any] = draw_weights
     mix: Callable[..., Any] = mix
     leave: Callable[..., Any] = leave
     norm: Callable[..., Any] = layer_norm
@@ -179,6 +189,11 @@ class Functions(NamedTuple):
     mix_gradients: Callable[..., Any] = mix_gradients
     enter_gradients: Callable[..., Any] = enter_gradients
     begin_gradients: Callable[..., Any] = begin_gradients
+
+    @property
+    def draw(self) -> Draw:
+        """Those that draw masks."""
+        return Draw(self.draw_rows, self.draw_weights)
 
 
 PLAIN = Functions()
@@ -190,7 +205,7 @@ def add_gradients(
     inputs: Inputs,
     plan: Plan,
     weight: Float[Tensor, ""],
-    keys: Int64[Tensor, "L 4 2"] | None = None,
+    keys: Int64[Tensor, "L 4 3"] | None = None,
     run: Functions = PLAIN,
 ) -> Float[Tensor, ""]:
     """A micro-batch's share of the loss; its share of the gradient is added to ``sums``.
@@ -204,10 +219,10 @@ def add_gradients(
     plan = plan if keys is None else written(plan)
     blocks, block_sums = unstack(params.blocks), unstack(sums.blocks)
     block_keys = [None] * len(blocks) if keys is None else keys.unbind(0)
-    first_key = None if keys is None else keys[0, Site.EMBEDDING]
+    first_bits = first_mask(inputs, params.wte.shape[1], plan, keys, run.draw)
     mask = attention_mask(inputs, plan)
 
-    x, kept = run.begin(params, inputs, plan, first_key), []
+    x, kept = run.begin(params, inputs, plan, first_bits), []
     for block, its_keys in zip(blocks, block_keys, strict=True):
         kept.append(_forward(block, x, inputs, mask, plan, its_keys, run))
         x = kept[-1][1]
@@ -216,10 +231,10 @@ def add_gradients(
         hidden, params.wte, inputs.targets.flatten(), plan, weight, run.of_chunk
     )
     d_x = run.norm_gradients(params, sums, x, d_hidden)
-    for block, block_sum, its_keys in reversed(list(zip(blocks, block_sums, block_keys, strict=True))):
-        d_x = _backward(block, block_sum, kept.pop()[0], d_x, inputs, mask, plan, its_keys, run)
+    for block, block_sum in reversed(list(zip(blocks, block_sums, strict=True))):
+        d_x = _backward(block, block_sum, kept.pop()[0], d_x, inputs, mask, plan, run)
     # the embedding is used at both ends of the model
-    _add((sums.wte, sums.wte, sums.wpe), (d_wte, *run.begin_gradients(params, inputs, d_x, plan, first_key)))
+    _add((sums.wte, sums.wte, sums.wpe), (d_wte, *run.begin_gradients(params, inputs, d_x, plan, first_bits)))
     return loss
 
 
@@ -229,7 +244,7 @@ def add_gradients_of_whole(
     inputs: Inputs,
     plan: Plan,
     weight: Float[Tensor, ""],
-    keys: Int64[Tensor, "L 4 2"] | None = None,
+    keys: Int64[Tensor, "L 4 3"] | None = None,
 ) -> Float[Tensor, ""]:
     """``add_gradients`` by one ``vjp`` of the whole model, which keeps what every operation leaves.
 
@@ -249,7 +264,7 @@ def loss_and_gradients(
     inputs: Inputs,
     plan: Plan,
     weight: Float[Tensor, ""],
-    keys: Int64[Tensor, "L 4 2"] | None = None,
+    keys: Int64[Tensor, "L 4 3"] | None = None,
     add: Callable[..., Tensor] = add_gradients,
 ) -> tuple[Float[Tensor, ""], Parameters]:
     """``add_gradients``, or its other form, to nothing: a function of its arguments."""
@@ -261,11 +276,10 @@ def _forward(
     block: Block, x: Tensor, inputs: Inputs, mask: Tensor | None, plan: Plan, keys: Keys, run: Functions
 ) -> tuple[Kept, Tensor]:
     """One block; beside its result what its backward pass needs."""
-    heads, bits = run.enter(block, x, inputs, plan), None
-    if keys is not None:
-        bits = run.draw(heads[0], keys[Site.ATTENTION], plan.dropout)
+    heads = run.enter(block, x, inputs, plan)
+    masks = block_masks(inputs, x.shape[1], plan, keys, run.draw)
     if plan.attention == "written":
-        mixed, pull = run.mix(*heads, mask, None, plan, bits), None
+        mixed, pull = run.mix(*heads, mask, None, plan, masks.attention), None
     elif plan.attention == "cudnn" and mask is None and inputs.boundaries is None and takes_heads(heads[0]):
         mixed, pull = attend_repeatably(*heads)
         heads = ()
@@ -274,8 +288,8 @@ def _forward(
             lambda q, k, v: mix(q, k, v, mask, inputs.boundaries, plan, None), *heads
         )
         heads = ()
-    y, hidden, out = run.leave(block, x, mixed, plan, keys)
-    return Kept(x, heads, bits, pull, mixed, y, hidden), out
+    y, hidden, out = run.leave(block, x, mixed, plan, *masks[1:])
+    return Kept(x, heads, masks, pull, mixed, y, hidden), out
 
 
 def _backward(
@@ -286,13 +300,12 @@ def _backward(
     inputs: Inputs,
     mask: Tensor | None,
     plan: Plan,
-    keys: Keys,
     run: Functions,
 ) -> Float[Tensor, "M D"]:
     """The gradient before one block; those of its parameters are added to ``sums``."""
-    d_mixed, d_y = run.leave_gradients(block, sums, kept[4:], d_out, plan, keys)
+    d_mixed, d_y = run.leave_gradients(block, sums, kept[4:], d_out, plan, *kept.masks[1:])
     if kept.pull_mix is None:
-        d_heads = run.mix_gradients(kept.heads, mask, d_mixed, plan, kept.bits)
+        d_heads = run.mix_gradients(kept.heads, mask, d_mixed, plan, kept.masks.attention)
     else:
         d_heads = kept.pull_mix(d_mixed)
     return run.enter_gradients(block, sums, kept.x, d_heads, d_y, inputs, plan)
@@ -302,10 +315,6 @@ def _pull_back(function: Callable[..., Any], *primals: Tensor) -> Callable[..., 
     """The derivative of ``function`` at ``primals``; its own result is nobody's."""
     _, pull = vjp(function, *primals)  # type: ignore[misc]
     return pull
-
-
-def _branch_keys(keys: Keys) -> tuple[Tensor | None, Tensor | None]:
-    return (None, None) if keys is None else (keys[Site.ATTENTION_RESIDUAL], keys[Site.MLP_RESIDUAL])
 
 
 def _add(totals: Iterable[Tensor], shares: Iterable[Tensor]) -> None:

@@ -9,7 +9,7 @@ Nothing here holds state: a function takes the parameters and returns values, an
 turns it into its derivative. Weights are ``(in, out)``, as OpenAI stored them.
 
 Shapes: B rows, T positions, M tokens of all rows (B T), C longest context, V vocabulary (padded), D width,
-H heads, K head width, L blocks.
+H heads, K head width, L blocks, R bytes of a mask for D.
 
 References:
     Radford et al. 2019, "Language Models are Unsupervised Multitask Learners".
@@ -24,11 +24,11 @@ from typing import Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from gpt_trainer.philox import Site
-from jaxtyping import Float, Int, Int64, Shaped
+from jaxtyping import Float, Int, Int64, Shaped, UInt8
 from torch import Tensor
 
-from gpt_torchfunc.attention import Bits, attend, attend_fused, draw_bits, visible
-from gpt_torchfunc.dropout import dropout
+from gpt_torchfunc.attention import Bits, attend, attend_fused, draw_weights, visible
+from gpt_torchfunc.dropout import draw_rows, dropout
 
 EPSILON = 1e-5
 
@@ -122,8 +122,26 @@ class Inputs(NamedTuple):
     """Where documents begin and end, counted through all rows; then attention needs no mask."""
 
 
+class Draw(NamedTuple):
+    """What draws masks, as it is or compiled."""
+
+    rows: Callable[..., Tensor] = draw_rows
+    weights: Callable[..., Bits] = draw_weights
+
+
+DRAW = Draw()
+
+
+class Masks(NamedTuple):
+    """The dropout masks of a block, as bits; ``None`` where nothing is dropped."""
+
+    attention: Bits | None = None
+    out: UInt8[Tensor, "M R"] | None = None
+    down: UInt8[Tensor, "M R"] | None = None
+
+
 def hidden_states(
-    params: Parameters, inputs: Inputs, plan: Plan, keys: Int64[Tensor, "L 4 2"] | None = None
+    params: Parameters, inputs: Inputs, plan: Plan, keys: Int64[Tensor, "L 4 3"] | None = None
 ) -> Float[Tensor, "M D"]:
     """What the head sees: the residual stream after the last block and its LayerNorm.
 
@@ -134,7 +152,7 @@ def hidden_states(
     if keys is not None:
         plan = written(plan)
     x = embed(params, inputs, plan)
-    x = dropout(x, None if keys is None else keys[0, Site.EMBEDDING], plan.dropout)
+    x = dropout(x, first_mask(inputs, x.shape[1], plan, keys), plan.dropout)
     mask = attention_mask(inputs, plan)
     for layer, block in enumerate(unstack(params.blocks)):
         x = apply_block(block, x, inputs, mask, plan, None if keys is None else keys[layer])
@@ -184,19 +202,41 @@ def apply_block(
     inputs: Inputs,
     mask: Shaped[Tensor, "#B T T"] | None,
     plan: Plan,
-    keys: Int64[Tensor, "4 2"] | None,
+    keys: Int64[Tensor, "4 3"] | None,
 ) -> Float[Tensor, "M D"]:
     """One block: attention, then the two-layer network, each normalised before and added after.
 
     Its five pieces are functions of what a backward pass keeps, each with the parameters it needs.
     """
-    attention_key, out_key, down_key = (None, None, None) if keys is None else keys[1:].unbind(0)
     heads = project(x, *block[:4], shape=(*inputs.tokens.shape, plan.n_head))
-    bits = None if attention_key is None else draw_bits(heads[0], attention_key, plan.dropout)
-    mixed = mix(*heads, mask, inputs.boundaries, plan, bits)
-    y = x + merge(mixed, *block[4:6], out_key, plan.dropout)
+    masks = block_masks(inputs, x.shape[1], plan, keys)
+    mixed = mix(*heads, mask, inputs.boundaries, plan, masks.attention)
+    y = x + merge(mixed, *block[4:6], masks.out, plan.dropout)
     hidden = expand(y, *block[6:10])
-    return y + contract(hidden, *block[10:], down_key, plan.dropout)
+    return y + contract(hidden, *block[10:], masks.down, plan.dropout)
+
+
+def first_mask(
+    inputs: Inputs, width: int, plan: Plan, keys: Int64[Tensor, "L 4 3"] | None, draw: Draw = DRAW
+) -> UInt8[Tensor, "M R"] | None:
+    """The mask of the embedding; ``None`` without keys."""
+    if keys is None:
+        return None
+    return draw.rows((*inputs.tokens.shape, width), keys[0, Site.EMBEDDING], plan.dropout)
+
+
+def block_masks(
+    inputs: Inputs, width: int, plan: Plan, keys: Int64[Tensor, "4 3"] | None, draw: Draw = DRAW
+) -> Masks:
+    """The masks of one block."""
+    if keys is None:
+        return Masks()
+    (rows, context), rate = inputs.tokens.shape, plan.dropout
+    out, down = (
+        draw.rows((rows, context, width), keys[site], rate)
+        for site in (Site.ATTENTION_RESIDUAL, Site.MLP_RESIDUAL)
+    )
+    return Masks(draw.weights((rows, plan.n_head, context), keys[Site.ATTENTION], rate), out, down)
 
 
 def project(
@@ -222,11 +262,11 @@ def merge(
     mixed: Float[Tensor, "M D"],
     weight: Float[Tensor, "D D"],
     bias: Float[Tensor, " D"],
-    key: Int64[Tensor, " 2"] | None,
+    bits: UInt8[Tensor, "M R"] | None,
     rate: float,
 ) -> Float[Tensor, "M D"]:
     """What attention adds to the residual stream."""
-    return dropout(linear(mixed, weight, bias), key, rate)
+    return dropout(linear(mixed, weight, bias), bits, rate)
 
 
 def expand(
@@ -245,11 +285,11 @@ def contract(
     hidden: Float[Tensor, "M E"],
     weight: Float[Tensor, "E D"],
     bias: Float[Tensor, " D"],
-    key: Int64[Tensor, " 2"] | None,
+    bits: UInt8[Tensor, "M R"] | None,
     rate: float,
 ) -> Float[Tensor, "M D"]:
     """What the network adds to the residual stream."""
-    return dropout(gelu_linear(hidden, weight, bias), key, rate)
+    return dropout(gelu_linear(hidden, weight, bias), bits, rate)
 
 
 def norm_linear(

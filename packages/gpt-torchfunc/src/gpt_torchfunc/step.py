@@ -39,7 +39,7 @@ def accumulate(
     sums: Sums,
     inputs: Inputs,
     weight: Float[Tensor, ""],
-    keys: Int64[Tensor, "L 4 2"] | None,
+    keys: Int64[Tensor, "L 4 3"] | None,
     plan: Plan,
     run: Functions | None = None,
 ) -> None:

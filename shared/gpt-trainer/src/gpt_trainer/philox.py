@@ -69,14 +69,20 @@ def dropout_key(seed: int, step: int, layer: int, site: Site) -> tuple[int, int]
         layer: Index of the block, from 0; 0 for the embedding.
     """
     counter = np.array([[step], [layer], [int(site)], [0]], np.uint32)
-    words = philox(counter, (seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF))
+    words = philox(counter, _words(seed))
     return int(words[0, 0]), int(words[1, 0])
 
 
 def dropout_keys(seed: int, step: int, first_row: int, n_layer: int) -> UInt32[np.ndarray, "L 4 3"]:
     """Of every mask in one forward pass, by layer and ``Site``: the key's two words, and the first row."""
-    keys = [[(*dropout_key(seed, step, layer, site), first_row) for site in Site] for layer in range(n_layer)]
-    return np.array(keys, np.uint32)
+    layer, site = np.indices((n_layer, len(Site)), np.uint32)
+    words = philox(np.stack([np.full_like(layer, step), layer, site, np.zeros_like(layer)]), _words(seed))
+    return np.stack([words[0], words[1], np.full_like(layer, first_row)], -1)
+
+
+def _words(seed: int) -> tuple[int, int]:
+    """Low and high half."""
+    return seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF
 
 
 def dropout_threshold(rate: float) -> int:
