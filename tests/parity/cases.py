@@ -17,7 +17,7 @@ from gpt_data.batch import IGNORE, Batch
 from gpt_trainer.backend import OptimizerConfig
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import parameter_shapes
-from gpt_trainer.philox import dropout_key, dropout_mask
+from gpt_trainer.philox import Site, dropout_keys, dropout_mask
 from safetensors.numpy import load_file, save_file
 
 STEPS = 20
@@ -213,7 +213,7 @@ def op_cases() -> dict[str, tuple[referee.Tree, referee.Tree]]:
         ("attention-documents", starts, 0.0),
         ("attention-dropout", starts, 0.25),
     ):
-        key = np.array(dropout_key(SEED, 1, 2, 3, 1), np.uint32)
+        key = dropout_keys(SEED, 1, FIRST_ROW, 4)[3, Site.ATTENTION]
         given = {"qkv": qkv, "d_out": d_out, "segment_starts": segment_starts, "key": key}
         given["rate"], given["n_head"] = np.array([rate], np.float32), np.array([heads], np.int32)
         cases[name] = (given, expect_attention(qkv, d_out, segment_starts, heads, key, rate))
@@ -224,9 +224,11 @@ def op_cases() -> dict[str, tuple[referee.Tree, referee.Tree]]:
     positions = np.arange(time, dtype=np.int32) - starts
     given = {"tokens": tokens, "positions": positions, "wte": wte, "wpe": normal(64, width), "d_x": d_out}
     cases["embedding"] = (given, expect_embedding(**given))
-    key = np.array(dropout_key(SEED, 4, 0, 1, 2), np.uint32)
+    key = dropout_keys(SEED, 4, FIRST_ROW, 2)[1, Site.ATTENTION_RESIDUAL]
     given = {"x": x, "d_y": d_y, "key": key, "rate": np.array([0.1], np.float32)}
-    factor = dropout_mask(x.shape, (int(key[0]), int(key[1])), float(given["rate"][0])) / (1.0 - 0.1)
+    given["rows"] = np.array([rows], np.int32)
+    mask = mask_of((rows, time, width), key, float(given["rate"][0]))
+    factor = mask.reshape(x.shape) / (1.0 - 0.1)
     cases["dropout"] = (
         given,
         {"y": x * factor, "d_x": d_y * factor, "mask": (factor > 0).astype(np.float64)},
@@ -238,6 +240,12 @@ def op_cases() -> dict[str, tuple[referee.Tree, referee.Tree]]:
             {"y": np.stack([referee.orthogonalize(each) for each in x.astype(np.float64)])},
         )
     return cases
+
+
+def mask_of(shape: tuple[int, ...], key: np.ndarray, rate: float) -> np.ndarray:
+    """The shared mask of a key of three words."""
+    k0, k1, first_row = key.tolist()
+    return dropout_mask(shape, (k0, k1), rate, first_row)
 
 
 def expect_layer_norm(x: np.ndarray, gain: np.ndarray, bias: np.ndarray, d_y: np.ndarray) -> referee.Tree:
@@ -268,7 +276,7 @@ def expect_attention(
     rows, time, _ = qkv.shape
     seen = referee.visible(Batch(starts, starts, starts))
     shape = (rows, heads, time, time)
-    factor = dropout_mask(shape, (int(key[0]), int(key[1])), rate) / (1.0 - rate) if rate else 1.0
+    factor = mask_of(shape, key, rate) / (1.0 - rate) if rate else 1.0
     out, saved = referee.attention(qkv.astype(np.float64), heads, seen, factor)
     return {"out": out, "d_qkv": referee.attention_vjp(saved, d_out.astype(np.float64))}
 

@@ -31,15 +31,15 @@ class Mask(NamedTuple):
 
     seed: int
     step: int
-    micro_batch: int
+    first_row: int
     rate: float
 
     def factor(self, shape: tuple[int, ...], layer: int, site: Site) -> Array:
         """``keep / (1 - rate)`` for every element of a tensor of ``shape``."""
         if self.rate == 0.0:
             return np.ones(shape)
-        key = dropout_key(self.seed, self.step, self.micro_batch, layer, site)
-        return dropout_mask(shape, key, self.rate) / (1.0 - self.rate)
+        key = dropout_key(self.seed, self.step, layer, site)
+        return dropout_mask(shape, key, self.rate, self.first_row) / (1.0 - self.rate)
 
 
 NO_DROPOUT = Mask(0, 0, 0, 0.0)
@@ -236,9 +236,10 @@ def loss_and_gradients(
     """Mean loss over all targets of the step, and its gradient by canonical name."""
     grads = {name: np.zeros_like(value) for name, value in p.items()}
     total = sum(batch.target_count for batch in micro_batches)
-    loss = 0.0
-    for index, batch in enumerate(micro_batches):
-        mask = Mask(seed, step, index, config.dropout)
+    loss, first_row = 0.0, 0
+    for batch in micro_batches:
+        mask = Mask(seed, step, first_row, config.dropout)
+        first_row += len(batch.tokens)
         logits, tape, ends = forward(p, batch, config, mask)
         nll, d_logits = cross_entropy(logits, batch.targets)
         loss += float(nll.sum()) / total

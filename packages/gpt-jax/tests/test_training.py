@@ -12,7 +12,7 @@ import pytest
 from gpt_data.batch import IGNORE
 from gpt_jax.attention import fused_scale
 from gpt_jax.backend import JaxBackend
-from gpt_jax.dropout import dropout, dropout_keys, mask_tile
+from gpt_jax.dropout import draw_tile, dropout, dropout_keys, unpack
 from gpt_jax.gathering import sum_by_index
 from gpt_jax.loss import head_loss
 from gpt_jax.model import Plan
@@ -101,7 +101,7 @@ def test_masks_are_bit_equal_to_the_shared_ones() -> None:
     # 18: two columns of the last call's four
     got = dropout(jnp.ones((2 * 19, 18)), keys[1, 2], rate, 2).reshape(2, 19, 18)
     assert np.array_equal(np.asarray(got) > 0, philox.dropout_mask((2, 19, 18), key, rate, first))
-    tile = np.asarray(mask_tile((2, 3, 19, 19), 5, 12, keys[1, 2], rate))
+    tile = np.asarray(unpack(draw_tile((2, 3, 19), 5, 12, keys[1, 2], rate), 12))
     assert np.array_equal(tile, philox.dropout_mask((2, 3, 19, 19), key, rate, first)[:, :, 5:12, :12])
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from gpt_data.batch import IGNORE
 from gpt_jax import loss, model, optimizer
-from gpt_jax.dropout import dropout, dropout_mask
+from gpt_jax.dropout import dropout
 from gpt_jax.model import Block, Inputs, Parameters, Plan
 from jax import Array
 
@@ -121,9 +121,13 @@ class Ops:
 
     def dropout(self, inputs: Arrays) -> Arrays:
         """The branch, and its mask."""
-        key, rate = jnp.asarray(inputs["key"]), float(inputs["rate"][0])
-        found = _answers("y", lambda x: dropout(x, key, rate), self._floats(inputs, "x"), inputs["d_y"])
-        return found | {"mask": np.asarray(dropout_mask(inputs["x"].shape, key, rate), np.float32)}
+        key, rate, rows = jnp.asarray(inputs["key"]), float(inputs["rate"][0]), int(inputs["rows"][0])
+
+        def function(x: Array) -> Array:
+            return dropout(x, key, rate, rows)
+
+        found = _answers("y", function, self._floats(inputs, "x"), inputs["d_y"])
+        return found | {"mask": np.asarray(function(jnp.ones(inputs["x"].shape)) != 0, np.float32)}
 
     def orthogonalize(self, inputs: Arrays) -> Arrays:
         """Of every matrix."""

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from gpt_data.batch import IGNORE
 from gpt_torchfunc import gradients, loss, model, optimizer
-from gpt_torchfunc.attention import draw_bits
-from gpt_torchfunc.dropout import dropout, dropout_mask
+from gpt_torchfunc.attention import draw_weights
+from gpt_torchfunc.dropout import draw_rows, dropout, unpack
 from gpt_torchfunc.model import Block, Inputs, Parameters, Plan
 from torch import Tensor
 
@@ -90,7 +90,7 @@ class Ops:
 
         def function(qkv: Tensor) -> Tensor:
             heads = model.split_heads(qkv, plan.n_head)
-            bits = None if key is None else draw_bits(heads[0], key, rate)
+            bits = None if key is None else draw_weights(heads[0].shape[:3], key, rate)
             return model.mix(*heads, mask, None, plan, bits).view(*qkv.shape[:2], -1)
 
         return _answers("out", function, self._floats(inputs, "qkv"), self._upstream(inputs, "d_out"))
@@ -122,9 +122,11 @@ class Ops:
     def dropout(self, inputs: Arrays) -> Arrays:
         """The branch, and its mask."""
         key, rate = self._ids(inputs, "key"), float(inputs["rate"][0])
-        given, d_y = self._floats(inputs, "x"), self._upstream(inputs)
-        mask = dropout_mask(given["x"].shape, key, rate)
-        return _answers("y", lambda x: dropout(x, key, rate), given, d_y) | _arrays({"mask": mask})
+        given, d_y, rows = self._floats(inputs, "x"), self._upstream(inputs), int(inputs["rows"][0])
+        count, width = given["x"].shape
+        bits = draw_rows((rows, count // rows, width), key, rate)
+        found = _answers("y", lambda x: dropout(x, bits, rate), given, d_y)
+        return found | _arrays({"mask": unpack(bits, width)})
 
     def orthogonalize(self, inputs: Arrays) -> Arrays:
         """Of every matrix."""

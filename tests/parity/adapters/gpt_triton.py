@@ -100,7 +100,7 @@ class Ops:
 
     def attention(self, inputs: Arrays) -> Arrays:
         """Of every head, with dropout and documents where the case has them."""
-        n_head, dropout = int(inputs["n_head"][0]), self._dropout_of(inputs)
+        n_head, dropout = int(inputs["n_head"][0]), self._dropout_of(inputs, inputs["qkv"].shape[1])
         starts = self._ids(inputs, "segment_starts") if inputs["segment_starts"].any() else None
         out, residuals = self.op.attention_fwd(self._activation(inputs, "qkv"), n_head, starts, dropout)
         d_qkv = self.op.attention_bwd(residuals, self._activation(inputs, "d_out"), n_head, dropout)
@@ -129,7 +129,7 @@ class Ops:
     def dropout(self, inputs: Arrays) -> Arrays:
         """The branch, and its mask."""
         x, d_y = (self._activation(inputs, name) for name in ("x", "d_y"))
-        site = self._dropout_of(inputs)
+        site = self._dropout_of(inputs, len(x) // int(inputs["rows"][0]))
         kept = self.op.dropout_fwd(torch.ones_like(x), site) != 0
         return _arrays(y=self.op.dropout_fwd(x, site), d_x=self.op.dropout_bwd(d_y, site), mask=kept)
 
@@ -149,10 +149,10 @@ class Ops:
     def _zeros(self, *shape: int) -> Tensor:
         return torch.zeros(shape, device=self.where)
 
-    def _dropout_of(self, inputs: Arrays) -> Dropout | None:
+    def _dropout_of(self, inputs: Arrays, context: int) -> Dropout | None:
         rate = float(inputs["rate"][0])
         key = torch.from_numpy(inputs["key"].astype(np.int64)).to(self.where)
-        return Dropout(rate, key) if rate else None
+        return Dropout(rate, key, context) if rate else None
 
 
 def _arrays(**tensors: Tensor) -> Arrays:

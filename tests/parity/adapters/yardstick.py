@@ -69,21 +69,21 @@ class Yardstick:
         count = 3 if name.endswith("c_attn.weight") else 1
         return [part.T.detach().clone() for part in value.chunk(count, dim=1)]
 
-    def keep(self, x: Tensor, step: int | None, micro_batch: int, layer: int, site: Site) -> Tensor:
+    def keep(self, x: Tensor, step: int | None, first_row: int, layer: int, site: Site) -> Tensor:
         """Dropout by the shared masks; none outside of training."""
         rate = self.config.dropout
         if step is None or rate == 0.0:
             return x
-        key = dropout_key(self.runtime.seed, step, micro_batch, layer, site)
-        mask = torch.from_numpy(dropout_mask(tuple(x.shape), key, rate)).to(x.device)
+        key = dropout_key(self.runtime.seed, step, layer, site)
+        mask = torch.from_numpy(dropout_mask(tuple(x.shape), key, rate, first_row)).to(x.device)
         return x * mask / (1.0 - rate)
 
-    def forward(self, batch: Batch, step: int | None = None, micro_batch: int = 0) -> Tensor:
+    def forward(self, batch: Batch, step: int | None = None, first_row: int = 0) -> Tensor:
         """Logits in the run's precision."""
         p = {name.removeprefix("transformer."): value.to(self.dtype) for name, value in self.p.items()}
         tokens, positions = (self.tensor(v.astype(np.int64)) for v in (batch.tokens, batch.positions))
         x = self.keep(
-            p["wte.weight"][tokens] + p["wpe.weight"][positions], step, micro_batch, 0, Site.EMBEDDING
+            p["wte.weight"][tokens] + p["wpe.weight"][positions], step, first_row, 0, Site.EMBEDDING
         )
         rows, time, width = x.shape
         starts = np.zeros((rows, time)) if batch.segment_starts is None else batch.segment_starts
@@ -96,14 +96,14 @@ class Yardstick:
             qkv = h @ p[n + "attn.c_attn.weight"] + p[n + "attn.c_attn.bias"]
             q, k, v = qkv.view(rows, time, 3, self.config.n_head, -1).permute(2, 0, 3, 1, 4)
             scores = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).masked_fill(hidden, -torch.inf)
-            weights = self.keep(scores.softmax(-1), step, micro_batch, layer, Site.ATTENTION)
+            weights = self.keep(scores.softmax(-1), step, first_row, layer, Site.ATTENTION)
             mixed = (weights @ v).transpose(1, 2).reshape(rows, time, width)
             out = mixed @ p[n + "attn.c_proj.weight"] + p[n + "attn.c_proj.bias"]
-            x = x + self.keep(out, step, micro_batch, layer, Site.ATTENTION_RESIDUAL)
+            x = x + self.keep(out, step, first_row, layer, Site.ATTENTION_RESIDUAL)
             h = F.layer_norm(x, (width,), p[n + "ln_2.weight"], p[n + "ln_2.bias"])
             h = F.gelu(h @ p[n + "mlp.c_fc.weight"] + p[n + "mlp.c_fc.bias"], approximate="tanh")
             out = h @ p[n + "mlp.c_proj.weight"] + p[n + "mlp.c_proj.bias"]
-            x = x + self.keep(out, step, micro_batch, layer, Site.MLP_RESIDUAL)
+            x = x + self.keep(out, step, first_row, layer, Site.MLP_RESIDUAL)
         return F.layer_norm(x, (width,), p["ln_f.weight"], p["ln_f.bias"]) @ p["wte.weight"].T
 
     def tensor(self, value: np.ndarray) -> Tensor:
@@ -115,9 +115,10 @@ class Yardstick:
         for value in self.p.values():
             value.grad = None
         total = sum(batch.target_count for batch in micro_batches)
-        loss = 0.0
-        for index, batch in enumerate(micro_batches):
-            logits = self.forward(batch, step, index).float().flatten(0, 1)
+        loss, first_row = 0.0, 0
+        for batch in micro_batches:
+            logits = self.forward(batch, step, first_row).float().flatten(0, 1)
+            first_row += len(batch.tokens)
             targets = self.tensor(batch.targets.astype(np.int64)).flatten()
             part = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum") / total
             part.backward()
@@ -264,7 +265,8 @@ class Ops:
 
     def dropout(self, inputs: Arrays) -> Arrays:
         """The branch, and its mask."""
-        mask = _mask(inputs, inputs["x"].shape)
+        x, rows = inputs["x"], int(inputs["rows"][0])
+        mask = _mask(inputs, (rows, len(x) // rows, x.shape[1])).reshape(x.shape)
         factor = torch.from_numpy(mask).to(self.where) / (1.0 - float(inputs["rate"][0]))
         given, d_y = self._floats(inputs, "x"), self._float(inputs, "d_y")
         answers = _answers("y", lambda x: (x * factor).to(self.dtype), given, d_y)
@@ -288,7 +290,8 @@ def _hidden(starts: np.ndarray) -> np.ndarray:
 
 def _mask(inputs: Arrays, shape: tuple[int, ...]) -> np.ndarray:
     """The shared mask of a case with dropout."""
-    return dropout_mask(shape, (int(inputs["key"][0]), int(inputs["key"][1])), float(inputs["rate"][0]))
+    k0, k1, first_row = inputs["key"].tolist()
+    return dropout_mask(shape, (k0, k1), float(inputs["rate"][0]), first_row)
 
 
 def _answers(name: str, function: Callable[..., Tensor], given: dict[str, Tensor], d_out: Tensor) -> Arrays:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-from gpt_jax.dropout import draw_mask, unpack
+from gpt_jax.dropout import draw_rows, unpack
 from gpt_jax.model import layer_norm
 from jax import lax
 from jaxtyping import Array, Float, Float64, UInt8, UInt32
@@ -44,7 +44,7 @@ def draw_masks(
         return None, {}
     of_layers = jnp.stack([keys[:, site] for site in sites])  # [sites, L, 3]
     flat = jnp.concatenate([keys[:1, Site.EMBEDDING], of_layers.reshape(-1, 3)])
-    masks = jax.vmap(lambda key: draw_mask(shape, key, plan.dropout))(flat)  # [1 + sites * L, B, T, n]
+    masks = jax.vmap(lambda key: draw_rows(shape, key, plan.dropout))(flat)  # [1 + sites * L, B, T, n]
     masks = lax.optimization_barrier(masks)
     layers = masks[1:].reshape(*of_layers.shape[:2], *masks.shape[1:])
     return masks[0], dict(zip(sites, layers, strict=True))

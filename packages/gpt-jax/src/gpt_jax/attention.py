@@ -21,9 +21,10 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from gpt_jax.dropout import Key, mask_tile
+from gpt_jax.dropout import Key, draw_tile, unpack
 from gpt_jax.precision import product
 
 TILE = 256
@@ -119,8 +120,8 @@ def _attend_tile(
     mask = visible(query_index, stop, starts)
     weights = attention_weights(q[:, start:stop], k[:, :stop], mask)
     if key is not None:
-        keep = mask_tile((rows, heads, context, context), start, stop, key, rate)
-        weights = jnp.where(keep, weights / (1.0 - rate), 0.0)
+        bits = lax.optimization_barrier(draw_tile((rows, heads, context), start, stop, key, rate))
+        weights = jnp.where(unpack(bits, stop), weights / (1.0 - rate), 0.0)
     return weighted_sum(weights, v[:, :stop])
 
 

@@ -73,7 +73,26 @@ def dropout_keys(
     return jnp.stack([k0, k1, rows], -1)
 
 
-def draw(
+def draw_rows(shape: tuple[int, ...], key: Key, rate: float) -> UInt8[Array, "B T n"]:
+    """The mask of a tensor ``[B, T, D]``, four columns to a byte: see ``unpack``."""
+    rows, lines, columns = shape
+    return _draw(_iota(rows, 0, 3), _iota(lines, 1, 3), columns, key, rate)
+
+
+def draw_tile(
+    shape: tuple[int, int, int], start: int, stop: int, key: Key, rate: float
+) -> UInt8[Array, "B H t n"]:
+    """The part ``[:, :, start:stop, :stop]`` of a mask ``[B, H, T, T]``, four keys to a byte.
+
+    Args:
+        shape: Rows, heads, positions.
+    """
+    rows, heads, context = shape
+    line = _iota(heads, 1, 4) * jnp.uint32(context) + _iota(stop - start, 2, 4) + jnp.uint32(start)
+    return _draw(_iota(rows, 0, 4), line, stop, key, rate)
+
+
+def _draw(
     row: UInt32[Array, "*r 1"], line: UInt32[Array, "*l 1"], columns: int, key: Key, rate: float
 ) -> UInt8[Array, "*rl n"]:
     """Which elements of some lines are kept: bit i of byte n is column ``4 n + i``.
@@ -83,13 +102,13 @@ def draw(
         line: Number of each within its row; the shapes of both are broadcast to each other.
         columns: Of a line.
     """
-    call = iota(-(-columns // WORDS), row.ndim - 1, row.ndim)
+    call = _iota(-(-columns // WORDS), row.ndim - 1, row.ndim)
     words = philox((call, line, row + key[2], jnp.zeros_like(call)), (key[0], key[1]))
     bits = [(word >= jnp.uint32(dropout_threshold(rate))).astype(jnp.uint8) for word in words]
     return bits[0] | bits[1] << 1 | bits[2] << 2 | bits[3] << 3
 
 
-def iota(size: int, axis: int, axes: int) -> UInt32[Array, "..."]:
+def _iota(size: int, axis: int, axes: int) -> UInt32[Array, "..."]:
     """0, 1, ... along one of so many axes; the others have size 1."""
     shape = [1] * axes
     shape[axis] = size
@@ -97,24 +116,9 @@ def iota(size: int, axis: int, axes: int) -> UInt32[Array, "..."]:
 
 
 def unpack(bits: UInt8[Array, "*shape n"], columns: int) -> Bool[Array, "*shape C"]:
-    """What ``draw`` packed, element by element."""
-    each = bits[..., None] >> iota(WORDS, bits.ndim, bits.ndim + 1).astype(jnp.uint8) & 1  # [*shape, n, 4]
+    """A mask element by element."""
+    each = bits[..., None] >> _iota(WORDS, bits.ndim, bits.ndim + 1).astype(jnp.uint8) & 1  # [*shape, n, 4]
     return each.reshape(*bits.shape[:-1], -1)[..., :columns] == 1
-
-
-def draw_mask(shape: tuple[int, ...], key: Key, rate: float) -> UInt8[Array, "B T n"]:
-    """The mask of a tensor ``[B, T, D]``, as ``draw`` packs it."""
-    rows, lines, columns = shape
-    return draw(iota(rows, 0, 3), iota(lines, 1, 3), columns, key, rate)
-
-
-def mask_tile(
-    shape: tuple[int, int, int, int], start: int, stop: int, key: Key, rate: float
-) -> Bool[Array, "B H t S"]:
-    """The part ``[:, :, start:stop, :stop]`` of a mask ``[B, H, T, T]``, without the rest."""
-    rows, heads, context, _ = shape
-    line = iota(heads, 1, 4) * jnp.uint32(context) + iota(stop - start, 2, 4) + jnp.uint32(start)
-    return unpack(lax.optimization_barrier(draw(iota(rows, 0, 4), line, stop, key, rate)), stop)
 
 
 def dropout(x: Float[Array, "M D"], key: Key | None, rate: float, rows: int) -> Float[Array, "M D"]:
@@ -128,12 +132,11 @@ def dropout(x: Float[Array, "M D"], key: Key | None, rate: float, rows: int) -> 
     if key is None:
         return x
     shape = rows, len(x) // rows, x.shape[1]
-    return masked(x.reshape(shape), lax.optimization_barrier(draw_mask(shape, key, rate)), rate).reshape(
-        x.shape
-    )
+    bits = lax.optimization_barrier(draw_rows(shape, key, rate))
+    return _masked(x.reshape(shape), bits, rate).reshape(x.shape)
 
 
 @partial(jax.checkpoint, static_argnums=2)
-def masked(x: Float[Array, "*B D"], bits: UInt8[Array, "*B n"], rate: float) -> Float[Array, "*B D"]:
+def _masked(x: Float[Array, "*B D"], bits: UInt8[Array, "*B n"], rate: float) -> Float[Array, "*B D"]:
     """``x / (1 - rate)`` where it is kept, else 0; backward is left the bits."""
     return jnp.where(unpack(bits, x.shape[-1]), x * (1.0 / (1.0 - rate)), jnp.zeros_like(x))

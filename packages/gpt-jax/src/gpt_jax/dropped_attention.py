@@ -29,7 +29,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Bool, Float, UInt8
 
-from gpt_jax.dropout import Key, mask_tile
+from gpt_jax.dropout import Key, draw_tile, unpack
 
 BITS = 8
 TILE = 64
@@ -100,7 +100,7 @@ def mask_bits(shape: tuple[int, int, int, int], key: Key, rate: float) -> UInt8[
     bits = jnp.zeros((*shape[:2], rows, context), jnp.uint8)
     for bit in range(BITS):
         stop = (bit + 1) * rows
-        keep = mask_tile(shape, bit * rows, stop, key, rate).astype(jnp.uint8)
+        keep = unpack(draw_tile(shape[:3], bit * rows, stop, key, rate), stop).astype(jnp.uint8)
         bits |= jnp.pad(keep << bit, ((0, 0), (0, 0), (0, 0), (0, context - stop)))
     return bits
 

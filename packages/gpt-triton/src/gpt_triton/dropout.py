@@ -20,6 +20,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 LOW = 0xFFFFFFFF
+Key = Int[Tensor, " 3"]
+"""The two words of a mask's key, and the number of the first row in the whole step's batch."""
 
 
 class Dropout(NamedTuple):
@@ -27,13 +29,12 @@ class Dropout(NamedTuple):
 
     Attributes:
         rate: Share of elements set to zero, in (0, 1).
-        key: The two 32-bit words of the Philox key, and the number of the first row in the whole step's
-            batch; on the device, so that a recorded launch can be replayed with others.
+        key: On the device, so that a recorded launch can be replayed with another, and other rows.
         context: Positions of a row, T.
     """
 
     rate: float
-    key: Int[Tensor, " 3"]
+    key: Key
     context: int
 
 
