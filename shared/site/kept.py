@@ -99,13 +99,14 @@ def of_triton(block: list[np.ndarray], x: np.ndarray, keep: Literal["all", "less
     """What the forward hands on, as ``--keep`` says."""
     import torch
     from gpt_triton import reference
+    from gpt_triton.dropout import NO_DROPS
     from gpt_triton.model import Block, Inputs, Plan, apply_block_fwd
     from gpt_triton.plan import KEEPS
 
     tokens = torch.zeros((ROWS, CONTEXT), dtype=torch.int64)
     parts, plan = Block(*map(torch.from_numpy, block)), Plan(HEADS, 64, reference)
     inputs = Inputs(tokens, tokens, tokens)
-    _, kept = apply_block_fwd(parts, torch.from_numpy(x), inputs, plan, None, KEEPS[keep])
+    _, kept = apply_block_fwd(parts, torch.from_numpy(x), inputs, plan, NO_DROPS, KEEPS[keep])
     return _arrays(kept)
 
 

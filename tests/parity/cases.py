@@ -22,6 +22,7 @@ from safetensors.numpy import load_file, save_file
 
 STEPS = 20
 SEED = 20170612
+FIRST_ROW = 5
 LEARNING_RATE = 3e-3
 # A key bias has no gradient, as softmax ignores a constant: only rounding noise is left, which AdamW
 # would blow up to a full step. An epsilon well above that noise keeps the weights comparable.

@@ -38,12 +38,16 @@ class Dropout(NamedTuple):
     context: int
 
 
-def dropouts(
-    keys: Int[Tensor, "L 4 3"] | None, layer: int, rate: float, context: int
-) -> tuple[Dropout | None, ...]:
-    """The masks of a block, by ``Site``; ``None`` for each without keys."""
+Drops = tuple[Dropout | None, ...]
+"""The masks of a block, by ``Site``."""
+
+NO_DROPS: Drops = (None,) * len(Site)
+
+
+def dropouts(keys: Int[Tensor, "L 4 3"] | None, layer: int, rate: float, context: int) -> Drops:
+    """The masks of a block; none without keys."""
     if keys is None:
-        return (None,) * len(Site)
+        return NO_DROPS
     return tuple(Dropout(rate, key, context) for key in keys[layer])
 
 

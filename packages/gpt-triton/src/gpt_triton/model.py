@@ -26,7 +26,7 @@ from gpt_trainer.philox import Site
 from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
-from gpt_triton.dropout import Dropout, dropouts
+from gpt_triton.dropout import Drops, dropouts
 from gpt_triton.ops import NOTHING, BlockResiduals, Keep, NormResiduals, Ops, Residuals
 
 
@@ -91,10 +91,6 @@ class Plan:
     dtype: torch.dtype = torch.float32
     keep: Keep = NOTHING
     dropout: float = 0.0
-
-
-Drops = tuple[Dropout | None, ...]
-"""The masks of a block, by ``Site``."""
 
 
 class Inputs(NamedTuple):
