@@ -19,9 +19,9 @@ from torch import Tensor
 Weights = Mapping[str, Tensor]
 
 
-def plain_scale(shape: tuple[int, ...], key: tuple[int, int], rate: float) -> Tensor:
+def plain_scale(shape: tuple[int, ...], key: tuple[int, int], rate: float, first_row: int = 0) -> Tensor:
     """What dropout multiplies by, drawn by the shared NumPy rule."""
-    return torch.from_numpy(dropout_mask(shape, key, rate)).double() / (1.0 - rate)
+    return torch.from_numpy(dropout_mask(shape, key, rate, first_row)).double() / (1.0 - rate)
 
 
 def plain_attention(
@@ -49,7 +49,7 @@ class PlainModel:
     Args:
         config: Its sizes.
         batch: Tokens, targets and boundaries.
-        masks: Seed, step and micro-batch of the dropout masks; ``None`` for no dropout.
+        masks: Seed and step of the dropout masks, and the batch's first row; ``None`` for no dropout.
     """
 
     def __init__(self, config: ModelConfig, batch: Batch, masks: tuple[int, int, int] | None = None) -> None:
@@ -92,8 +92,8 @@ class PlainModel:
     def _scale(self, shape: tuple[int, ...], layer: int, site: Site) -> Tensor | None:
         if self._keys is None:
             return None
-        key = self._keys[layer, site]
-        return plain_scale(shape, (int(key[0]), int(key[1])), self._config.dropout)
+        k0, k1, first_row = self._keys[layer, site].tolist()
+        return plain_scale(shape, (k0, k1), self._config.dropout, first_row)
 
     def _drop(self, x: Tensor, layer: int, site: Site) -> Tensor:
         scale = self._scale(tuple(x.shape), layer, site)

@@ -158,17 +158,14 @@ def test_a_reloaded_run_continues_to_the_bit(
     assert same(second.export(), straight.export())
 
 
-def test_dropout_depends_on_seed_step_and_micro_batch(
-    config: ModelConfig, weights: Parameters, batch: Batch
-) -> None:
+def test_dropout_depends_on_seed_step_and_row(config: ModelConfig, weights: Parameters, batch: Batch) -> None:
     config = replace(config, dropout=0.3)
     backend = make(config, weights)
     base = backend.gradients([batch], 0)[0]
     assert backend.gradients([batch], 0)[0] == base
     assert backend.gradients([batch], 1)[0] != base
     assert make(config, weights, replace(CPU, seed=6)).gradients([batch], 0)[0] != base
-    halves = [backend.gradients([part, part], 0)[0] for part in (batch, batch)]
-    assert halves[0] == halves[1] != base
+    assert backend.gradients([batch, batch], 0)[0] != base
 
 
 def test_skip_above_leaves_the_weights_alone(config: ModelConfig, weights: Parameters, batch: Batch) -> None:

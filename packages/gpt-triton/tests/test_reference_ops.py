@@ -146,13 +146,15 @@ def test_embedding_gradient_counts_occurrences() -> None:
     assert d_wpe[:, 1].tolist() == [2.0, 2.0, 2.0, 0.0]
 
 
-# sizes on both sides of a tile's end; a step and a seed past 32 bits' worth of one word
-@pytest.mark.parametrize("shape", [(1,), (3, 5, 7), (262143,), (2, 131073)], ids=str)
+# rows, positions, width: 1 of a call's four columns, 3 of its last one's, none left over; a seed past 32 bits
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 7), (2, 33, 48)], ids=str)
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.99])
-def test_dropout_draws_the_shared_mask(shape: tuple[int, ...], rate: float) -> None:
-    key = dropout_key(2**40 + 5, 7, 1, 2, Site.MLP_RESIDUAL)
-    y = reference.dropout_fwd(torch.ones(shape), Dropout(rate, torch.tensor(key)))
-    assert np.array_equal(y.numpy() != 0.0, dropout_mask(shape, key, rate))
+def test_dropout_draws_the_shared_mask(shape: tuple[int, int, int], rate: float) -> None:
+    key = dropout_key(2**40 + 5, 7, 2, Site.MLP_RESIDUAL)
+    y = reference.dropout_fwd(
+        torch.ones(shape).flatten(0, 1), Dropout(rate, torch.tensor([*key, 6]), shape[1])
+    )
+    assert np.array_equal(y.view(shape).numpy() != 0.0, dropout_mask(shape, key, rate, 6))
     assert set(y.unique().tolist()) <= {0.0, float(np.float32(1.0 / (1.0 - rate)))}
 
 
