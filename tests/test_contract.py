@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import platform
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,12 +19,19 @@ DRAWN = np.random.default_rng(0).integers(0, 97, (2, 4, 8), dtype=np.int32)
 WHOLE = Batch(*DRAWN)
 
 
-@pytest.fixture(scope="module", params=["gpt_jax", "gpt_torchfunc", "gpt_triton"])
-def backend(request: pytest.FixtureRequest) -> Backend:
-    spec = importlib.import_module(f"{request.param}.options").SPEC
-    made: Backend = spec.create(CONFIG, OptimizerConfig(), Runtime(device="cpu"), spec.options())
-    made.load(init_parameters(CONFIG, 0))
+BACKENDS = ["gpt_jax", "gpt_torchfunc", "gpt_triton"]
+
+
+def make(name: str, config: ModelConfig = CONFIG) -> Backend:
+    spec = importlib.import_module(f"{name}.options").SPEC
+    made: Backend = spec.create(config, OptimizerConfig(), Runtime(device="cpu"), spec.options())
+    made.load(init_parameters(config, 0))
     return made
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Backend:
+    return make(request.param)
 
 
 def changed(name: str, value: int) -> Batch:
@@ -70,6 +78,25 @@ def test_a_micro_batch_without_targets_beside_others_adds_nothing(backend: Backe
     both, gradients = backend.gradients([WHOLE, empty], 0)
     assert both == pytest.approx(alone, rel=1e-6)
     assert all(np.isfinite(value).all() for value in gradients.values())
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_dropout_masks_belong_to_rows_of_the_whole_step(name: str) -> None:
+    """One micro-batch, four, or two of each of two processes, whose shares of the loss add up."""
+    dropping, rows = make(name, replace(CONFIG, dropout=0.1)), [WHOLE.rows(n, n + 1) for n in range(4)]
+
+    def losses(parts: list[Batch]) -> list[float]:
+        dropping.load(init_parameters(CONFIG, 0))
+        return [dropping.train_step(parts, 1e-2, step).fetch().loss for step in range(4)]
+
+    whole = losses([WHOLE])
+    assert losses(rows) == pytest.approx(whole, rel=1e-6)
+    dropping.load(init_parameters(CONFIG, 0))
+    shares = [
+        dropping.train_step(rows[n : n + 2], 0.0, 0, first_row=n, targets=WHOLE.target_count).fetch().loss
+        for n in (0, 2)
+    ]
+    assert sum(shares) == pytest.approx(whole[0], rel=1e-6)
 
 
 def test_a_cpu_is_named_and_its_memory_told(backend: Backend) -> None:

@@ -28,13 +28,13 @@ def progressions(step: int) -> Batch:
     return Batch(ids[:, :-1], targets, starts)
 
 
-def losses(trained: JaxBackend, devices: int, steps: int = STEPS) -> np.ndarray:
-    """Losses and norms of steps with a row for a device and a micro-batch, from GPT-2's initial weights."""
+def losses(trained: JaxBackend, rows: int, steps: int = STEPS) -> np.ndarray:
+    """Losses and norms of steps with so many rows in a micro-batch, from GPT-2's initial weights."""
     trained.load(init_parameters(CONFIG, 0))
     found = []
     for step in range(steps):
         batch = progressions(step)
-        parts = [batch.rows(first, first + devices) for first in range(0, ROWS, devices)]
+        parts = [batch.rows(first, first + rows) for first in range(0, ROWS, rows)]
         found.append(trained.train_step(parts, 3e-3, step).fetch()[:2])
     return np.array(found)
 
@@ -42,7 +42,7 @@ def losses(trained: JaxBackend, devices: int, steps: int = STEPS) -> np.ndarray:
 @pytest.fixture(scope="module")
 def alone() -> tuple[np.ndarray, JaxBackend]:
     trained = build(CONFIG)
-    return losses(trained, 1), trained
+    return losses(trained, ROWS), trained
 
 
 # 12 rows of a block's matrices and 128 of wte are divided by 2, the 19 of wpe are not
