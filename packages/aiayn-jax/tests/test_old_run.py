@@ -11,7 +11,10 @@ from gpt_trainer.checkpoint import find_steps
 from gpt_trainer.report.metrics import TIMING_FIELDS, read_metrics
 
 OLD_RUN = Path(__file__).parent / "data" / "run-1"
-"""Stopped after step 5 of 10; ``whole.jsonl`` is what the same program wrote without a stop."""
+"""Stopped after step 5 of 10; ``whole.jsonl`` is what the same program wrote without a stop.
+
+Without dropout, whose masks follow another rule since.
+"""
 
 
 def test_it_goes_on_as_it_would_have(tmp_path: Path) -> None:
