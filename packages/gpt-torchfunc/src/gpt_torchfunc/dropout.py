@@ -86,7 +86,9 @@ def _draw(
     first_call = _count(-(-columns // BITS), key) * calls
     words: list[Tensor] = []
     for call in range(calls):
-        words += philox((first_call + call, line, row + first_row, torch.zeros_like(k0)), (k0, k1))
+        # the mask changes nothing; without it torch's compiler would count in 32 bits, multiplications and all
+        counter = ((first_call + call) & LOW, line, row + first_row, torch.zeros_like(k0))
+        words += philox(counter, (k0, k1))
     bits = (words[0] >= threshold).to(torch.uint8)
     for place, word in enumerate(words[1:], 1):
         bits = bits | (word >= threshold).to(torch.uint8) << place
