@@ -86,7 +86,7 @@ def _draw(
     first_call = _count(-(-columns // BITS), key) * calls
     words: list[Tensor] = []
     for call in range(calls):
-        # the mask changes nothing; without it torch's compiler would count in 32 bits, multiplications and all
+        # LOW changes nothing; without it torch's compiler would count in 32 bits, and multiply so
         counter = ((first_call + call) & LOW, line, row + first_row, torch.zeros_like(k0))
         words += philox(counter, (k0, k1))
     bits = (words[0] >= threshold).to(torch.uint8)
