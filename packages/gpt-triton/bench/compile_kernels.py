@@ -138,7 +138,7 @@ class Launches:
 
     def __init__(self, dtype: torch.dtype, rows: int, context: int) -> None:
         self.dtype, self.rows, self.context = dtype, rows, context
-        self.drop = Dropout(0.1, self.new(2, kind=torch.int64))
+        self.drop = Dropout(0.1, self.new(3, kind=torch.int64), context)
         self.x = self.new(rows * context, WIDTH)
 
     def new(self, *shape: int, kind: torch.dtype | None = None) -> torch.Tensor:

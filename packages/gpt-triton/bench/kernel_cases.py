@@ -24,7 +24,11 @@ class Cases:
     def __init__(self, rounded: torch.dtype) -> None:
         self.rounded = rounded
         self.generator = torch.Generator(DEVICE).manual_seed(1)
-        self.drop = Dropout(0.2, torch.tensor([123456789, 4000000000], device=DEVICE))
+        self.key = torch.tensor([123456789, 4000000000, 5], device=DEVICE)
+
+    def drop(self, context: int) -> Dropout:
+        """A mask of rows of so many positions."""
+        return Dropout(0.2, self.key, context)
 
     def new(self, *shape: int, scale: float = 1.0) -> Tensor:
         """Normal numbers, already rounded."""
@@ -53,7 +57,7 @@ class Cases:
             lambda ops, dt: [
                 ops.gelu_fwd(x.to(dt)),
                 ops.gelu_bwd(x.to(dt), d_y.to(dt)),
-                ops.dropout_fwd(x.to(dt), self.drop),
+                ops.dropout_fwd(x.to(dt), self.drop(rows)),
             ],
         )
 
@@ -75,7 +79,7 @@ class Cases:
                 *ops.linear_gelu_fwd(a, w, b),
                 ops.linear_gelu_fwd(a, w, b, False)[0],
                 ops.linear_residual_fwd(a, w, b, residual.to(dt)),
-                ops.linear_residual_fwd(a, w, b, residual.to(dt), self.drop),
+                ops.linear_residual_fwd(a, w, b, residual.to(dt), self.drop(rows)),
                 ops.linear_bwd_dx(g, w),
                 ops.linear_gelu_bwd_dx(g, w, slope.to(dt)),
                 d_w,
@@ -92,7 +96,7 @@ class Cases:
         index = torch.arange(context, dtype=torch.int32, device=DEVICE)
         starts = torch.where(begins, index, 0).cummax(1).values.to(torch.int32)
         for segments in (None, starts):
-            for site in (None, self.drop):
+            for site in (None, self.drop(context)):
 
                 def run(
                     ops: Any, dt: torch.dtype, segments: Any = segments, site: Any = site
@@ -131,11 +135,11 @@ class Cases:
             wide = torch.float64 if dt == torch.float64 else torch.float32
             grads = [torch.ones_like(t, dtype=wide) for t in (wte, wpe, wte, wpe)]
             ops.embedding_bwd(tokens, positions, d_x.to(dt), *grads[:2])
-            ops.embedding_bwd(tokens, positions, d_x.to(dt), *grads[2:], self.drop)
+            ops.embedding_bwd(tokens, positions, d_x.to(dt), *grads[2:], self.drop(context))
             tables = wte.to(dt), wpe.to(dt)
             return [
                 ops.embedding_fwd(tokens, positions, *tables),
-                ops.embedding_fwd(tokens, positions, *tables, self.drop),
+                ops.embedding_fwd(tokens, positions, *tables, self.drop(context)),
                 *grads,
             ]
 

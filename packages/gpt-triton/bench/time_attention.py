@@ -23,7 +23,7 @@ def time_attention(report: Report, rows: int, context: int) -> None:
             _time_beside_torch(report, qkv, d_out, backend.name)
     index = torch.arange(context, dtype=torch.int32, device=DEVICE)
     _time_ours(report, qkv, d_out, "documents of 200", starts=(index // 200 * 200).repeat(rows, 1))
-    site = Dropout(0.1, torch.tensor([1, 2], device=DEVICE))
+    site = Dropout(0.1, torch.tensor([1, 2, 0], device=DEVICE), context)
     _time_ours(report, qkv, d_out, "dropout", site=site)
 
 

@@ -60,7 +60,7 @@ def _time_forward(report: Report, label: str, tensors: _Affine) -> None:
             lambda: kernels.linear_residual_fwd(x, w, b, d_y),
             lambda: torch.addmm(b16, x, w).add_(d_y),
         )
-        site = Dropout(0.1, torch.tensor([1, 2], device=DEVICE))
+        site = Dropout(0.1, torch.tensor([1, 2, 0], device=DEVICE), len(x))
         report.time_pair(
             f"{label} forward + dropout + residual",
             lambda: kernels.linear_residual_fwd(x, w, b, d_y, site),

@@ -18,7 +18,11 @@ from torch import Tensor
 
 KEY = (0x89ABCDEF, 0x01234567)
 RATE = 0.25
-DROPOUT = Dropout(RATE, torch.tensor(KEY))
+
+
+def masks(context: int) -> Dropout:
+    """Of rows of so many positions."""
+    return Dropout(RATE, torch.tensor((*KEY, 0)), context)
 
 
 class Case(NamedTuple):
@@ -125,29 +129,29 @@ def mlp(ops: Ops) -> Case:
 
 
 def linear_residual(ops: Ops) -> Case:
-    scale = plain_scale((3, 7), KEY, RATE)
+    scale, drop = plain_scale((1, 3, 7), KEY, RATE)[0], masks(3)
 
     def backward(x: Tensor, w: Tensor, b: Tensor, r: Tensor, d_y: Tensor) -> tuple[Tensor, ...]:
         d_w, d_b = _zeros(w, b)
-        d_branch = ops.dropout_bwd(d_y, DROPOUT)
+        d_branch = ops.dropout_bwd(d_y, drop)
         ops.linear_bwd_dwdb(x, d_branch, d_w, d_b)
         return ops.linear_bwd_dx(d_branch, w), d_w, d_b, d_y
 
     return Case(
         (_normal(3, 5), _normal(5, 7, seed=1), _normal(7, seed=2), _normal(3, 7, seed=3)),
         lambda x, w, b, r: r + (x @ w + b) * scale,
-        lambda x, w, b, r: ops.linear_residual_fwd(x, w, b, r, DROPOUT),
+        lambda x, w, b, r: ops.linear_residual_fwd(x, w, b, r, drop),
         backward,
     )
 
 
 def dropout(ops: Ops) -> Case:
-    scale = plain_scale((5, 7), KEY, RATE)
+    scale, drop = plain_scale((2, 3, 7), KEY, RATE).view(6, 7), masks(3)
     return Case(
-        (_normal(5, 7),),
+        (_normal(6, 7),),
         lambda x: x * scale,
-        lambda x: ops.dropout_fwd(x, DROPOUT),
-        lambda x, d_y: (ops.dropout_bwd(d_y, DROPOUT),),
+        lambda x: ops.dropout_fwd(x, drop),
+        lambda x, d_y: (ops.dropout_bwd(d_y, drop),),
     )
 
 
@@ -160,7 +164,7 @@ def attention_case(
             torch.stack([(torch.arange(context) + r) // 3 * 3 - r for r in range(rows)]).clamp(min=0).int()
         )
     scale = plain_scale((rows, heads, context, context), KEY, RATE) if drop else None
-    mask = DROPOUT if drop else None
+    mask = masks(context) if drop else None
 
     def backward(qkv: Tensor, d_out: Tensor) -> tuple[Tensor, ...]:
         _, res = ops.attention_fwd(qkv, heads, starts, mask)
@@ -220,17 +224,17 @@ def embedding(ops: Ops) -> Case:
     # a token twice in one row and once in another; a position that no token has
     tokens = torch.tensor([[1, 4, 1], [0, 1, 2]], dtype=torch.int32)
     positions = torch.tensor([[0, 1, 2], [0, 0, 1]], dtype=torch.int32)
-    scale = plain_scale((6, 3), KEY, RATE)
+    scale, drop = plain_scale((2, 3, 3), KEY, RATE).view(6, 3), masks(3)
 
     def backward(wte: Tensor, wpe: Tensor, d_x: Tensor) -> tuple[Tensor, ...]:
         d_wte, d_wpe = _zeros(wte, wpe)
-        ops.embedding_bwd(tokens, positions, d_x, d_wte, d_wpe, DROPOUT)
+        ops.embedding_bwd(tokens, positions, d_x, d_wte, d_wpe, drop)
         return d_wte, d_wpe
 
     return Case(
         (_normal(5, 3), _normal(4, 3, seed=1)),
         lambda wte, wpe: (wte[tokens.long()] + wpe[positions.long()]).view(6, 3) * scale,
-        lambda wte, wpe: ops.embedding_fwd(tokens, positions, wte, wpe, DROPOUT),
+        lambda wte, wpe: ops.embedding_fwd(tokens, positions, wte, wpe, drop),
         backward,
     )
 

@@ -32,9 +32,12 @@ CANARY = 64
 DTYPES = (torch.float32, torch.bfloat16)
 
 
-def dropout(rate: float = 0.3) -> Dropout:
-    """A mask whose key words need all 32 bits."""
-    return Dropout(rate, torch.tensor([123456789, 4000000000], device=DEVICE))
+KEY, FIRST_ROW = (123456789, 4000000000), 2**32 - 16
+
+
+def dropout(context: int, rate: float = 0.3) -> Dropout:
+    """A mask of rows of so many positions, whose words need all 32 bits."""
+    return Dropout(rate, torch.tensor([*KEY, FIRST_ROW], device=DEVICE), context)
 
 
 def randn(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:

@@ -43,7 +43,7 @@ def _attention(rows: int, context: int, heads: int, rate: float) -> tuple[list[T
     """Outputs of the emulated kernels, and the reference's in float64."""
     width, fence = 64 * heads, Fenced()
     qkv, d_out = randn(rows, context, 3 * width), randn(rows, context, width, seed=1)
-    site = dropout(rate) if rate else None
+    site = dropout(context, rate) if rate else None
     mask = None if site is None else attention_mask(site, rows, context, heads, None)
     scale = 1.0 / (1.0 - rate)
     empty = {"dtype": torch.bfloat16}

@@ -11,16 +11,14 @@ import pytest
 import torch
 from gpt_trainer.backend import OptimizerConfig
 from gpt_trainer.philox import dropout_mask
-from gpt_triton_kernel_runs import DEVICE, FLOAT32, Fenced, dropout, randn, relative
+from gpt_triton_kernel_runs import DEVICE, FIRST_ROW, FLOAT32, KEY, Fenced, dropout, randn, relative
 
 from gpt_triton import kernels, reference  # isort: skip  # after the setup above, which chooses the interpreter
 from gpt_triton.kernels import matmul, tiles  # isort: skip
-from gpt_triton.kernels.primitives import keep_mask  # isort: skip
-from gpt_triton.dropout import keep_mask as reference_keep_mask  # isort: skip
+from gpt_triton.kernels.dropout import attention_mask  # isort: skip
 
 from gpt_triton_cases import CASES  # isort: skip
 import triton  # isort: skip
-import triton.language as tl  # isort: skip
 
 # the sigmoid of a very negative number goes through infinity to 0, as it should; NumPy remarks on it
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp2:RuntimeWarning")
@@ -42,29 +40,32 @@ def test_the_cases_of_the_reference(name: str) -> None:
         assert relative(*pair) <= FLOAT32, f"output {number}"
 
 
-# one element; odd; past the block of the compiled kernel
-@pytest.mark.parametrize("shape", [(1,), (3, 5, 7), (2, 70001)], ids=str)
-@pytest.mark.parametrize("rate", [0.1, 0.5, 0.99])
-def test_mask_is_the_shared_one_bit_for_bit(shape: tuple[int, ...], rate: float) -> None:
-    site = dropout(rate)
-    got = kernels.dropout_fwd(torch.ones(shape, device=DEVICE), site)
-    want = dropout_mask(shape, tuple(int(word) for word in site.key), rate)
-    assert np.array_equal((got != 0).cpu().numpy(), want)
+# 1, 5, 31, 33, 130: in, around and past a block of 32; 24, 25: whole and cut calls; 258: past a tile
+SIZES = [(1, 1, 1), (2, 5, 24), (3, 31, 25), (1, 33, 258), (1, 130, 24)]
 
 
-@triton.jit
-def _mask_kernel(index_ptr, key_ptr, out_ptr, THRESHOLD: tl.constexpr, BLOCK: tl.constexpr):
-    i = tl.arange(0, BLOCK)
-    keep = keep_mask(tl.load(index_ptr + i), key_ptr, THRESHOLD)
-    tl.store(out_ptr + i, keep.to(tl.int32))
+@pytest.mark.parametrize("shape", SIZES, ids=str)
+@pytest.mark.parametrize("rate", [0.1, 0.99])
+def test_mask_is_the_shared_one_bit_for_bit(shape: tuple[int, int, int], rate: float) -> None:
+    rows, context, width = shape
+    got = kernels.dropout_fwd(torch.ones(rows * context, width, device=DEVICE), dropout(context, rate))
+    want = dropout_mask(shape, KEY, rate, FIRST_ROW)
+    assert np.array_equal((got != 0).view(shape).cpu().numpy(), want)
 
 
-def test_mask_of_indices_past_32_bits() -> None:
-    # attention at B=64, H=12, T=4096 has 2^33 weights: the high word of the counter matters
-    index = torch.tensor([0, 2**31, 2**32 - 1, 2**32, 2**32 + 1, 2**33 + 7, 2**40, 5], device=DEVICE)
-    site, out = dropout(0.5), torch.empty(8, dtype=torch.int32, device=DEVICE)
-    _mask_kernel[(1,)](index, site.key, out, THRESHOLD=2**31, BLOCK=8)
-    assert out.bool().tolist() == reference_keep_mask(index, site).tolist()
+@pytest.mark.parametrize(
+    ("rows", "context", "heads"), [(1, 1, 1), (3, 5, 2), (1, 31, 3), (2, 33, 1), (1, 130, 1)]
+)
+def test_bits_of_attention_are_the_shared_mask(rows: int, context: int, heads: int) -> None:
+    words = attention_mask(dropout(context), rows, context, heads, None).cpu().numpy().view(np.uint32)
+    bits = words[..., None] >> np.arange(32, dtype=np.uint32) & 1  # [2, N, C, 32, 32]
+    blocks = -(-context // 32)
+    got = np.zeros((2, rows * heads, blocks, 32, blocks, 32), bool)
+    for index, (i, j) in enumerate(zip(*np.tril_indices(blocks), strict=True)):
+        got[0, :, i, :, j], got[1, :, i, :, j] = bits[0, :, index], bits[1, :, index].transpose(0, 2, 1)
+    got = got.reshape(2, rows, heads, 32 * blocks, 32 * blocks)[..., :context, :context]
+    want = dropout_mask((rows, heads, context, context), KEY, 0.3, FIRST_ROW)
+    assert np.array_equal(np.tril(got), np.tril(np.stack([want, want])))
 
 
 @pytest.mark.parametrize("level", [-1e4, 0.0, 1e4])

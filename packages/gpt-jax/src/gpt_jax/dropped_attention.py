@@ -6,8 +6,8 @@
     d_q_t = sum_s d_S_ts k_s / sqrt(K)                       d_k_s  = sum_t d_S_ts q_t / sqrt(K)
 
 No score leaves a kernel. The mask m is drawn once, by XLA, eight queries to a byte, and kept for backward: at
-a draw of some hundred instructions for each weight it costs more than all three kernels. The queries of a
-tile share their bit: byte (r, s) holds those of the queries ``i T/8 + r`` for i from 0 to 7.
+some thirty instructions for each weight it would cost as much as the kernels, in each of them. The queries of
+a tile share their bit: byte (r, s) holds those of the queries ``i T/8 + r`` for i from 0 to 7.
 
 Shapes: B rows, T positions, H heads, K head width, t queries and s keys of a tile, R = T/8 rows of bytes.
 
@@ -24,12 +24,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from gpt_trainer.philox import WORDS
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Bool, Float, UInt8
 
-from gpt_jax.dropout import Key, draw_tile, unpack
+from gpt_jax.dropout import Key, draw_tile
 
 BITS = 8
 TILE = 64
@@ -60,7 +61,7 @@ def attend_dropped_fwd(
     rows, context, heads, _ = q.shape
     # not before there are queries: XLA would draw the masks of several layers at once, in thrice the time
     key, q = lax.optimization_barrier((key, q))
-    bits = mask_bits((rows, heads, context, context), key, rate)
+    bits = mask_bits((rows, heads, context), key, rate)
     out, lse = _kernel(_out_kernel, q, rate, interpret)(
         in_specs=[_tile(q), _row(k), _row(v), _bits_of_queries(bits)],
         out_specs=[_tile(q), _tile_statistics()],
@@ -93,16 +94,23 @@ def attend_dropped_bwd(
 attend_dropped.defvjp(attend_dropped_fwd, attend_dropped_bwd)
 
 
-def mask_bits(shape: tuple[int, int, int, int], key: Key, rate: float) -> UInt8[Array, "B H R T"]:
-    """A mask ``[B, H, T, T]`` as far as it is seen: bit i of byte (r, s): query ``i R + r`` keeps s."""
+def mask_bits(shape: tuple[int, int, int], key: Key, rate: float) -> UInt8[Array, "B H R T"]:
+    """A mask ``[B, H, T, T]`` as far as it is seen: bit i of byte (r, s): query ``i R + r`` keeps s.
+
+    Args:
+        shape: Rows, heads, positions.
+    """
     context = shape[-1]
-    rows = context // BITS
-    bits = jnp.zeros((*shape[:2], rows, context), jnp.uint8)
+    rows, calls = context // BITS, context // WORDS
+    words = jnp.zeros((*shape[:2], rows, calls), jnp.uint32)
     for bit in range(BITS):
         stop = (bit + 1) * rows
-        keep = unpack(draw_tile(shape[:3], bit * rows, stop, key, rate), stop).astype(jnp.uint8)
-        bits |= jnp.pad(keep << bit, ((0, 0), (0, 0), (0, 0), (0, context - stop)))
-    return bits
+        four = draw_tile(shape, bit * rows, stop, key, rate).astype(jnp.uint32)
+        spread = four * 0x00204081 & 0x01010101  # bit i of the four becomes the lowest of byte i
+        words |= jnp.pad(spread << bit, ((0, 0), (0, 0), (0, 0), (0, calls - stop // WORDS)))
+    # apart from what takes the bytes one by one, into which XLA would draw each word four times
+    words = lax.optimization_barrier(words)
+    return lax.bitcast_convert_type(words, jnp.uint8).reshape(*shape[:2], rows, context)
 
 
 def _out_kernel(

@@ -1,12 +1,13 @@
 """Dropout by Philox-4x32-10, the rule of ``gpt_trainer.philox`` bit for bit.
 
-Of activations the mask is drawn element by element, and again in the backward. That of attention's weights is
-drawn once and kept as bits: a weight's bit costs ten rounds of Philox, some forty instructions, and three
-kernels need it. It has blocks of 32 queries and 32 keys, those that are not after the diagonal. Block (i, j)
-is the ``i (i + 1) / 2 + j``-th and has 32 words, twice: a word for each query with the keys as bits, for
-kernels that stream keys, and a word for each key with the queries as bits, for those that stream queries.
+A call of Philox is some seventy instructions, for four columns. Of activations the mask is drawn where it is
+used, and again in the backward: at 2 bytes an element the memory is the slower. That of attention's weights,
+which three kernels need that have no instruction to spare, is drawn once and kept as bits. It has blocks of
+32 queries and 32 keys, those that are not after the diagonal. Block (i, j) is the ``i (i + 1) / 2 + j``-th
+and has 32 words, twice: a word for each query with the keys as bits, for kernels that stream keys, and a word
+for each key with the queries as bits, for those that stream queries.
 
-Shapes: n elements, B rows, T positions, H heads, N = B*H, C blocks.
+Shapes: B rows, T positions, M = B*T, D width, H heads, N = B*H, C blocks.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gpt_triton.dropout import Dropout
-from gpt_triton.kernels.primitives import INTERPRET, keep_mask, narrow, widen
-from gpt_triton.kernels.tiles import flat_block
+from gpt_triton.kernels.primitives import load_site, narrow, philox, widen
+from gpt_triton.kernels.tiles import matrix_tile
 
 
 class DropoutArguments(NamedTuple):
     """A mask as kernels take it.
 
     Attributes:
-        key: Key words on the device.
+        key: Key words and first row, on the device.
         keep_scale: Scale of the kept elements.
         threshold: Smallest Philox word that is kept.
     """
@@ -46,60 +47,74 @@ def dropout_arguments(dropout: Dropout) -> DropoutArguments:
 
 @triton.jit
 @no_type_check
-def _dropout_kernel(
-    x_ptr,  # [N]
-    residual_ptr,  # [N] or None
-    y_ptr,  # [N] written
-    key_ptr,  # [2] int64
-    N,
+def dropped(
+    x,  # [ROWS, COLUMNS] float32
+    line,  # [ROWS]
+    column,  # [COLUMNS]
+    row,  # [], or [ROWS, 1]
+    key_ptr,  # [3] int64: the key, and the number of the first row
     keep_scale,
     THRESHOLD: tl.constexpr,
-    SMALL: tl.constexpr,  # every index fits 32 bits, whose Philox is the cheaper
-    BLOCK: tl.constexpr,
 ):
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    x = widen(tl.load(x_ptr + i, mask=i < N, other=0.0))
-    index = i
-    if SMALL:
-        index = i.to(tl.uint32)
-    y = tl.where(keep_mask(index, key_ptr, THRESHOLD), x * keep_scale, 0.0)
+    """``x`` scaled where the mask of a tensor [B, T, D] keeps it, else 0."""
+    k0, k1, first_row = load_site(key_ptr)
+    call, row = (column // 4).to(tl.uint32)[None, :], first_row + row.to(tl.uint32)
+    # a thread has neighbouring columns, of whose equal calls the compiler leaves one
+    w0, w1, w2, w3 = philox(call, line.to(tl.uint32)[:, None], row, k0, k1)
+    place = (column % 4)[None, :]
+    word = tl.where(place < 2, tl.where(place == 0, w0, w1), tl.where(place == 2, w2, w3))
+    return tl.where(word >= tl.full(x.shape, THRESHOLD, tl.uint32), x * keep_scale, 0.0)
+
+
+@triton.jit
+@no_type_check
+def _dropout_kernel(
+    x_ptr,  # [B, T, D]
+    residual_ptr,  # [B, T, D] or None
+    y_ptr,  # [B, T, D] written
+    key_ptr,  # [3] int64
+    T,
+    D,
+    keep_scale,
+    THRESHOLD: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    row = tl.program_id(2)
+    line = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    keep = (line[:, None] < T) & (column[None, :] < D)
+    at = (row.to(tl.int64) * T + line[:, None]) * D + column[None, :]
+    x = widen(tl.load(x_ptr + at, mask=keep, other=0.0))
+    y = dropped(x, line, column, row, key_ptr, keep_scale, THRESHOLD)
     if residual_ptr is not None:
-        y += widen(tl.load(residual_ptr + i, mask=i < N, other=0.0))
-    tl.store(y_ptr + i, narrow(y, y_ptr.dtype.element_ty), mask=i < N)
+        y += widen(tl.load(residual_ptr + at, mask=keep, other=0.0))
+    tl.store(y_ptr + at, narrow(y, y_ptr.dtype.element_ty), mask=keep)
 
 
-def dropout_fwd(x: Float[Tensor, "*n"], dropout: Dropout) -> Float[Tensor, "*n"]:
-    """Zero the dropped elements and scale the kept ones by ``1 / (1 - rate)``.
-
-    Args:
-        x: Any tensor; element ``i`` is its ``i``-th in row-major order.
-    """
-    x = x.contiguous()
-    y = torch.empty_like(x)
-    _launch(x, None, y, dropout)
-    return y
-
-
-def drop_in_place(
-    y: Float[Tensor, "*n"], dropout: Dropout, residual: Float[Tensor, "*n"] | None = None
+def drop_into(
+    y: Float[Tensor, "M D"],
+    x: Float[Tensor, "M D"],
+    dropout: Dropout,
+    residual: Float[Tensor, "M D"] | None = None,
 ) -> None:
-    """``y = residual + dropout(y)``; both are contiguous."""
-    _launch(y, residual, y, dropout)
-
-
-def _launch(
-    x: Float[Tensor, "*n"], residual: Float[Tensor, "*n"] | None, y: Float[Tensor, "*n"], dropout: Dropout
-) -> None:
+    """``y = residual + dropout(x)``, all contiguous; ``y`` may be ``x``."""
+    (count, width), (rows, columns), context = x.shape, matrix_tile(), dropout.context
     key, keep_scale, threshold = dropout_arguments(dropout)
-    block = flat_block()
-    count = x.numel()
-    _dropout_kernel[(triton.cdiv(count, block),)](
-        x, residual, y, key, count, keep_scale,
-        THRESHOLD=threshold, SMALL=count <= 1 << 32, BLOCK=block,
+    _dropout_kernel[(triton.cdiv(context, rows), triton.cdiv(width, columns), count // context)](
+        x, residual, y, key, context, width, keep_scale,
+        THRESHOLD=threshold, ROWS=rows, COLUMNS=columns,
     )  # fmt: skip
 
 
-def dropout_bwd(d_y: Float[Tensor, "*n"], dropout: Dropout) -> Float[Tensor, "*n"]:
+def dropout_fwd(x: Float[Tensor, "M D"], dropout: Dropout) -> Float[Tensor, "M D"]:
+    """Zero the dropped elements and scale the kept ones by ``1 / (1 - rate)``."""
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    drop_into(y, x.contiguous(), dropout)
+    return y
+
+
+def dropout_bwd(d_y: Float[Tensor, "M D"], dropout: Dropout) -> Float[Tensor, "M D"]:
     """Gradient of the input: the same mask and scale."""
     return dropout_fwd(d_y, dropout)
 
@@ -146,38 +161,35 @@ def _transposed_bits(word):
 def _mask_kernel(
     mask_ptr,  # [2, N, C, 32] int32 written: by query, by key
     starts_ptr,  # [B, T] or None
-    key_ptr,  # [2]
+    key_ptr,  # [3] int64
     T,
     THRESHOLD: tl.constexpr,
     H: tl.constexpr,
-    SMALL: tl.constexpr,  # every weight's index fits 32 bits
 ):
-    """The blocks of 32 queries of a head; a lane draws its key's bits."""
+    """The blocks of 32 queries of a head; a lane draws the word of its query, eight calls of four bits."""
     head = tl.program_id(0).to(tl.int64)
-    row = tl.num_programs(1) - 1 - tl.program_id(1)
+    block = tl.num_programs(1) - 1 - tl.program_id(1)
     lane = tl.arange(0, 32)
+    q = block * 32 + lane
     column_first = 0
     if starts_ptr is not None:
-        q = row * 32 + lane
         start = tl.load(starts_ptr + head // H * T + q, mask=q < T, other=2147483647)
         column_first = tl.min(start, 0) // 32
-    written = mask_ptr + head * mask_words(T) + _triangle(row) * 32
+    written = mask_ptr + head * mask_words(T) + _triangle(block) * 32
     by_key_ptr = written + tl.num_programs(0) * mask_words(T)
-    for column in range(column_first, row + 1):
-        index = (head * T + row * 32) * T + column * 32 + lane
-        if SMALL:
-            index = index.to(tl.uint32)
-        by_key = tl.zeros([32], tl.uint32)
-        if INTERPRET:
-            # an operation costs some 20 microseconds whatever its size
-            keep = keep_mask(index[None, :] + lane[:, None] * T, key_ptr, THRESHOLD)
-            by_key = tl.sum(keep.to(tl.uint32) << lane[:, None], 0).to(tl.uint32)
-        else:
-            for i in tl.static_range(32):
-                by_key |= keep_mask(index + i * T, key_ptr, THRESHOLD).to(tl.uint32) << i
+    k0, k1, first_row = load_site(key_ptr)
+    row = first_row + (head // H).to(tl.uint32)
+    line = (head % H * T + q).to(tl.uint32)
+    call = tl.arange(0, 8)
+    for column in range(column_first, block + 1):
+        w0, w1, w2, w3 = philox((column * 8 + call).to(tl.uint32)[:, None], line[None, :], row, k0, k1)
+        least = tl.full(w0.shape, THRESHOLD, tl.uint32)
+        low = tl.where(w0 >= least, 1, 0) | tl.where(w1 >= least, 2, 0)
+        high = tl.where(w2 >= least, 4, 0) | tl.where(w3 >= least, 8, 0)
+        by_query = tl.sum((low | high).to(tl.uint32) << (call * 4)[:, None], 0).to(tl.uint32)
         at = column * 32 + lane
-        tl.store(written + at, _transposed_bits(by_key).to(tl.int32, bitcast=True))
-        tl.store(by_key_ptr + at, by_key.to(tl.int32, bitcast=True))
+        tl.store(written + at, by_query.to(tl.int32, bitcast=True))
+        tl.store(by_key_ptr + at, _transposed_bits(by_query).to(tl.int32, bitcast=True))
 
 
 @triton.jit
@@ -227,10 +239,8 @@ def attention_mask(
     blocks = count * (count + 1) // 2
     mask = torch.empty(2, rows * n_head, blocks, 32, dtype=torch.int32, device=dropout.key.device)
     key, _, threshold = dropout_arguments(dropout)
-    # a last tile past T asks for up to 32 rows and columns more
-    small = rows * n_head * context * context + 32 * (context + 1) <= 1 << 32
     _mask_kernel[(rows * n_head, count)](
         mask, segment_starts, key, context,
-        THRESHOLD=threshold, H=n_head, SMALL=small, num_warps=1,
+        THRESHOLD=threshold, H=n_head, num_warps=1,
     )  # fmt: skip
     return mask

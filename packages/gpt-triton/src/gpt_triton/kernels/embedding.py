@@ -25,7 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gpt_triton.dropout import Dropout
-from gpt_triton.kernels.dropout import drop_in_place, dropout_bwd
+from gpt_triton.kernels.dropout import dropout_arguments, dropout_bwd, dropped
 from gpt_triton.kernels.primitives import narrow, widen
 from gpt_triton.kernels.tiles import RUN_BLOCK, row_tile
 
@@ -40,8 +40,12 @@ def _embedding_fwd_kernel(
     wte_ptr,  # [Vp, D]
     wpe_ptr,  # [C, D]
     x_ptr,  # [M, D] written
+    key_ptr,  # [3] int64 or None
     M,
     D,
+    T,
+    keep_scale,
+    THRESHOLD: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -52,6 +56,8 @@ def _embedding_fwd_kernel(
     position = tl.load(positions_ptr + row, mask=row < M, other=0).to(tl.int64)
     x = widen(tl.load(wte_ptr + token[:, None] * D + column[None, :], mask=keep, other=0.0))
     x += widen(tl.load(wpe_ptr + position[:, None] * D + column[None, :], mask=keep, other=0.0))
+    if key_ptr is not None:
+        x = dropped(x, row % T, column, (row // T)[:, None], key_ptr, keep_scale, THRESHOLD)
     at = row[:, None] * D + column[None, :]
     tl.store(x_ptr + at, narrow(x, x_ptr.dtype.element_ty), mask=keep)
 
@@ -151,20 +157,20 @@ def embedding_fwd(
     wpe: Float[Tensor, "C D"],
     dropout: Dropout | None = None,
 ) -> Float[Tensor, "M D"]:
-    """Sum of the token's and the position's row.
+    """``dropout(wte[token] + wpe[position])``.
 
     Args:
         tokens: Token ids, checked by the caller.
         positions: Rows of ``wpe``, checked by the caller.
     """
-    count, width = tokens.numel(), wte.shape[1]
+    count, context, width = tokens.numel(), tokens.shape[1], wte.shape[1]
     x = wte.new_empty(count, width)
     tile, block = row_tile(width)
+    key, keep_scale, threshold = (None, 1.0, 0) if dropout is None else dropout_arguments(dropout)
     _embedding_fwd_kernel[(triton.cdiv(count, tile),)](
-        tokens.contiguous(), positions.contiguous(), wte, wpe, x, count, width, ROWS=tile, BLOCK=block
-    )
-    if dropout is not None:
-        drop_in_place(x, dropout)
+        tokens.contiguous(), positions.contiguous(), wte, wpe, x, key, count, width, context, keep_scale,
+        THRESHOLD=threshold, ROWS=tile, BLOCK=block,
+    )  # fmt: skip
     return x
 
 

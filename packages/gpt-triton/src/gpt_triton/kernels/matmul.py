@@ -20,7 +20,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from gpt_triton.dropout import Dropout
-from gpt_triton.kernels.dropout import drop_in_place
+from gpt_triton.kernels.dropout import drop_into
 from gpt_triton.kernels.matmul_kernels import Epilogue, descriptor_kernel, pointer_kernel
 from gpt_triton.kernels.primitives import INTERPRET
 from gpt_triton.kernels.reduce import add_column_sums, add_partial_sums
@@ -82,7 +82,7 @@ def linear_residual_fwd(
     product(x.contiguous(), weight, y, Epilogue(bias=bias, residual=residual if dropout is None else None))
     if dropout is not None:
         # in the product's epilogue drawing the mask kept the tensor cores waiting longer than this pass takes
-        drop_in_place(y, dropout, residual)
+        drop_into(y, y, dropout, residual)
     return y
 
 

@@ -62,27 +62,30 @@ def rounded_operand(x, dtype: tl.constexpr):
 
 @triton.jit
 @no_type_check
-def keep_mask(
-    index,  # row-major positions: int64, or uint32 where all fit
-    key_ptr,  # [2] int64
-    THRESHOLD: tl.constexpr,
+def load_site(
+    key_ptr,  # [3] int64, as Dropout.key
 ):
-    """True where word 0 of Philox-4x32-10 at ``(index low, index high, 0, 0)`` reaches the threshold."""
-    k0 = tl.load(key_ptr).to(tl.uint32)
-    k1 = tl.load(key_ptr + 1).to(tl.uint32)
-    c0 = index.to(tl.uint32)
-    c1 = tl.zeros_like(c0)
-    if index.dtype.primitive_bitwidth == 64:
-        c1 = (index >> 32).to(tl.uint32)
-    c2 = tl.zeros_like(c0)
+    """The two words of a site's key, and the number of the first row: uint32."""
+    k0, k1, first_row = tl.load(key_ptr), tl.load(key_ptr + 1), tl.load(key_ptr + 2)
+    return k0.to(tl.uint32), k1.to(tl.uint32), first_row.to(tl.uint32)
+
+
+@triton.jit
+@no_type_check
+def philox(
+    c0,
+    c1,
+    c2,  # the words of the counter, uint32 of shapes that broadcast; the fourth is 0
+    k0,
+    k1,
+):
+    """The four words of Philox-4x32-10."""
     c3 = tl.zeros_like(c0)
-    m0 = tl.full(c0.shape, PHILOX_M0, tl.uint64)
-    m1 = tl.full(c0.shape, PHILOX_M1, tl.uint64)
     for _ in tl.static_range(10):
         # one 64-bit product, not a high and a low one: one instruction instead of two
-        p0, p1 = m0 * c0.to(tl.uint64), m1 * c2.to(tl.uint64)
+        p0, p1 = c0.to(tl.uint64) * PHILOX_M0, c2.to(tl.uint64) * PHILOX_M1
         c0, c2 = (p1 >> 32).to(tl.uint32) ^ c1 ^ k0, (p0 >> 32).to(tl.uint32) ^ c3 ^ k1
         c1, c3 = p1.to(tl.uint32), p0.to(tl.uint32)
         k0 += PHILOX_W0
         k1 += PHILOX_W1
-    return c0 >= tl.full(c0.shape, THRESHOLD, tl.uint32)
+    return c0, c1, c2, c3
