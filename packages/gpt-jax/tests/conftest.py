@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ from gpt_jax.backend import JaxBackend
 # the helpers beside the tests carry the package's name, so that no other member's can be meant
 sys.path.insert(0, str(Path(__file__).parent))
 
+# most of the time goes into compiling what runs for milliseconds: LLVM need not polish it
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
