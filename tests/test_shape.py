@@ -44,6 +44,7 @@ LACKING = {
         "model.py:named_leaves": "the same",
         "model.py:Plan.attention": "Plan.ops decides",
         "model.py:Plan.chunk": "chosen from the shape by either set of ops",
+        "model.py:gelu": "a part of reference and kernels: see gelu_linear",
         "model.py:gelu_linear": "GELU follows a product where it is fused: linear_gelu_fwd",
         "model.py:norm_linear": "LayerNorm is an op, whose result is kept or made again",
         "model.py:normalise": "the same",

@@ -40,7 +40,7 @@ KERNELS = {
     "norms and elementwise": [
         "_layer_norm_bwd_kernel", "triton_per_fused_native_layer_norm_native_layer_norm_backward_3",
         "triton_poi_fused_gelu_backward_7", "void at::native::vectorized_elementwise_kernel<4, float>",
-        "_gelu_fwd_kernel", "Memset (Device)", "loop_multiply_fusion_5", "aten::add_",
+        "Memset (Device)", "loop_multiply_fusion_5", "aten::add_",
     ],
     "communication": ["ncclDevKernel_AllReduce_Sum_f32_RING_LL", "all-reduce-start"],
     "other": ["something quite new"],

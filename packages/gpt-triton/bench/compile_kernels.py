@@ -156,9 +156,8 @@ class Launches:
         ops.layer_norm_bwd(res, gain, self.x, gain, bias)
         ops.layer_norm_bwd(res, gain, self.x, gain, bias, self.x)
 
-    def gelu_dropout(self) -> None:
-        """The elementwise ones."""
-        ops.gelu_bwd(self.x, ops.gelu_fwd(self.x))
+    def dropout(self) -> None:
+        """Of activations."""
         ops.dropout_fwd(self.x, self.drop)
 
     def linear(self) -> None:

@@ -40,7 +40,7 @@ class Cases:
         return torch.randint(0, high, shape, generator=self.generator, device=DEVICE, dtype=torch.int32)
 
     def rowwise(self, rows: int, width: int) -> Iterator[tuple[str, Run]]:
-        """LayerNorm, GELU and dropout."""
+        """LayerNorm and dropout."""
         x, d_y, skip = (self.new(rows, width) for _ in range(3))
         gain, bias = (torch.randn(width, generator=self.generator, device=DEVICE) for _ in range(2))
 
@@ -52,14 +52,7 @@ class Cases:
             return [y, d_x, *sums]
 
         yield f"layer_norm {rows}x{width}", norm
-        yield (
-            f"gelu, dropout {rows}x{width}",
-            lambda ops, dt: [
-                ops.gelu_fwd(x.to(dt)),
-                ops.gelu_bwd(x.to(dt), d_y.to(dt)),
-                ops.dropout_fwd(x.to(dt), self.drop(rows)),
-            ],
-        )
+        yield f"dropout {rows}x{width}", lambda ops, dt: [ops.dropout_fwd(x.to(dt), self.drop(rows))]
 
     def linear(self, rows: int, n_in: int, n_out: int) -> Iterator[tuple[str, Run]]:
         """The affine map and its epilogues, forward and backward."""

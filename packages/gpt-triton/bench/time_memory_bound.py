@@ -18,7 +18,7 @@ def _normal(*shape: int) -> Tensor:
 
 
 def time_rowwise(report: Report, tokens: int) -> None:
-    """LayerNorm and GELU."""
+    """LayerNorm."""
     x, d_y, gain, bias = (
         _normal(tokens, WIDTH).bfloat16(),
         _normal(tokens, WIDTH).bfloat16(),
@@ -26,8 +26,6 @@ def time_rowwise(report: Report, tokens: int) -> None:
         _normal(WIDTH),
     )
     _time_layer_norm(report, x, d_y, gain, bias)
-    wide = _normal(tokens, 4 * WIDTH).bfloat16()
-    report.time_pair("GELU forward", lambda: kernels.gelu_fwd(wide), lambda: F.gelu(wide, approximate="tanh"))
 
 
 def _time_layer_norm(report: Report, x: Tensor, d_y: Tensor, gain: Tensor, bias: Tensor) -> None:

@@ -49,15 +49,22 @@ def _zeros(*like: Tensor) -> list[Tensor]:
     return [torch.zeros_like(x) for x in like]
 
 
+def gelu_of(ops: Ops, x: Tensor) -> tuple[Tensor, Tensor]:
+    """GELU and its slope, by way of a map that leaves ``x`` as it is."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    y, slope = ops.linear_gelu_fwd(x.reshape(-1, 1), x.new_ones(1, 1), x.new_zeros(1, dtype=wide))
+    assert slope is not None
+    return y.view(x.shape), slope.view(x.shape)
+
+
 def gelu(ops: Ops) -> Case:
+    def backward(x: Tensor, d_y: Tensor) -> tuple[Tensor, ...]:
+        slope = gelu_of(ops, x)[1][:, None]
+        return (ops.linear_gelu_bwd_dx(d_y[:, None], d_y.new_ones(1, 1), slope)[:, 0],)
+
     # values on both tails, at zero and between
     x = torch.cat([_normal(20), torch.tensor([-30.0, -5.0, 0.0, 5.0, 30.0], dtype=torch.float64)])
-    return Case(
-        (x,),
-        lambda x: F.gelu(x, approximate="tanh"),
-        ops.gelu_fwd,
-        lambda x, d_y: (ops.gelu_bwd(x, d_y),),
-    )
+    return Case((x,), lambda x: F.gelu(x, approximate="tanh"), lambda x: gelu_of(ops, x)[0], backward)
 
 
 def layer_norm(ops: Ops) -> Case:
@@ -97,17 +104,15 @@ def linear(ops: Ops) -> Case:
 
 
 def gelu_linear(ops: Ops) -> Case:
-    # the slope at ``pre`` by way of a map that leaves it as it is
     def backward(pre: Tensor, w: Tensor, d_y: Tensor) -> tuple[Tensor, ...]:
-        one, zero = torch.eye(pre.shape[1], dtype=pre.dtype), pre.new_zeros(pre.shape[1])
-        hidden, slope = ops.linear_gelu_fwd(pre, one, zero)
+        hidden, slope = gelu_of(ops, pre)
         d_pre = ops.linear_gelu_bwd_dx(d_y, w, slope)
         return d_pre, _weight_gradient(ops, hidden, d_y, w)
 
     return Case(
         (_normal(3, 5), _normal(5, 7, seed=1)),
         lambda pre, w: F.gelu(pre, approximate="tanh") @ w,
-        lambda pre, w: ops.linear_fwd(ops.gelu_fwd(pre), w, None),
+        lambda pre, w: ops.linear_fwd(gelu_of(ops, pre)[0], w, None),
         backward,
     )
 

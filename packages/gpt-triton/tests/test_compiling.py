@@ -33,12 +33,15 @@ def compile_only(self, *args, grid, warmup, **named):
 JITFunction.run = compile_only
 from gpt_triton import kernels
 from gpt_triton.compiling import launch_compiled
+from gpt_triton.dropout import Dropout
 
-x = torch.empty(64, device="meta")
+x, gain = torch.empty(4, 16, device="meta"), torch.empty(16, device="meta")
+drop = Dropout(0.5, torch.empty(3, dtype=torch.int64, device="meta"), 4)
 
 def launch():
-    kernels.gelu_bwd(x, kernels.gelu_fwd(x))
-    kernels.gelu_fwd(x)
+    y, _ = kernels.layer_norm_fwd(x, gain, gain)
+    kernels.dropout_fwd(y, drop)
+    kernels.layer_norm_fwd(x, gain, gain)
 
 launch_compiled(launch)
 print(launched)
@@ -54,7 +57,7 @@ def test_a_launch_is_repeated_once_its_kernels_are_compiled() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     first, second = done.stdout.splitlines()
-    names = ("_gelu_fwd_kernel", "_gelu_bwd_kernel", "_gelu_fwd_kernel")
+    names = ("_layer_norm_fwd_kernel", "_dropout_kernel", "_layer_norm_fwd_kernel")
     assert first == str([(name, False) for name in names] + [(name, True) for name in names])
     assert second == str([(name, True) for name in names])
 

@@ -55,12 +55,12 @@ def test_layer_norm(rows: int, width: int, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (63, 7), (65, 11)])
-def test_gelu_and_dropout(shape: tuple[int, int], dtype: torch.dtype) -> None:
+def test_dropout(shape: tuple[int, int], dtype: torch.dtype) -> None:
     def run(ops: Any, copy: Callable[..., Tensor], dt: torch.dtype) -> list[Tensor]:
         x, d_y = copy(randn(*shape, scale=3.0), dt), copy(randn(*shape, seed=1), dt)
         site = dropout(shape[0])
         dropped = ops.dropout_fwd(x, site), ops.dropout_bwd(d_y, site)
-        return [ops.gelu_fwd(x), ops.gelu_bwd(x, d_y), *(t + 1.0 for t in dropped)]
+        return [t + 1.0 for t in dropped]
 
     check_op(run, dtype)
 

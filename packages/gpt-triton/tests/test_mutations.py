@@ -109,9 +109,8 @@ def third(place: int) -> Callable[[Op], Op]:
 
 # the op, what is wrong with it, the case that must notice
 MUTATIONS: list[tuple[str, Callable[[Op], Op], str]] = [
-    ("gelu_fwd", result(), "gelu_linear"),
-    ("gelu_bwd", result(), "gelu"),
-    ("gelu_bwd", argument(0), "gelu"),
+    ("linear_gelu_fwd", result(0), "gelu"),
+    ("linear_gelu_fwd", result(1), "gelu"),
     ("layer_norm_bwd", result(), "layer_norm"),
     ("layer_norm_bwd", argument(1), "layer_norm"),
     ("layer_norm_bwd", added(3), "layer_norm"),

@@ -155,14 +155,6 @@ class Ops(Protocol):
         """Gradient of the input, with that which came past the norm."""
         ...
 
-    def gelu_fwd(self, x: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-        """GELU in its tanh form."""
-        ...
-
-    def gelu_bwd(self, x: Float[Tensor, "*n"], d_y: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-        """Gradient of the input."""
-        ...
-
     def dropout_fwd(self, x: Float[Tensor, "M D"], dropout: Dropout) -> Float[Tensor, "M D"]:
         """``x`` where the mask keeps it, scaled by ``1 / (1 - rate)``."""
         ...

@@ -1,6 +1,6 @@
 """Every op of the model as Triton kernels, forward and backward, each derivative by hand.
 
-The same functions in plain torch are in ``gpt_triton.reference``. Reading order: primitives, gelu, dropout,
+The same functions in plain torch are in ``gpt_triton.reference``. Reading order: primitives, dropout,
 layer_norm, reduce, matmul_kernels, matmul, matmul_hopper, attention, attention_backward, hopper,
 attention_hopper, attention_hopper_d_q, attention_hopper_d_kv, cross_entropy, embedding, adamw, muon;
 ``tiles`` holds every choice of a size.
@@ -12,7 +12,6 @@ from gpt_triton.kernels.attention_backward import attention_bwd
 from gpt_triton.kernels.cross_entropy import linear_cross_entropy, linear_nll
 from gpt_triton.kernels.dropout import dropout_bwd, dropout_fwd
 from gpt_triton.kernels.embedding import embedding_bwd, embedding_fwd
-from gpt_triton.kernels.gelu import gelu_bwd, gelu_fwd
 from gpt_triton.kernels.layer_norm import layer_norm_bwd, layer_norm_fwd
 from gpt_triton.kernels.matmul import (
     linear_bwd_dwdb,
@@ -32,8 +31,6 @@ __all__ = [
     "dropout_fwd",
     "embedding_bwd",
     "embedding_fwd",
-    "gelu_bwd",
-    "gelu_fwd",
     "global_norm",
     "layer_norm_bwd",
     "layer_norm_fwd",

@@ -1,7 +1,11 @@
 """The two kernels of a matrix product with its epilogue.
 
 The epilogue works on the float32 accumulator, in this order: add a bias row; apply GELU, and write its slope;
-multiply by a saved factor; add a residual; add what the output holds. Two kernels do the same:
+multiply by a saved factor; add a residual; add what the output holds. GELU in its tanh form, and its slope:
+
+    y = x s,   s = sigmoid(2u),   u = c (x + a x^3),   y' = s + y (1 - s) 2u'
+
+Two kernels do the same:
 
 - ``pointer_kernel`` loads tiles through pointers: any strides, any dtype, the interpreter;
 - ``descriptor_kernel`` is persistent and loads tiles through tensor descriptors, which the copy engine of
@@ -19,8 +23,10 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-from gpt_triton.kernels.gelu import gelu, gelu_and_slope
-from gpt_triton.kernels.primitives import narrow, operand, widen
+from gpt_triton.kernels.primitives import INTERPRET, LOG2_E, narrow, operand, widen
+
+GELU_C = tl.constexpr(0.7978845608028654)  # sqrt(2 / pi)
+GELU_A = tl.constexpr(0.044715)
 
 
 class Epilogue(NamedTuple):
@@ -39,6 +45,43 @@ class Epilogue(NamedTuple):
     slope: Float[Tensor, "M N"] | None = None
     factor: Float[Tensor, "M N"] | None = None
     residual: Float[Tensor, "M N"] | None = None
+
+
+@triton.jit
+@no_type_check
+def reciprocal(x):
+    """``1 / x`` by one instruction, within one unit in the last place; a division takes five more."""
+    if INTERPRET:
+        return 1.0 / x
+    else:  # noqa: RET505  # the compiler drops only the other branch of a whole if
+        return tl.inline_asm_elementwise(
+            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
+
+
+@triton.jit
+@no_type_check
+def gelu_gate(x, square):
+    """``sigmoid(2u)`` at ``x``, with ``square = x^2``; log2(e) is in the constants."""
+    exponent = x * (square * (-2.0 * GELU_C * GELU_A * LOG2_E) - 2.0 * GELU_C * LOG2_E)
+    return reciprocal(1.0 + tl.exp2(exponent))
+
+
+@triton.jit
+@no_type_check
+def gelu(x):
+    """GELU, tanh form, as ``x sigmoid(2u)``."""
+    return x * gelu_gate(x, x * x)
+
+
+@triton.jit
+@no_type_check
+def gelu_and_slope(x):
+    """GELU ``y = x s`` and its derivative ``s + y (1 - s) 2u'``; there the factors that vanish come first."""
+    square = x * x
+    s = gelu_gate(x, square)
+    y = x * s
+    return y, s + (y - y * s) * (square * (6.0 * GELU_C * GELU_A) + 2.0 * GELU_C)
 
 
 @triton.jit

@@ -47,7 +47,7 @@ def widen(x: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def gelu_fwd(x: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+def gelu(x: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     """GELU of every element."""
     wide = widen(x)
     s = torch.sigmoid((2 * C + 2 * C * A * (wide * wide)) * wide)
@@ -62,11 +62,6 @@ def gelu_and_slope(x: Float[Tensor, "*n"]) -> tuple[Float[Tensor, "*n"], Float[T
     s = torch.sigmoid((2 * C + 2 * C * A * square) * near)
     slope = s * (1 + (1 - s) * (2 * C + 6 * C * A * square) * near)
     return (wide * s).to(x.dtype), slope.to(x.dtype)
-
-
-def gelu_bwd(x: Float[Tensor, "*n"], d_y: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    """Gradient of the input."""
-    return (gelu_and_slope(widen(x))[1] * d_y).to(x.dtype)
 
 
 def layer_norm_fwd(
@@ -187,7 +182,7 @@ def linear_gelu_fwd(
         slope: Whether the slope is needed; ``None`` is returned if not.
     """
     pre = linear_fwd(x, weight, bias)
-    return gelu_and_slope(pre) if slope else (gelu_fwd(pre), None)
+    return gelu_and_slope(pre) if slope else (gelu(pre), None)
 
 
 def linear_residual_fwd(
