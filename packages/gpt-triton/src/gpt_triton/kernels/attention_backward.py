@@ -245,9 +245,7 @@ def d_kv_kernel(
         d_out_across_ptr += head * K * T
     if mask_ptr is not None:
         mask_ptr += (tl.num_programs(0) + head) * mask_words(T)
-    d_k = tl.zeros([STAY, W], tl.float32)
-    d_v = tl.zeros([STAY, W], tl.float32)
-    sums, keys = (d_k, d_v), (k, v, k_position)
+    sums, keys = (tl.zeros([STAY, W], tl.float32), tl.zeros([STAY, W], tl.float32)), (k, v, k_position)
     lse_ptr, delta_ptr = lse_ptr + head * T, delta_ptr + head * T
     queries = (qkv_ptr + base, d_out_ptr, across_ptr, d_out_across_ptr, lse_ptr, delta_ptr)
     sums = _d_kv_tiles(

@@ -3,10 +3,10 @@
 One warp loads, and two warpgroups multiply, each 64 of the 128 rows of a tile of 256 columns. They share the
 tiles of a ring, so that one may be ahead of the other by what the ring holds: while one is in its epilogue,
 the other has the tensor cores. What an epilogue reads (a factor, a residual) is loaded while the product
-runs, into the buffer from which the result is stored. Masks and GELU stay with ``descriptor_kernel``: what
-computes long is faster with two programs on a multiprocessor. Where the right operand is a gradient, two more
-warps add up its columns, for that of a bias, from the tiles in the ring; the programs of a column of tiles
-take turns, a slice each.
+runs, into the buffer from which the result is stored. GELU stays with ``descriptor_kernel``: what computes
+long is faster with two programs on a multiprocessor. Where the right operand is a gradient, two more warps
+add up its columns, for that of a bias, from the tiles in the ring; the programs of a column of tiles take
+turns, a slice each.
 
 Bound: a tile of 128 x 256 takes 1,024 cycles of the tensor cores for each 64 of K; the epilogue of a
 warpgroup, some 600 cycles, is hidden as far as the ring reaches.
