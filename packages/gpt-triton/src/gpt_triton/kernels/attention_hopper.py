@@ -35,6 +35,7 @@ from gpt_triton.kernels.hopper import (
     GRADIENT,
     GROUP,
     HEAD,
+    HOPPER_ATTENTION,
     PRODUCER_REGISTERS,
     as_operand,
     described,
@@ -52,7 +53,7 @@ from gpt_triton.kernels.hopper import (
     wait_full,
 )
 from gpt_triton.kernels.primitives import LN_2, LOG2_E
-from gpt_triton.kernels.tiles import HOPPER_ATTENTION, multiprocessors
+from gpt_triton.kernels.tiles import multiprocessors
 
 
 @gluon.jit

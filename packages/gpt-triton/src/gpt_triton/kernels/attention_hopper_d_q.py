@@ -32,6 +32,7 @@ from gpt_triton.kernels.hopper import (
     GRADIENT,
     GROUP,
     HEAD,
+    HOPPER_ATTENTION,
     PRODUCER_REGISTERS,
     as_operand,
     described,
@@ -47,7 +48,7 @@ from gpt_triton.kernels.hopper import (
     wait_full,
 )
 from gpt_triton.kernels.primitives import LOG2_E
-from gpt_triton.kernels.tiles import HOPPER_ATTENTION, multiprocessors
+from gpt_triton.kernels.tiles import multiprocessors
 from gpt_triton.ops import AttentionResiduals
 
 

@@ -15,7 +15,7 @@ in their ``n // stages``-th turn. Beside it stands what consumers keep of their 
 
 from __future__ import annotations
 
-from typing import Any, no_type_check
+from typing import Any, NamedTuple, no_type_check
 
 from jaxtyping import Float
 from torch import Tensor
@@ -37,6 +37,31 @@ NUMBERS = gl.constexpr(gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwid
 GRADIENT = gl.constexpr(
     gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HEAD.value, 16])
 )  # [64, 64] of a consumer
+
+
+class HopperTiles(NamedTuple):
+    """How a Hopper kernel of attention is cut: a consumer owns 64 rows.
+
+    Attributes:
+        groups: Consumers of a program.
+        stream: Rows of a tile that is streamed past them.
+        stages: Tiles in flight.
+        registers: Of a thread of a consumer.
+    """
+
+    groups: int
+    stream: int
+    stages: int
+    registers: int
+
+
+# four consumers beside a producer have 112 registers a thread each, two 232: 112 are too few for the sums and
+# scores of d_k and d_v, and for those of d_q but with tiles of 32 columns
+HOPPER_ATTENTION = {
+    "forward": HopperTiles(4, 64, 4, 112),
+    "d_q": HopperTiles(4, 32, 6, 112),
+    "d_kv": HopperTiles(2, 64, 4, 232),
+}
 
 
 def described(x: Float[Tensor, "B T D"], rows: int) -> Any:

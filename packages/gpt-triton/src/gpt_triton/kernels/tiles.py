@@ -1,7 +1,8 @@
 """Every choice of a tile, in one place: a pure function of shape, dtype and device.
 
-Nothing is tuned at run time, so that a run repeats itself bit for bit. Figures in the comments are for
-Hopper (132 multiprocessors, 227 KiB of shared memory and 65,536 registers each).
+What Hopper's kernels have built in stands with them. Nothing is tuned at run time, so that a run repeats
+itself bit for bit. Figures in the comments are for Hopper (132 multiprocessors, 227 KiB of shared memory and
+65,536 registers each).
 """
 
 from __future__ import annotations
@@ -185,31 +186,6 @@ def attention_tiles(kind: str, head_width: int, dtype: torch.dtype, dropout: boo
         "d_kv": AttentionTiles(128, 64, 8, 4),
         "d_q": AttentionTiles(128, 32, 8, 4),
     }[kind]
-
-
-class HopperTiles(NamedTuple):
-    """How a Hopper kernel of attention is cut: a consumer owns 64 rows.
-
-    Attributes:
-        groups: Consumers of a program.
-        stream: Rows of a tile that is streamed past them.
-        stages: Tiles in flight.
-        registers: Of a thread of a consumer.
-    """
-
-    groups: int
-    stream: int
-    stages: int
-    registers: int
-
-
-# four consumers beside a producer have 112 registers a thread each, two 232: 112 are too few for the sums and
-# scores of d_k and d_v, and for those of d_q but with tiles of 32 columns
-HOPPER_ATTENTION = {
-    "forward": HopperTiles(4, 64, 4, 112),
-    "d_q": HopperTiles(4, 32, 6, 112),
-    "d_kv": HopperTiles(2, 64, 4, 232),
-}
 
 
 def hopper_attention(qkv: torch.Tensor, head_width: int, documents: bool) -> bool:
