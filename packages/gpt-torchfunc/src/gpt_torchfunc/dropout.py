@@ -11,6 +11,8 @@ S keys, R bytes for D or S, n counters; ``...`` whatever else.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from gpt_trainer import philox as rule
 from gpt_trainer.philox import MULTIPLIERS, ROUNDS, WEYL, WORDS, dropout_threshold
@@ -25,8 +27,8 @@ BITS = 8
 """Columns whose masks share a byte."""
 
 
-def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-    """Philox-4x32-10: four words for each counter; the sizes of the counter's are broadcast to each other.
+def philox(counter: Sequence[Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+    """Philox-4x32-10: four words for each counter.
 
     All words are int64 that hold 32 bits. The product of two of them may pass 2^63 and wrap, which
     leaves its 64 bits as they should be; the shift then drags the sign along, hence the mask after it.
@@ -87,8 +89,9 @@ def _draw(
     words: list[Tensor] = []
     for call in range(calls):
         # LOW changes nothing; without it torch's compiler would count in 32 bits, and multiply so
-        counter = ((first_call + call) & LOW, line, row + first_row, torch.zeros_like(k0))
-        words += philox(counter, (k0, k1))
+        counter = (first_call + call) & LOW, line, row + first_row, torch.zeros_like(k0)
+        # of one size, or the small first rounds would be a kernel by themselves
+        words += philox(torch.broadcast_tensors(*counter), (k0, k1))
     bits = (words[0] >= threshold).to(torch.uint8)
     for place, word in enumerate(words[1:], 1):
         bits = bits | (word >= threshold).to(torch.uint8) << place

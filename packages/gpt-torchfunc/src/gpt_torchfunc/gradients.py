@@ -20,27 +20,26 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from gpt_trainer.philox import Site
 from jaxtyping import Float, Int64, Shaped, UInt8
 from torch import Tensor
 from torch.func import vjp
 
-from gpt_torchfunc.attention import Bits, draw_weights
+from gpt_torchfunc.attention import Bits
 from gpt_torchfunc.dropout import draw_rows, dropout
 from gpt_torchfunc.gathering import sum_by_index
 from gpt_torchfunc.loss import chunk_loss_and_gradients, head_loss_and_gradients
 from gpt_torchfunc.model import (
     Block,
-    Draw,
     Inputs,
     Masks,
     Parameters,
     Plan,
     attention_mask,
-    block_masks,
     contract,
+    draw_masks,
     embed,
     expand,
-    first_mask,
     hidden_states,
     layer_norm,
     leaves,
@@ -179,7 +178,7 @@ class Functions(NamedTuple):
     begin: Callable[..., Any] = begin
     enter: Callable[..., Any] = enter
     draw_rows: Callable[..., Any] = draw_rows
-    draw_weights: Callable[..., Any] = draw_weights
+    draw_masks: Callable[..., Any] = draw_masks
     mix: Callable[..., Any] = mix
     leave: Callable[..., Any] = leave
     norm: Callable[..., Any] = layer_norm
@@ -189,11 +188,6 @@ class Functions(NamedTuple):
     mix_gradients: Callable[..., Any] = mix_gradients
     enter_gradients: Callable[..., Any] = enter_gradients
     begin_gradients: Callable[..., Any] = begin_gradients
-
-    @property
-    def draw(self) -> Draw:
-        """Those that draw masks."""
-        return Draw(self.draw_rows, self.draw_weights)
 
 
 PLAIN = Functions()
@@ -219,7 +213,10 @@ def add_gradients(
     plan = plan if keys is None else written(plan)
     blocks, block_sums = unstack(params.blocks), unstack(sums.blocks)
     block_keys = [None] * len(blocks) if keys is None else keys.unbind(0)
-    first_bits = first_mask(inputs, params.wte.shape[1], plan, keys, run.draw)
+    first_bits = None
+    if keys is not None:
+        shape = (*inputs.tokens.shape, params.wte.shape[1])
+        first_bits = run.draw_rows(shape, keys[0, Site.EMBEDDING], plan.dropout)
     mask = attention_mask(inputs, plan)
 
     x, kept = run.begin(params, inputs, plan, first_bits), []
@@ -276,8 +273,10 @@ def _forward(
     block: Block, x: Tensor, inputs: Inputs, mask: Tensor | None, plan: Plan, keys: Keys, run: Functions
 ) -> tuple[Kept, Tensor]:
     """One block; beside its result what its backward pass needs."""
-    heads = run.enter(block, x, inputs, plan)
-    masks = block_masks(inputs, x.shape[1], plan, keys, run.draw)
+    heads, masks = run.enter(block, x, inputs, plan), Masks()
+    if keys is not None:
+        shape = (*inputs.tokens.shape, plan.n_head, x.shape[1])
+        masks = Masks(*run.draw_masks(keys, shape, plan.dropout))
     if plan.attention == "written":
         mixed, pull = run.mix(*heads, mask, None, plan, masks.attention), None
     elif plan.attention == "cudnn" and mask is None and inputs.boundaries is None and takes_heads(heads[0]):

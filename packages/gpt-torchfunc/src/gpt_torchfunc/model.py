@@ -122,16 +122,6 @@ class Inputs(NamedTuple):
     """Where documents begin and end, counted through all rows; then attention needs no mask."""
 
 
-class Draw(NamedTuple):
-    """What draws masks, as it is or compiled."""
-
-    rows: Callable[..., Tensor] = draw_rows
-    weights: Callable[..., Bits] = draw_weights
-
-
-DRAW = Draw()
-
-
 class Masks(NamedTuple):
     """The dropout masks of a block, as bits; ``None`` where nothing is dropped."""
 
@@ -152,7 +142,9 @@ def hidden_states(
     if keys is not None:
         plan = written(plan)
     x = embed(params, inputs, plan)
-    x = dropout(x, first_mask(inputs, x.shape[1], plan, keys), plan.dropout)
+    if keys is not None:
+        bits = draw_rows((*inputs.tokens.shape, x.shape[1]), keys[0, Site.EMBEDDING], plan.dropout)
+        x = dropout(x, bits, plan.dropout)
     mask = attention_mask(inputs, plan)
     for layer, block in enumerate(unstack(params.blocks)):
         x = apply_block(block, x, inputs, mask, plan, None if keys is None else keys[layer])
@@ -209,34 +201,29 @@ def apply_block(
     Its five pieces are functions of what a backward pass keeps, each with the parameters it needs.
     """
     heads = project(x, *block[:4], shape=(*inputs.tokens.shape, plan.n_head))
-    masks = block_masks(inputs, x.shape[1], plan, keys)
+    masks = Masks()
+    if keys is not None:
+        masks = Masks(*draw_masks(keys, (*inputs.tokens.shape, plan.n_head, x.shape[1]), plan.dropout))
     mixed = mix(*heads, mask, inputs.boundaries, plan, masks.attention)
     y = x + merge(mixed, *block[4:6], masks.out, plan.dropout)
     hidden = expand(y, *block[6:10])
     return y + contract(hidden, *block[10:], masks.down, plan.dropout)
 
 
-def first_mask(
-    inputs: Inputs, width: int, plan: Plan, keys: Int64[Tensor, "L 4 3"] | None, draw: Draw = DRAW
-) -> UInt8[Tensor, "M R"] | None:
-    """The mask of the embedding; ``None`` without keys."""
-    if keys is None:
-        return None
-    return draw.rows((*inputs.tokens.shape, width), keys[0, Site.EMBEDDING], plan.dropout)
+def draw_masks(
+    keys: Int64[Tensor, "4 3"], shape: tuple[int, int, int, int], rate: float
+) -> tuple[Bits, UInt8[Tensor, "M R"], UInt8[Tensor, "M R"]]:
+    """The fields of a block's ``Masks``.
 
-
-def block_masks(
-    inputs: Inputs, width: int, plan: Plan, keys: Int64[Tensor, "4 3"] | None, draw: Draw = DRAW
-) -> Masks:
-    """The masks of one block."""
-    if keys is None:
-        return Masks()
-    (rows, context), rate = inputs.tokens.shape, plan.dropout
+    Args:
+        shape: Rows, positions, heads, width.
+    """
+    rows, context, heads, width = shape
     out, down = (
-        draw.rows((rows, context, width), keys[site], rate)
+        draw_rows((rows, context, width), keys[site], rate)
         for site in (Site.ATTENTION_RESIDUAL, Site.MLP_RESIDUAL)
     )
-    return Masks(draw.weights((rows, plan.n_head, context), keys[Site.ATTENTION], rate), out, down)
+    return draw_weights((rows, heads, context), keys[Site.ATTENTION], rate), out, down
 
 
 def project(
