@@ -166,7 +166,9 @@ def test_a_process_with_other_data_or_another_version_is_refused(
         """One that hears of another, which differs in one thing."""
 
         def gather(self, value: Any, what: str) -> list[Any]:
-            return [value, {**value, name: "another"}] if what == part else [value]
+            if what != part:
+                return [value]
+            return [value, {key: "another" if key == name else its for key, its in value.items()}]
 
     spec = replace(SPEC, join=Two)
     assert train_main(spec, [*flags, f"--out={tmp_path / 'run'}"]) == 65
