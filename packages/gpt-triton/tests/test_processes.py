@@ -58,6 +58,13 @@ def losses(folder: Path) -> list[float]:
     return [line["loss"] for line in read_metrics(folder / "metrics.jsonl") if "loss" in line]
 
 
+def train_on_two(cwd: Path, *flags: str) -> None:
+    """A training of two processes, to its end."""
+    command = [sys.executable, "-m", "gpt_triton.train", "--devices=2", *flags]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 # in bfloat16 only roundings travel; the float32 weights are gathered for the checkpoint
 @pytest.mark.parametrize(
     ("precision", "rel"),
@@ -67,10 +74,7 @@ def test_shares_of_the_optimizers_state_change_no_loss_and_no_checkpoint(
     precision: str, rel: float, flags: list[str], tmp_path: Path
 ) -> None:
     flags = [*flags, f"--precision={precision}"]
-    words = ["-m", "gpt_triton.train", "--devices=2", "--shard=optimizer", "--out=two"]
-    command = [sys.executable, *words, *flags]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    train_on_two(tmp_path, *flags, "--shard=optimizer", "--out=two")
     # all 16 rows at once: dropout masks belong to rows
     assert train_main(SPEC, [*flags, "--micro-batch=16", "--out", str(tmp_path / "one")]) == 0
     want = losses(tmp_path / "one")
@@ -78,6 +82,17 @@ def test_shares_of_the_optimizers_state_change_no_loss_and_no_checkpoint(
     step = tmp_path / "two" / "checkpoints" / "step-00000020"
     assert train_main(SPEC, ["--resume", str(step), "--shard=none"]) == 0
     assert losses(tmp_path / "two") == pytest.approx(want, rel=rel)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shard", ["none", "optimizer"])
+def test_two_processes_repeat_themselves_to_the_bit(shard: str, flags: list[str], tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("run", "again")]
+    for folder in folders:
+        train_on_two(tmp_path, *flags, f"--shard={shard}", f"--out={folder}")
+    assert losses(folders[0]) == losses(folders[1])
+    weights, again = (load_checkpoint(find_steps(folder)[-1][1]).parameters for folder in folders)
+    assert all(np.array_equal(weights[name], again[name]) for name in weights)
 
 
 @pytest.mark.slow
