@@ -33,8 +33,8 @@ from gpt_torchfunc.documents import boundaries
 from gpt_torchfunc.dropout import dropout_keys
 from gpt_torchfunc.gradients import PLAIN, Functions
 from gpt_torchfunc.loss import target_log_probs
-from gpt_torchfunc.model import Inputs, Leaves, from_leaves, logits, named_leaves
-from gpt_torchfunc.optimizer import StepScalars, optimizer_init, step_scalars
+from gpt_torchfunc.model import Inputs, Leaves, logits, named_leaves
+from gpt_torchfunc.optimizer import BLOCK_MATRICES, StepScalars, optimizer_init, step_scalars
 from gpt_torchfunc.options import Options
 from gpt_torchfunc.plan import make_plan, tells_documents, wants_compile
 from gpt_torchfunc.replay import Replay
@@ -83,9 +83,9 @@ class TorchFuncBackend:
         self._compiled = wants_compile(options, self._device)
         self._tells = tells_documents(self._plan, self._device)
         params = zeros(config, self._device)
-        self._shared = Shared(params, place) if shares_optimizer(runtime.shard, place) else None
-        if self._shared is not None and optimizer.optimizer == "muon":
-            raise ValueError("shard='optimizer' cuts matrices, which Muon needs whole: use shard='none'")
+        self._uncut = BLOCK_MATRICES if optimizer.optimizer == "muon" else frozenset()
+        shares = shares_optimizer(runtime.shard, place)
+        self._shared = Shared(params, place, self._uncut) if shares else None
         params, own = (params, params) if self._shared is None else (self._shared.tree, self._shared.part)
         self._state = TrainingState(params, optimizer_init(own, optimizer))
         self._sums: Shared | None = None
@@ -114,9 +114,7 @@ class TorchFuncBackend:
             if optimizer_state is not None:
                 kept = leaves_from_canonical(buffers, optimizer_state[tree], config, device)
             if self._shared is not None and kept is not None:
-                whole = Shared(state.params, self._place)
-                whole.fill(from_leaves(kept.values()))
-                kept = named_leaves(whole.part)
+                kept = self._shared.parts_of(kept)
             _fill(buffers, kept)
 
     def export(self) -> Canonical:
@@ -127,8 +125,7 @@ class TorchFuncBackend:
         """The optimizer's state, as copies; where processes hold shares, all call this together."""
         trees = self._state.optimizer
         if self._shared is not None:
-            whole = self._shared.gathered
-            trees = {tree: named_leaves(whole(from_leaves(parts.values()))) for tree, parts in trees.items()}
+            trees = {tree: self._shared.gathered(parts) for tree, parts in trees.items()}
         return {tree: to_canonical(buffers, self.config) for tree, buffers in trees.items()}
 
     def train_step(
@@ -233,7 +230,7 @@ class TorchFuncBackend:
     def _sum(self, micro_batches: Sequence[Batch], weight: Tensor, step: int, first_row: int = 0) -> Shared:
         """Loss and gradient over all micro-batches, in a buffer that is allocated once."""
         if self._sums is None:
-            self._sums = Shared(self._state.params, self._place)
+            self._sums = Shared(self._state.params, self._place, self._uncut)
         self._sums.flat.zero_()
         for batch in micro_batches:
             self._add_share(*self._inputs(batch), weight, self._keys(step, first_row))

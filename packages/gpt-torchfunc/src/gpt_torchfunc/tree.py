@@ -7,6 +7,8 @@ vocabulary. Shapes: V vocabulary, D width, L blocks, P elements of a buffer.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ from gpt_trainer.parameters import parameter_shapes
 from jaxtyping import Float
 from torch import Tensor
 
-from gpt_torchfunc.model import LEAF_NAMES, Leaves, Parameters, from_leaves, leaves
+from gpt_torchfunc.model import LEAF_NAMES, Leaves, Parameters, from_leaves, leaves, named_leaves
 
 VOCABULARY_MULTIPLE = 128
 """The head's product is several times slower at an odd width (50257) than at the next multiple."""
@@ -89,10 +91,26 @@ def zeros_in_one(
     return flat, last[0], from_leaves(views)
 
 
-def in_shares(flat: Float[Tensor, " P"], tree: Parameters, shares: int) -> list[list[Tensor]]:
-    """For each leaf of a tree in a buffer of ``zeros_in_one`` the equal parts of its piece of the buffer."""
+def in_shares(
+    flat: Float[Tensor, " P"], tree: Parameters, shares: int, uncut: AbstractSet[str] = frozenset()
+) -> list[list[Tensor]]:
+    """For each leaf of a tree in a buffer of ``zeros_in_one`` the equal parts of its piece of the buffer.
+
+    Args:
+        uncut: Leaves that are cut between the blocks alone, into parts as equal as they can be.
+    """
     counts = _counts(tree, shares)
-    return [list(part.chunk(shares)) for part in flat[: sum(counts)].split(counts)]
+    return [
+        _between_blocks(piece, leaf, shares) if name in uncut else list(piece.chunk(shares))
+        for (name, leaf), piece in zip(
+            named_leaves(tree).items(), flat[: sum(counts)].split(counts), strict=True
+        )
+    ]
+
+
+def _between_blocks(piece: Tensor, leaf: Tensor, shares: int) -> list[Tensor]:
+    ends = [len(leaf) * share // shares * leaf[0].numel() for share in range(shares + 1)]
+    return [piece[begin:end] for begin, end in pairwise(ends)]
 
 
 def _counts(tree: Parameters, shares: int) -> list[int]:

@@ -43,8 +43,9 @@ from gpt_triton.model import Stretch, logits
 from gpt_triton.optimizer import optimizer_init, step_scalars
 from gpt_triton.options import Options
 from gpt_triton.plan import choose_kernels, make_plan
+from gpt_triton.sharing import Region, init_shares, regions, share_of_step
 from gpt_triton.step import Sums, TrainingState, accumulate, finish
-from gpt_triton.tree import canonical_names, fill, shadow_of, share_of, to_canonical, zeros
+from gpt_triton.tree import canonical_names, fill, shadow_of, to_canonical, zeros
 
 CPU = torch.device("cpu")
 
@@ -83,13 +84,13 @@ class TritonBackend:
         self._device = devices.choose_device(runtime.device)
         self._optimizer, self._runtime, self._options, self._place = optimizer, runtime, options, place
         self._plan = make_plan(config, runtime, options, self._device)
-        self._shares = shares_optimizer(runtime.shard, place)
-        if self._shares and optimizer.optimizer == "muon":
-            raise ValueError("shard='optimizer' cuts matrices, which Muon needs whole: use shard='none'")
-        params, gradients = (zeros(config, self._device, place.world) for _ in range(2))
+        uncut = optimizer.optimizer == "muon"
+        params, gradients = (zeros(config, self._device, place.world, uncut=uncut) for _ in range(2))
         shadow = shadow_of(params, config, self._plan.dtype)
-        own = share_of(params, place) if self._shares else params
-        self._state = TrainingState(params, optimizer_init(own, optimizer), shadow)
+        shared = shares_optimizer(runtime.shard, place)
+        self._regions = regions(params, place.world, uncut=uncut) if shared else []
+        kept = init_shares(params, self._regions, place.rank) if shared else optimizer_init(params, optimizer)
+        self._state = TrainingState(params, kept, shadow)
         self._sums = Sums(torch.zeros((), device=self._device), gradients)
         self._norm = torch.zeros(1, device=self._device)
         self._scalars = torch.ones(4, device=self._device)
@@ -110,16 +111,16 @@ class TritonBackend:
         params, buffers, _ = self._state
         check_parameters(parameters, self.config)
         if optimizer_state is not None:
-            names = {tree: canonical_names(self._whole(each), self.config) for tree, each in buffers.items()}
+            names = {tree: canonical_names(self._whole(tree), self.config) for tree in buffers}
             check_optimizer_state(optimizer_state, self.config, names)
         fill(Stretch(params.flat), parameters, self.config)
         for tree, stretch in buffers.items():
-            whole = self._whole(stretch)
+            whole = self._whole(tree)
             whole.values.zero_()
             if optimizer_state is not None:
                 fill(whole, optimizer_state[tree], self.config)
-            if self._shares:
-                stretch.values.copy_(self._share(whole))
+            if self._regions:
+                stretch.values.copy_(self._parts(tree, whole)[self._place.rank])
         if self._state.shadow is not self._state.params:
             self._state.shadow.flat.copy_(self._state.params.flat)
 
@@ -127,30 +128,36 @@ class TritonBackend:
         """The float32 master parameters, as copies; where processes hold shares, all call this together."""
         flat = self._state.params.flat
         # in float32 they are what the passes read, gathered after each step
-        if self._shares and self._state.shadow is not self._state.params:
-            gather_parts(flat.chunk(self._place.world), self._place)
+        if self._state.shadow is not self._state.params:
+            for region in self._regions:
+                gather_parts(region.parts(flat), self._place)
         return to_canonical(Stretch(flat), self.config)
 
     def export_optimizer_state(self) -> OptimizerState:
         """The optimizer's state, as copies; where processes hold shares, all call this together."""
         state = {}
         for tree, stretch in self._state.optimizer.items():
-            whole = self._whole(stretch)
-            if self._shares:
-                self._share(whole).copy_(stretch.values)
-                gather_parts(whole.values.chunk(self._place.world), self._place)
+            whole = self._whole(tree)
+            if self._regions:
+                parts = self._parts(tree, whole)
+                parts[self._place.rank].copy_(stretch.values)
+                gather_parts(parts, self._place)
             state[tree] = to_canonical(whole, self.config)
         return state
 
-    def _whole(self, stretch: Stretch) -> Stretch:
+    def _whole(self, tree: str) -> Stretch:
         """A buffer of the optimizer; a new one for all processes' shares if this one holds but its own."""
-        if not self._shares:
-            return stretch
-        return Stretch(torch.zeros_like(self._state.params.flat))
+        if not self._regions:
+            return self._state.optimizer[tree]
+        region = self._region(tree)
+        return Stretch(torch.zeros_like(region.of(self._state.params.flat)), region.first)
 
-    def _share(self, whole: Stretch) -> Tensor:
-        """This process's share of a whole buffer."""
-        return whole.values.chunk(self._place.world)[self._place.rank]
+    def _parts(self, tree: str, whole: Stretch) -> tuple[Tensor, ...]:
+        """Every process's share of a whole buffer of the optimizer."""
+        return whole.values.split(self._region(tree).sizes)
+
+    def _region(self, tree: str) -> Region:
+        return next(region for region in self._regions if tree in region.kept)
 
     def train_step(
         self,
@@ -178,7 +185,7 @@ class TritonBackend:
             self._update = self._recorded(self._finish)
         upload(self._scalars, torch.from_numpy(step_scalars(self._optimizer, lr, step, skip_above)))
         self._update()
-        if self._shares:
+        if self._regions:
             self._gather()
         return PendingMetrics(self._metrics)
 
@@ -264,29 +271,35 @@ class TritonBackend:
     def _gather(self) -> None:
         """Make whole what the passes read; of another's share of the float32 matrices nothing is known."""
         params, shadow = self._state.params, self._state.shadow
-        gather_parts(shadow.flat.chunk(self._place.world), self._place)
+        for region in self._regions:
+            gather_parts(region.parts(shadow.flat), self._place)
         if shadow is not params:
             # gains and biases are read in float32
-            send_from_owners(params.flat.chunk(self._place.world), params.decay_count)
+            last = self._regions[-1]
+            send_from_owners(last.parts(params.flat), params.decay_count - last.first)
 
     def _finish(self) -> None:
-        state, sums, norm = self._state, self._sums, None
-        if self._shares:
-            own = share_of(state.params, self._place)
-            shadow = own if state.shadow is state.params else share_of(state.shadow, self._place)
-            state, norm = TrainingState(own, state.optimizer, shadow), self._norm
-            sums = Sums(sums.loss, share_of(sums.gradients, self._place))
-        self._metrics.copy_(finish(state, sums, self._scalars, self._optimizer, self._plan, norm))
+        work, norm = [(self._state, self._sums)], None
+        if self._regions:
+            norm, rank = self._norm, self._place.rank
+            work = [share_of_step(self._state, self._sums, region, rank) for region in self._regions]
+        for state, sums in work:
+            metrics = finish(state, sums, self._scalars, self._optimizer, self._plan, norm)
+            self._metrics.copy_(metrics)
 
     def _sum_over_processes(self) -> None:
         """Sum loss and gradient over all; of the gradient this process's share alone, if it has one."""
         gradients = self._sums.gradients
         sum_over_processes(self._sums.loss, self._place)
-        if not self._shares:
+        if not self._regions:
             sum_over_processes(gradients.flat, self._place)
             return
-        sum_parts(gradients.flat.chunk(self._place.world), self._place)
-        self._norm.copy_(self._plan.ops.global_norm(share_of(gradients, self._place).flat).square_())
+        self._norm.zero_()
+        for parts in (region.parts(gradients.flat) for region in self._regions):
+            sum_parts(parts, self._place)
+            own = parts[self._place.rank]
+            if len(own):
+                self._norm.add_(self._plan.ops.global_norm(own).square_())
         sum_over_processes(self._norm, self._place)
         self._norm.sqrt_()
 

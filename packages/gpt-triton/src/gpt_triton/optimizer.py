@@ -8,7 +8,7 @@ AdamW, element by element, with decay on matrices and embeddings only, the first
     p = p - lr (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + decay p)
 
 Muon, whose learning rate is ``muon_lr_factor`` times as high, matrix by matrix, of the first ``muon_count``
-elements: a share of them must not end inside one.
+elements.
 
     m = mu m + s g,     O = orthogonalize(s g + mu m)
     p = p - lr_muon (sqrt(max(1, columns / rows)) O + decay p)
@@ -92,17 +92,18 @@ def optimizer_update(
     Args:
         params: Float32 parameters, changed.
         gradients: Of the mean loss, unclipped; Muon uses its own up.
-        state: Changed.
+        state: Changed; of one rule alone, the other's elements stay.
         scalars: As ``step_scalars`` makes them.
         shadow: What products read, rewritten unless it is ``params`` itself.
         norm: Of the whole gradient, where ``gradients`` are a share of it.
     """
     norm = ops.global_norm(gradients.flat) if norm is None else norm
-    first = state["first"].first
-    buffers = (params.flat[first:], gradients.flat[first:], state["first"].values, state["second"].values)
-    narrow = None if shadow is params else shadow.flat[first:]
-    ops.adamw_update(*buffers, narrow, params.decay_count - first, norm, scalars, config)
-    if "momentum" in state:
+    if "first" in state:
+        first = state["first"].first
+        buffers = (params.flat[first:], gradients.flat[first:], state["first"].values, state["second"].values)
+        narrow = None if shadow is params else shadow.flat[first:]
+        ops.adamw_update(*buffers, narrow, params.decay_count - first, norm, scalars, config)
+    if "momentum" in state and params.blocks:
         for field in BLOCK_MATRICES:
             w, g, m = (
                 matrix_stack(flat, field, params)

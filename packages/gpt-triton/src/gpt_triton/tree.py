@@ -18,7 +18,6 @@ import torch
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import Parameters as Canonical
 from gpt_trainer.parameters import parameter_shapes
-from gpt_trainer.ranks.place import Place
 from jaxtyping import Float
 from torch import Tensor
 
@@ -114,26 +113,17 @@ def view_as_tree(
     )
 
 
-def zeros(config: ModelConfig, device: torch.device, shares: int = 1) -> Parameters:
+def zeros(config: ModelConfig, device: torch.device, shares: int = 1, *, uncut: bool = False) -> Parameters:
     """A tree of zeros, float32.
 
     Args:
         shares: So many equal shares of the buffer are aligned: it ends in elements that are nobody's.
+        uncut: The blocks' matrices, which are not cut, do not count.
     """
-    size = _round_up(layout_of(config).size, ALIGN * shares)
+    layout = layout_of(config)
+    first = layout.muon_count if uncut else 0
+    size = first + _round_up(layout.size - first, ALIGN * shares)
     return view_as_tree(torch.zeros(size, device=device), config)
-
-
-def share_of(tree: Parameters, place: Place) -> Parameters:
-    """A process's share of the elements of a tree, for what reads the buffer alone.
-
-    Args:
-        tree: Of as many aligned shares as there are processes.
-    """
-    size = tree.flat.numel() // place.world
-    first = place.rank * size
-    own = tree.flat[first : first + size]
-    return tree._replace(flat=own, decay_count=min(max(tree.decay_count - first, 0), size))
 
 
 def shadow_of(params: Parameters, config: ModelConfig, dtype: torch.dtype) -> Parameters:

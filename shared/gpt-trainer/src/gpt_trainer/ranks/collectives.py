@@ -34,9 +34,14 @@ def sum_parts(parts: Sequence[Tensor], place: Place) -> None:
     """Sum this process's part over all processes; the others are left as they fall.
 
     Args:
-        parts: Equal, one for each process, one behind the other in one buffer.
+        parts: Vectors, one for each process, one behind the other in one buffer; equal ones go at once.
     """
-    dist.reduce_scatter_tensor(parts[place.rank], _whole(parts))
+    if _are_equal(parts):
+        dist.reduce_scatter_tensor(parts[place.rank], _whole(parts))
+        return
+    for rank, part in enumerate(parts):
+        if part.numel():
+            dist.reduce(part, rank)
 
 
 def gather_parts(parts: Sequence[Tensor], place: Place) -> None:
@@ -45,20 +50,28 @@ def gather_parts(parts: Sequence[Tensor], place: Place) -> None:
     Args:
         parts: As ``sum_parts``.
     """
-    dist.all_gather_into_tensor(_whole(parts), parts[place.rank])
+    if _are_equal(parts):
+        dist.all_gather_into_tensor(_whole(parts), parts[place.rank])
+    else:
+        send_from_owners(parts, 0)
 
 
 def send_from_owners(parts: Sequence[Tensor], first: int) -> None:
-    """Fill in the end of a buffer, few elements, from the processes whose parts it lies in.
+    """Fill in the end of a buffer from the processes whose parts it lies in, part by part.
 
     Args:
         parts: As ``sum_parts``.
         first: Of the elements to send, counted through all parts.
     """
     for rank, part in enumerate(parts):
-        end = part[max(first - rank * part.numel(), 0) :]
+        end = part[max(first, 0) :]
         if end.numel():
             dist.broadcast(end, rank)
+        first -= part.numel()
+
+
+def _are_equal(parts: Sequence[Tensor]) -> bool:
+    return len({part.numel() for part in parts}) == 1
 
 
 def _whole(parts: Sequence[Tensor]) -> Tensor:
