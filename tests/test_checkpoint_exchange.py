@@ -1,4 +1,7 @@
-"""A run that changes its framework twice ends where one that stays ends, and Hugging Face agrees."""
+"""A run that changes its framework and its number of processes twice ends where one that stays ends.
+
+And Hugging Face agrees.
+"""
 
 from __future__ import annotations
 
@@ -37,9 +40,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "text" / f"{name}.txt").write_text(text)
     given = [*SIZES, "--data", f"text:{folder / 'text'}", "--data-cache", folder / "cache"]
     run(BIN / "gpt-triton-train", *given, "--steps", 6, "--out", folder / "whole")
-    run(BIN / "gpt-torchfunc-train", *given, "--steps", 2, "--out", folder / "chain")
-    run(BIN / "gpt-jax-train", "--resume", folder / "chain", "--steps", 4)
-    run(BIN / "gpt-triton-train", "--resume", folder / "chain", "--steps", 6)
+    chain, shared = folder / "chain", ("--shard", "optimizer")
+    run(BIN / "gpt-torchfunc-train", *given, *shared, "--devices", 2, "--steps", 2, "--out", chain)
+    run(BIN / "gpt-jax-train", "--resume", chain, "--devices", 1, "--shard", "none", "--steps", 4)
+    run(BIN / "gpt-triton-train", "--resume", chain, "--devices", 4, *shared, "--steps", 6)
     return folder
 
 
