@@ -215,7 +215,7 @@ class TritonBackend:
     ) -> Decoder:
         """A fresh decoder for ``rows`` sequences; see ``gpt_trainer.backend.Backend.decoder``."""
         sequences = Sequences.begin(self.config, rows, room, filling)
-        return Decoder(self._state.shadow, self._plan, sequences, self._recorder)
+        return Decoder(self._state.shadow, self._plan, sequences, records=self._recorder is not None)
 
     def profile(self, folder: Path) -> AbstractContextManager[Profile]:
         """Record with torch's profiler; its trace is written into ``folder`` on exit."""

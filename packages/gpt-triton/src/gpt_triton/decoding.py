@@ -24,7 +24,7 @@ from torch import Tensor
 
 from gpt_triton.attention import attend
 from gpt_triton.compiling import launch_compiled
-from gpt_triton.graphs import Recorder, Replay
+from gpt_triton.graphs import Replay
 from gpt_triton.inputs import send
 from gpt_triton.model import Block, Parameters, Plan, head_logits, split_heads
 
@@ -48,21 +48,21 @@ class Decoder:
     """Sequences that grow together; implements ``gpt_trainer.backend.Decoder``.
 
     Args:
-        recorder: Records what is launched for a single token; nothing is recorded if ``None``.
+        records: What is launched for a single token is recorded once, on a GPU.
     """
 
     def __init__(
-        self, params: Parameters, plan: Plan, sequences: Sequences, recorder: Recorder | None = None
+        self, params: Parameters, plan: Plan, sequences: Sequences, *, records: bool = False
     ) -> None:
         config, rows = sequences.config, len(sequences.filling)
-        self._params, self._plan, self._recorder = params, plan, recorder
+        self._params, self._plan, self._records = params, plan, records
         shape = (config.n_layer, 2, rows, config.n_head, sequences.room, config.head_width)
         self._hold(sequences, torch.zeros(shape, dtype=plan.dtype, device=params.wte.device))
 
     def _hold(self, sequences: Sequences, cache: Float[Tensor, "L 2 B H C K"]) -> None:
         self._sequences, self._cache = sequences, cache
         extend = partial(_extend, self._params, cache, plan=self._plan)
-        self._extend_by_one = extend if self._recorder is None else Replay(extend, self._recorder)
+        self._extend_by_one = Replay(extend) if self._records else extend
 
     def feed(self, tokens: Int[np.ndarray, "B n"]) -> Float32[np.ndarray, "B V"]:
         """Append ``n`` tokens to every sequence; return the logits that follow the last.
@@ -112,7 +112,7 @@ class Decoder:
 
     def _launch(self, function: Callable[[], Tensor]) -> Tensor:
         """Its result; on a GPU its kernels are compiled side by side."""
-        return function() if self._recorder is None else launch_compiled(function)
+        return launch_compiled(function) if self._cache.is_cuda else function()
 
     def _taken(self) -> Float[Tensor, "L 2 B H C K"]:
         """The slots that are taken, the new ones among them."""

@@ -44,15 +44,16 @@ class Replay:
     What it reads beside its argument must stay where it is; its result is where that of the call before was.
     """
 
-    def __init__(self, function: Callable[[Tensor], Tensor], recorder: Recorder) -> None:
-        self._function, self._recorder = function, recorder
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        self._function = function
         self._launch: Callable[[], None] | None = None
 
     def __call__(self, argument: Tensor) -> Tensor:
         """Record, if it is the first call; then repeat."""
         if self._launch is None:
             self._argument = argument.clone()
-            self._launch = self._recorder.record(self._run)
+            # a pool ends with the last of its graphs, and this one may go any time
+            self._launch = Recorder().record(self._run)
         self._argument.copy_(argument)
         self._launch()
         return self._result
