@@ -179,7 +179,7 @@ def main() -> None:
         if left <= 0:
             break
     with tempfile.TemporaryDirectory(dir=given.work) as folder, ProcessPoolExecutor(max(given.cores)) as pool:
-        work, count = Path(folder), max(given.files, 3 * max(given.cores))
+        work, count = Path(folder), max(given.files, 6 * max(given.cores))
         for kind in KINDS:
             (work / kind).mkdir()
         sizes = list(pool.map(write_files, [texts] * count, [work] * count, range(count)))
