@@ -66,6 +66,8 @@ def test_missing_gpt2_files_are_named(corpus: Path, tmp_path: Path, capsys: pyte
     flags = ["--data", f"text:{corpus}", "--tokenizer", "gpt2", "--out", str(tmp_path / "out")]
     assert run([*flags, "--tokenizer-files", str(corpus)]) == 65
     assert f"{corpus} holds neither encoder.json with vocab.bpe or" in capsys.readouterr().err
+    assert run([*flags, "--tokenizer-files", str(corpus / "none")]) == 65
+    assert f"no folder {corpus / 'none'}\n" in capsys.readouterr().err
 
 
 def test_a_damaged_tokenizer_is_named(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -114,6 +114,8 @@ def _gpt2(files: Path | None) -> bpe_scratch.Tokenizer:
 
 
 def _gpt2_from_folder(folder: Path) -> bpe_scratch.Tokenizer:
+    if not folder.is_dir():
+        raise InputError(f"no folder {folder}")
     for vocab, merges in GPT2_FILES:
         if (folder / vocab).is_file() and (folder / merges).is_file():
             return bpe_scratch.Tokenizer.from_gpt2(folder / vocab, folder / merges)
