@@ -91,7 +91,11 @@ def test_a_full_disk_is_status_73_and_the_same_command_goes_on(tmp_path: Path) -
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
 
     command = [*COMMAND, *arguments(f"text:{tmp_path}", tmp_path / "out")]
-    failed = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit, timeout=60)
+    # Python itself would keep half of a module that it compiled, and fail at it ever after
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    failed = subprocess.run(
+        command, capture_output=True, text=True, preexec_fn=limit, timeout=60, env=environment
+    )
     assert failed.returncode == 73
     assert failed.stderr.splitlines()[-1].startswith(f"gpt-data-prepare: cannot write {tmp_path / 'out'}")
     assert "Traceback" not in failed.stderr

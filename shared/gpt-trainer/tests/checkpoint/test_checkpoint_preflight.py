@@ -85,6 +85,8 @@ def test_the_systems_own_size_limit_leaves_the_old_step(run: Path, child_script:
     done = subprocess.run(
         [sys.executable, "-c", SAVE, str(child_script), str(run), "3"],
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024)),
+        # Python itself would keep half of a module that it compiled, and fail at it ever after
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
         text=True,
         check=False,
