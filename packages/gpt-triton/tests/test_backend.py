@@ -15,6 +15,7 @@ from gpt_data.batch import IGNORE, Batch
 from gpt_trainer.backend import OptimizerConfig, Runtime, find_backend
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import Parameters
+from gpt_trainer.ranks.collectives import send_from_owners
 from gpt_trainer.ranks.place import Place
 from gpt_triton import reference
 from gpt_triton.backend import TritonBackend
@@ -64,6 +65,13 @@ def test_float32_weights_that_are_whole_everywhere_are_not_gathered(
     one_of_two.load(weights)
     # the other is not there: asked for its share, torch would say that no group of processes is
     assert same(one_of_two.export(), weights)
+
+
+def test_the_end_of_unequal_parts_comes_from_its_owners(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: dict[int, list[int]] = {}
+    monkeypatch.setattr(torch.distributed, "broadcast", lambda end, rank: sent.update({rank: end.tolist()}))
+    send_from_owners(torch.arange(9).split([2, 0, 4, 3]), 3)
+    assert sent == {2: [3, 4, 5], 3: [6, 7, 8]}
 
 
 def test_a_refused_load_changes_nothing(config: ModelConfig, weights: Parameters) -> None:

@@ -53,10 +53,10 @@ def test_of_equal_logits_the_lower_ids_stay(logits: list[float], want: list[int]
     assert support(SamplingConfig(top_k=2), np.array([logits], np.float32)) == want
 
 
-# 50: fewer than there are blocks of 64; 300: more; 3,001: no multiple of 64; values that repeat
-@pytest.mark.parametrize("count", [1, 50, 300, 3001])
+# of 47 blocks of 64, the last not whole: fewer tokens than blocks, as many, more, all; values that repeat
+@pytest.mark.parametrize("count", [1, 2, 20, 47, 50, 3001])
 def test_the_likeliest_of_many_are_those_of_a_whole_sort(count: int) -> None:
-    logits = np.random.default_rng(6).integers(-200, 200, (3, 3001)).astype(np.float32)
+    logits = np.random.default_rng(6).integers(-2000, 2000, (3, 3001)).astype(np.float32)
     want = np.sort(np.argsort(-logits, axis=1, kind="stable")[:, :count], axis=1)
     assert candidates(logits, SamplingConfig(top_k=count))[0].tolist() == want.tolist()
 
