@@ -14,7 +14,7 @@ import pytest
 from gpt_trainer.errors import InputError, NonFiniteError, WriteError
 from hellaswag_eval import EvaluationStoppedError, Example, Plan, evaluate, evaluate_backend
 from hellaswag_eval.results import Evaluation, describe, write_answers
-from hellaswag_eval.shapes import choose_widths, group_rows
+from hellaswag_eval.shapes import group_rows
 from hellaswag_toy import ToyDecoder, ToyModel
 
 
@@ -160,27 +160,6 @@ def test_results_do_not_depend_on_the_batches() -> None:
         assert all(rows * width <= tokens or rows == 1 for rows, width in toy.shapes)
         runs.append(np.array([answer.log_probs for answer in found.answers]))
     assert max(np.abs(runs[0] - run).max() for run in runs[1:]) <= 1e-4
-
-
-def test_widths_are_the_best_there_are() -> None:
-    lengths = np.random.default_rng(2).integers(1, 60, 40).tolist()
-    for many in (1, 2, 3):
-        found = choose_widths(lengths, many, 4)
-        best = min(_padded(lengths, list(widths)) for widths in _subsets(lengths, many, 4))
-        assert len(found) == many
-        assert _padded(lengths, found) == best
-    assert choose_widths([5], 8, 32) == [32]
-
-
-def _padded(lengths: list[int], widths: list[int]) -> int:
-    return sum(min(width for width in widths if width >= length) for length in lengths)
-
-
-def _subsets(lengths: list[int], many: int, step: int) -> list[tuple[int, ...]]:
-    from itertools import combinations
-
-    rounded = sorted({-(-length // step) * step for length in lengths})
-    return [(*chosen, rounded[-1]) for chosen in combinations(rounded[:-1], many - 1)]
 
 
 def test_groups_hold_every_row_once_in_even_batches() -> None:

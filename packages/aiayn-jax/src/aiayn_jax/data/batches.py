@@ -4,7 +4,7 @@ Pairs are sorted into buckets by their lengths. Every bucket has one shape, so t
 all its batches; the widths are those that fill up the fewest positions. In every epoch each pair
 comes exactly once; the last batch of a bucket is filled up with empty rows.
 
-Shapes: B rows, S source positions, T target positions, n pairs, c candidate widths.
+Shapes: B rows, S source positions, T target positions, n pairs.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from gpt_data.batch import IGNORE
 from gpt_data.permutation import permute
+from gpt_data.widths import choose_widths
 from jaxtyping import Bool, Int32, Int64
 
 from aiayn_jax.data.sentences import Side, TokenPairs
@@ -30,39 +31,6 @@ class Shape(NamedTuple):
     rows: int
     source: int
     target: int
-
-
-def choose_widths(lengths: Int64[np.ndarray, " n"], count: int, multiple: int) -> list[int]:
-    """The widths, at most ``count``, that hold all lengths and fill up the fewest positions in all.
-
-    By dynamic programming over the multiples of ``multiple``: the cheapest way to hold the lengths up to
-    the j-th candidate with k widths ends with a bucket from some i to j.
-
-    Args:
-        count: Widths at most.
-
-    Returns:
-        Ascending widths; the last one holds the longest.
-    """
-    candidates = np.arange(multiple, int(lengths.max()) + multiple, multiple)
-    below = np.searchsorted(np.sort(lengths), candidates, side="right")
-    held = np.concatenate([[0], below])  # [c + 1] lengths up to each candidate, none before the first
-    # cost[i, j]: pairs longer than candidate i and up to candidate j, all as wide as candidate j
-    cost = (held[None, 1:] - held[:-1, None]) * candidates[None, :].astype(np.float64)
-    cost[np.tril_indices(len(candidates), -1)] = np.inf
-    best, choices = cost[0], []
-    for _ in range(min(count, len(candidates)) - 1):
-        ways = np.concatenate([[0.0], best[:-1]])[:, None] + cost
-        choices.append(ways.argmin(axis=0))
-        best = ways.min(axis=0)
-    widths, end = [], len(candidates) - 1
-    for choice in [*reversed(choices), np.zeros(len(candidates), np.int64)]:
-        if end < 0:
-            break
-        if held[end + 1] > held[choice[end]]:
-            widths.append(int(candidates[end]))
-        end = int(choice[end]) - 1
-    return widths[::-1]
 
 
 def choose_shapes(
