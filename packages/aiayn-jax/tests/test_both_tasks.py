@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from aiayn_compare import assert_same_run
 from aiayn_runs import TRAINERS, Trainer, plant, start, write_pairs, write_texts
-from gpt_trainer.checkpoint import RunLock, find_steps
+from gpt_data.store.lock import RunLock
+from gpt_trainer.checkpoint import find_steps
 from gpt_trainer.report.metrics import read_metrics
 
 

@@ -32,7 +32,6 @@ from gpt_trainer.parameters import (
     Parameters,
     check_optimizer_state,
     check_parameters,
-    decays,
     parameter_shapes,
 )
 from gpt_trainer.ranks.peers import Alone, Peers
@@ -268,7 +267,7 @@ class ToyBackend:
             second += np.float32(1 - o.beta2) * (np.square(grad * scale) - second)
             m = first / np.float32(1 - o.beta1 ** (step + 1))
             v = second / np.float32(1 - o.beta2 ** (step + 1))
-            decay = o.weight_decay if decays(name, grad.shape) else 0.0
+            decay = o.weight_decay if grad.ndim == 2 else 0.0
             self.params[name] -= np.float32(lr) * (
                 m / (np.sqrt(v) + np.float32(o.epsilon)) + np.float32(decay) * self.params[name]
             )

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from gpt_data.dataset import Dataset
 from gpt_data.prepare_command import summary
-from gpt_trainer.checkpoint import RunLock, find_steps, load_checkpoint
+from gpt_data.store.lock import RunLock
+from gpt_trainer.checkpoint import find_steps, load_checkpoint
 from gpt_trainer.report.metrics import read_metrics
 from gpt_trainer_runs import Capture, Train, pretend_gpu, the_line
 

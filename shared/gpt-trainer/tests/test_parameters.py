@@ -12,7 +12,6 @@ from gpt_trainer.parameters import (
     INIT_STD,
     Parameters,
     check_parameters,
-    decays,
     init_parameters,
     parameter_count,
     parameter_shapes,
@@ -43,14 +42,6 @@ def test_names_and_order_are_the_published_ones() -> None:
     assert names[-2:] == ["transformer.ln_f.weight", "transformer.ln_f.bias"]
     assert parameter_shapes(SMALL)["transformer.h.2.attn.c_attn.weight"] == (64, 192)
     assert parameter_shapes(SMALL)["transformer.h.2.mlp.c_proj.weight"] == (256, 64)
-
-
-def test_only_matrices_and_embeddings_decay() -> None:
-    decayed = {name for name, shape in parameter_shapes(SMALL).items() if decays(name, shape)}
-    expected = {"transformer.wte.weight", "transformer.wpe.weight"}
-    parts = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
-    expected |= {f"transformer.h.{layer}.{part}.weight" for layer in range(3) for part in parts}
-    assert decayed == expected
 
 
 def test_initial_values_follow_gpt2() -> None:

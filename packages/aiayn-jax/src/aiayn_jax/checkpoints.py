@@ -30,7 +30,6 @@ from gpt_trainer.checkpoint.manifest import (
     MODEL,
     OPTIMIZER,
     TOKENIZER,
-    TRAINER,
     Manifest,
     read_manifest,
 )
@@ -81,16 +80,11 @@ def save(run: Path, saved: Saved) -> Path:
         bad = [name for name, value in arrays.items() if not np.isfinite(value).all()]
         if bad:
             raise ValueError(f"{what} of {bad[0]} are not finite")
-    trainer = {"step": saved.step, "trainer": saved.trainer}
-    files = {
-        CONFIG: config_to_json(saved.config),
-        TRAINER: json.dumps(trainer, indent=2, sort_keys=True, allow_nan=False).encode() + b"\n",
-        TOKENIZER: saved.tokenizer_json,
-    }
+    files = {CONFIG: config_to_json(saved.config), TOKENIZER: saved.tokenizer_json}
     optimizer = {
         f"{label}.{name}": value for label, arrays in moments.items() for name, value in arrays.items()
     }
-    return save_step(run, saved.step, files, {MODEL: saved.parameters, OPTIMIZER: optimizer})
+    return save_step(run, saved.step, saved.trainer, files, {MODEL: saved.parameters, OPTIMIZER: optimizer})
 
 
 @refusing

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpt_data.errors import InputError
+from gpt_trainer.checkpoint import step_bytes
 from gpt_trainer.ranks.peers import Peers
 from gpt_trainer.run import task
 from gpt_trainer.run.start import Fresh
@@ -16,8 +17,6 @@ from aiayn_jax import TRAIN
 from aiayn_jax.checkpoints import load
 from aiayn_jax.config import parameter_count
 from aiayn_jax.settings import PRESET_OF, RUN_PRESETS, DataSection, RunConfig
-
-FIXED_BYTES = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,7 @@ def _has_gpu() -> bool:
 
 def _room(config: RunConfig) -> int:
     """Weights and two moments, of the steps that are kept and of the one being written."""
-    step = 12 * parameter_count(config.model_config(config.data.vocab)) + FIXED_BYTES
-    return (config.reports.average + 1) * step
+    return (config.reports.average + 1) * step_bytes(parameter_count(config.model_config(config.data.vocab)))
 
 
 def _open(request: task.Request, start: Fresh, peers: Peers) -> AbstractContextManager[task.Task]:

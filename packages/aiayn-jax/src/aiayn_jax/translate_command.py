@@ -7,19 +7,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import bpe_scratch
 from gpt_data.terminal import emit
 from gpt_trainer.checkpoint.discovery import is_step
 from gpt_trainer.checkpoint.load import step_or_newest
 from gpt_trainer.errors import InputError
-from gpt_trainer.origin import run_of_step, warn
+from gpt_trainer.origin import parse_tokenizer, run_of_step, warn
 from gpt_trainer.run.record import read_record
 
 from aiayn_jax import TRANSLATE
 from aiayn_jax.averaging import average
 from aiayn_jax.checkpoints import Saved, load_model, scheduled_steps
 from aiayn_jax.data.pairs import LineFile, read_lines
-from aiayn_jax.data.preparation import read_tokenizer
 from aiayn_jax.data.sources import Score
 from aiayn_jax.plan import make_plan
 from aiayn_jax.scoring import check_available, score
@@ -98,7 +96,7 @@ def load(options: TranslateOptions) -> Loaded:
         InputError: If there is none, or it is damaged, or this machine lacks what was asked for.
     """
     saved = _saved(options)
-    tokenizer: bpe_scratch.Tokenizer = read_tokenizer(saved.tokenizer_json)
+    tokenizer = parse_tokenizer(saved.tokenizer_json, str(options.model))
     if tokenizer.vocab_size != saved.config.vocab_size:
         raise InputError(
             f"{options.model}: the tokenizer has {tokenizer.vocab_size} ids, "

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gpt_data.errors import InputError, first_line
 from gpt_trainer.backend import Precision
-from gpt_trainer.errors import InputError
 
 from hellaswag_eval.evaluation import evaluate
 from hellaswag_eval.models import Device, Model
@@ -51,8 +51,7 @@ def open_huggingface(folder: Path, device: Device, precision: Precision | None) 
         )
     # the library raises whatever the file's reader does
     except Exception as error:
-        line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"--model hf:{folder}: {line}") from error
+        raise InputError(f"--model hf:{folder}: {first_line(error)}") from error
     model.to("cuda" if place == "gpu" else "cpu").eval()
     return _as_model(folder, torch, tokenizer, model, place, chosen)
 

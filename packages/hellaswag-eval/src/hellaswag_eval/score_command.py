@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from gpt_data.flags import parse_flags
+from gpt_data.flags import flag, parse_flags
 from gpt_data.stopping import StopFlag
 from gpt_data.terminal import can_show, emit
 from gpt_trainer.backend import Precision
@@ -107,13 +107,13 @@ def _check(options: Options) -> None:
     for name in ("shapes", "tokens_per_batch"):
         value = getattr(options, name)
         if value is not None and value < 1:
-            raise InputError(f"--{name.replace('_', '-')} {value} is not positive")
+            raise InputError(f"{flag(name)} {value} is not positive")
     if options.out is not None:
         _check_out(options.out, options.data)
     if options.model.startswith(HUGGING_FACE):
         for name in ("backend", "tokenizer_files"):
             if getattr(options, name) is not None:
-                raise InputError(f"--{name.replace('_', '-')} does not go with --model {options.model}")
+                raise InputError(f"{flag(name)} does not go with --model {options.model}")
 
 
 def _check_out(out: Path, data: Path | None) -> None:

@@ -8,9 +8,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from gpt_data.hub import ANSWER_SECONDS, HubBusyError, ask, first_line
+from gpt_data.errors import InputError, first_line
+from gpt_data.hub import ANSWER_SECONDS, HubBusyError, ask
 from gpt_data.store.json_lines import read_json_lines
-from gpt_trainer.errors import InputError
 
 from hellaswag_eval.items import Item, read_item
 

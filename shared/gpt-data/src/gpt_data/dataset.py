@@ -14,7 +14,14 @@ from jaxtyping import Int32
 
 from gpt_data.errors import InputError
 from gpt_data.journal import JOURNAL_NAME
-from gpt_data.manifest import MANIFEST_NAME, SPLITS, TOKENIZER_NAME, Manifest, load_manifest
+from gpt_data.manifest import (
+    MANIFEST_NAME,
+    MAX_TOKENIZER_BYTES,
+    SPLITS,
+    TOKENIZER_NAME,
+    Manifest,
+    load_manifest,
+)
 from gpt_data.mixture import BLOCK, Mixture, mix
 from gpt_data.parts import in_order, part_folders
 from gpt_data.published import GPT2_VOCABULARY, Vocabulary, open_nanogpt, open_published
@@ -22,8 +29,6 @@ from gpt_data.shards import Shard, token_dtype
 from gpt_data.store.reading import read_bytes
 from gpt_data.stream import TokenStream
 from gpt_data.verify import verify
-
-MAX_TOKENIZER_BYTES = 256 * 2**20
 
 
 class Dataset:

@@ -40,6 +40,11 @@ class StoppedError(CommandError):
     exit_status = 75
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; its kind if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def shown(value: object) -> str:
     """A value from a file as it may stand in a message: one short line, control characters escaped."""
     text = ascii(value)

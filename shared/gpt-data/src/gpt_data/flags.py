@@ -59,6 +59,11 @@ ELSEWHERE = {
 """What other programs call it, and which of our flags, those that a command has, come closest."""
 
 
+def flag(name: str) -> str:
+    """A field's name as it is typed: ``n_layer`` -> ``--n-layer``."""
+    return "--" + name.replace("_", "-")
+
+
 class FlagError(InputError):
     """A flag that the command does not have."""
 
@@ -129,4 +134,4 @@ def _meant(name: str, names: Sequence[str]) -> list[str]:
     """The flags that come closest to a name, as they are typed."""
     found = [ours for ours in ELSEWHERE.get(name, ()) if ours in names]
     found = found or difflib.get_close_matches(name, names, n=2)
-    return ["--" + ours.replace("_", "-") for ours in found]
+    return [flag(ours) for ours in found]

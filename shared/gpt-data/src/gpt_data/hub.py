@@ -7,7 +7,7 @@ from http import HTTPStatus
 from importlib import import_module
 from typing import Any, TypeVar
 
-from gpt_data.errors import InputError
+from gpt_data.errors import InputError, first_line
 
 ANSWER_SECONDS = 10.0
 Answer = TypeVar("Answer")
@@ -53,8 +53,3 @@ def ask(question: Callable[[Any], Answer]) -> Answer:
         raise InputError(first_line(error)) from error
     except Exception as error:  # the library passes on whatever its network stack raises
         raise InputError(f"the hub does not answer ({first_line(error)})") from error
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

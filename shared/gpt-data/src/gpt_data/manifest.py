@@ -19,6 +19,8 @@ from gpt_data.store.writing import write_atomic
 
 MANIFEST_NAME = "manifest.json"
 TOKENIZER_NAME = "tokenizer.json"
+MAX_TOKENIZER_BYTES = 256 * 2**20
+"""As bpe-scratch reads at most: what can be prepared with can be saved with a model too."""
 FORMAT_VERSION = 2
 """Manifests of version 1 have no ``sha256`` of their own."""
 MAX_MANIFEST_BYTES = 16 * 2**20

@@ -10,12 +10,12 @@ import bpe_scratch
 
 from gpt_data.errors import InputError
 from gpt_data.hub import ANSWER_SECONDS, HubBusyError, ask, client
+from gpt_data.published import GPT2_VOCABULARY
 from gpt_data.store.reading import sha256_of
 
 SAMPLE_BYTES = 8 * 2**20
 """A tokenizer is trained on the first documents of the source's sample, up to this much text."""
 KINDS = ("bytes", "bpe-scratch:VOCAB", "gpt2", "PATH/tokenizer.json")
-GPT2_VOCAB_SIZE = 50257
 GPT2_REPOSITORY = "openai-community/gpt2"
 GPT2_FILES = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))
 SMALLEST_VOCAB = 257
@@ -106,23 +106,30 @@ def _build(spec: str, files: Path | None, sample: Iterable[str]) -> bpe_scratch.
 
 def _gpt2(files: Path | None) -> bpe_scratch.Tokenizer:
     tokenizer = _gpt2_from_folder(files) if files is not None else _gpt2_from_hub()
-    if tokenizer.vocab_size != GPT2_VOCAB_SIZE:
-        raise InputError(
-            f"{files}: a vocabulary of {tokenizer.vocab_size}, where GPT-2's has {GPT2_VOCAB_SIZE}"
-        )
+    size, gpt2 = tokenizer.vocab_size, GPT2_VOCABULARY.size
+    if size != gpt2:
+        raise InputError(f"{files or GPT2_REPOSITORY}: a vocabulary of {size}, where GPT-2's has {gpt2}")
     return tokenizer
 
 
 def _gpt2_from_folder(folder: Path) -> bpe_scratch.Tokenizer:
     if not folder.is_dir():
         raise InputError(f"no folder {folder}")
-    for vocab, merges in GPT2_FILES:
-        if (folder / vocab).is_file() and (folder / merges).is_file():
-            return bpe_scratch.Tokenizer.from_gpt2(folder / vocab, folder / merges)
+    if files := gpt2_files(folder):
+        return bpe_scratch.Tokenizer.from_gpt2(*files)
     if (folder / "tokenizer.json").is_file():
         return bpe_scratch.Tokenizer.load(folder / "tokenizer.json")
     wanted = " or ".join(f"{vocab} with {merges}" for vocab, merges in GPT2_FILES)
     raise InputError(f"{folder} holds neither {wanted} nor tokenizer.json")
+
+
+def gpt2_files(folder: Path) -> tuple[Path, Path] | None:
+    """GPT-2's vocabulary and merges in a folder, by OpenAI's names or Hugging Face's, if both are there."""
+    for names in GPT2_FILES:
+        vocab, merges = (folder / name for name in names)
+        if vocab.is_file() and merges.is_file():
+            return vocab, merges
+    return None
 
 
 def _gpt2_from_hub() -> bpe_scratch.Tokenizer:

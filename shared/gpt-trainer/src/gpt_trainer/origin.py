@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import bpe_scratch
+from gpt_data.manifest import MAX_TOKENIZER_BYTES
+from gpt_data.published import GPT2_VOCABULARY
 from gpt_data.store.reading import read_bytes
+from gpt_data.tokenizers import gpt2_files
 
 from gpt_trainer.checkpoint import (
     SavedModel,
@@ -19,11 +22,8 @@ from gpt_trainer.checkpoint import (
     resolve,
 )
 from gpt_trainer.checkpoint.discovery import CHECKPOINTS, is_step
-from gpt_trainer.checkpoint.load import TOKENIZER_LIMIT
+from gpt_trainer.checkpoint.manifest import TOKENIZER
 from gpt_trainer.errors import InputError
-
-TOKENIZER_FILE = "tokenizer.json"
-GPT2_FILES = ("vocab.json", "merges.txt")
 
 
 class Origin(NamedTuple):
@@ -74,7 +74,7 @@ def open_model(path: Path) -> Origin:
     if is_step(path) or find_steps(run_of_step(path)):
         step = resolve(path)
         saved = load_model(step)
-        return Origin(saved, str(step / TOKENIZER_FILE) if saved.tokenizer_json is not None else None)
+        return Origin(saved, str(step / TOKENIZER) if saved.tokenizer_json is not None else None)
     if (path / CHECKPOINTS).is_dir() or (path / "run.json").is_file():
         raise InputError(f"{path} is a run without a checkpoint yet")
     return _open_huggingface(path)
@@ -82,13 +82,13 @@ def open_model(path: Path) -> Origin:
 
 def _open_huggingface(path: Path) -> Origin:
     model, parameters = load_huggingface(path)
-    if (path / TOKENIZER_FILE).is_file():
-        content = read_bytes(path / TOKENIZER_FILE, TOKENIZER_LIMIT, follow_link=True)
-        return Origin(SavedModel(0, model, parameters, content), str(path / TOKENIZER_FILE))
+    if (path / TOKENIZER).is_file():
+        content = read_bytes(path / TOKENIZER, MAX_TOKENIZER_BYTES, follow_link=True)
+        return Origin(SavedModel(0, model, parameters, content), str(path / TOKENIZER))
     saved = SavedModel(0, model, parameters, None)
-    if all((path / name).is_file() for name in GPT2_FILES):
+    if gpt2_files(path):
         return Origin(saved, "gpt2", path)
-    return Origin(saved, "gpt2" if model.vocab_size == 50257 else None)
+    return Origin(saved, "gpt2" if model.vocab_size == GPT2_VOCABULARY.size else None)
 
 
 def parse_tokenizer(content: bytes, where: str) -> bpe_scratch.Tokenizer:
@@ -116,19 +116,14 @@ def tokenizer_of(origin: Origin, where: Path, files: Path | None = None) -> bpe_
     if origin.saved.tokenizer_json is not None and files is None:
         tokenizer = parse_tokenizer(origin.saved.tokenizer_json, str(where))
     else:
-        tokenizer = _from_files(files or origin.tokenizer_files, where)
+        folder = files or origin.tokenizer_files
+        found = None if folder is None else gpt2_files(folder)
+        if folder is None or found is None:
+            raise InputError(f"{where} has no tokenizer; name its files with --tokenizer-files")
+        tokenizer = _guarded(partial(bpe_scratch.Tokenizer.from_gpt2, *found), folder)
     if tokenizer.vocab_size != origin.saved.model.vocab_size:
         raise InputError(
             f"the tokenizer has a vocabulary of {tokenizer.vocab_size}, the model {where} one of "
             f"{origin.saved.model.vocab_size}"
         )
     return tokenizer
-
-
-def _from_files(folder: Path | None, where: Path) -> bpe_scratch.Tokenizer:
-    for pair in (GPT2_FILES, ("encoder.json", "vocab.bpe")):
-        if folder is not None and all((folder / name).is_file() for name in pair):
-            return _guarded(
-                partial(bpe_scratch.Tokenizer.from_gpt2, *(folder / name for name in pair)), folder
-            )
-    raise InputError(f"{where} has no tokenizer; name its files with --tokenizer-files")

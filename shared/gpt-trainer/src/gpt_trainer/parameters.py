@@ -1,4 +1,4 @@
-"""GPT-2's parameters by their canonical names: shapes, initial values, and which of them decay.
+"""GPT-2's parameters by their canonical names: shapes and initial values.
 
 Names and layouts are those of Hugging Face's GPT-2 safetensors file; weights are ``(in, out)``.
 Shapes: V vocabulary, T context, D model width.
@@ -55,12 +55,6 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 def parameter_count(config: ModelConfig) -> int:
     """Number of parameters, the tied head counted once."""
     return sum(int(np.prod(shape)) for shape in parameter_shapes(config).values())
-
-
-def decays(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether weight decay applies: to matrices and embeddings, not to gains and biases."""
-    del name
-    return len(shape) == 2
 
 
 def init_parameters(config: ModelConfig, seed: int) -> Parameters:

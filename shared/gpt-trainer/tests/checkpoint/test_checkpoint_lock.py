@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from gpt_trainer.checkpoint import CheckpointState, RunLock, find_steps, save_checkpoint
+from gpt_data.store.lock import RunLock
+from gpt_trainer.checkpoint import CheckpointState, find_steps, save_checkpoint
 from gpt_trainer.errors import WriteError
 
 HOLD = """

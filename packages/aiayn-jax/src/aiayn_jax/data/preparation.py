@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import bpe_scratch
 import numpy as np
-from gpt_trainer.errors import InputError
+from gpt_trainer.origin import parse_tokenizer
 
 from aiayn_jax.data.batches import BatchPlan, choose_shapes
 from aiayn_jax.data.sentences import TokenPairs, encode_pairs, learn_tokenizer
@@ -55,7 +55,7 @@ def prepare(corpus: Corpus, config: RunConfig, tokenizer_json: bytes | None = No
     if tokenizer_json is None:
         tokenizer = learn_tokenizer(corpus.train, config.data.vocab, corpus.pattern)
     else:
-        tokenizer = read_tokenizer(tokenizer_json)
+        tokenizer = parse_tokenizer(tokenizer_json, "the checkpoint")
     longest = config.model.longest
     train, notes = encode_pairs(tokenizer, corpus.train, longest, "training")
     val, more = encode_pairs(tokenizer, corpus.val, longest, "validation")
@@ -64,18 +64,6 @@ def prepare(corpus: Corpus, config: RunConfig, tokenizer_json: bytes | None = No
     # the text that was learned from is not needed again
     corpus = replace(corpus, train=corpus.train.first(0))
     return Prepared(corpus, tokenizer, *plans, [*corpus.notes, *notes, *more, describe(plans[0])])
-
-
-def read_tokenizer(content: bytes) -> bpe_scratch.Tokenizer:
-    """A tokenizer from the bytes of a checkpoint's file.
-
-    Raises:
-        InputError: If it is not one.
-    """
-    try:
-        return bpe_scratch.Tokenizer.from_json(content.decode())
-    except ValueError as error:
-        raise InputError(f"the checkpoint's tokenizer.json cannot be read: {error}") from None
 
 
 def _shapes(train: TokenPairs, val: TokenPairs, config: RunConfig) -> list[Any]:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, NamedTuple
 
-from gpt_data.errors import CommandError, InputError, StoppedError
-from gpt_data.hub import ANSWER_SECONDS, HubBusyError, ask, client, first_line
+from gpt_data.errors import CommandError, InputError, StoppedError, first_line
+from gpt_data.hub import ANSWER_SECONDS, HubBusyError, ask, client
 from gpt_data.parts import Part
 from gpt_data.sources.base import Document, HoldOut, check_document
 from gpt_data.store.json_lines import text_field

@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from gpt_data.errors import InputError, listed
+from gpt_data.errors import InputError, first_line, listed
 from gpt_data.store.json_lines import text_field
 from gpt_data.store.reading import open_regular
 
@@ -48,7 +48,7 @@ def _batches(path: Path, file: Any, field: str) -> Iterator[list[object]]:
     except InputError:
         raise
     except arrow_errors as error:
-        raise InputError(f"cannot read {path}: {(str(error).splitlines() or [repr(error)])[0]}") from error
+        raise InputError(f"cannot read {path}: {first_line(error)}") from error
 
 
 def _library(path: Path) -> Any:

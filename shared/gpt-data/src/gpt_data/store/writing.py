@@ -10,7 +10,6 @@ import errno
 import hashlib
 import os
 import secrets
-import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -79,11 +78,6 @@ def probe_folder(folder: Path) -> None:
             write_file(probe, [b"probe\n"])
         finally:
             probe.unlink(missing_ok=True)
-
-
-def remove_folder(folder: Path) -> None:
-    """Remove a folder and what is in it; a symbolic link in it is removed, not followed."""
-    shutil.rmtree(folder)
 
 
 def write_file(path: Path, blocks: Iterable[bytes | memoryview]) -> FileRecord:

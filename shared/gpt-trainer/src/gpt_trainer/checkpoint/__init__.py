@@ -1,13 +1,11 @@
 """Checkpoints: one folder per step, written whole or not at all, verified before anything is used.
 
-The files in reading order: ``state`` (what is saved), ``files`` and ``strict_json`` (safe input and
-output), ``tensors`` (safetensors), ``model_json`` (``config.json``), ``tokenizer_config``, ``manifest``,
-``lock``, ``save``, ``discovery``, ``load``, ``retention``, ``preflight``, ``huggingface``.
+The files in reading order: ``state`` (what is saved), ``tensors`` (safetensors), ``model_json``
+(``config.json``), ``tokenizer_config``, ``manifest``, ``discovery``, ``load``, ``save``, ``retention``,
+``preflight``, ``huggingface``. What they read and write with is ``gpt_data.store``.
 """
 
 from __future__ import annotations
-
-from gpt_data.store.lock import RunLock
 
 from gpt_trainer.checkpoint.discovery import find_steps, resolve
 from gpt_trainer.checkpoint.huggingface import load_huggingface
@@ -21,7 +19,6 @@ from gpt_trainer.checkpoint.state import CheckpointState, SavedModel
 __all__ = [
     "CheckpointState",
     "NewerFormatError",
-    "RunLock",
     "SavedModel",
     "check_writable",
     "find_steps",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gpt_data.errors import shown
+from gpt_data.manifest import MAX_TOKENIZER_BYTES
 from gpt_data.store.reading import RegularFile, read_bytes
 from gpt_data.store.strict_json import parse_object
 
@@ -38,7 +39,6 @@ from gpt_trainer.parameters import (
 
 CONFIG_LIMIT = 1 << 20
 TRAINER_LIMIT = 1 << 24
-TOKENIZER_LIMIT = 1 << 26
 T = TypeVar("T")
 
 
@@ -140,7 +140,7 @@ def load_tokenizer(folder: Path, manifest: Manifest) -> bytes | None:
         )
     if TOKENIZER not in manifest.files:
         return None
-    return read_bytes(folder / TOKENIZER, TOKENIZER_LIMIT, manifest.files[TOKENIZER])
+    return read_bytes(folder / TOKENIZER, MAX_TOKENIZER_BYTES, manifest.files[TOKENIZER])
 
 
 def refusing(load: Callable[[Path], T]) -> Callable[[Path], T]:

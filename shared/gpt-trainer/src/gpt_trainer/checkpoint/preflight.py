@@ -8,15 +8,13 @@ from pathlib import Path
 from gpt_data.store.writing import probe_folder, write_errors
 
 from gpt_trainer.errors import WriteError
-from gpt_trainer.model_config import ModelConfig
-from gpt_trainer.parameters import parameter_count
 
 FIXED_BYTES = 1 << 22
 
 
-def step_bytes(model: ModelConfig) -> int:
-    """At most how many bytes one step takes: weights, two arrays for each, and the small files."""
-    return 12 * parameter_count(model) + FIXED_BYTES
+def step_bytes(parameters: int) -> int:
+    """At most how many bytes one step takes: so many weights, two arrays for each, and the small files."""
+    return 12 * parameters + FIXED_BYTES
 
 
 def check_writable(run: Path, bytes_needed: int) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from gpt_data.store.lock import FolderLock
-from gpt_data.store.writing import remove_folder, sync_folder, write_errors
+from gpt_data.store.writing import sync_folder, write_errors
 
 from gpt_trainer.checkpoint.discovery import CHECKPOINTS, find_steps
 from gpt_trainer.checkpoint.load import verify
@@ -67,4 +68,4 @@ def _delete(checkpoints: Path, folder: Path) -> None:
     trash = hidden_name(checkpoints, "trash", folder.name)
     folder.rename(trash)
     sync_folder(checkpoints)
-    remove_folder(trash)
+    shutil.rmtree(trash)

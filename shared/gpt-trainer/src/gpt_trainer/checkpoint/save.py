@@ -7,16 +7,19 @@ import json
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from gpt_data.manifest import MAX_TOKENIZER_BYTES
 from gpt_data.store.lock import FolderLock
 from gpt_data.store.reading import UnreadableError
-from gpt_data.store.writing import remove_folder, sync_folder, write_errors, write_file
+from gpt_data.store.writing import sync_folder, write_errors, write_file
 
 from gpt_trainer.checkpoint.discovery import CHECKPOINTS
-from gpt_trainer.checkpoint.load import CONFIG_LIMIT, TOKENIZER_LIMIT, TRAINER_LIMIT, verify
+from gpt_trainer.checkpoint.load import CONFIG_LIMIT, TRAINER_LIMIT, verify
 from gpt_trainer.checkpoint.manifest import (
     CONFIG,
     MANIFEST,
@@ -56,28 +59,39 @@ def save_checkpoint(run: Path, state: CheckpointState) -> Path:
             saving there. Older steps are as they were, and nothing half-written stays.
     """
     check_state(state)
-    return save_step(run, state.step, _small_files(state), _tensors(state))
+    files = {CONFIG: model_to_json(state.model, _end_of_text(state))}
+    if state.tokenizer_json is not None:
+        files[TOKENIZER] = state.tokenizer_json
+    return save_step(run, state.step, state.trainer, files, _tensors(state))
 
 
 def save_step(
-    run: Path, step: int, files: Mapping[str, bytes], tensors: Mapping[str, Mapping[str, np.ndarray]]
+    run: Path,
+    step: int,
+    trainer: Mapping[str, Any],
+    files: Mapping[str, bytes],
+    tensors: Mapping[str, Mapping[str, np.ndarray]],
 ) -> Path:
     """Save the files of any model's step, whole or not at all, as ``save_checkpoint`` does GPT-2's.
 
     Args:
-        files: Content of each file that the manifest demands and that holds no tensors; the caller has
-            seen that it can be read again. What ``transformers`` must know of a tokenizer is added.
+        trainer: The trainer's own state as JSON values.
+        files: ``config.json``, and ``tokenizer.json`` if there is one; the caller has seen that they can be
+            read again. What ``transformers`` must know of a tokenizer is added.
         tensors: Float32 arrays by name, for each file that holds them.
 
     Returns:
         The step's folder.
 
     Raises:
-        ValueError: If a file is too long to be read again, or ``tokenizer.json`` is not a tokenizer's.
+        ValueError: If a file is too long to be read again, or ``tokenizer.json`` is not a tokenizer's, or
+            ``trainer`` holds NaN or infinity.
         WriteError: As ``save_checkpoint``.
     """
+    told = json.dumps({"step": step, "trainer": trainer}, indent=2, sort_keys=True, allow_nan=False)
+    files = {**files, TRAINER: told.encode() + b"\n"}
     if TOKENIZER in files:
-        files = {**files, TOKENIZER_CONFIG: tokenizer_config_to_json(files[TOKENIZER])}
+        files[TOKENIZER_CONFIG] = tokenizer_config_to_json(files[TOKENIZER])
     _check_lengths(files, step)
     checkpoints = run / CHECKPOINTS
     with write_errors(f"cannot save step {step} in {checkpoints}"), FolderLock(checkpoints):
@@ -89,7 +103,7 @@ def save_step(
             return _publish(temporary, manifest, checkpoints / step_name(step))
         except BaseException:
             with contextlib.suppress(OSError):
-                remove_folder(temporary)
+                shutil.rmtree(temporary)
             raise
 
 
@@ -106,22 +120,11 @@ def remove_leftovers(checkpoints: Path) -> None:
         if LEFTOVER.fullmatch(name):
             # a leftover that cannot be removed takes space, but is no reason not to save
             with contextlib.suppress(OSError):
-                remove_folder(checkpoints / name)
-
-
-def _small_files(state: CheckpointState) -> dict[str, bytes]:
-    trainer = {"step": state.step, "trainer": state.trainer}
-    files = {
-        CONFIG: model_to_json(state.model, _end_of_text(state)),
-        TRAINER: json.dumps(trainer, indent=2, sort_keys=True, allow_nan=False).encode() + b"\n",
-    }
-    if state.tokenizer_json is not None:
-        files[TOKENIZER] = state.tokenizer_json
-    return files
+                shutil.rmtree(checkpoints / name)
 
 
 def _check_lengths(files: Mapping[str, bytes], step: int) -> None:
-    limits = {CONFIG: CONFIG_LIMIT, TRAINER: TRAINER_LIMIT, TOKENIZER: TOKENIZER_LIMIT}
+    limits = {CONFIG: CONFIG_LIMIT, TRAINER: TRAINER_LIMIT, TOKENIZER: MAX_TOKENIZER_BYTES}
     limits[TOKENIZER_CONFIG] = CONFIG_LIMIT
     for name, content in files.items():
         if len(content) > limits[name]:
@@ -156,7 +159,7 @@ def _write_step(
 def _publish(temporary: Path, manifest: Manifest, target: Path) -> Path:
     if os.path.lexists(target / MANIFEST) or (target.is_dir() and any(target.iterdir())):
         if _same_content(manifest, target):
-            remove_folder(temporary)
+            shutil.rmtree(temporary)
             return target
         target.rename(damaged_name(target))
     temporary.rename(target)

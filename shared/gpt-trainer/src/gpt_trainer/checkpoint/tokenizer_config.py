@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 
-END_OF_TEXT = "<|endoftext|>"
+from bpe_scratch.special import END_OF_TEXT
 
 
 def end_of_text_id(tokenizer_json: bytes) -> int | None:

@@ -10,6 +10,7 @@ from gpt_data.dataset import Dataset
 from gpt_data.display import watched
 from gpt_data.loader import BatchLoader
 from gpt_data.mixture import Mixture, long_enough
+from gpt_data.published import GPT2_VOCABULARY
 from gpt_data.stopping import StopFlag
 
 from gpt_trainer.errors import InputError
@@ -20,7 +21,6 @@ from gpt_trainer.origin import parse_tokenizer
 from gpt_trainer.ranks.place import Place
 
 MANY_EPOCHS = 20
-GPT2_VOCAB = 50257
 PROMPT_TOKENS, PROMPT_WORDS, PROMPT_CHARACTERS = 64, 2, 24
 
 
@@ -52,7 +52,7 @@ def open_data(section: DataSection, stop: StopFlag, *, plain: bool, only: str | 
 def likely_vocab(config: TrainConfig) -> int:
     """The vocabulary before the tokenizer exists: only to know how much space will be needed."""
     size = (config.data.tokenizer or "").removeprefix("bpe-scratch:")
-    return max(1, int(size)) if size.isascii() and size.isdecimal() else GPT2_VOCAB
+    return max(1, int(size)) if size.isascii() and size.isdecimal() else GPT2_VOCABULARY.size
 
 
 def data_tokenizer(dataset: Dataset) -> bpe_scratch.Tokenizer | None:

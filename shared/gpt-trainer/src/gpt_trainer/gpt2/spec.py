@@ -19,6 +19,7 @@ from gpt_trainer.gpt2.presets import CPU_PRESET, GPU_PRESET, PRESETS
 from gpt_trainer.gpt2.settings import TrainConfig, rate_at
 from gpt_trainer.gpt2.start import FromModel
 from gpt_trainer.gpt2.task import open_task
+from gpt_trainer.parameters import parameter_count
 from gpt_trainer.run.record import is_count, is_size
 from gpt_trainer.run.task import Actions, TaskSpec
 from gpt_trainer.schedules import ends
@@ -103,7 +104,7 @@ def _suit(base: TrainConfig, given: Mapping[str, Any]) -> TrainConfig:
 
 def _room(config: TrainConfig) -> int:
     """Two checkpoints, the one that is kept and the one that is written."""
-    return 2 * step_bytes(config.model_config(likely_vocab(config)))
+    return 2 * step_bytes(parameter_count(config.model_config(likely_vocab(config))))
 
 
 def _stay(config: TrainConfig, end: int) -> str:

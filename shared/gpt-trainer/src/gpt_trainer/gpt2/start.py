@@ -7,12 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from gpt_data.flags import flag
+
 from gpt_trainer.errors import InputError
 from gpt_trainer.origin import open_model
 from gpt_trainer.run.record import RunState
 from gpt_trainer.run.start import Fresh
 from gpt_trainer.run.task import TaskSpec
-from gpt_trainer.settings.values import flag
 
 SIZES = ("n_layer", "n_head", "d_model")
 

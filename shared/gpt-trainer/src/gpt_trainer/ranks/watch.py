@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
+from gpt_data.errors import first_line
 from gpt_data.stopping import StopFlag
 
 from gpt_trainer.errors import STOPPED, CommandError, PeerLostError, StoppedError
@@ -112,8 +113,7 @@ class Watch:
     def tell(self, error: BaseException) -> None:
         """Let the others know why this process ends."""
         status = getattr(error, "exit_status", 1)
-        line = (str(error).splitlines() or [type(error).__name__])[0]
-        self._pronounce(status, f"rank {self._place.rank} ended: {line}")
+        self._pronounce(status, f"rank {self._place.rank} ended: {first_line(error)}")
 
     def explain(self, error: Exception) -> Exception:
         """The verdict, if one comes soon; otherwise the error."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from gpt_trainer.errors import InputError
+from gpt_data.errors import InputError, first_line
+
+from gpt_trainer.origin import warn
 from gpt_trainer.settings.sections import ReportSection
 
 Log = Callable[[Mapping[str, float], int], None]
@@ -43,8 +44,7 @@ class Sink:
 
     def _fail(self, error: Exception) -> None:
         self._log = None
-        line = (str(error).splitlines() or [type(error).__name__])[0]
-        print(f"{self.name} failed and is left out from here on: {line}", file=sys.stderr)
+        warn(f"{self.name} failed and is left out from here on: {first_line(error)}")
 
 
 def _load(module: str, extra: str) -> Any:
@@ -96,6 +96,5 @@ def open_sinks(reports: ReportSection, run: Path, config: Mapping[str, Any]) -> 
             except InputError:
                 raise
             except Exception as error:
-                line = (str(error).splitlines() or [type(error).__name__])[0]
-                raise InputError(f"--{name} does not start: {line}") from error
+                raise InputError(f"--{name} does not start: {first_line(error)}") from error
     return sinks

@@ -13,9 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gpt_data.store.lock import LOCK_NAME
+from gpt_data.flags import flag
+from gpt_data.store.lock import LOCK_NAME, RunLock
 
-from gpt_trainer.checkpoint import RunLock, check_writable, find_steps
+from gpt_trainer.checkpoint import check_writable, find_steps
 from gpt_trainer.checkpoint.discovery import is_step
 from gpt_trainer.checkpoint.load import step_or_newest
 from gpt_trainer.errors import InputError
@@ -29,7 +30,7 @@ from gpt_trainer.run.folder import (
 )
 from gpt_trainer.run.record import Record, RunState, differences, read_record, read_state
 from gpt_trainer.run.task import Request, TaskSpec
-from gpt_trainer.settings.values import changed, field_names, flag, flat, overlay_section
+from gpt_trainer.settings.values import changed, field_names, flat, overlay_section
 
 RATE_JUMP = 1.01
 

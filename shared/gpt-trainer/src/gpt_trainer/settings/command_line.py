@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gpt_data.flags import parse_flags
+from gpt_data.flags import flag, parse_flags
+from gpt_data.store.lock import RunLock
 
 from gpt_trainer.backend import driver_sees_gpu
-from gpt_trainer.checkpoint import RunLock
 from gpt_trainer.errors import InputError
 from gpt_trainer.evaluate.extra import refuse_missing
 from gpt_trainer.ranks.place import Place
@@ -92,8 +92,8 @@ def read_early(argv: Sequence[str]) -> Early:
     if early.resume is not None:
         for name in ("preset", "init_from", "out"):
             if getattr(early, name) is not None:
-                flag = f"--{name.replace('_', '-')} {getattr(early, name)}"
-                raise InputError(f"{flag} does not go with --resume: the run has its own")
+                given = f"{flag(name)} {getattr(early, name)}"
+                raise InputError(f"{given} does not go with --resume: the run has its own")
     elif early.eval_only and early.init_from is None:
         raise InputError("--eval-only needs a model: give --resume or --init-from")
     return early

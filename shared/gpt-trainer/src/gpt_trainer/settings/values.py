@@ -166,8 +166,3 @@ def changed(before: Any, after: Any) -> list[str]:
     """Names of the fields that differ."""
     old, new = flat(before), flat(after)
     return [name for name in old if old[name] != new[name]]
-
-
-def flag(name: str) -> str:
-    """A field's name as it is typed: ``n_layer`` -> ``--n-layer``."""
-    return "--" + name.replace("_", "-")
