@@ -28,6 +28,12 @@ def test_places_are_all_combinations_and_keep_the_other_flags() -> None:
     assert (only.name, only.batch_size, only.argv) == ("", None, ("--steps", "5", "--context=64"))
 
 
+def test_a_value_given_twice_is_one_place() -> None:
+    places = points_of(["--batch-size", "8", "16", "8", "--context", "64", "64"])
+    assert [place.name for place in places] == ["batch-size-8", "batch-size-16"]
+    assert places[0].argv == ("--context=64",)
+
+
 @pytest.mark.parametrize("words", [["--batch-size", "0"], ["--context", "x"], ["--context", "max"]])
 def test_what_is_no_number_is_refused(words: list[str]) -> None:
     with pytest.raises(InputError, match=f"{words[0]} {words[1]} is not a positive number"):
@@ -92,8 +98,10 @@ def test_a_sweep_reports_each_place_and_all(tmp_path: Path, monkeypatch: pytest.
 def test_a_place_that_failed_says_why_and_one_that_found_its_batch_how_large(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert compare(tmp_path, monkeypatch, "--batch-size", "8", "16", "max") == 1
+    assert compare(tmp_path, monkeypatch, "--batch-size", "16", "max", "8") == 1
     table = (tmp_path / "out" / "sweep.md").read_text()
+    listed = json.loads((tmp_path / "out" / "sweep.json").read_text())
+    assert [each["values"]["batch_size"] for each in listed] == ["8", "16", "max"], "whatever was run first"
     assert table.startswith("# cpu-demo, float32, 200 steps, rows of 31 tokens, on a device, by batch size\n")
     assert "| a | 30,000 |  | 30,000 (10 rows) |" in table
     assert "| a | 8.00 GB |  | 10.00 GB |" in table

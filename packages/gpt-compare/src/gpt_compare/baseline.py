@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
@@ -18,6 +18,8 @@ import torch
 from gpt_data.batch import Batch
 from gpt_torchfunc import device as devices
 from gpt_torchfunc.backend import PendingMetrics
+from gpt_torchfunc.options import Options as TorchOptions
+from gpt_torchfunc.plan import wants_compile
 from gpt_trainer.backend import BackendSpec, OptimizerConfig, Profile, Runtime
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import OptimizerState, Parameters, check_parameters, parameter_shapes
@@ -42,12 +44,8 @@ class Options:
         bias: Whether linear maps and norms have biases, as GPT-2's do; nanoGPT trains without.
     """
 
-    compile: Compile = field(
-        default="auto", metadata={"help": "compile the model with torch.compile (auto: on a GPU)"}
-    )
-    bias: Literal["on", "off"] = field(
-        default="on", metadata={"help": "biases in linear maps and norms, as GPT-2 has them"}
-    )
+    compile: Compile = "auto"
+    bias: Literal["on", "off"] = "on"
 
 
 @runtime_checkable
@@ -130,7 +128,7 @@ class Baseline:
         torch.set_float32_matmul_precision("highest")
         assert isinstance(network, nn.Module), "a network is a module"
         self.network = network.to(self.device)
-        self._compiled = _wants_compile(compiled, self.device)
+        self._compiled = wants_compile(TorchOptions(compile=compiled), self.device)
         whole = wrap(self.network)
         self._forward = torch.compile(whole, dynamic=False) if self._compiled else whole
         self._optimizer = optimizer_of(self.network, optimizer)
@@ -259,13 +257,6 @@ class Baseline:
             raise ValueError(f"{self._name} keeps no documents apart; use --packing stream")
         tokens, targets = (torch.from_numpy(a.astype(np.int64)) for a in (batch.tokens, batch.targets))
         return devices.to_device(tokens, self.device), devices.to_device(targets, self.device)
-
-
-def _wants_compile(compiled: Compile, device: torch.device) -> bool:
-    possible = devices.can_compile(device)
-    if compiled == "on" and not possible:
-        raise ValueError("compile='on' needs a compiler, not found here; use --compile off")
-    return compiled == "on" or (compiled == "auto" and device.type == "cuda" and possible)
 
 
 def create(config: ModelConfig, optimizer: OptimizerConfig, runtime: Runtime, options: Options) -> Baseline:

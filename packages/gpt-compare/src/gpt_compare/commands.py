@@ -63,27 +63,27 @@ def run(argv: list[str] | None = None) -> int:
     """Run the command; 0 if every competitor finished, 1 if one failed, 130 after a signal.
 
     Raises:
-        InputError: If a value is unusable.
+        InputError: If a value is unusable, or the data cannot be had.
         WriteError: If the report cannot be written.
-        InputError: If the data cannot be had.
     """
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] in AFTERWARDS:
         run_again = AFTERWARDS[argv[0]]
         return _explain(run_again) if {"-h", "--help"} & {*argv} else run_again(argv[1:])
     places, stop = points_of(argv), StopFlag()
+    several = len(places) > 1
     requests = [point_request(point) for point in places]
     command = typed(argv)
     done: list[tuple[Point, Comparison]] = []
     with stop.installed(), _new_folder(requests[0]) as folder:
         for number, (point, request) in enumerate(zip(places, requests, strict=True), 1):
             if not stop():
-                where = folder / point.name if len(places) > 1 else folder
+                where = folder / point.name
                 where.mkdir(exist_ok=True)
-                if len(places) > 1:
+                if several:
                     list_places(folder, places[:number])
-                done.append((point, compare(request, where, command, stop, pictures=len(places) == 1)))
-        if len(places) > 1:
+                done.append((point, compare(request, where, command, stop, pictures=not several)))
+        if several:
             _publish_sweep(folder, done)
     if stop():
         return INTERRUPTED

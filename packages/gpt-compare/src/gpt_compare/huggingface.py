@@ -6,7 +6,7 @@ Shapes: B rows, n new tokens, T positions, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,12 +30,11 @@ class Options:
     """Flags that only this one has.
 
     Attributes:
-        compile: Compile the model with ``torch.compile``, which the library leaves to its user.
+        compile: Compile the model with ``torch.compile``, which the library leaves to its user;
+            ``"auto"``: on a GPU.
     """
 
-    compile: Compile = field(
-        default="off", metadata={"help": "compile the model with torch.compile (auto: on a GPU)"}
-    )
+    compile: Compile = "off"
 
 
 class HuggingFace(nn.Module):

@@ -65,7 +65,7 @@ def page(
     plots = "".join(
         f"<figure>{svg}<figcaption>{CAPTIONS[name]}</figcaption></figure>" for name, svg in pictures.items()
     )
-    made = _list({name: how for name, how in notes.items() if name.split(",")[0] in table[0]})
+    made = _list({name: how for name, how in notes.items() if name in table[0]})
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">

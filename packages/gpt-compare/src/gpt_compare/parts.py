@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -38,6 +40,19 @@ class Entry(NamedTuple):
     def label(self) -> str:
         """What the user called it."""
         return self.row.label
+
+
+def quiet(axes: Axes, grid: Literal["both", "x", "y"] = "y") -> None:
+    """No frame, and lines to read values by."""
+    axes.grid(axis=grid, alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def legend_below(figure: Figure, handles: Sequence[Artist]) -> None:
+    """Where no curve is; a dash pattern needs room to be recognized."""
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=9, handlelength=4
+    )
 
 
 def step(figure: Figure, entries: Sequence[Entry]) -> None:
@@ -88,9 +103,5 @@ def generation(figure: Figure, entries: Sequence[Entry]) -> None:
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("texts at once")
         axes.set_title(f"tokens a second, {words}", fontsize=9, loc="left")
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-    handles, _ = panels[0].get_legend_handles_labels()
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=9, handlelength=4
-    )
+        quiet(axes, "both")
+    legend_below(figure, panels[0].get_lines())

@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 
 from gpt_compare import parts
 from gpt_compare.figures import WINDOW, Row, smoothed
-from gpt_compare.parts import Entry
+from gpt_compare.parts import Entry, legend_below, quiet
 from gpt_compare.reference import Reference
 
 # Okabe and Ito's colours, told apart by colour-blind eyes too (Color Universal Design, 2008)
@@ -175,11 +175,12 @@ def _by_step(figure: Figure, entries: list[Entry], reference: Reference | None) 
             _line(axes, entry, steps[:length], 100.0 * (curve[:length] / first[:length] - 1.0))
     if reference is not None:
         _add_reference(top, reference, entries)
-    _finish(figure, top, "training loss (nats per token)")
+    top.set_ylabel("training loss (nats per token)")
+    quiet(top)
+    legend_below(figure, top.get_lines())
     for axes in below:
         axes.set_ylabel(f"% from\n{entries[0].label}", fontsize=8)
-        axes.grid(axis="y", alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
+        quiet(axes)
     (below or [top])[-1].set_xlabel(f"optimizer steps (each point the mean of {WINDOW})")
 
 
@@ -211,11 +212,12 @@ def _by_time(figure: Figure, entries: list[Entry]) -> None:
             seen = [found for found in entry.figures.validations if found[0] > 0]
             times = clock[[step - 1 for step, *_ in seen]] / unit
             _line(axes, entry, times, np.array([found[2 if in_bytes else 1] for found in seen]))
-    _finish(figure, top, "training loss\n(nats per token)" if between else "training loss (nats per token)")
+    top.set_ylabel("training loss\n(nats per token)" if between else "training loss (nats per token)")
+    quiet(top)
+    legend_below(figure, top.get_lines())
     for axes in below:
         axes.set_ylabel("bits per byte\nof held-out text" if in_bytes else "validation loss")
-        axes.grid(axis="y", alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
+        quiet(axes)
         for line in axes.get_lines():
             line.set_marker("o")
             line.set_markersize(3.5)
@@ -235,14 +237,3 @@ def _with_start(entry: Entry) -> str:
 
 def _line(axes: Axes, entry: Entry, x: np.ndarray, y: np.ndarray, label: str | None = None) -> None:
     axes.plot(x, y, color=entry.colour, linestyle=entry.line, linewidth=1.6, label=label or entry.label)
-
-
-def _finish(figure: Figure, axes: Axes, label: str) -> None:
-    axes.set_ylabel(label)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", alpha=0.25)
-    # below, where no curve is; a dash pattern needs room to be recognized
-    handles = list(axes.get_lines())
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=9, handlelength=4
-    )

@@ -19,22 +19,24 @@ from gpt_compare.figures import SPREAD, WINDOW, Row
 from gpt_compare.request import ENDS
 
 MARKDOWN_NAME, PAGE_NAME = "report.md", "report.html"
-HELLASWAG = "HellaSwag"
+HELLASWAG, GENERATION = "HellaSwag", "texts, tokens/s"
+JOULES, DOLLARS = "J for 10^6 tokens", "$ for 10^9 tokens"
 PLACE = ("backend", "device", "processors", "omp_num_threads")
 COLUMNS = (
-    "", "ms a step", "tokens/s", "MFU", "peak memory", "power", "energy", "price", "kernels", "compiling",
-    "first step after", "steps", "loss", "validation", "bits per byte", HELLASWAG, "gap", "training",
-    "in all", "made with",
+    "", "ms a step", "tokens/s", "MFU", "peak memory", "power", JOULES, DOLLARS, "kernels", "compiling",
+    "first step after", "steps", "loss", "validation", "bits per byte", HELLASWAG, "gap", GENERATION,
+    "training", "in all", "made with",
 )  # fmt: skip
 LOW, _, HIGH = SPREAD
 NOTES = {
     "ms a step": f"median, and the {LOW}th to {HIGH}th percentile, over the second half of the steps; data "
     "included, evaluation and saving left out; of several turns the middle one, and behind it all medians",
-    "tokens/s, MFU": "at the median",
+    "tokens/s": "at the median",
+    "MFU": "at the median, of the device's peak",
     "peak memory": "allocated on a GPU, of the whole process on a CPU",
     "power": "of the whole device by its own counter, mean over the second half of training",
-    "energy": "power over tokens/s, for a million tokens",
-    "price": "dollars for a billion tokens, from --price-per-hour",
+    JOULES: "power over tokens/s",
+    DOLLARS: "from tokens/s and --price-per-hour",
     "kernels": "that a step launches, by the framework's own profiler; on a CPU operations",
     "compiling": "in which the framework's compilers worked; what its cache on disk holds is not compiled",
     "steps": "taken in the time that each had",
@@ -44,6 +46,7 @@ NOTES = {
     "bits per byte": "the validation loss over the bytes of the tokens scored, whatever the vocabulary",
     HELLASWAG: "acc_norm after the last step, and its standard error",
     "gap": f"largest distance of the loss from the first competitor's, both means over {WINDOW} steps",
+    GENERATION: "so many texts continued at once: tokens added to all of them",
     "training": "sum of all steps, the first included",
     "in all": "the process, with two evaluations and saving",
 }
@@ -70,8 +73,8 @@ def cells(row: Row, comparison: Comparison) -> list[str]:
         _or_blank("{:.1%}", f.mfu),
         f"{f.peak_memory_bytes / 1e9:.2f} GB",
         _or_blank("{:.0f} W", row.watts),
-        _or_blank("{:,.0f} J", None if joules is None else 1e6 * joules),
-        _or_blank("${:,.2f}", dollars),
+        _or_blank("{:,.0f}", None if joules is None else 1e6 * joules),
+        _or_blank("{:,.2f}", dollars),
         _or_blank("{:,.0f}", None if row.breakdown is None else row.breakdown.launched),
         _or_blank("{:.1f} s", row.compile_seconds),
         _or_blank("{:.1f} s", row.first_step_after),
@@ -81,6 +84,7 @@ def cells(row: Row, comparison: Comparison) -> list[str]:
         _or_blank("{:.4f}", f.bits_per_byte),
         _hellaswag(f.besides),
         _or_blank("{:.2g} %", None if row.gap is None else 100.0 * row.gap),
+        ", ".join(f"{speed.rows}: {speed.decode:,.0f}" for speed in row.generation),
         f"{f.training_seconds:.1f} s",
         _or_blank("{:.1f} s", row.total_seconds),
         ", ".join(f"{name} {value}" for name, value in choices.items()),
@@ -111,7 +115,7 @@ def markdown(comparison: Comparison, pictures: Sequence[Path]) -> str:
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in table]
     plots = [f"![{picture.stem.replace('-', ' ')}]({picture.name})" for picture in pictures]
     warnings = [f"**{warning}**\n" for warning in comparison.warnings]
-    notes = [f"- *{name}*: {how}" for name, how in NOTES.items() if name.split(",")[0] in heading]
+    notes = [f"- *{name}*: {how}" for name, how in NOTES.items() if name in heading]
     made = f"# {comparison.title}\n\n{origin(comparison)}\n\n```sh\n{comparison.command}\n```\n"
     samples = [f"\n{row.label} at its end:\n\n{_quoted(row.sample)}" for row in comparison.rows if row.sample]
     return "\n".join([made, *warnings, *lines, "", *notes, "", *plots, *samples]) + "\n"

@@ -49,7 +49,7 @@ class Point:
 
 
 def points_of(argv: Sequence[str]) -> list[Point]:
-    """Every combination of the lists, in the order given.
+    """Every combination of the lists, in the order given, each once.
 
     Raises:
         InputError: If a batch size or a context is not a positive number.
@@ -58,15 +58,16 @@ def points_of(argv: Sequence[str]) -> list[Point]:
     for axis in AXES:
         parser.add_argument(f"--{axis.replace('_', '-')}", nargs="+", default=[None])
     found, rest = parser.parse_known_args(argv)
+    lists = {axis: list(dict.fromkeys(getattr(found, axis))) for axis in AXES}
     places = []
-    for values in itertools.product(*(getattr(found, axis) for axis in AXES)):
+    for values in itertools.product(*lists.values()):
         given = {axis: value for axis, value in zip(AXES, values, strict=True) if value is not None}
         for axis in ("context", "batch_size"):
             value = given.get(axis, "1")
             if not (value.isdigit() and int(value)) and (axis, value) != ("batch_size", MAX):
                 raise InputError(f"--{axis.replace('_', '-')} {value} is not a positive number")
         flags = [f"--{axis}={given[axis]}" for axis in ("preset", "context") if axis in given]
-        several = {axis: value for axis, value in given.items() if len(getattr(found, axis)) > 1}
+        several = {axis: value for axis, value in given.items() if len(lists[axis]) > 1}
         context = int(given["context"]) if "context" in given else None
         places.append(Point(several, (*rest, *flags), given.get("batch_size"), context))
     return places
@@ -100,6 +101,7 @@ def write_sweep(folder: Path, places: Sequence[tuple[Point, Comparison]]) -> Pat
     Raises:
         WriteError: If something cannot be written.
     """
+    places = _by_number(places)
     try:
         list_places(folder, [point for point, _ in places])
         _draw(places).savefig(folder / "sweep.png")
@@ -108,6 +110,19 @@ def write_sweep(folder: Path, places: Sequence[tuple[Point, Comparison]]) -> Pat
     except OSError as error:
         raise WriteError(f"cannot write the sweep in {folder}: {error.strerror or error}") from None
     return path
+
+
+def _by_number(places: Sequence[tuple[Point, Comparison]]) -> list[tuple[Point, Comparison]]:
+    """Along each axis; what is no number stands behind, in its order."""
+    words = list(dict.fromkeys(value for point, _ in places for value in point.values.values()))
+
+    def key(place: tuple[Point, Comparison]) -> list[tuple[bool, int]]:
+        return [
+            (False, int(value)) if value.isdigit() else (True, words.index(value))
+            for value in place[0].values.values()
+        ]
+
+    return sorted(places, key=key)
 
 
 def list_places(folder: Path, points: Sequence[Point]) -> None:
@@ -223,6 +238,7 @@ def _draw(places: Sequence[tuple[Point, Comparison]]) -> Any:
     # matplotlib takes two seconds, which --help would spend too
     from matplotlib.figure import Figure
 
+    from gpt_compare.parts import legend_below, quiet
     from gpt_compare.plots import DPI, WIDTH, entries_of
 
     figure = Figure(figsize=(WIDTH, 5.6), dpi=DPI, layout="constrained")
@@ -244,14 +260,10 @@ def _draw(places: Sequence[tuple[Point, Comparison]]) -> Any:
     for axes in (top, bottom):
         axes.set_ylim(0.0, 1.08 * axes.dataLim.ymax)
         axes.yaxis.set_major_formatter("{x:,.10g}")
-        axes.grid(axis="y", alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
+        quiet(axes)
     bottom.set_xticks(range(len(places)), ["\n".join(point.values.values()) for point, _ in places])
     bottom.set_xlabel(_axes(places))
-    handles, _ = top.get_legend_handles_labels()
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=9, handlelength=4
-    )
+    legend_below(figure, top.get_legend_handles_labels()[0])
     return figure
 
 
