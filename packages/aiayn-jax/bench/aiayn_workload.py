@@ -14,7 +14,7 @@ import numpy as np
 from aiayn_jax.config import TransformerConfig, preset
 from aiayn_jax.parameters import PairBatch
 from gpt_data.batch import IGNORE
-from gpt_trainer.schedules import noam_schedule
+from gpt_trainer.schedules import noam
 
 BLOCK = 10
 """Steps between two looks at the clock."""
@@ -73,7 +73,7 @@ class Case:
 
 def learning_rate(config: TransformerConfig, step: int) -> float:
     """The paper's, for any width."""
-    return noam_schedule(step, peak=(config.d_model * 4000) ** -0.5, warmup=4000)
+    return noam(step, peak=(config.d_model * 4000) ** -0.5, warmup=4000)
 
 
 def make_batches(case: Case, count: int = 4) -> list[PairBatch]:

@@ -9,7 +9,7 @@ import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
-from gpt_trainer.schedules import noam_schedule
+from gpt_trainer.schedules import noam
 from gpt_trainer.settings import sections
 
 from aiayn_jax.config import PRESETS, Sizes, TransformerConfig
@@ -145,7 +145,7 @@ class RunConfig:
         del end
         schedule = self.schedule
         peak = schedule.lr_scale / math.sqrt(self.model.d_model * schedule.warmup)
-        return noam_schedule(step, peak=peak, warmup=schedule.warmup)
+        return noam(step, peak=peak, warmup=schedule.warmup)
 
 
 PRESET_OF = {"numbers": "demo", "pairs": "small", "multi30k": "small", "wmt14": "base"}

@@ -1,13 +1,25 @@
 """Learning-rate schedules: pure functions of the step.
 
-All begin with a linear warm-up, ``peak * (step + 1) / (warmup + 1)``, so that the first step already
-learns and the peak is reached at ``step == warmup``.
+All but noam begin with a linear warm-up, ``peak * (step + 1) / (warmup + 1)``, so that the first step
+already learns and the peak is reached at ``step == warmup``; from there, with x the share of the way to
+``total`` and f the floor:
+
+    constant  peak
+    cosine    peak (f + (1 - f) (1 + cos(pi x)) / 2)
+    linear    peak (1 - (1 - f) x)
+    wsd       peak until the last ``decay`` of the run, then as linear: warm-up, stable, decay
+    noam      linear warm-up, then peak times the root of warmup / (step + 1)
+
+References:
+    Cosine: Loshchilov and Hutter 2017; Brown et al. 2020, appendix B (they count tokens, we count steps).
+    Wsd: Hu et al. 2024 (MiniCPM), section 4; they decay exponentially, we decay linearly.
+    Noam: Vaswani et al. 2017, equation 3.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 Schedule = Literal["cosine", "linear", "constant", "wsd", "noam"]
 
@@ -17,124 +29,53 @@ def ends(schedule: str) -> bool:
     return schedule in ("cosine", "linear", "wsd")
 
 
-def _warmup(step: int, peak: float, warmup: int) -> float:
-    return peak * (step + 1) / (warmup + 1)
-
-
-def _progress(step: int, start: int, total: int) -> float:
-    """Share of the way from ``start`` to ``total``, within [0, 1]."""
-    if start > total:
-        raise ValueError(f"warmup={start} exceeds total={total}")
-    return min(1.0, (step - start) / max(1, total - start))
-
-
-def cosine_schedule(step: int, *, peak: float, warmup: int, total: int, floor: float = 0.1) -> float:
-    """Linear warm-up, then half a cosine down to ``floor * peak``.
+def learning_rate(
+    schedule: str,
+    step: int,
+    *,
+    peak: float,
+    warmup: int,
+    total: int,
+    floor: float = 0.1,
+    decay: float = 0.2,
+) -> float:
+    """The learning rate of a schedule at ``step``.
 
     Args:
         step: Optimizer steps already taken, from 0.
         warmup: Warm-up length in steps (not tokens); 0 means none.
+        total: Step at which the floor is reached.
+        floor: Last rate as a fraction of ``peak``.
+        decay: Share of ``total`` in which wsd decays; cut short if the warm-up reaches into it.
 
     Raises:
-        ValueError: If ``warmup > total``.
-
-    References:
-        Loshchilov and Hutter 2017; Brown et al. 2020, appendix B (they count tokens; we count steps).
+        ValueError: If there is no such schedule, or one that ends does so before its warm-up.
     """
-    share = _progress(step, warmup, total)
+    if schedule not in get_args(Schedule):
+        raise ValueError(f"schedule={schedule!r} is not one of {', '.join(get_args(Schedule))}")
+    if schedule == "noam":
+        return noam(step, peak=peak, warmup=warmup)
+    if ends(schedule) and warmup > total:
+        raise ValueError(f"warmup={warmup} exceeds total={total}")
     if step < warmup:
-        return _warmup(step, peak, warmup)
-    return peak * (floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * share)))
-
-
-def linear_schedule(step: int, *, peak: float, warmup: int, total: int, floor: float = 0.1) -> float:
-    """Linear warm-up, then a straight line down to ``floor * peak``.
-
-    Args:
-        step: Optimizer steps already taken, from 0.
-        warmup: Warm-up length in steps; 0 means none.
-
-    Raises:
-        ValueError: If ``warmup > total``.
-    """
-    share = _progress(step, warmup, total)
-    if step < warmup:
-        return _warmup(step, peak, warmup)
+        return peak * (step + 1) / (warmup + 1)
+    if schedule == "constant":
+        return peak
+    start = max(warmup, total - round(decay * total)) if schedule == "wsd" else warmup
+    share = min(1.0, max(0, step - start) / max(1, total - start))
+    if schedule == "cosine":
+        return peak * (floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * share)))
     return peak * (1.0 - (1.0 - floor) * share)
 
 
-def constant_schedule(step: int, *, peak: float, warmup: int) -> float:
-    """Linear warm-up, then ``peak`` for ever.
+def noam(step: int, *, peak: float, warmup: int) -> float:
+    """The paper's ``d_model^-0.5 * min(s^-0.5, s * warmup^-1.5)``, scaled from its own peak to ``peak``.
 
-    Args:
-        step: Optimizer steps already taken, from 0.
-        warmup: Warm-up length in steps; 0 means none.
-    """
-    return _warmup(step, peak, warmup) if step < warmup else peak
-
-
-def wsd_schedule(
-    step: int, *, peak: float, warmup: int, total: int, floor: float = 0.1, decay: float = 0.2
-) -> float:
-    """Warm-up, stable, decay: ``peak`` until the last ``decay`` of the run, then a line to the floor.
-
-    Args:
-        step: Optimizer steps already taken, from 0.
-        warmup: Warm-up length in steps; 0 means none.
-        decay: Share of ``total`` in which the rate decays; cut short if the warm-up reaches into it.
-
-    Raises:
-        ValueError: If ``warmup > total``.
-
-    References:
-        Hu et al. 2024 (MiniCPM), section 4; they decay exponentially, we decay linearly.
-    """
-    if warmup > total:
-        raise ValueError(f"warmup={warmup} exceeds total={total}")
-    if step < warmup:
-        return _warmup(step, peak, warmup)
-    start = max(warmup, total - round(decay * total))
-    if step < start:
-        return peak
-    return peak * (1.0 - (1.0 - floor) * _progress(step, start, total))
-
-
-def noam_schedule(step: int, *, peak: float, warmup: int) -> float:
-    """Linear warm-up, then decay with the inverse root of the step.
-
-    The paper's ``d_model^-0.5 * min(s^-0.5, s * warmup^-1.5)`` peaks at ``(d_model * warmup)^-0.5``;
-    here the peak is given instead, so that the schedule compares with the others.
+    That is ``(d_model * warmup)^-0.5``; with a peak that is given it compares with the others.
 
     Args:
         step: Optimizer steps already taken, from 0; ``s`` is ``step + 1``.
         warmup: Warm-up length in steps; 0 counts as 1.
-
-    References:
-        Vaswani et al. 2017, equation 3.
     """
     s, w = step + 1, max(1, warmup)
     return peak * math.sqrt(w) * min(math.pow(s, -0.5), s * math.pow(w, -1.5))
-
-
-def learning_rate(
-    schedule: str, step: int, *, peak: float, warmup: int, total: int, floor: float, decay: float
-) -> float:
-    """The learning rate of a named schedule at ``step``.
-
-    Args:
-        step: Optimizer steps already taken, from 0.
-
-    Raises:
-        ValueError: If there is no such schedule, or ``warmup > total``.
-    """
-    if schedule == "cosine":
-        return cosine_schedule(step, peak=peak, warmup=warmup, total=total, floor=floor)
-    if schedule == "linear":
-        return linear_schedule(step, peak=peak, warmup=warmup, total=total, floor=floor)
-    if schedule == "constant":
-        return constant_schedule(step, peak=peak, warmup=warmup)
-    if schedule == "wsd":
-        return wsd_schedule(step, peak=peak, warmup=warmup, total=total, floor=floor, decay=decay)
-    if schedule == "noam":
-        return noam_schedule(step, peak=peak, warmup=warmup)
-    raise ValueError(f"schedule={schedule!r} is not one of cosine, linear, constant, wsd, noam")
