@@ -8,7 +8,6 @@ As a program it is the command with the toy as its only backend.
 
 from __future__ import annotations
 
-import sys
 from importlib.metadata import EntryPoint
 from typing import Any
 
@@ -112,4 +111,4 @@ if __name__ == "__main__":
     from hellaswag_eval.commands import main
 
     backend.entry_points = lambda group: [EntryPoint("gpt-toy", f"{__name__}:SPEC", group)]
-    main(sys.argv[1:])
+    main()

@@ -13,12 +13,14 @@ import hellaswag_eval.models as models
 import numpy as np
 import pytest
 from gpt_data.batch import Batch
+from gpt_data.terminal import guarded
 from gpt_trainer.backend import BackendSpec
 from gpt_trainer.checkpoint import CheckpointState, save_checkpoint
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import init_parameters
-from hellaswag_eval import commands, encode_items, evaluate_backend, read_items
+from hellaswag_eval import encode_items, evaluate_backend, read_items
 from hellaswag_eval.models import encoder
+from hellaswag_eval.score_command import run as score
 from hellaswag_toy import ToyBackend, ToyModel, spec
 
 CONFIG = ModelConfig(1, 1, 8, 64, 257)
@@ -55,10 +57,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def call(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as caught:
-        commands.main([str(argument) for argument in arguments])
-    assert isinstance(caught.value.code, int)
-    return caught.value.code
+    return guarded("hellaswag-eval", lambda: score([str(argument) for argument in arguments]))
 
 
 def test_json_holds_what_the_library_finds(

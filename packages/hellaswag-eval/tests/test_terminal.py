@@ -78,12 +78,13 @@ from hellaswag_eval.commands import main
 class Finder:
     @staticmethod
     def find_spec(name, path=None, target=None):
-        if name == sys.argv[1]:
+        if name == wanted:
             os.kill(os.getpid(), signal.SIGINT)
 
-assert sys.argv[1] not in sys.modules, "it is imported before Ctrl-C is answered"
+wanted = sys.argv.pop(1)
+assert wanted not in sys.modules, "it is imported before Ctrl-C is answered"
 sys.meta_path.insert(0, Finder)
-main(sys.argv[2:])
+main()
 """
 
 

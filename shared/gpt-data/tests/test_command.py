@@ -11,10 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gpt_data.command import run
 from gpt_data.dataset import Dataset
+from gpt_data.prepare_command import prepare_command
+from gpt_data.terminal import guarded
 
 COMMAND = [sys.executable, "-c", "from gpt_data.command import main; main()"]
+
+
+def run(argv: list[str]) -> int:
+    return guarded("gpt-data-prepare", lambda: prepare_command(argv))
 
 
 def arguments(source: str, out: Path, *more: str) -> list[str]:

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 from gpt_data.cache import cached_dataset
-from gpt_data.command import run
 from gpt_data.dataset import Dataset
 from gpt_data.errors import InputError
 from gpt_data.loader import BatchLoader
 from gpt_data.parts import Part, parse_part
 from gpt_data.prepare import prepare
+from gpt_data.prepare_command import prepare_command
 from gpt_data.sources.hub import HubDataset, HubName
 from gpt_data.sources.standard_library import StandardLibrary
 from gpt_data.sources.text_files import TextFiles
@@ -158,9 +158,9 @@ def test_the_command_says_what_to_do_with_a_part(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     common = [f"--data=text:{folder}", "--tokenizer=bytes", "--plain"]
-    assert run([*common, "--part=1/2", f"--out={tmp_path}/t/one"]) == 0
+    assert prepare_command([*common, "--part=1/2", f"--out={tmp_path}/t/one"]) == 0
     assert (
         f"train with --data shards:{tmp_path}/t, once all parts of 1/2 lie there" in capsys.readouterr().out
     )
-    assert run([*common, "--part=3/2", f"--out={tmp_path}/t/two"]) == 65
-    assert "part '3/2' is none of" in capsys.readouterr().err
+    with pytest.raises(InputError, match="part '3/2' is none of"):
+        prepare_command([*common, "--part=3/2", f"--out={tmp_path}/t/two"])

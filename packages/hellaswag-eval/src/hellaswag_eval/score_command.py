@@ -72,8 +72,11 @@ class Options:
     shapes: int = MOST_SHAPES
 
 
-def run(argv: Sequence[str]) -> int:
+def run(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit status is 0.
+
+    Args:
+        argv: Arguments; those of the process if None.
 
     Raises:
         InputError: If a flag is unknown, or the data cannot be read.
@@ -83,7 +86,10 @@ def run(argv: Sequence[str]) -> int:
         EvaluationStoppedError: If a signal came.
     """
     options: Options = parse_flags(
-        argv, {"options": Options}, prog="hellaswag-eval", description="Score a model on HellaSwag."
+        sys.argv[1:] if argv is None else argv,
+        {"options": Options},
+        prog="hellaswag-eval",
+        description="Score a model on HellaSwag.",
     ).options
     _check(options)
     items = choose(read_items(options.data), options.limit, options.seed)

@@ -46,16 +46,21 @@ class PrepareOptions:
     plain: bool = False
 
 
-def prepare_command(name: str, argv: Sequence[str]) -> int:
-    """Prepare what the flags say.
+def prepare_command(argv: Sequence[str] | None = None) -> int:
+    """Prepare what the flags say; the exit status is 0.
+
+    Args:
+        argv: Arguments; those of the process if None.
 
     Raises:
         InputError: If it cannot be prepared.
     """
-    flags = parse_flags(
-        argv, {"options": PrepareOptions}, prog=name, description=PrepareOptions.__doc__ or ""
-    )
-    options: PrepareOptions = flags.options
+    options: PrepareOptions = parse_flags(
+        sys.argv[1:] if argv is None else argv,
+        {"options": PrepareOptions},
+        prog="gpt-data-prepare",
+        description=PrepareOptions.__doc__ or "",
+    ).options
     stop = StopFlag()
     with watched(stop, plain=options.plain or not sys.stderr.isatty()) as show:
         dataset = prepare(
