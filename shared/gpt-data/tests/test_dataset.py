@@ -131,10 +131,17 @@ def test_a_verified_file_is_not_hashed_again_until_it_changes(
     os.utime(folder / "val-00000.bin", ns=(1, 1))
     Dataset.open(folder)
     assert hashed == ["val-00000.bin"]
+    # another file in its place, of its size and time, as one that was copied or restored
+    status = (folder / "val-00000.bin").stat()
+    shutil.copy2(folder / "val-00000.bin", folder / "other")
+    (folder / "other").replace(folder / "val-00000.bin")
+    assert (folder / "val-00000.bin").stat().st_mtime_ns == status.st_mtime_ns
+    Dataset.open(folder)
+    assert hashed == 2 * ["val-00000.bin"]
     monkeypatch.setattr(verify, "load_tokenizer", load_tokenizer)
     (folder / ".verified.json").write_bytes(b"\xff[")
     Dataset.open(folder)
-    assert len(hashed) == 1 + len(data_files(folder)) - 1
+    assert len(hashed) == 2 + len(data_files(folder)) - 1
 
 
 def edit(content: dict[str, Any], key: str, value: Any) -> None:
@@ -214,6 +221,15 @@ def test_published_shards_are_read_as_they_are(tmp_path: Path) -> None:
     first = dataset.fingerprint
     published(tmp_path, "edu_fineweb_val_000000.bin", [50256, 7, 8])
     assert Dataset.open(tmp_path).fingerprint != first
+
+
+def test_both_ends_of_a_published_shard_tell_it_from_others(tmp_path: Path) -> None:
+    # longer than what is read at either end
+    found = set[str]()
+    for first, last in ((1, 1), (2, 1), (1, 2)):
+        published(tmp_path, "x_train_0.bin", [50256, first, *[0] * 1_100_000, last])
+        found.add(Dataset.open(tmp_path).fingerprint)
+    assert len(found) == 3
 
 
 def test_published_shards_need_a_tokenizer_that_fits(tmp_path: Path) -> None:

@@ -154,6 +154,19 @@ def test_waits_double_up_to_the_cap_and_end_with_the_budget() -> None:
     assert 6 < len(starts) < 30
 
 
+def test_a_record_that_arrives_renews_the_budget() -> None:
+    def hourly(start: int) -> Iterator[dict[str, str]]:
+        if start < 40:
+            yield {"text": f"{start}"}
+            raise ConnectionError("down")
+
+    waited: list[float] = []
+    policy = RetryPolicy(first_wait=1.0, longest_wait=8.0, budget=2.0)
+    source = HubDataset(HubName("a/b"), LIMIT, pin={}, retry=policy, open_stream=hourly, sleep=waited.append)
+    assert [record["text"] for record in source.records()] == [f"{start}" for start in range(40)]
+    assert sum(waited) > 10 * policy.budget
+
+
 def test_a_stop_is_heard_while_waiting() -> None:
     asked = threading.Event()
 

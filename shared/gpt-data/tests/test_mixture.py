@@ -9,7 +9,7 @@ import pytest
 from gpt_data.cache import cached_dataset
 from gpt_data.errors import InputError
 from gpt_data.loader import BatchLoader
-from gpt_data.mixture import BLOCK, Mixture, long_enough, mix, parse_mixture
+from gpt_data.mixture import BLOCK, Mixture, long_enough, mix, parse_mixture, quotas_of
 from gpt_data.prepare import prepare
 from gpt_data.stream import TokenStream
 
@@ -58,6 +58,23 @@ def test_a_batch_is_a_function_of_seed_and_step_and_ranks_share_it(mixture: Mixt
             assert np.array_equal(parts, whole[step])
     other = BatchLoader(mixture, rows=12, context=8, seed=6)
     assert not np.array_equal(other.batch(0).tokens, whole[0])
+
+
+def test_streams_of_one_length_are_shuffled_each_in_an_order_of_its_own(
+    tmp_path: Path, make_stream: MakeStream
+) -> None:
+    streams = {}
+    for number in range(2):
+        streams["ab"[number]] = make_stream([100 * number + i // 8 for i in range(8 * 50 + 1)])
+        (tmp_path / "train-0.bin").rename(tmp_path / f"s{number}.bin")
+    rows = shown(BatchLoader(mix(streams, {"a": 1.0, "b": 1.0}), rows=100, context=8, seed=3), range(5))
+    orders = [[token % 100 for token in rows if token // 100 == stream][:50] for stream in range(2)]
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(50))
+    assert orders[0] != orders[1]
+
+
+def test_a_row_that_rounding_leaves_goes_to_who_lost_most_by_it() -> None:
+    assert quotas_of({"a": 0.33331, "b": 0.33335, "c": 0.33334}) == (3333, 3334, 3333)
 
 
 def test_evaluation_takes_each_streams_first_rows_up_to_the_first_end(mixture: Mixture) -> None:
