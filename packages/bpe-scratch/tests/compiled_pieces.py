@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 from bpe_scratch.compiled.cuts import cut_pieces
-from bpe_scratch.compiled.encoder import encoding_state, padded
+from bpe_scratch.compiled.encoder import encoding_state
 from bpe_scratch.compiled.kernel import kernel
 from bpe_scratch.compiled.memory import address, load_int
+from bpe_scratch.compiled.utf8 import Texts
 
 
 @kernel
@@ -28,7 +29,8 @@ def cut_all(states: Any, text: Any, bounds: Any, ends: Any) -> Any:
 
 
 def cut(pattern: str, text: str) -> list[str]:
-    raw = text.encode()
+    raw, texts = text.encode(), Texts()
+    texts.extend([raw])
     state, ends = encoding_state(pattern), np.empty(len(raw), dtype=np.int64)
-    number = cut_all(state.record, *padded([raw]), ends)
+    number = cut_all(state.record, texts.text, texts.bounds, ends)
     return [raw[a:b].decode() for a, b in pairwise([0, *ends[:number].tolist()])]

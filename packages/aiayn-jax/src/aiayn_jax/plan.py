@@ -47,7 +47,6 @@ def make_plan(
     unroll: bool = False,
     wide_logits: bool = True,
     deterministic: bool = True,
-    preallocate: bool = False,
     devices: int = 1,
 ) -> Plan:
     """Choose the device, and settle what ``"auto"`` leaves open.
@@ -67,7 +66,7 @@ def make_plan(
     ):
         if value not in allowed:
             raise ValueError(f"{name}={value!r} is not one of {', '.join(allowed)}")
-    layout = Layout(tuple(choose_devices(device, devices, preallocate=preallocate)))
+    layout = Layout(tuple(choose_devices(device, devices, preallocate=False)))
     missing = _cudnn_obstacles(config, precision, layout.here, deterministic=deterministic)
     if attention == "cudnn" and missing:
         raise ValueError(f"attention='cudnn' needs {' and '.join(missing)}; use attention='written'")

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 from bpe_scratch.byte_alphabet import CHAR_TO_BYTE, from_printable
 from bpe_scratch.errors import FileFormatError, TokenizerError, WriteError
@@ -18,14 +18,6 @@ from bpe_scratch.vocabulary import Vocabulary
 MAX_FILE_BYTES = 256 * 2**20
 """Largest tokenizer file that is read."""
 BOM = b"\xef\xbb\xbf"
-
-
-class Parts(NamedTuple):
-    """What a tokenizer file holds."""
-
-    vocabulary: Vocabulary
-    pattern: str  # a name or an expression
-    special_tokens: Mapping[str, int]
 
 
 def decoded(raw: bytes, path: Path, line: int = 1) -> str:

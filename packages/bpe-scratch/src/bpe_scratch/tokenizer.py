@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from bpe_scratch.decoders import Decoder, TokenStream
 from bpe_scratch.encoders import IdArray
-from bpe_scratch.files import Parts, read_gpt2, read_text, replacing
+from bpe_scratch.files import read_gpt2, read_text, replacing
 from bpe_scratch.layers import Layer, make_encoder, resolve_layer
 from bpe_scratch.patterns import refuse_lone_text, resolve_pattern
 from bpe_scratch.special import END_OF_TEXT, all_token_bytes, check_allowed, check_special, split_special
@@ -60,8 +60,8 @@ class Tokenizer:
     @classmethod
     def from_json(cls, text: str, name: str = "tokenizer.json") -> Self:
         """Read the text of a ``tokenizer.json``; ``name`` is the file's, for messages."""
-        parts = parse_tokenizer_json(text, name)
-        return cls(parts.vocabulary, pattern=parts.pattern, special_tokens=parts.special_tokens)
+        vocabulary, pattern, special = parse_tokenizer_json(text, name)
+        return cls(vocabulary, pattern=pattern, special_tokens=special)
 
     @classmethod
     def from_gpt2(cls, vocab_path: Path | str, merges_path: Path | str, *, pattern: str = "gpt2") -> Self:
@@ -128,7 +128,7 @@ class Tokenizer:
 
     @cached_property
     def _json(self) -> str:
-        return format_tokenizer_json(Parts(self.vocabulary, self.pattern, self.special_tokens))
+        return format_tokenizer_json(self.vocabulary, self.pattern, self.special_tokens)
 
     @cached_property
     def _encoder(self) -> Any:

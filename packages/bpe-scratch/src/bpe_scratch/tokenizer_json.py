@@ -13,9 +13,10 @@ from typing import Any
 
 from bpe_scratch.byte_alphabet import to_printable
 from bpe_scratch.errors import FileFormatError, TokenizerError
-from bpe_scratch.files import Parts, build_vocabulary, check_ids, load_json
+from bpe_scratch.files import build_vocabulary, check_ids, load_json
 from bpe_scratch.patterns import resolve_pattern
 from bpe_scratch.special import check_special
+from bpe_scratch.vocabulary import Vocabulary
 
 _ANYTHING: tuple[object, ...] = ()
 """Any value: the field makes no difference here."""
@@ -46,19 +47,18 @@ _SPLIT = {"type": ("Split",), "pattern": _ANYTHING, "behavior": ("Isolated",), "
 _TEMPLATE = {"type": _ANYTHING, "single": _ANYTHING, "pair": _ANYTHING, "special_tokens": ({},)}
 
 
-def format_tokenizer_json(parts: Parts) -> str:
-    """The text of a ``tokenizer.json``."""
-    vocabulary = parts.vocabulary
+def format_tokenizer_json(vocabulary: Vocabulary, pattern: str, special_tokens: Mapping[str, int]) -> str:
+    """The text of a ``tokenizer.json``; the pattern is a name or an expression."""
     vocab = {to_printable(token): index for index, token in enumerate(vocabulary.tokens) if token is not None}
     text = {index: printable for printable, index in vocab.items()}
-    special = sorted((index, content) for content, index in parts.special_tokens.items())
+    special = sorted((index, content) for content, index in special_tokens.items())
     document = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": [{"id": index, "content": content, **_FLAGS} for index, content in special],
         "normalizer": None,
-        "pre_tokenizer": _pre_tokenizer(parts.pattern),
+        "pre_tokenizer": _pre_tokenizer(pattern),
         "post_processor": None,
         "decoder": _byte_level(use_regex=True),
         "model": {
@@ -90,8 +90,8 @@ def _pre_tokenizer(pattern: str) -> dict[str, Any]:
     return {"type": "Sequence", "pretokenizers": [split, whole]}
 
 
-def parse_tokenizer_json(text: str, name: str) -> Parts:
-    """Read a ``tokenizer.json``, refusing what this package would not reproduce id for id.
+def parse_tokenizer_json(text: str, name: str) -> tuple[Vocabulary, str, dict[str, int]]:
+    """Vocabulary, pattern and special tokens, refusing what this package would not reproduce id for id.
 
     Raises:
         FileFormatError: Naming the file, here ``name``, and the field or entry.
@@ -113,7 +113,7 @@ def parse_tokenizer_json(text: str, name: str) -> Parts:
         ordinary = {token: index for token, index in vocab.items() if token not in special}
         whole = bool(model.get("ignore_merges"))
         vocabulary = build_vocabulary(ordinary, merges, name, name, whole_pieces=whole, entry="merge")
-        return Parts(vocabulary, pattern, check_special(special, vocabulary))
+        return vocabulary, pattern, check_special(special, vocabulary)
     except FileFormatError as error:
         known = str(error).startswith(f"{name}: ")
         raise error if known else FileFormatError(f"{name}: {error}") from None

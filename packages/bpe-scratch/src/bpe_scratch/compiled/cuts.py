@@ -20,7 +20,7 @@ import numpy as np
 
 from bpe_scratch.compiled.kernel import inner
 from bpe_scratch.compiled.memory import bytes_within, load8, lowest_bit, set_bits, store_int
-from bpe_scratch.compiled.pieces import KINDS, class_at, contraction_end, piece_end
+from bpe_scratch.compiled.pieces import GPT2, class_at, contraction_end, piece_end
 from bpe_scratch.unicode_classes import LETTER, NUMBER, SPACE, UPPER
 
 BATCH = 512
@@ -28,7 +28,6 @@ CUTS = BATCH + 128
 """Room that a list of cuts needs: a window may begin when there is room for none of its pieces."""
 BEHIND = 4
 _MIDDLE = 56
-_GPT2 = KINDS["gpt2"]
 _ALL, _ONE, _NONE = np.uint64(0xFFFFFFFFFFFFFFFF), np.uint64(1), np.uint64(0)
 _DECIDED = np.uint64((1 << _MIDDLE) - 1)
 
@@ -130,7 +129,7 @@ def cut_pieces(s, i, begin, end):
     64 after ``end``.
     """
     m, at = 0, i
-    if s.kind == _GPT2:
+    if s.kind == GPT2:
         while at < end and m <= BATCH:
             m = write_bits(s.cuts, m, at, gpt2_starts(s, at, begin, end))
             at += _MIDDLE

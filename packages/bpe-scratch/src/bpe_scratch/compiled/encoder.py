@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -27,19 +26,6 @@ _GROWTH = 2  # of the power of two: to move all words costs more than the memory
 # memory that is never written is never taken
 _ARENA, _POOL = 1 << 25, 1 << 23
 _BUDGET = 1 << 20  # merges of a long piece between two looks at Ctrl-C
-# windows of 64 bytes reach a little beyond both ends of the text
-_PADDING = b"\0" * 64
-
-
-def padded(parts: Sequence[bytes]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """Bytes joined, with room to read beyond both ends.
-
-    Returns:
-        ``(text, bounds)``: document ``i`` is ``text[bounds[i]:bounds[i + 1]]``.
-    """
-    bounds = [*accumulate(map(len, parts), initial=len(_PADDING))]
-    text = np.frombuffer(b"".join([_PADDING, *parts, _PADDING]), dtype=np.uint8)
-    return text, np.array(bounds, dtype=np.int64)
 
 
 def encoding_state(pattern: str) -> State:
@@ -71,13 +57,15 @@ class CompiledEncoder:
         """A table with every token as a known piece."""
         tokens, longest = self._vocabulary.tokens, encoding.LONGEST_SHORT
         items = [(i, token) for i, token in enumerate(tokens) if token and len(token) <= longest]
-        text, bounds = padded([token for _, token in items])
+        known = Texts()
+        known.extend([token for _, token in items])
         # at most half full
         log = max(_FIRST_LOG, (2 * len(items)).bit_length())
-        arena, pool = max(_ARENA, 2 * text.size + 32 * len(items)), max(_POOL, text.size)
+        arena, pool = max(_ARENA, 2 * len(known) + 32 * len(items)), max(_POOL, len(known))
         words = WordTable(self._state, log, arena, pool)
         indexes = np.array([i for i, _ in items], dtype=np.int64)
-        encoding.enter_tokens(self._state.record, text, bounds, self._vocabulary.whole_pieces, indexes)
+        whole = self._vocabulary.whole_pieces
+        encoding.enter_tokens(self._state.record, known.text, known.bounds, whole, indexes)
         return words
 
     def encode(self, text: str) -> list[int]:

@@ -11,7 +11,8 @@ from bpe_scratch.compiled.kernel import inner
 from bpe_scratch.compiled.memory import bytes_within, load8, load32, lowest_bit
 from bpe_scratch.unicode_classes import LETTER, LOWER, MARK, NUMBER, OTHER, SPACE, UPPER
 
-KINDS = {"none": 0, "whitespace": 1, "gpt2": 2, "cl100k": 3, "o200k": 4}
+_NONE, _WHITESPACE, GPT2, _CL100K, _O200K = range(5)
+KINDS = {"none": _NONE, "whitespace": _WHITESPACE, "gpt2": GPT2, "cl100k": _CL100K, "o200k": _O200K}
 _APOSTROPHE, _BLANK, _SLASH, _CR, _LF = 39, 32, 47, 13, 10
 
 
@@ -232,10 +233,10 @@ def o200k_end(s, i, end):
 @inner
 def piece_end(s, i, end):
     """End of the piece that starts at ``i``, for the pattern ``s.kind``, which is not ``gpt2``."""
-    if s.kind == 3:
+    if s.kind == _CL100K:
         return cl100k_end(s, i, end)
-    if s.kind == 4:
+    if s.kind == _O200K:
         return o200k_end(s, i, end)
-    if s.kind == 1:
+    if s.kind == _WHITESPACE:
         return whitespace_end(s, i, end)
     return end

@@ -13,8 +13,7 @@ import numpy.typing as npt
 _LINE = 64
 _ENCODING = """
     kind                                   the pattern
-    text bounds documents                  UTF-8 of [documents]; where they begin [documents + 1]
-    lengths                                [documents] receives the number of ids of each
+    text                                   UTF-8 of documents one after another
     blocks classes                         the table of Unicode classes
     cuts batch                             scratch for the pieces looked up together
     slots shift arena arena_size           the table of known pieces: 2**(64 - shift) slots; long pieces

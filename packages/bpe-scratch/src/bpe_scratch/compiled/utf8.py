@@ -6,6 +6,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
+
 import numpy as np
 import numpy.typing as npt
 
@@ -82,10 +85,14 @@ class Texts:
             if end >= 0:
                 self._bounds.append(end)
                 return
-        raw = to_utf8(plain)
+        self.extend([to_utf8(plain)])
+
+    def extend(self, parts: Sequence[bytes]) -> None:
+        """Add documents that are UTF-8 already."""
+        raw, at = b"".join(parts), self._bounds[-1]
         self._make_room(len(raw))
         self.text.data[at : at + len(raw)] = raw
-        self._bounds.append(at + len(raw))
+        self._bounds += [at + end for end in accumulate(map(len, parts))]
 
     def clear(self) -> None:
         """Forget all documents."""
