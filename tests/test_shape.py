@@ -52,7 +52,6 @@ LACKING = {
         "optimizer.py:StepScalars": "one tensor of four, which the kernel reads",
         "options.py:Options.attention": "kernels decides",
         "plan.py:LOGITS_IN_FLIGHT": "see Plan.chunk",
-        "tree.py:END_NAMES": "parameters are placed by their canonical names: Layout",
         "tree.py:leaves_from_canonical": "fill, of a Stretch",
     },
 }

@@ -16,9 +16,8 @@ from gpt_torchfunc.optimizer import (
     optimizer_update,
     step_scalars,
 )
-from gpt_torchfunc.tree import BLOCK_NAMES, END_NAMES
 from gpt_trainer.backend import OptimizerConfig
-from gpt_trainer.parameters import parameter_shapes
+from gpt_trainer.parameters import BLOCK_NAMES, END_NAMES, parameter_shapes
 
 CONFIG = OptimizerConfig(clip_norm=0.5)
 

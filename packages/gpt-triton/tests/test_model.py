@@ -12,14 +12,14 @@ import pytest
 import torch
 from gpt_data.batch import Batch
 from gpt_trainer.model_config import ModelConfig
-from gpt_trainer.parameters import Parameters
+from gpt_trainer.parameters import BLOCK_NAMES, Parameters
 from gpt_triton import reference
 from gpt_triton.dropout import dropout_keys
 from gpt_triton.loss import add_gradients
 from gpt_triton.model import Inputs, Plan, Stretch, hidden_states
 from gpt_triton.ops import Keep
 from gpt_triton.plan import KEEPS
-from gpt_triton.tree import BLOCK_NAMES, from_canonical, layout_of, to_canonical, view_as_tree
+from gpt_triton.tree import from_canonical, layout_of, to_canonical, view_as_tree
 from gpt_triton_plain import PlainModel
 
 Check = Callable[..., None]

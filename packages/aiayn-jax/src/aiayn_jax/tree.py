@@ -12,8 +12,7 @@ from typing import TypeVar
 
 import jax
 import numpy as np
-from gpt_jax.tree import padded_vocabulary
-from gpt_trainer.parameters import check_arrays
+from gpt_trainer.parameters import check_arrays, padded_vocabulary
 
 from aiayn_jax.config import TransformerConfig, parameter_shapes
 from aiayn_jax.parameters import Attention, DecoderLayer, EncoderLayer, Network, Parameters

@@ -8,42 +8,15 @@ Shapes: L blocks, V vocabulary, D width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import fields
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from gpt_trainer.model_config import ModelConfig
+from gpt_trainer.parameters import BLOCK_NAMES, END_NAMES, padded_vocabulary, parameter_shapes
 from gpt_trainer.parameters import Parameters as Canonical
-from gpt_trainer.parameters import parameter_shapes
 
 from gpt_jax.model import Block, Leaves, Parameters, field_of
-
-VOCABULARY_MULTIPLE = 128
-"""The head's product is several times slower at an odd width (50257) than at the next multiple."""
-
-END_NAMES = {
-    "wte": "transformer.wte.weight",
-    "wpe": "transformer.wpe.weight",
-    "ln_f_gain": "transformer.ln_f.weight",
-    "ln_f_bias": "transformer.ln_f.bias",
-}
-BLOCK_NAMES = {
-    "ln1_gain": "ln_1.weight",
-    "ln1_bias": "ln_1.bias",
-    "qkv_weight": "attn.c_attn.weight",
-    "qkv_bias": "attn.c_attn.bias",
-    "out_weight": "attn.c_proj.weight",
-    "out_bias": "attn.c_proj.bias",
-    "ln2_gain": "ln_2.weight",
-    "ln2_bias": "ln_2.bias",
-    "up_weight": "mlp.c_fc.weight",
-    "up_bias": "mlp.c_fc.bias",
-    "down_weight": "mlp.c_proj.weight",
-    "down_bias": "mlp.c_proj.bias",
-}
-assert list(BLOCK_NAMES) == [field.name for field in fields(Block)]
-
 
 Place = Callable[[str, np.ndarray], jax.Array]
 """Brings a leaf, by its field's name, to where it belongs, as a copy."""
@@ -52,11 +25,6 @@ Place = Callable[[str, np.ndarray], jax.Array]
 def on_one_device(_field: str, value: np.ndarray) -> jax.Array:
     """A leaf on JAX's default device."""
     return jnp.array(value)
-
-
-def padded_vocabulary(vocab_size: int) -> int:
-    """``vocab_size``, rounded up to a multiple of 128."""
-    return -(-vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
 
 def from_canonical(

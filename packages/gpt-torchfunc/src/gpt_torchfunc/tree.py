@@ -8,45 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import torch
 from gpt_trainer.model_config import ModelConfig
+from gpt_trainer.parameters import BLOCK_NAMES, END_NAMES, padded_vocabulary, parameter_shapes
 from gpt_trainer.parameters import Parameters as Canonical
-from gpt_trainer.parameters import parameter_shapes
 from jaxtyping import Float
 from torch import Tensor
 
 from gpt_torchfunc.model import LEAF_NAMES, Leaves, Parameters, from_leaves, leaves, named_leaves
 
-VOCABULARY_MULTIPLE = 128
-"""The head's product is several times slower at an odd width (50257) than at the next multiple."""
-
 ALIGN = 64
 """Elements: each view of a shared buffer begins on a 256-byte boundary."""
-
-END_NAMES = {
-    "wte": "transformer.wte.weight",
-    "wpe": "transformer.wpe.weight",
-    "ln_f_gain": "transformer.ln_f.weight",
-    "ln_f_bias": "transformer.ln_f.bias",
-}
-
-BLOCK_NAMES = {
-    "ln1_gain": "ln_1.weight",
-    "ln1_bias": "ln_1.bias",
-    "qkv_weight": "attn.c_attn.weight",
-    "qkv_bias": "attn.c_attn.bias",
-    "out_weight": "attn.c_proj.weight",
-    "out_bias": "attn.c_proj.bias",
-    "ln2_gain": "ln_2.weight",
-    "ln2_bias": "ln_2.bias",
-    "up_weight": "mlp.c_fc.weight",
-    "up_bias": "mlp.c_fc.bias",
-    "down_weight": "mlp.c_proj.weight",
-    "down_bias": "mlp.c_proj.bias",
-}
 
 
 def canonical_names(leaves: Iterable[str], config: ModelConfig) -> list[str]:
@@ -54,24 +30,12 @@ def canonical_names(leaves: Iterable[str], config: ModelConfig) -> list[str]:
     return [name for leaf in leaves for name in _names(leaf, config)]
 
 
-def padded_vocabulary(vocab_size: int) -> int:
-    """``vocab_size``, rounded up to a multiple of 128."""
-    return -(-vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
-
-
 def zeros(config: ModelConfig, device: torch.device) -> Parameters:
     """A tree of zeros."""
-    shapes = parameter_shapes(config)
-    d, n_layer = config.d_model, config.n_layer
-    blocks = {field: (n_layer, *shapes[f"transformer.h.0.{name}"]) for field, name in BLOCK_NAMES.items()}
-    ends = {
-        "wte": (padded_vocabulary(config.vocab_size), d),
-        "wpe": (config.context, d),
-        "ln_f_gain": (d,),
-        "ln_f_bias": (d,),
-    }
-    sizes = ends | blocks
-    return from_leaves([torch.zeros(sizes[name], device=device) for name in LEAF_NAMES])
+    shapes = parameter_shapes(replace(config, vocab_size=padded_vocabulary(config.vocab_size)))
+    named = {leaf: [shapes[name] for name in _names(leaf, config)] for leaf in LEAF_NAMES}
+    sizes = {leaf: each[0] if leaf in END_NAMES else (len(each), *each[0]) for leaf, each in named.items()}
+    return from_leaves([torch.zeros(size, device=device) for size in sizes.values()])
 
 
 def zeros_in_one(

@@ -9,6 +9,7 @@ of it, n of a part.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from math import prod
 from typing import NamedTuple
@@ -16,33 +17,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from gpt_trainer.model_config import ModelConfig
+from gpt_trainer.parameters import BLOCK_NAMES, padded_vocabulary, parameter_shapes
 from gpt_trainer.parameters import Parameters as Canonical
-from gpt_trainer.parameters import parameter_shapes
 from jaxtyping import Float
 from torch import Tensor
 
 from gpt_triton.model import Block, Parameters, Stretch
 
-VOCABULARY_MULTIPLE = 128
-"""The head's product is several times slower at an odd width (50257) than at the next multiple."""
 ALIGN = 64
 """Elements: 128 bytes of bfloat16."""
-
-BLOCK_NAMES = {
-    "ln1_gain": "ln_1.weight",
-    "ln1_bias": "ln_1.bias",
-    "qkv_weight": "attn.c_attn.weight",
-    "qkv_bias": "attn.c_attn.bias",
-    "out_weight": "attn.c_proj.weight",
-    "out_bias": "attn.c_proj.bias",
-    "ln2_gain": "ln_2.weight",
-    "ln2_bias": "ln_2.bias",
-    "up_weight": "mlp.c_fc.weight",
-    "up_bias": "mlp.c_fc.bias",
-    "down_weight": "mlp.c_proj.weight",
-    "down_bias": "mlp.c_proj.bias",
-}
-assert tuple(BLOCK_NAMES) == Block._fields
 
 
 class Layout(NamedTuple):
@@ -63,16 +46,10 @@ class Layout(NamedTuple):
     decay_count: int
 
 
-def padded_vocabulary(vocab_size: int) -> int:
-    """``vocab_size``, rounded up to a multiple of 128."""
-    return _round_up(vocab_size, VOCABULARY_MULTIPLE)
-
-
 @lru_cache
 def layout_of(config: ModelConfig) -> Layout:
     """Place every parameter of ``config`` on an aligned boundary: a block's matrices side by side."""
-    shapes = parameter_shapes(config)
-    shapes["transformer.wte.weight"] = (padded_vocabulary(config.vocab_size), config.d_model)
+    shapes = parameter_shapes(replace(config, vocab_size=padded_vocabulary(config.vocab_size)))
     matrices = [name for name, shape in shapes.items() if len(shape) == 2]
     in_blocks = [name for name in matrices if ".h." in name]
     embeddings = [name for name in matrices if ".h." not in name]
@@ -102,7 +79,7 @@ def view_as_tree(
         wte=leaf("transformer.wte.weight"),
         wpe=leaf("transformer.wpe.weight"),
         blocks=tuple(
-            Block(*(leaf(f"transformer.h.{layer}.{name}") for name in BLOCK_NAMES.values()))
+            Block(**{field: leaf(f"transformer.h.{layer}.{name}") for field, name in BLOCK_NAMES.items()})
             for layer in range(config.n_layer)
         ),
         ln_f_gain=leaf("transformer.ln_f.weight"),

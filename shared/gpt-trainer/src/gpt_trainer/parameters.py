@@ -1,4 +1,4 @@
-"""GPT-2's parameters by their canonical names: shapes and initial values.
+"""GPT-2's parameters by their canonical names: shapes, initial values, and what backends call them.
 
 Names and layouts are those of Hugging Face's GPT-2 safetensors file; weights are ``(in, out)``.
 Shapes: V vocabulary, T context, D model width.
@@ -24,6 +24,36 @@ OptimizerState = Mapping[str, Parameters]
 
 INIT_STD = 0.02
 TREE_NAME = re.compile(r"[a-z][a-z0-9_]*", re.ASCII)
+
+END_NAMES = {
+    "wte": "transformer.wte.weight",
+    "wpe": "transformer.wpe.weight",
+    "ln_f_gain": "transformer.ln_f.weight",
+    "ln_f_bias": "transformer.ln_f.bias",
+}
+BLOCK_NAMES = {
+    "ln1_gain": "ln_1.weight",
+    "ln1_bias": "ln_1.bias",
+    "qkv_weight": "attn.c_attn.weight",
+    "qkv_bias": "attn.c_attn.bias",
+    "out_weight": "attn.c_proj.weight",
+    "out_bias": "attn.c_proj.bias",
+    "ln2_gain": "ln_2.weight",
+    "ln2_bias": "ln_2.bias",
+    "up_weight": "mlp.c_fc.weight",
+    "up_bias": "mlp.c_fc.bias",
+    "down_weight": "mlp.c_proj.weight",
+    "down_bias": "mlp.c_proj.bias",
+}
+"""By the fields of a backend's ``Parameters`` and ``Block``; those of block N behind ``transformer.h.N.``."""
+
+VOCABULARY_MULTIPLE = 128
+"""The head's product is several times slower at an odd width (50257) than at the next multiple."""
+
+
+def padded_vocabulary(vocab_size: int) -> int:
+    """``vocab_size``, rounded up to a multiple of 128: rows of ``wte`` in a backend, the last ones zero."""
+    return -(-vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
