@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from gpt_data.batch import IGNORE, Batch
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -28,9 +29,8 @@ def test_what_is_recorded_for_a_token_is_that_of_every_token(build, batch, asser
     whole, decoder = backend.logits(batch), backend.decoder(4, room=14)
     decoder.feed(batch.tokens[:, :3])
     # like a CUDA graph, a trace keeps what came of values on the host: a length, a slot
-    decoder._extend_by_one = make_fx(decoder._extend_by_one)(
-        decoder.fork(np.arange(4))._new(batch.tokens[:, 3:4])
-    )
+    fourth = torch.from_numpy(decoder.fork(np.arange(4))._sequences.append(batch.tokens[:, 3:4])).long()
+    decoder._extend_by_one = make_fx(decoder._extend_by_one)(fourth)
     for at in range(3, 13):
         assert_close(f"token {at}", decoder.feed(batch.tokens[:, at : at + 1]), whole[:, at], rel=1e-5)
 

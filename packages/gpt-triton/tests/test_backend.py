@@ -208,7 +208,7 @@ def test_what_is_recorded_for_a_token_is_that_of_every_token(
     whole, decoder = backend.logits(batch), backend.decoder(4, room=14)
     decoder.feed(batch.tokens[:, :3])
     # like a CUDA graph, a trace keeps what came of values on the host: a length, a slot
-    fourth = decoder.fork(np.arange(4))._new(batch.tokens[:, 3:4])
+    fourth = torch.from_numpy(decoder.fork(np.arange(4))._sequences.append(batch.tokens[:, 3:4]))
     decoder._extend_by_one = make_fx(decoder._extend_by_one)(fourth)
     for at in range(3, 13):
         got = decoder.feed(batch.tokens[:, at : at + 1])

@@ -23,20 +23,25 @@ def some(columns: int, rows: int = 2) -> np.ndarray:
 
 def test_positions_are_counted_behind_the_filling() -> None:
     sequences = begin(8)
-    assert sequences.append(some(4)).tolist() == [[0, 0, 0, 1], [0, 1, 2, 3]]
-    assert sequences.append(some(1)).tolist() == [[2], [4]]
+    tokens, positions, slots, first = sequences.append(some(4) + 7)
+    assert (tokens == 7).all()
+    assert positions.tolist() == [[0, 0, 0, 1], [0, 1, 2, 3]]
+    assert slots.tolist() == [[0, 1, 2, 3]] * 2
+    # filling is seen by itself alone
+    assert first.tolist() == [[0, 1, 2, 2], [0, 0, 0, 0]]
+    assert sequences.append(some(1))[1:].tolist() == [[[2], [4]], [[4], [4]], [[2], [0]]]
     # what no target depends on has the context's last position
     targets = np.array([[3, 3, 3], [3, IGNORE, IGNORE]])
-    assert sequences.append(some(3), targets).tolist() == [[3, 4, 5], [5, 5, 5]]
+    assert sequences.append(some(3), targets)[1].tolist() == [[3, 4, 5], [5, 5, 5]]
     assert sequences.length == 8
-    assert Sequences.begin(CONFIG, 2, None, None).append(some(6)).tolist() == [[*range(6)]] * 2
+    assert Sequences.begin(CONFIG, 2, None, None).append(some(6))[1].tolist() == [[*range(6)]] * 2
 
 
 def test_a_fork_goes_on_by_itself() -> None:
     sequences = begin()
     sequences.append(some(3))
     fork = sequences.fork(np.array([1, 0, 0]))
-    assert fork.append(some(1, rows=3)).tolist() == [[3], [1], [1]]
+    assert fork.append(some(1, rows=3))[1].tolist() == [[3], [1], [1]]
     assert (sequences.length, fork.length, fork.filling.tolist()) == (3, 4, [0, 2, 2])
 
 

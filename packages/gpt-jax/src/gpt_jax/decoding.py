@@ -2,8 +2,7 @@
 
 All shapes are static: the cache has room for a whole context, and new tokens are filled up to a power
 of two, so that a prompt of any length and the single tokens after it take two compilations. What is
-filled up on the right writes past the last token, where the next tokens write before any of them looks
-there, or past the end of the cache, where it is dropped.
+filled up on the right would go behind the end of the cache, and is dropped.
 
 Shapes: B rows, n new positions (filled up to m), C slots of the cache, R rows of a fork, N positions that
 are scored, D width, H heads, K head width, V vocabulary, L blocks.
@@ -31,22 +30,6 @@ from gpt_jax.optimizer import BLOCK_MATRICES
 from gpt_jax.precision import product
 
 SMALLEST_FILL = 32
-
-
-@struct.dataclass
-class New:
-    """New tokens, filled up on the right.
-
-    Attributes:
-        positions: Rows of ``wpe``.
-        slots: Of the cache, where they go.
-        first: First slot that each sees.
-    """
-
-    tokens: Int[Array | np.ndarray, "B n"]
-    positions: Int[Array | np.ndarray, "B n"]
-    slots: Int[Array | np.ndarray, "B n"]
-    first: Int[Array | np.ndarray, "B n"]
 
 
 @struct.dataclass
@@ -93,7 +76,8 @@ class Decoder:
         self._cache, x = _advance(self._params, self._cache, new, self._plan)
         if (targets == IGNORE).all():
             return np.zeros(targets.shape, np.float32)
-        filled = _filled(targets, IGNORE)
+        missing = new.shape[2] - targets.shape[1]
+        filled = np.pad(targets.astype(np.int32), ((0, 0), (0, missing)), constant_values=IGNORE)
         values = _score(self._params, x, target_index(filled), filled, self._plan)
         return spread(np.asarray(values), filled)[:, : targets.shape[1]]
 
@@ -103,24 +87,18 @@ class Decoder:
         made._sequences, made._cache = self._sequences.fork(rows), _take(self._cache, rows.astype(np.int32))
         return made
 
-    def _new(self, tokens: np.ndarray, targets: np.ndarray | None = None) -> New:
-        """New tokens, checked and counted, filled up on the right."""
-        sequences, start = self._sequences, self._sequences.length
-        ids, positions = _filled(tokens, 0), _filled(sequences.append(tokens, targets), 0)
-        slots = np.broadcast_to(np.arange(start, start + ids.shape[1], dtype=np.int32), ids.shape)
-        # no filling is seen, but by itself
-        return New(ids, positions, slots, np.minimum(sequences.filling[:, None], slots))
+    def _new(self, tokens: np.ndarray, targets: np.ndarray | None = None) -> Int32[np.ndarray, "4 B m"]:
+        """What ``Sequences.append`` gives, filled up on the right."""
+        new = self._sequences.append(tokens, targets)
+        filled = np.zeros((*new.shape[:2], _fill(new.shape[2])), np.int32)
+        filled[2] = self._sequences.room
+        filled[:, :, : new.shape[2]] = new
+        return filled
 
 
 def _fill(count: int) -> int:
     """Columns that ``count`` new tokens take: 1, or a power of two from 32 on."""
     return 1 if count == 1 else max(SMALLEST_FILL, 1 << (count - 1).bit_length())
-
-
-def _filled(values: Int[np.ndarray, "B n"], value: int) -> Int32[np.ndarray, "B m"]:
-    """Columns of ``value`` behind the others."""
-    missing = _fill(values.shape[1]) - values.shape[1]
-    return np.pad(values.astype(np.int32), ((0, 0), (0, missing)), constant_values=value)
 
 
 @partial(jax.jit, static_argnums=1)
@@ -139,16 +117,19 @@ def _prepare(params: Parameters, plan: Plan) -> Parameters:
 
 
 @partial(jax.jit, static_argnums=3, donate_argnums=1)
-def _advance(params: Parameters, cache: Cache, new: New, plan: Plan) -> tuple[Cache, Float[Array, "B n D"]]:
+def _advance(
+    params: Parameters, cache: Cache, new: Int32[Array, "4 B n"], plan: Plan
+) -> tuple[Cache, Float[Array, "B n D"]]:
     """The cache with the new positions in it, and the residual stream of these behind the last block.
 
     Args:
         cache: Keys and values so far; its memory is used again.
+        new: As ``Sequences.append`` gives them.
     """
-    slots, first = jnp.asarray(new.slots), jnp.asarray(new.first)
+    tokens, positions, slots, first = new
     room = jnp.arange(cache.keys.shape[2], dtype=jnp.int32)[None, None]
     mask = (first[:, :, None] <= room) & (room <= slots[:, :, None])  # [B, n, C]
-    x = (params.wte[new.tokens] + params.wpe[new.positions]).astype(plan.dtype)
+    x = (params.wte[tokens] + params.wpe[positions]).astype(plan.dtype)
 
     def step(x: Array, layer: tuple[Block, Cache]) -> tuple[Array, Cache]:
         return _apply_block(layer[0], x, layer[1], slots[0], mask, plan)
@@ -160,7 +141,7 @@ def _advance(params: Parameters, cache: Cache, new: New, plan: Plan) -> tuple[Ca
 
 @partial(jax.jit, static_argnums=4, donate_argnums=1)
 def _extend(
-    params: Parameters, cache: Cache, new: New, last: Int[Array, ""], plan: Plan
+    params: Parameters, cache: Cache, new: Int32[Array, "4 B n"], last: Int[Array, ""], plan: Plan
 ) -> tuple[Cache, Float[Array, "B V"]]:
     """The cache with the new positions in it, and the logits after number ``last`` of them."""
     cache, x = _advance(params, cache, new, plan)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from copy import copy
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -39,21 +38,6 @@ from gpt_torchfunc.model import (
 from gpt_torchfunc.replay import Replay
 
 
-class New(NamedTuple):
-    """New tokens.
-
-    Attributes:
-        positions: Rows of ``wpe``.
-        slots: Of the cache, where they go.
-        first: First slot that each sees.
-    """
-
-    tokens: Int64[Tensor, "B n"]
-    positions: Int64[Tensor, "B n"]
-    slots: Int64[Tensor, "B n"]
-    first: Int64[Tensor, "B n"]
-
-
 class Decoder:
     """Sequences that grow together; implements ``gpt_trainer.backend.Decoder``."""
 
@@ -76,7 +60,7 @@ class Decoder:
         Raises:
             ValueError: If the sequences would outgrow the model's context, or the shape or an id is wrong.
         """
-        new = self._new(tokens)
+        new = self._send(self._sequences.append(tokens))
         if tokens.shape[1] == 1:
             logits = self._extend_by_one(new)
         else:
@@ -92,7 +76,7 @@ class Decoder:
             ValueError: If a token that a target depends on would outgrow the model's context, or a shape or
                 an id is wrong.
         """
-        new = self._new(tokens, targets)
+        new = self._send(self._sequences.append(tokens, targets))
         x = _advance(self._params, self._taken(), new, plan=self._plan).flatten(0, 1)  # [B n, D]
         index = np.flatnonzero(targets != IGNORE)
         hidden = layer_norm(x[self._send(index)], self._params.ln_f_gain, self._params.ln_f_bias)
@@ -104,15 +88,6 @@ class Decoder:
         made = copy(self)
         made._hold(self._sequences.fork(rows), self._cache[:, :, self._send(rows)])
         return made
-
-    def _new(self, tokens: np.ndarray, targets: np.ndarray | None = None) -> Int64[Tensor, "4 B n"]:
-        """New tokens, checked and counted: the fields of ``New``, in one transfer."""
-        sequences, start = self._sequences, self._sequences.length
-        positions = sequences.append(tokens, targets)
-        slots = np.broadcast_to(np.arange(start, sequences.length), tokens.shape)
-        # no filling is seen, but by itself
-        first = np.minimum(sequences.filling[:, None], slots)
-        return self._send(np.stack((tokens, positions, slots, first)))
 
     def _taken(self) -> Float[Tensor, "L 2 B H C K"]:
         """The slots that are taken, the new ones among them."""
@@ -136,8 +111,9 @@ def _advance(
 
     Args:
         cache: Keys and values; those of the new tokens are written into it.
+        new: As ``Sequences.append`` gives them.
     """
-    tokens, positions, slots, first = New(*new)
+    tokens, positions, slots, first = new
     room = torch.arange(cache.shape[4], device=cache.device)
     mask = (first[:, :, None] <= room) & (room <= slots[:, :, None])  # [B, n, C]
     x = (F.embedding(tokens, params.wte) + F.embedding(positions, params.wpe)).to(plan.dtype)

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import copy
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,21 +26,6 @@ from gpt_triton.compiling import launch_compiled
 from gpt_triton.graphs import Replay
 from gpt_triton.inputs import send
 from gpt_triton.model import Block, Parameters, Plan, head_logits, split_heads
-
-
-class New(NamedTuple):
-    """New tokens.
-
-    Attributes:
-        positions: Rows of ``wpe``.
-        slots: Of the cache, where they go.
-        first: First slot that each sees.
-    """
-
-    tokens: Int32[Tensor, "B n"]
-    positions: Int32[Tensor, "B n"]
-    slots: Int32[Tensor, "B n"]
-    first: Int32[Tensor, "B n"]
 
 
 class Decoder:
@@ -70,7 +54,7 @@ class Decoder:
         Raises:
             ValueError: If the sequences would outgrow the model's context, or the shape or an id is wrong.
         """
-        new = self._new(tokens)
+        new = self._send(self._sequences.append(tokens))
         if tokens.shape[1] == 1:
             logits = self._extend_by_one(new)
         else:
@@ -86,7 +70,7 @@ class Decoder:
             ValueError: If a token that a target depends on would outgrow the model's context, or a shape or
                 an id is wrong.
         """
-        new, index = self._new(tokens, targets), np.flatnonzero(targets != IGNORE)
+        new, index = self._send(self._sequences.append(tokens, targets)), np.flatnonzero(targets != IGNORE)
         x = self._launch(partial(_advance, self._params, self._taken(), new, plan=self._plan))
         if not len(index):
             return np.zeros(targets.shape, np.float32)
@@ -100,15 +84,6 @@ class Decoder:
         made = copy(self)
         made._hold(self._sequences.fork(rows), self._cache[:, :, self._send(rows)])
         return made
-
-    def _new(self, tokens: np.ndarray, targets: np.ndarray | None = None) -> Int32[Tensor, "4 B n"]:
-        """New tokens, checked and counted: the fields of ``New``, in one transfer."""
-        sequences, start = self._sequences, self._sequences.length
-        positions = sequences.append(tokens, targets)
-        slots = np.broadcast_to(np.arange(start, sequences.length), tokens.shape)
-        # no filling is seen, but by itself
-        first = np.minimum(sequences.filling[:, None], slots)
-        return self._send(np.stack((tokens, positions, slots, first)))
 
     def _launch(self, function: Callable[[], Tensor]) -> Tensor:
         """Its result; on a GPU its kernels are compiled side by side."""
@@ -129,8 +104,9 @@ def _advance(
 
     Args:
         cache: Keys and values; those of the new tokens are written into it.
+        new: As ``Sequences.append`` gives them.
     """
-    tokens, positions, slots, first = New(*new)
+    tokens, positions, slots, first = new
     room = torch.arange(cache.shape[4], device=cache.device)
     mask = (first[:, :, None] <= room) & (room <= slots[:, :, None])  # [B, n, C]
     x = plan.ops.embedding_fwd(tokens, positions, params.wte, params.wpe)

@@ -51,11 +51,15 @@ class Sequences:
 
     def append(
         self, tokens: Int[np.ndarray, "B n"], targets: Int[np.ndarray, "B _"] | None = None
-    ) -> Int32[np.ndarray, "B n"]:
-        """Count new tokens in; return the position in the model of each, the nearest there is for filling.
+    ) -> Int32[np.ndarray, "4 B n"]:
+        """Count new tokens in.
 
         Args:
             targets: What is to be predicted; only what a target depends on is held to the context then.
+
+        Returns:
+            Of each its id; its position in the model, the nearest there is for filling; the slot of the cache
+            that it goes to; and the first slot that it sees: no filling is seen, but by itself.
 
         Raises:
             ValueError: If the sequences would outgrow the context or the room, or a shape or an id is wrong.
@@ -69,10 +73,11 @@ class Sequences:
         ):
             if self.length + more > limit:
                 raise ValueError(f"{self.length} + {more} tokens outgrow the {name} of {limit}")
-        slots = np.arange(self.length, self.length + count, dtype=np.int32)
+        slots = np.broadcast_to(np.arange(self.length, self.length + count), tokens.shape)
         self.length += count
-        positions: np.ndarray = np.clip(slots - self.filling[:, None], 0, self.config.context - 1)
-        return positions
+        positions = np.clip(slots - self.filling[:, None], 0, self.config.context - 1)
+        first = np.minimum(self.filling[:, None], slots)
+        return np.stack((tokens, positions, slots, first), dtype=np.int32)
 
     def fork(self, rows: Int[np.ndarray, " R"]) -> Sequences:
         """Sequence ``rows[r]`` for each r, as it is now.
