@@ -183,6 +183,7 @@ def test_the_learning_rate_is_the_papers() -> None:
         ({"d_model": 13}, "d_model=13 is not an even multiple of n_head=2"),
         ({"n_head": 5}, "d_model=12 is not an even multiple of n_head=5"),
         ({"n_layer": 0}, "n_layer=0 is not positive"),
+        ({"n_layer": 10**8}, "n_layer=100000000 is above 10000"),
         ({"dropout": 1.0}, "dropout=1.0 is not in"),
         ({"label_smoothing": -0.1}, "label_smoothing=-0.1"),
     ],

@@ -38,7 +38,6 @@ SCRIPTS = {
         "signal.signal(signal.SIGTERM, lambda *_: (say('goodbye'), sys.exit(75)));"
         "say('begun'); time.sleep(60)"
     ),
-    "boxed": "import tyro; from typing import Literal; tyro.cli(Literal['on', 'off'], args=['maybe'])",
     "deaf": "signal.signal(signal.SIGTERM, signal.SIG_IGN); say('begun'); time.sleep(60)",
     "refused": "say('a warning'); say('gpt-x: --flag is no flag\\n'); sys.exit(65)",
     "infinite": "say('gpt-x: step 3: loss nan; the last checkpoint is as it was'); sys.exit(70)",
@@ -101,10 +100,6 @@ def test_a_finished_run_has_figures_and_leaves_its_log(tmp_path: Path) -> None:
         ("large", "exit status 71: gpt-x: out of memory: tried to allocate 20 GiB"),
         ("traceback", "exit status 1: OSError: disk on fire"),
         ("advised", "exit status 1: OSError: disk on fire"),
-        (
-            "boxed",
-            "exit status 2: invalid choice 'maybe' for argument 'value'. Expected one of ('on', 'off').",
-        ),
     ],
 )
 def test_a_failure_is_told_by_its_last_line(tmp_path: Path, name: str, error: str) -> None:

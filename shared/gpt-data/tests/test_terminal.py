@@ -144,6 +144,46 @@ def test_a_value_that_a_section_refuses_is_one_line() -> None:
         parse_flags(["--micro-batch=0"], {"options": Careful()}, prog="toy", description="A toy.")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ("--lr", "Missing value for argument '--lr'. Expected 1 values"),
+        ("--lr fast", "Error parsing --lr: could not convert string to float: 'fast'"),
+        ("--micro-batch 2 stray", "Unrecognized options: stray"),
+        ("--kind blue", "invalid choice 'blue' for argument '--kind'. Expected one of ('red', 'green')"),
+    ],
+)
+def test_a_mistyped_flag_is_65_and_one_line(argv: str, said: str, encoding: str) -> None:
+    code = """
+from dataclasses import dataclass
+from typing import Literal
+from gpt_data.flags import parse_flags
+@dataclass(frozen=True)
+class Options:
+    "Some flags."
+    lr: float = 1.0
+    micro_batch: int = 2
+    kind: Literal['red', 'green'] = 'red'
+given = {'options': Options()}
+sys.exit(guarded('toy', lambda: parse_flags(ARGV, given, prog='toy', description='') and 0))
+"""
+    done = run_python(code.replace("ARGV", repr(argv.split())), PYTHONIOENCODING=encoding, COLUMNS="40")
+    assert (done.returncode, done.stdout) == (65, "")
+    assert done.stderr == f"toy: {said}; --help lists all flags\n"
+
+
+def test_a_flag_that_has_no_default_is_asked_for() -> None:
+    @dataclass(frozen=True)
+    class Needed:
+        data: str
+        out_dir: str
+        lr: float = 1.0
+
+    with pytest.raises(FlagError, match=r"^--out-dir must be given; --help lists all flags$"):
+        parse_flags(["--data=x"], {"options": Needed}, prog="toy", description="A toy.")
+
+
 def test_flags_may_be_written_in_every_usual_way() -> None:
     assert flags("--micro_batch=3", "--lr", "-1.5", "--plain") == Options(-1.5, 3, plain=True)
     assert flags("--no-plain") == Options()

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from math import prod
 
+from gpt_trainer.model_config import MOST_LAYERS
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -55,6 +57,8 @@ class TransformerConfig(Sizes):
         for name in ("vocab_size", "n_layer", "n_head", "d_model", "d_ff", "longest"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} is not positive")
+        if self.n_layer > MOST_LAYERS:
+            raise ValueError(f"n_layer={self.n_layer} is above {MOST_LAYERS}")
         if self.d_model % self.n_head or self.d_model % 2:
             raise ValueError(f"d_model={self.d_model} is not an even multiple of n_head={self.n_head}")
         for name in ("dropout", "label_smoothing"):

@@ -5,7 +5,6 @@ The command line is read as a trainer's is, by ``gpt_trainer``; what differs sta
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from gpt_data.flags import EarlyParser
 from gpt_trainer.backend import BackendSpec
 from gpt_trainer.errors import InputError
 from gpt_trainer.gpt2.settings import GPTReportSection, TrainConfig
@@ -77,6 +77,8 @@ class Options:
     keep_checkpoints: bool = False
 
     def __post_init__(self) -> None:
+        if self.profile < 0:
+            raise ValueError(f"profile={self.profile} must not be negative")
         if self.repeat < 1:
             raise ValueError(f"repeat={self.repeat} must be at least 1")
         if any(rows < 1 for rows in self.generate):
@@ -207,7 +209,7 @@ def _has_gpu(name: str) -> bool:
 
 def _early_runs(argv: Sequence[str]) -> tuple[str, ...]:
     """The competitors, on which the other flags' defaults depend."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = EarlyParser()
     parser.add_argument("--runs", nargs="*")
     found: list[str] | None = parser.parse_known_args(list(argv))[0].runs
     return default_competitors() if found is None else tuple(found)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 import signal
@@ -196,22 +195,14 @@ def sample_of(path: Path) -> str:
 
 
 def complaint(path: Path) -> str:
-    """Why a process failed: an exception that nobody caught, what a box at the end holds, or the last line.
+    """Why a process failed: an exception that nobody caught, or the last line.
 
     Args:
-        path: Its output; tyro frames what it says of a wrong flag, and adds help below a rule. Some libraries
-            add advice below an exception.
+        path: Its output. Some libraries add advice below an exception.
     """
-    last = last_line(path)
     frames = _tail(path).decode(errors="replace").rpartition('  File "')[2]
     raised = re.search(r"^(?:\w+\.)*[A-Z]\w+(?:: .+)?$", frames, re.MULTILINE)
-    if raised is not None:
-        return raised[0]
-    if not last.startswith("╰"):
-        return last
-    box = _tail(path).decode(errors="replace").rpartition("╭")[2].splitlines()[1:]
-    words = [line.strip("│╰╯ ") for line in box]
-    return " ".join(itertools.takewhile(lambda line: line.strip("─"), words))
+    return last_line(path) if raised is None else raised[0]
 
 
 def last_line(path: Path) -> str:

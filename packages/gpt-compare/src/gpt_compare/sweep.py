@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import re
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gpt_data.flags import EarlyParser
 from gpt_trainer.errors import InputError, WriteError
 
 from gpt_compare.comparison import Comparison, read_report
@@ -54,7 +54,7 @@ def points_of(argv: Sequence[str]) -> list[Point]:
     Raises:
         InputError: If a batch size or a context is not a positive number.
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = EarlyParser()
     for axis in AXES:
         parser.add_argument(f"--{axis.replace('_', '-')}", nargs="+", default=[None])
     found, rest = parser.parse_known_args(argv)

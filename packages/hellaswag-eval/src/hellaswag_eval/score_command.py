@@ -87,10 +87,10 @@ def run(argv: Sequence[str] | None = None) -> int:
     """
     options: Options = parse_flags(
         sys.argv[1:] if argv is None else argv,
-        {"options": Options},
+        {"scoring": Options},
         prog="hellaswag-eval",
         description="Score a model on HellaSwag.",
-    ).options
+    ).scoring
     _check(options)
     items = choose(read_items(options.data), options.limit, options.seed)
     protocols = allowed_protocols(options.protocol, items, warn)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
-from collections.abc import Mapping, Sequence
-from dataclasses import field, fields, make_dataclass
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import MISSING, field, fields, make_dataclass
+from itertools import dropwhile, takewhile
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 from gpt_data.errors import InputError
-from gpt_data.terminal import wide_enough, writing
+from gpt_data.terminal import NARROWEST_HELP, wide_enough, writing
 
-HELP = ("--help", "--tyro-print-completion", "--tyro-write-completion")
+HELP = ("-h", "--help", "--tyro-print-completion", "--tyro-write-completion")
+UNBROKEN = 10_000
+"""Columns in which the parser breaks no line of what it says of a mistake."""
 
 ELSEWHERE = {
     "learning_rate": ("lr",),
@@ -68,6 +74,17 @@ class FlagError(InputError):
     """A flag that the command does not have."""
 
 
+class EarlyParser(argparse.ArgumentParser):
+    """For the few flags on which the others' defaults depend, ahead of ``parse_flags``."""
+
+    def __init__(self) -> None:
+        super().__init__(add_help=False, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Say it in one line."""
+        raise FlagError(f"{message.removeprefix('argument ')}; --help lists all flags")
+
+
 def parse_flags(argv: Sequence[str], sections: Mapping[str, Any], *, prog: str, description: str) -> Any:
     """An object with a dataclass for each section, as the flags change it; ``--help`` ends the process.
 
@@ -76,9 +93,13 @@ def parse_flags(argv: Sequence[str], sections: Mapping[str, Any], *, prog: str, 
             whose fields have none.
 
     Raises:
-        FlagError: If a flag is unknown; the message proposes others. Also if a section refuses its values.
+        FlagError: If a flag is unknown; the message proposes others. Also if one is missing or takes another
+            kind of value, and if a section refuses its values.
     """
     refuse_unknown(argv, [item.name for given in sections.values() for item in fields(given)])
+    asked = any(word.partition("=")[0] in HELP for word in argv)
+    if not asked:
+        _refuse_missing(argv, sections)
     import tyro
 
     known = []
@@ -86,7 +107,7 @@ def parse_flags(argv: Sequence[str], sections: Mapping[str, Any], *, prog: str, 
         kind = _unchecked(given if isinstance(given, type) else type(given))
         rest = () if isinstance(given, type) else (field(default=kind(**vars(given))),)
         known.append((name, kind, *rest))
-    with wide_enough(), writing():
+    with wide_enough(NARROWEST_HELP if asked else UNBROKEN), writing(), _one_line():
         found: Any = tyro.cli(
             make_dataclass("Flags", known, frozen=True),
             # nobody types None: a flag that may be missing shows what it takes, and its help what happens
@@ -128,6 +149,44 @@ def refuse_unknown(argv: Sequence[str], names: Sequence[str]) -> None:
             meant = _meant(name[2:].replace("-", "_"), names)
             proposal = f": perhaps you meant {' or '.join(meant)}" if meant else "; --help lists all flags"
             raise FlagError(f"unknown flag {name}{proposal}")
+
+
+def _refuse_missing(argv: Sequence[str], sections: Mapping[str, Any]) -> None:
+    """Refuse a command line that lacks a flag which has no default."""
+    typed = {word.partition("=")[0].replace("-", "_") for word in argv}
+    needed = [
+        flag(item.name)
+        for given in sections.values()
+        if isinstance(given, type)
+        for item in fields(given)
+        if item.default is MISSING and item.default_factory is MISSING and f"__{item.name}" not in typed
+    ]
+    if needed:
+        raise FlagError(f"{' and '.join(needed)} must be given; --help lists all flags")
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """Within, a page of the parser's about a mistake is an error of one line."""
+    page = io.StringIO()
+    try:
+        with redirect_stderr(page):
+            yield
+    except SystemExit as end:
+        if not end.code:
+            raise
+        raise FlagError(f"{_first_part(page.getvalue())}; --help lists all flags") from None
+
+
+def _first_part(page: str) -> str:
+    """What a page says before its first ruler, without heading and frame."""
+    lines = (line.strip("│| ") for line in page.splitlines()[1:])
+    body = takewhile(_is_text, dropwhile(lambda line: not _is_text(line), lines))
+    return " ".join(body).rstrip(".")
+
+
+def _is_text(line: str) -> bool:
+    return bool(line.strip("─-"))
 
 
 def _meant(name: str, names: Sequence[str]) -> list[str]:

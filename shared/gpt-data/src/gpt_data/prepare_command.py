@@ -57,10 +57,10 @@ def prepare_command(argv: Sequence[str] | None = None) -> int:
     """
     options: PrepareOptions = parse_flags(
         sys.argv[1:] if argv is None else argv,
-        {"options": PrepareOptions},
+        {"preparation": PrepareOptions},
         prog="gpt-data-prepare",
-        description=PrepareOptions.__doc__ or "",
-    ).options
+        description=" ".join((PrepareOptions.__doc__ or "").partition("Attributes:")[0].split()),
+    ).preparation
     stop = StopFlag()
     with watched(stop, plain=options.plain or not sys.stderr.isatty()) as show:
         dataset = prepare(

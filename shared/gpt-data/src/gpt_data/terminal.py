@@ -162,9 +162,9 @@ def can_show(text: str) -> bool:
 
 
 @contextmanager
-def wide_enough() -> Iterator[None]:
-    """Have text wrapped at 40 columns or more, whatever the environment and the terminal say."""
-    columns = max(NARROWEST_HELP, shutil.get_terminal_size().columns)
+def wide_enough(least: int = NARROWEST_HELP) -> Iterator[None]:
+    """Have text wrapped at so many columns or more, whatever the environment and the terminal say."""
+    columns = max(least, shutil.get_terminal_size().columns)
     before = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = str(columns)
     try:

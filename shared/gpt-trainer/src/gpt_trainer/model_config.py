@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+MOST_LAYERS = 10_000
+"""Far beyond any that was trained: a number that is mistyped, or damaged in a file, is refused at
+once, before the parameters of each block are listed."""
+
 
 @dataclass(frozen=True)
 class ModelSizes:
@@ -17,8 +21,8 @@ class ModelSizes:
         dropout: Rate on the embedding, the attention weights and both residual branches, in training.
 
     Raises:
-        ValueError: If a size is not positive, ``d_model`` is not a multiple of ``n_head``, or
-            ``dropout`` lies outside ``[0, 1)``.
+        ValueError: If a size is not positive, ``n_layer`` is above ``MOST_LAYERS``, ``d_model`` is not a
+            multiple of ``n_head``, or ``dropout`` lies outside ``[0, 1)``.
     """
 
     n_layer: int = 12
@@ -31,6 +35,8 @@ class ModelSizes:
         for name in ("n_layer", "n_head", "d_model", "context"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} is not positive")
+        if self.n_layer > MOST_LAYERS:
+            raise ValueError(f"n_layer={self.n_layer} is above {MOST_LAYERS}")
         if self.d_model % self.n_head:
             raise ValueError(f"d_model={self.d_model} is not a multiple of n_head={self.n_head}")
         if not 0.0 <= self.dropout < 1.0:

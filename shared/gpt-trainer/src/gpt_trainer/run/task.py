@@ -203,6 +203,12 @@ class Actions:
     devices: int = 1
     patience: float = PATIENCE_SECONDS
 
+    def __post_init__(self) -> None:
+        if self.profile < 0:
+            raise ValueError(f"profile={self.profile} is not in [0, infinity)")
+        if not self.patience > 0.0:
+            raise ValueError(f"patience={self.patience} is not positive")
+
 
 @dataclass(frozen=True)
 class Request:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gpt_data.flags import flag, parse_flags
+from gpt_data.flags import EarlyParser, flag, parse_flags
 from gpt_data.store.lock import RunLock
 
 from gpt_trainer.backend import driver_sees_gpu
@@ -78,13 +77,13 @@ def read_early(argv: Sequence[str]) -> Early:
     Raises:
         InputError: If two of them do not go together.
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = EarlyParser()
     parser.add_argument("--preset")
     parser.add_argument("--device")
     parser.add_argument("--data")
     parser.add_argument("--devices", type=_devices, default=1)
     for name in ("config", "out", "resume", "init-from"):
-        parser.add_argument(f"--{name}", f"--{name.replace('-', '_')}", type=Path)
+        parser.add_argument(*dict.fromkeys((f"--{name}", f"--{name.replace('-', '_')}")), type=Path)
     parser.add_argument("--eval-only", "--eval_only", action="store_true")
     early = Early(**vars(parser.parse_known_args(list(argv))[0]))
     if early.devices < 1:
