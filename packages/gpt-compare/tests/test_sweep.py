@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gpt_compare import commands
+from gpt_compare import commands, request
 from gpt_compare.competitor import Competitor
 from gpt_compare.figures import Row, failed
 from gpt_compare.sweep import largest_batch, points_of
@@ -34,10 +34,22 @@ def test_a_value_given_twice_is_one_place() -> None:
     assert places[0].argv == ("--context=64",)
 
 
-@pytest.mark.parametrize("words", [["--batch-size", "0"], ["--context", "x"], ["--context", "max"]])
-def test_what_is_no_number_is_refused(words: list[str]) -> None:
-    with pytest.raises(InputError, match=f"{words[0]} {words[1]} is not a positive number"):
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        *((["--batch-size", "0"], "0 is"), (["--context", "x"], "x is"), (["--context", "max"], "max is")),
+        *((["--batch-size"], "is"), (["--batch-size", "--context", "8"], "is"), (["--preset"], "is")),
+    ],
+)
+def test_what_is_no_value_is_refused(words: list[str], why: str) -> None:
+    with pytest.raises(InputError, match=f"{words[0]} {why}"):
         points_of(words)
+
+
+def test_the_largest_batch_is_not_looked_for_on_a_cpu() -> None:
+    """Nothing says there what fits, until the system ends processes of its choice."""
+    with pytest.raises(InputError, match="--batch-size max is for a GPU"):
+        commands.run([*SMALL, "--batch-size", "max"])
 
 
 @pytest.mark.parametrize(("limit", "first", "most"), [
@@ -68,10 +80,11 @@ def train(competitor: Competitor, plan: Path, *_: object, **__: object) -> Row:
 
 def compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *words: str, run: Any = train) -> int:
     monkeypatch.setattr(commands, "run_competitor", run)
+    monkeypatch.setattr(request, "_has_gpu", lambda name: True)
     text, cache = tmp_path / "text", tmp_path / "cache"
     data = ["--data", f"text:{text if text.exists() else text_folder(text)}", "--data-cache", str(cache)]
     given = words if "--out" in words else ("--out", str(tmp_path / "out"), "--runs", "a", "b", *words)
-    return commands.run([*SMALL, *data, *given])
+    return commands.run([*SMALL, "--device", "gpu", "--precision", "float32", *data, *given])
 
 
 def test_a_sweep_reports_each_place_and_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,8 +168,12 @@ def test_what_all_places_share_is_in_the_title_also_of_two_that_became_one(
     assert title == "# cpu-demo, float32, 200 steps, 2 rows a step, on a device, by context"
 
 
-def test_max_is_each_competitors_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_max_is_each_competitors_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert compare(tmp_path, monkeypatch, "--batch-size", "max") == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("b: ")]
+    assert told[:4] == ["b: 4 rows fit", "b: 8 rows fit", "b: 16 rows do not fit", "b: 12 rows do not fit"]
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert [row["made_by"]["rows"] for row in report["rows"]] == ["10", "10"]
     assert "as many as fit x 31 tokens" in report["title"]

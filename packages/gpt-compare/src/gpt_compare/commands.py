@@ -261,12 +261,13 @@ def _largest(
             return False
         flags = (*of(rows), "--steps=2", "--warmup=1")
         probe = competitor._replace(flags=flags, label=f"probe {competitor.label} {rows}")
-        row = run_competitor(probe, plan, stop)
+        good = run_competitor(probe, plan, stop).error is None
         shutil.rmtree(plan.parent / probe.folder, ignore_errors=True)
-        return row.error is None
+        told = "fit" if good else "do not fit"
+        console.print(f"{competitor.label}: {rows} rows {told}", markup=False, highlight=False)
+        return good
 
     rows = largest_batch(fits, request.config.batch.micro_batch)
-    console.print(f"{competitor.label}: at most {rows} rows fit", markup=False, highlight=False)
     return competitor._replace(flags=of(rows)) if rows else competitor
 
 

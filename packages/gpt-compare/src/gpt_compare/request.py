@@ -154,14 +154,17 @@ def point_request(point: Point) -> Request:
     """The request of one place of a sweep: so many rows are one micro-batch; ``max`` is for each alone.
 
     Raises:
-        InputError: If a name is unknown or values do not fit.
+        InputError: If a name is unknown or values do not fit; for ``max`` on a CPU.
     """
     argv = [*point.argv]
     if point.batch_size not in (None, MAX):
         context = point.context or read_request(argv).config.model.context
         rows = int(str(point.batch_size))
         argv += [f"--micro-batch={rows}", f"--tokens-per-step={rows * context}"]
-    return replace(read_request(argv), largest=point.batch_size == MAX)
+    request = replace(read_request(argv), largest=point.batch_size == MAX)
+    if request.largest and request.config.runtime.device == "cpu":
+        raise InputError(f"--batch-size {MAX} is for a GPU: on a CPU nothing tells what fits")
+    return request
 
 
 def read_request(argv: Sequence[str]) -> Request:

@@ -52,13 +52,16 @@ def points_of(argv: Sequence[str]) -> list[Point]:
     """Every combination of the lists, in the order given, each once.
 
     Raises:
-        InputError: If a batch size or a context is not a positive number.
+        InputError: If a list is empty, or a batch size or a context is not a positive number.
     """
     parser = EarlyParser()
     for axis in AXES:
-        parser.add_argument(f"--{axis.replace('_', '-')}", nargs="+", default=[None])
+        parser.add_argument(f"--{axis.replace('_', '-')}", nargs="*", default=[None])
     found, rest = parser.parse_known_args(argv)
     lists = {axis: list(dict.fromkeys(getattr(found, axis))) for axis in AXES}
+    for axis, values in lists.items():
+        if not values:
+            raise InputError(f"--{axis.replace('_', '-')} is given without a value")
     places = []
     for values in itertools.product(*lists.values()):
         given = {axis: value for axis, value in zip(AXES, values, strict=True) if value is not None}
