@@ -200,6 +200,18 @@ def test_the_fingerprint_follows_the_content_and_not_the_place(
     assert Dataset.open(tmp_path / "other").fingerprint != first
 
 
+def test_one_split_alone_is_prepared_where_nobody_needs_the_other(corpus: Path, tmp_path: Path) -> None:
+    source, cache = f"text:{corpus}", tmp_path / "cache"
+    held = cached_dataset(source, "bytes", cache_dir=cache, only="val")
+    assert held.train.tokens == 0
+    whole = cached_dataset(source, "bytes", cache_dir=cache)
+    assert held.val.read(0, held.val.tokens).tolist() == whole.val.read(0, whole.val.tokens).tolist()
+    assert whole.train.tokens > whole.val.tokens > 0
+    # both are there, or needed
+    assert cached_dataset(source, "bytes", cache_dir=cache, only="val").folder == whole.folder
+    assert cached_dataset(source, "bytes", cache_dir=cache, only="val", max_tokens=50).train.tokens > 0
+
+
 def published(folder: Path, name: str, tokens: list[int]) -> None:
     header = struct.pack("<3i", 20240520, 1, len(tokens)) + bytes(1012)
     (folder / name).write_bytes(header + np.array(tokens, "<u2").tobytes())

@@ -12,12 +12,20 @@ from gpt_data import encoding
 from gpt_data.dataset import Dataset
 from gpt_data.errors import InputError, StoppedError
 from gpt_data.prepare import prepare
+from gpt_data.sources import Document
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 ContentOf = Callable[[Path], dict[str, bytes]]
 Run = Callable[..., Dataset]
 pytestmark = pytest.mark.usefixtures("small_chunks")
+
+
+def test_a_chunk_ends_with_the_document_that_fills_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoding, "CHUNK_CHARACTERS", 10)
+    documents = [Document("train", "x" * length) for length in (4, 0, 6, 30, 1, 1)]
+    found = [(chunk.characters, chunk.next_document) for chunk in encoding.chunks(documents, 7)]
+    assert found == [(10, 10), (30, 11), (2, 13)]
 
 
 def documents_of(dataset: Dataset, split: str) -> list[str]:

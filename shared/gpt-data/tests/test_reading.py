@@ -10,6 +10,7 @@ import lzma
 import os
 import random
 import tracemalloc
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,18 @@ def test_padding_between_the_streams_of_an_xz_is_none_of_its_text(tmp_path: Path
     path = tmp_path / "a.xz"
     path.write_bytes(lzma.compress(b"a") + bytes(300_000) + lzma.compress(b"b") + bytes(4))
     assert unpacked(path) == b"ab"
+
+
+def test_an_xz_that_wants_gigabytes_to_be_unpacked_is_refused(tmp_path: Path) -> None:
+    whole = bytearray(lzma.compress(b"text"))
+    # the block's header: its size, flags, LZMA2 with the size of its dictionary, padding, a checksum
+    assert whole[14:16] == b"\x21\x01"
+    end = 12 + 4 * whole[12]
+    whole[16] = 39
+    whole[end : end + 4] = zlib.crc32(whole[12:end]).to_bytes(4, "little")
+    (tmp_path / "a.xz").write_bytes(whole)
+    with pytest.raises(InputError, match=r"cannot read .*a\.xz: Memory usage limit exceeded"):
+        unpacked(tmp_path / "a.xz")
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst"])
