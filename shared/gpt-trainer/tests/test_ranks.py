@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -129,10 +133,15 @@ def test_processes_that_differ_are_refused_by_name_on_every_rank() -> None:
     }
 
 
-@pytest.mark.parametrize("lost", [0, 1])
+@pytest.mark.parametrize(("lost", "killed"), [(0, False), (1, False), (1, True)])
 def test_a_process_that_falls_silent_is_named_and_the_others_end(
-    lost: int, quick: list[CommandError]
+    lost: int, killed: bool, quick: list[CommandError], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if killed:
+        # one of this machine that has ended is missed much sooner; nobody has asked for its status yet
+        monkeypatch.setattr(watch, "SILENCE_SECONDS", 60.0)
+        gone = subprocess.Popen([sys.executable, "-c", ""])
+        os.waitid(os.P_PID, gone.pid, os.WEXITED | os.WNOWAIT)
     started = time.monotonic()
     end = threading.Event()
 
@@ -140,6 +149,9 @@ def test_a_process_that_falls_silent_is_named_and_the_others_end(
         if peers.place.rank == lost:
             # as after kill -9: no sign of life, and it never comes
             peers._watch._beat = lambda count: None  # type: ignore[method-assign]
+            if killed:
+                last = watch.Sign(1, 1, False, watch.this_machine(), gone.pid)
+                peers._store.set(f"sign/{lost}", json.dumps(last).encode())
             peers.gather(0, "before")
             end.wait(10)
             return

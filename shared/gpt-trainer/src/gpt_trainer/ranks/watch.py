@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import NamedTuple
 
 from gpt_data.errors import first_line
@@ -29,7 +30,7 @@ BEAT_SECONDS = 1.0
 SILENCE_SECONDS = 15.0
 """A process without a sign of life for so long is taken for dead; a compiler may hold Python for seconds."""
 ALARM_SECONDS = 4.0
-"""The same when a collective has failed, which is a sign by itself."""
+"""The same when a collective has failed, or the process is gone, each of which is a sign by itself."""
 GRACE_SECONDS = 5.0
 """What a process has to end by itself."""
 PATIENCE_SECONDS = 600.0
@@ -37,11 +38,41 @@ VERDICT = "verdict"
 
 
 class Sign(NamedTuple):
-    """A sign of life: its number, how often the process has come on, and whether it waits for others."""
+    """A sign of life.
+
+    Attributes:
+        beat: Its number.
+        progress: How often the process has come on.
+        waiting: Whether it waits for others.
+        machine: Which machine, since it was started, and which of its tables of processes.
+        pid: The process's number there.
+    """
 
     beat: int
     progress: int
     waiting: bool
+    machine: str
+    pid: int
+
+
+def this_machine() -> str:
+    """``Sign.machine`` of this process; empty where Linux does not tell it."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def is_gone(sign: Sign) -> bool:
+    """Whether the process is known to have ended: one of this machine, which no longer runs."""
+    if not sign.machine or sign.machine != this_machine():
+        return False
+    try:
+        state = Path(f"/proc/{sign.pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(") ")[2]
+    except OSError:
+        return True
+    return state[0] in "ZX"
 
 
 class Seen:
@@ -75,6 +106,7 @@ class Watch:
         self._place, self._store = place, store
         self._stop, self._patience = stop, patience
         self._verdict: CommandError | None = None
+        self._machine = this_machine()
         self._waiting, self._met, self._alarm = False, 0, False
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="peers", daemon=True)
@@ -147,7 +179,7 @@ class Watch:
         )
 
     def _beat(self, count: int) -> None:
-        sign = Sign(count, self._stop.asked + self._met, self._waiting)
+        sign = Sign(count, self._stop.asked + self._met, self._waiting, self._machine, os.getpid())
         self._store.set(f"sign/{self._place.rank}", json.dumps(sign).encode())
 
     def _look(self, others: dict[int, Seen]) -> None:
@@ -165,7 +197,8 @@ class Watch:
 
     def _judge(self, rank: int, seen: Seen) -> None:
         now, patience = time.monotonic(), self._patience()
-        silence = min(ALARM_SECONDS if self._alarm else SILENCE_SECONDS, patience)
+        alarm = self._alarm or (seen.sign is not None and is_gone(seen.sign))
+        silence = min(ALARM_SECONDS if alarm else SILENCE_SECONDS, patience)
         if seen.sign is None:
             if now - seen.alive > patience:
                 self._pronounce(PeerLostError.exit_status, f"rank {rank} has not come in {patience:.0f} s")
