@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from gpt_data.batch import IGNORE, Batch
 from gpt_jax.backend import JaxBackend
+from gpt_jax.mesh import AXIS, whole
 from gpt_jax_toy import SMALL, build
 from gpt_trainer.backend import Shard
 from gpt_trainer.parameters import init_parameters
+from jax.sharding import PartitionSpec as P
 
 STEPS, ROWS = 50, 4
 CONFIG = replace(SMALL, dropout=0.1)
@@ -59,6 +61,21 @@ def test_two_devices_train_as_one(shard: Shard, alone: tuple[np.ndarray, JaxBack
     state = jax.tree.leaves(two._state)
     parts = sum(leaf.addressable_shards[0].data.size for leaf in state) / sum(leaf.size for leaf in state)
     assert (parts == 1.0) if shard == "none" else (0.5 < parts < 0.6)
+
+
+def test_sums_stay_in_the_round_of_a_loop_that_makes_them() -> None:
+    # on a GPU a round that XLA has copied holds a call of cuDNN's that it does not find
+    layout = build(CONFIG, devices=2, shard="all")._layout
+
+    def derivative(part: jax.Array, d_whole: jax.Array) -> jax.Array:
+        return jax.vjp(lambda own: whole(own, 4, "float32"), part)[1](d_whole)[0]
+
+    specs = {"in_specs": (P(AXIS), P()), "out_specs": P(AXIS), "check_vma": False}
+    divided = jax.shard_map(derivative, mesh=layout.mesh, **specs)
+    (program,) = jax.make_jaxpr(divided)(np.ones((4, 3)), np.ones((4, 3))).eqns
+    *_, sums, barrier = program.params["jaxpr"].eqns
+    assert (sums.primitive.name, barrier.primitive.name) == ("reduce_scatter", "optimization_barrier")
+    assert sums.outvars == barrier.invars
 
 
 def test_more_devices_than_there_are_are_refused() -> None:

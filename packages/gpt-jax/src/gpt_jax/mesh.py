@@ -174,7 +174,9 @@ def _gather_fwd(part: Float[Array, "*L r o"], dtype: str) -> tuple[Float[Array, 
 def _gather_bwd(dtype: str, _: None, d_whole: Float[Array, "*L R o"]) -> tuple[Float[Array, "*L r o"]]:
     # gradients are summed in the type of the parameters, whatever travelled forward
     del dtype
-    return (_scatter(d_whole),)
+    # a loop's sums would be sent a round later, its last round be copied behind it, and with that a second
+    # call of cuDNN's like the first, which is not found when it is to run: see ``attention.fused_scale``
+    return (lax.optimization_barrier(_scatter(d_whole)),)
 
 
 _gather.defvjp(_gather_fwd, _gather_bwd)
