@@ -59,7 +59,7 @@ def this_machine() -> str:
     """``Sign.machine`` of this process; empty where Linux does not tell it."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
     except OSError:
         return ""
 
@@ -69,10 +69,11 @@ def is_gone(sign: Sign) -> bool:
     if not sign.machine or sign.machine != this_machine():
         return False
     try:
-        state = Path(f"/proc/{sign.pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(") ")[2]
+        stat = Path(f"/proc/{sign.pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return True
-    return state[0] in "ZX"
+    # the name in brackets may hold anything
+    return stat.rpartition(") ")[2][0] in "ZX"
 
 
 class Seen:
