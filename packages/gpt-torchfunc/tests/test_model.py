@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from gpt_torchfunc import attention
-from gpt_torchfunc.attention import attend, draw_weights, visible
+from gpt_torchfunc.attention import attend, attention_weights, draw_weights, visible
 from gpt_torchfunc.model import Plan, gelu, layer_norm, logits
+from torch.func import vjp
 
 
 def plan_for(config, **changes):
@@ -102,7 +103,7 @@ def test_gelu_is_its_formula(assert_close):
 def test_equal_scores_average_the_visible_values(assert_close):
     v = torch.randn(2, 3, 5, 4, generator=torch.Generator().manual_seed(1))
     q = torch.zeros_like(v)
-    out = attend(q, q, v, torch.ones(5, 5, dtype=torch.bool).tril()[None])
+    out = attend(q, q, v)
     want = v.cumsum(2) / torch.arange(1, 6)[:, None]
     assert_close("attention", out, want, rel=1e-6)
 
@@ -112,7 +113,7 @@ def test_tiles_of_queries_are_the_whole(queries, monkeypatch, assert_close):
     shape, stream = (2, 3, 13, 4), torch.Generator().manual_seed(2)
     q, k, v = (torch.randn(shape, generator=stream) for _ in range(3))
     starts = torch.tensor([[0] * 13, [0] * 6 + [6] * 7])
-    given = q[:, :, -queries:], k, v, visible(13, starts, q.device)[:, -queries:]
+    given = q[:, :, -queries:], k, v, visible(starts)[:, -queries:]
 
     def attended():
         bits = draw_weights((len(q), *q.shape[1:3]), torch.tensor([3, 4, 0]), 0.5) if queries == 13 else None
@@ -123,7 +124,23 @@ def test_tiles_of_queries_are_the_whole(queries, monkeypatch, assert_close):
     assert_close("attention", attended(), whole, rel=1e-6)
 
 
-def test_scores_of_ten_thousand_stay_finite():
+def test_scores_of_ten_thousand_stay_finite(assert_close):
     q = torch.full((1, 1, 3, 4), 100.0)
-    out = attend(q, q, torch.ones(1, 1, 3, 4), torch.ones(3, 3, dtype=torch.bool).tril()[None])
+    out = attend(q, q, torch.ones(1, 1, 3, 4))
     assert torch.equal(out, torch.ones_like(out))
+    kept = attention_weights(q[0, 0], q[0, 0], torch.ones(3, 3).bool(), torch.eye(3).bool(), rate=0.5)
+    assert_close("dropped", kept, torch.eye(3) / 1.5, rel=1e-6)
+
+
+def test_weights_as_powers_of_two_are_the_softmax_dropped(assert_close):
+    """In value and derivative; query 2 loses all it sees."""
+    stream = torch.Generator().manual_seed(4)
+    q, k = (2 * torch.randn(5, 4, generator=stream, dtype=torch.float64) for _ in range(2))
+    mask, kept = torch.ones(5, 5, dtype=torch.bool).tril(), torch.rand(5, 5, generator=stream) < 0.7
+    kept[2] = False
+    want, pull = vjp(lambda q, k: torch.where(kept, attention_weights(q, k, mask) / 0.7, 0.0), q, k)
+    got, pull_powers = vjp(lambda q, k: attention_weights(q, k, mask, kept, rate=0.3), q, k)
+    assert_close("weights", got, want, rel=1e-12)
+    upstream = torch.randn(5, 5, generator=stream, dtype=torch.float64)
+    for name, mine, theirs in zip("qk", pull_powers(upstream), pull(upstream), strict=True):
+        assert_close(name, mine, theirs, rel=1e-12)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from gpt_torchfunc import plan
+from gpt_torchfunc import plan, repeatable
 from gpt_torchfunc.options import Options
 from gpt_torchfunc.repeatable import attend_repeatably, has_repeatable, takes_heads
 from gpt_trainer.backend import Runtime
@@ -37,6 +37,20 @@ def test_it_is_chosen_where_it_is_there_and_bits_must_repeat(
 def test_where_it_is_not_there_it_is_refused(config):
     with pytest.raises(ValueError, match="nvidia-cudnn-frontend"):
         plan.make_plan(config, Runtime(device="cpu"), Options(attention="cudnn"), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_a_package_for_a_later_cudnn_is_as_none(fits, monkeypatch):
+    """Built for 9.22 and later, the package fails on 9.19 where a plan is made."""
+
+    def graph(*given):
+        if not fits:
+            raise RuntimeError("CUDNN_ATTR_OPERATION_RESHAPE_MODE ... CUDNN_STATUS_BAD_PARAM")
+
+    monkeypatch.setattr(repeatable.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(repeatable, "_graph", graph)
+    assert has_repeatable(GPU) is fits
 
 
 def test_heads_without_a_derivative_are_left_to_torch():

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from gpt_data.batch import IGNORE
-from gpt_torchfunc import gradients, loss, model, optimizer
+from gpt_torchfunc import attention, gradients, loss, model, optimizer
 from gpt_torchfunc.attention import draw_weights
 from gpt_torchfunc.dropout import draw_rows, dropout, unpack
 from gpt_torchfunc.model import Block, Inputs, Parameters, Plan
@@ -31,7 +31,7 @@ def plant(error: str) -> None:
     elif error == "gain":
         _replace(model.layer_norm, lambda x, gain, bias: honest(x, 1.01 * gain, bias))  # type: ignore[name-defined] # noqa: F821
     elif error == "mask":
-        _replace(model.attention_mask, lambda inputs, plan: honest(inputs, plan).roll(1, 1))  # type: ignore[name-defined] # noqa: F821
+        _replace(attention._causal, lambda *of: honest(*of).roll(1, 1))  # type: ignore[name-defined] # noqa: F821
     elif error == "bias":
         model.linear = lambda x, weight, bias: linear(x, weight, 0.0 * bias)
     else:
@@ -39,8 +39,8 @@ def plant(error: str) -> None:
 
 
 def _replace(function: Any, broken: Any) -> None:
-    """Put other code into a function of ``model``, for those too that imported it; ``honest`` is the old."""
-    model.honest = FunctionType(function.__code__, function.__globals__)  # type: ignore[attr-defined]
+    """Put other code into a function, for those too that imported it; ``honest`` is the old."""
+    function.__globals__["honest"] = FunctionType(function.__code__, function.__globals__)
     function.__code__ = broken.__code__
 
 

@@ -9,6 +9,7 @@ rows (B T), H heads, K head width, R bytes of masks.
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -28,14 +29,15 @@ def attend(
     q: Float[Tensor, "B H t K"],
     k: Float[Tensor, "B H T K"],
     v: Float[Tensor, "B H T K"],
-    mask: Bool[Tensor, "#B t T"],
+    mask: Bool[Tensor, "#B t T"] | None = None,
     bits: Bits | None = None,
     rate: float = 0.0,
 ) -> Float[Tensor, "B H t K"]:
     """Attention written out, by tiles of queries, which see the keys up to their last and no further.
 
     Args:
-        mask: True where a query may see a key; the queries are the last t of T positions.
+        mask: True where a query may see a key; the queries are the last t of T positions. ``None`` hides
+            what is ahead, and costs no memory.
         bits: Dropout masks of the weights; ``None`` means no dropout.
     """
     count, context = q.shape[2], k.shape[2]
@@ -43,8 +45,9 @@ def attend(
     for number, start in enumerate(range(0, count, TILE)):
         stop = min(start + TILE, count)
         seen = context - count + stop
-        parts = q[:, :, start:stop], k[:, :, :seen], v[:, :, :seen], mask[:, start:stop, :seen]
-        tiles.append(_attend_tile(*parts, None if bits is None else bits[number], rate))
+        parts = q[:, :, start:stop], k[:, :, :seen], v[:, :, :seen]
+        its_mask = _causal(stop - start, seen, q.device)[None] if mask is None else mask[:, start:stop, :seen]
+        tiles.append(_attend_tile(*parts, its_mask, None if bits is None else bits[number], rate))
     return tiles[0] if len(tiles) == 1 else torch.cat(tiles, 2)
 
 
@@ -68,21 +71,39 @@ def _attend_tile(
     rate: float,
 ) -> Float[Tensor, "B H t K"]:
     """Attention of one head of one row, mapped over heads and rows."""
-    over_heads = vmap(attention_weights, in_dims=(0, 0, None))
-    over_rows = vmap(over_heads, in_dims=(0, 0, 0 if mask.shape[0] > 1 else None))
-    weights = over_rows(q, k, mask if mask.shape[0] > 1 else mask[0])  # [B, H, t, S]
-    if bits is not None:
-        weights = torch.where(unpack(bits, k.shape[2]), weights * (1.0 / (1.0 - rate)), 0.0)
+    shared, whole = mask.shape[0] == 1, bits is None
+    kept = None if bits is None else unpack(bits, k.shape[2])
+    over_heads = vmap(partial(attention_weights, rate=rate), in_dims=(0, 0, None, None if whole else 0))
+    over_rows = vmap(over_heads, in_dims=(0, 0, None if shared else 0, None if whole else 0))
+    weights = over_rows(q, k, mask[0] if shared else mask, kept)  # [B, H, t, S]
     return vmap(vmap(torch.matmul))(weights.to(v.dtype), v)
 
 
 def attention_weights(
-    q: Float[Tensor, "t K"], k: Float[Tensor, "T K"], mask: Bool[Tensor, "t T"]
+    q: Float[Tensor, "t K"],
+    k: Float[Tensor, "T K"],
+    mask: Bool[Tensor, "t T"],
+    kept: Bool[Tensor, "t T"] | None = None,
+    *,
+    rate: float = 0.0,
 ) -> Float[Tensor, "t T"]:
-    """``softmax(q k^T / sqrt(K))`` over the visible keys of one head, in float32."""
+    """``drop(softmax(q k^T / sqrt(K)))`` over the visible keys of one head, in float32.
+
+    With dropout it is ``2^(z' - log2 sum 2^z) / (1 - rate)``, where 2^z is the exponential of a score, and z'
+    is z, or minus infinity for a weight that is dropped. Then no sum asks for the dropout mask, that of the
+    derivative neither, and torch's compiler holds a whole row in registers, which it reads once.
+
+    Args:
+        kept: The dropout mask; ``None`` means no dropout.
+    """
     wide = torch.promote_types(q.dtype, torch.float32)
     scores = (q @ k.T).to(wide) / math.sqrt(q.shape[-1])  # [t, T]
-    return torch.softmax(scores.masked_fill(~mask, float("-inf")), -1)
+    scores = scores.masked_fill(~mask, float("-inf"))
+    if kept is None:
+        return torch.softmax(scores, -1)
+    z = (scores - scores.detach().amax(-1, keepdim=True)) * math.log2(math.e)
+    total = torch.exp2(z).sum(-1, keepdim=True).log2() + math.log2(1.0 - rate)
+    return torch.exp2(torch.where(kept, z, float("-inf")) - total)
 
 
 def attend_fused(
@@ -110,14 +131,14 @@ def attend_fused(
     return out.unflatten(0, (rows, context)).transpose(1, 2)
 
 
-def visible(
-    context: int,
-    segment_starts: Int[Tensor, "B T"] | None,
-    device: torch.device,
-) -> Bool[Tensor, "#B T T"]:
+def visible(segment_starts: Int[Tensor, "B T"]) -> Bool[Tensor, "B T T"]:
     """True where a query (row) may see a key (column): not ahead, and in the same document."""
+    context, device = segment_starts.shape[1], segment_starts.device
     index = torch.arange(context, device=device)
-    causal = (index[None, :] <= index[:, None])[None]  # [1, T, T]
-    if segment_starts is None:
-        return causal
-    return causal & (index >= segment_starts[:, :, None])
+    return _causal(context, context, device) & (index >= segment_starts[:, :, None])
+
+
+def _causal(count: int, context: int, device: torch.device) -> Bool[Tensor, "t T"]:
+    """Which of all keys are not ahead of the last ``count`` positions."""
+    index = torch.arange(context, device=device)
+    return index <= index[context - count :, None]

@@ -334,15 +334,14 @@ def gelu(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 def attention_mask(inputs: Inputs, plan: Plan) -> Shaped[Tensor, "#B T T"] | None:
     """Which positions (rows) may see which others (columns); one mask for all blocks and heads.
 
-    Written-out attention gets truth values. The fused kernel gets ``None`` where rows are whole, or where it
-    is told the boundaries of documents, since it then skips what nobody sees by itself; and else what it adds
-    to the scores: 0 or minus infinity.
+    ``None`` where rows are whole, and where the fused kernel is told the boundaries of documents: then it
+    skips what nobody sees. Else written-out attention gets truth values, and the fused kernel what it adds to
+    the scores: 0 or minus infinity.
     """
     fused = plan.attention != "written"
-    starts = inputs.segment_starts
-    if fused and (starts is None or inputs.boundaries is not None):
+    if inputs.segment_starts is None or (fused and inputs.boundaries is not None):
         return None
-    mask = visible(inputs.tokens.shape[1], starts, inputs.tokens.device)
+    mask = visible(inputs.segment_starts)
     return torch.where(mask, 0.0, -torch.inf).to(plan.dtype) if fused else mask
 
 
@@ -357,7 +356,6 @@ def mix(
 ) -> Float[Tensor, "M D"]:
     """Attention by the form that the plan names."""
     if plan.attention == "written":
-        assert mask is not None
         out = attend(q, k, v, mask, bits, plan.dropout)
     else:
         out = attend_fused(q, k, v, mask, boundaries)

@@ -42,7 +42,9 @@ def _choose_attention(
     """The form of attention; without ``deterministic`` torch asks cuDNN by itself."""
     repeatable = has_repeatable(device)
     if options.attention == "cudnn" and not repeatable:
-        raise ValueError("attention='cudnn' needs a Hopper GPU and the package nvidia-cudnn-frontend")
+        raise ValueError(
+            "attention='cudnn' needs a Hopper GPU and a package nvidia-cudnn-frontend that fits torch's cuDNN"
+        )
     if options.attention != "auto":
         return options.attention
     if device.type != "cuda":

@@ -24,8 +24,18 @@ Heads = tuple[BFloat16[Tensor, "B H T K"], BFloat16[Tensor, "B H T K"], BFloat16
 
 def has_repeatable(device: torch.device) -> bool:
     """Whether cuDNN can be asked on this device: with the package, on Hopper, where it was seen to hold."""
-    found = importlib.util.find_spec("cudnn") is not None
-    return found and device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+    if importlib.util.find_spec("cudnn") is None or device.type != "cuda":
+        return False
+    return torch.cuda.get_device_capability(device)[0] == 9 and _fits()
+
+
+def _fits() -> bool:
+    """Whether the package takes the cuDNN that torch brought: one built for a later cuDNN fails on it."""
+    try:
+        _graph((1, 1, 128, 64), ((8192, 8192, 64, 1),) * 5)
+    except Exception:  # noqa: BLE001 - the package's own errors have no common name
+        return False
+    return True
 
 
 def takes_heads(q: Tensor) -> bool:
