@@ -9,7 +9,6 @@ from pathlib import Path
 import bpe_scratch
 import pytest
 from gpt_compare import plan, request
-from gpt_compare.commands import _equipped
 from gpt_compare.competitor import (
     Competitor,
     default_competitors,
@@ -19,6 +18,7 @@ from gpt_compare.competitor import (
 )
 from gpt_compare.reference import read_reference
 from gpt_compare.request import ENDS, read_request
+from gpt_compare.turns import equipped
 from gpt_trainer.backend import BackendSpec
 from gpt_trainer.checkpoint import CheckpointState, find_steps, save_checkpoint
 from gpt_trainer.errors import InputError, WriteError
@@ -129,7 +129,7 @@ def test_what_all_trainers_take_is_taken(tmp_path: Path) -> None:
     assert (config.schedule.minutes, config.optimizer.lr) == (0.5, 0.5)
     assert (config.reports.eval_rows, config.reports.eval_every) == (9, 50)
     assert (found.options.profile, found.options.generate) == (3, (1, 8))
-    (first, *_) = [_equipped(each, found) for each in found.competitors]
+    (first, *_) = [equipped(each, found) for each in found.competitors]
     assert first.flags[0] == "--profile=3"
     assert first.generate == (1, 8)
     path = plan.write_plan(tmp_path, found.settings)
@@ -150,7 +150,7 @@ def test_weights_bring_their_sizes(tmp_path: Path) -> None:
     found = read_request(["--device=cpu", f"--init-from={tmp_path}"])
     assert (found.config.model.d_model, found.config.model.context) == (24, 32)
     assert found.config.data.tokenizer == str(find_steps(tmp_path)[-1][1] / "tokenizer.json")
-    (first, *_) = [_equipped(each, found) for each in found.competitors]
+    (first, *_) = [equipped(each, found) for each in found.competitors]
     assert first.flags == (f"--init-from={tmp_path}",)
 
 

@@ -176,7 +176,7 @@ def test_turns_go_forth_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         seconds = {"good1": 3.0, "good2": 1.0, "good3": 2.0}[order[-1]]
         return finished("good", [3.0, 2.0], [9.0, seconds])
 
-    monkeypatch.setattr(commands, "run_competitor", run)
+    monkeypatch.setattr("gpt_compare.turns.run_competitor", run)
     words = [
         *SMALL,
         "--data",

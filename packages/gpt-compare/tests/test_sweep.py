@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ def train(competitor: Competitor, plan: Path, *_: object, **__: object) -> Row:
 
 
 def compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *words: str, run: Any = train) -> int:
-    monkeypatch.setattr(commands, "run_competitor", run)
+    monkeypatch.setattr("gpt_compare.turns.run_competitor", run)
     monkeypatch.setattr(request, "_has_gpu", lambda name: True)
     text, cache = tmp_path / "text", tmp_path / "cache"
     data = ["--data", f"text:{text if text.exists() else text_folder(text)}", "--data-cache", str(cache)]
@@ -119,6 +120,20 @@ def test_a_place_that_failed_says_why_and_one_that_found_its_batch_how_large(
     assert "| a | 30,000 |  | 30,000 (10 rows) |" in table
     assert "| a | 8.00 GB |  | 10.00 GB |" in table
     assert "- b, 16: killed by SIGKILL: out of memory\n" in table
+
+
+def test_a_busy_machine_is_said_once_and_the_sweeps_own_load_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads = iter([9.0, 99.0])
+    monkeypatch.setattr("os.getloadavg", lambda: (next(loads), 0.0, 0.0))
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    assert compare(tmp_path, monkeypatch, "--batch-size", "2", "4") == 0
+    for name in ("sweep.md", "batch-size-2/report.md", "batch-size-4/report.md"):
+        text = (tmp_path / "out" / name).read_text()
+        assert re.findall(r"\*\*the load .+\*\*", text) == [
+            "**the load was 9.0 on 2 cores before the first began**"
+        ]
 
 
 def test_two_sweeps_become_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

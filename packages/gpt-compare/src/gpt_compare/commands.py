@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,26 +23,15 @@ from gpt_trainer.errors import InputError
 from gpt_trainer.gpt2.data import open_data
 from gpt_trainer.run.folder import create_folder
 from rich.console import Console
-from rich.text import Text
 
 from gpt_compare.comparison import Comparison, read_report
-from gpt_compare.competitor import Competitor
 from gpt_compare.difference import differences
-from gpt_compare.figures import Row, failed, of_turns
+from gpt_compare.figures import Row
 from gpt_compare.gauge import Gauge, gauge_of
-from gpt_compare.plan import write_plan
 from gpt_compare.report import driver_version, show, write_json, write_report
 from gpt_compare.request import Request, point_request
-from gpt_compare.running import run_competitor
-from gpt_compare.sweep import (
-    Point,
-    is_sweep,
-    largest_batch,
-    list_places,
-    merged,
-    points_of,
-    write_sweep,
-)
+from gpt_compare.sweep import Point, is_sweep, list_places, merged, points_of, write_sweep
+from gpt_compare.turns import run_all
 
 COMPARISONS = Path("comparisons")
 FAILED, INTERRUPTED = 1, 130
@@ -73,7 +61,9 @@ def run(argv: list[str] | None = None) -> int:
     places, stop = points_of(argv), StopFlag()
     several = len(places) > 1
     requests = [point_request(point) for point in places]
-    command = typed(argv)
+    command, gauge = typed(argv), gauge_of(requests[0].config.runtime.device)
+    # once: from the second place on the load is our own
+    disturbances = gauge.disturbances()
     done: list[tuple[Point, Comparison]] = []
     with stop.installed(), _new_folder(requests[0]) as folder:
         for number, (point, request) in enumerate(zip(places, requests, strict=True), 1):
@@ -82,8 +72,9 @@ def run(argv: list[str] | None = None) -> int:
                 where.mkdir(exist_ok=True)
                 if several:
                     list_places(folder, places[:number])
-                done.append((point, compare(request, where, command, stop, pictures=not several)))
-        if several:
+                begun = _begun(request, command, disturbances)
+                done.append((point, compare(request, where, begun, stop, gauge, pictures=not several)))
+        if several and done:
             _publish_sweep(folder, done)
     if stop():
         return INTERRUPTED
@@ -97,15 +88,9 @@ def typed(argv: Sequence[str]) -> str:
     return choice + shlex.join(["gpt-compare", *argv])
 
 
-def compare(
-    request: Request, folder: Path, command: str, stop: StopFlag, *, pictures: bool = True
-) -> Comparison:
-    """Train every competitor, and report."""
-    console, gauge = Console(), gauge_of(request.config.runtime.device)
-    disturbances = gauge.disturbances()
-    # prepared once and before anything is timed
-    open_data(request.config.data, stop, plain=not sys.stderr.isatty()).close()
-    comparison = Comparison(
+def _begun(request: Request, command: str, disturbances: Sequence[str]) -> Comparison:
+    """What is known before anyone has run."""
+    return Comparison(
         request.preset,
         request.settings,
         (),
@@ -117,6 +102,19 @@ def compare(
         request.reference,
     )
 
+
+def compare(
+    request: Request, folder: Path, comparison: Comparison, stop: StopFlag, gauge: Gauge, *, pictures: bool
+) -> Comparison:
+    """Train every competitor, and report.
+
+    Args:
+        comparison: Without rows.
+    """
+    console = Console()
+    # prepared once and before anything is timed
+    open_data(request.config.data, stop, plain=not sys.stderr.isatty()).close()
+
     def keep(rows: Sequence[Row]) -> None:
         """Have what is known on disk, whatever comes."""
         write_json(folder, replace(comparison, rows=rows))
@@ -124,7 +122,7 @@ def compare(
     keep(())
     labels = ", ".join(competitor.label for competitor in request.competitors)
     console.print(f"{folder}: {labels}, one after another", markup=False, highlight=False, soft_wrap=True)
-    comparison = comparison.of(_run_all(request, folder, stop, gauge, console, keep))
+    comparison = comparison.of(run_all(request, folder, stop, gauge, console, keep))
     _publish(folder, comparison, console, pictures)
     return comparison
 
@@ -191,97 +189,3 @@ def _new_folder(request: Request) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             folder.rmdir()
         raise
-
-
-def _run_all(
-    request: Request,
-    folder: Path,
-    stop: StopFlag,
-    gauge: Gauge,
-    console: Console,
-    keep: Callable[[Sequence[Row]], None],
-) -> list[Row]:
-    """Turn after turn, forth and back; a failure or a signal leaves what the others have.
-
-    Args:
-        keep: Told all rows so far whenever there is one more.
-    """
-    plan = write_plan(folder, request.settings)
-    competitors = [_equipped(competitor, request) for competitor in request.competitors]
-    if request.largest:
-        competitors = [_largest(competitor, request, plan, stop, console) for competitor in competitors]
-    turns: dict[str, list[Row]] = {competitor.label: [] for competitor in competitors}
-
-    def so_far() -> list[Row]:
-        """A row of each that had a turn."""
-        return [
-            _with_rows(of_turns(rows), competitor) if request.largest else of_turns(rows)
-            for competitor, rows in zip(competitors, turns.values(), strict=True)
-            if rows
-        ]
-
-    for turn in range(1, request.options.repeat + 1):
-        for competitor in competitors if turn % 2 else reversed(competitors):
-            rows = turns[competitor.label]
-            if stop():
-                rows.append(failed(competitor, "not begun"))
-            elif all(row.error is None for row in rows):
-                rows.append(
-                    _run_one(competitor, plan, turn, request.options.keep_checkpoints, stop, gauge, console)
-                )
-                keep(so_far())
-    return so_far()
-
-
-def _equipped(competitor: Competitor, request: Request) -> Competitor:
-    """The competitor with what is asked of all and is no setting of a run."""
-    options = request.options
-    shared = [] if options.init_from is None else [f"--init-from={options.init_from}"]
-    shared += [f"--profile={options.profile}"] if options.profile else []
-    return competitor._replace(flags=(*shared, *competitor.flags), generate=options.generate)
-
-
-def _with_rows(row: Row, competitor: Competitor) -> Row:
-    """The row, the batch that it found for itself among what it was made with."""
-    found = [flag.partition("=")[2] for flag in competitor.flags if flag.startswith("--micro-batch=")]
-    return replace(row, made_by={**row.made_by, "rows": found[-1]}) if found else row
-
-
-def _largest(
-    competitor: Competitor, request: Request, plan: Path, stop: StopFlag, console: Console
-) -> Competitor:
-    """The competitor with the largest batch that fits; as it was if none does, so that it says why."""
-    context = request.config.model.context
-
-    def of(rows: int) -> tuple[str, ...]:
-        return (*competitor.flags, f"--micro-batch={rows}", f"--tokens-per-step={rows * context}")
-
-    def fits(rows: int) -> bool:
-        if stop():
-            return False
-        flags = (*of(rows), "--steps=2", "--warmup=1")
-        probe = competitor._replace(flags=flags, label=f"probe {competitor.label} {rows}")
-        good = run_competitor(probe, plan, stop).error is None
-        shutil.rmtree(plan.parent / probe.folder, ignore_errors=True)
-        told = "fit" if good else "do not fit"
-        console.print(f"{competitor.label}: {rows} rows {told}", markup=False, highlight=False)
-        return good
-
-    rows = largest_batch(fits, request.config.batch.micro_batch)
-    return competitor._replace(flags=of(rows)) if rows else competitor
-
-
-def _run_one(
-    competitor: Competitor, plan: Path, turn: int, keep: bool, stop: StopFlag, gauge: Gauge, console: Console
-) -> Row:
-    """One competitor; on a terminal its newest line moves below the others."""
-    label = competitor.label
-    with console.status(Text(label)) as status:
-
-        def tell(line: str) -> None:
-            status.update(Text(f"{label}: {line}", no_wrap=True, overflow="ellipsis"))
-
-        row = run_competitor(competitor, plan, stop, turn=turn, gauge=gauge, keep_checkpoints=keep, show=tell)
-    how = row.error or f"{row.total_seconds:.0f} s"
-    console.print(f"{label}: {how}", markup=False, highlight=False)
-    return row

@@ -59,8 +59,8 @@ def points_of(argv: Sequence[str]) -> list[Point]:
         parser.add_argument(f"--{axis.replace('_', '-')}", nargs="*", default=[None])
     found, rest = parser.parse_known_args(argv)
     lists = {axis: list(dict.fromkeys(getattr(found, axis))) for axis in AXES}
-    for axis, values in lists.items():
-        if not values:
+    for axis in AXES:
+        if not lists[axis]:
             raise InputError(f"--{axis.replace('_', '-')} is given without a value")
     places = []
     for values in itertools.product(*lists.values()):
@@ -181,7 +181,8 @@ def _read_places(folder: Path) -> list[Point]:
 
 def _markdown(places: Sequence[tuple[Point, Comparison]]) -> str:
     labels = dict.fromkeys(row.label for _, comparison in places for row in comparison.rows)
-    axes, lines = _axes(places), [f"# {_title(places)}", ""]
+    warnings = dict.fromkeys(f"**{warning}**\n" for _, each in places for warning in each.warnings)
+    axes, lines = _axes(places), [f"# {_title(places)}", "", *warnings]
     for name, form in (("tokens/s", _speed), ("peak memory", _memory)):
         links = [f"[{', '.join(point.values.values())}]({point.name}/report.md)" for point, _ in places]
         lines += ["| " + " | ".join([f"{name} by {axes}", *links]) + " |", "| --- |" + " --: |" * len(places)]
