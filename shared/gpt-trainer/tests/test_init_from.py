@@ -110,6 +110,24 @@ def test_a_tokenizer_beside_the_weights_is_read_within_bounds_and_through_links(
         open_model(folder)
 
 
+@pytest.mark.parametrize("names", [("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")])
+def test_gpt2s_two_files_are_found_by_either_names(tmp_path: Path, names: tuple[str, str]) -> None:
+    tokenizer = bpe_scratch.Tokenizer.from_bytes()
+    model = ModelConfig(n_layer=1, n_head=1, d_model=2, context=2, vocab_size=tokenizer.vocab_size)
+    (tmp_path / "config.json").write_bytes(model_to_json(model, None))
+    save_file(init_parameters(model, 0), tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match="has no tokenizer; name its files with --tokenizer-files"):
+        tokenizer_of(open_model(tmp_path), tmp_path)
+    vocab = json.loads(tokenizer.to_json())["model"]["vocab"]
+    (tmp_path / names[0]).write_text(json.dumps(vocab))
+    (tmp_path / names[1]).write_text("#version: 0.2\n")
+    origin = open_model(tmp_path)
+    assert (origin.tokenizer, origin.tokenizer_files) == ("gpt2", tmp_path)
+    found = tokenizer_of(origin, tmp_path)
+    assert (found.pattern, found.special_tokens) == ("gpt2", {"<|endoftext|>": 256})
+    assert found.encode("déjà vu") == tokenizer.encode("déjà vu")
+
+
 def test_evaluation_of_a_model_encodes_the_held_out_split_alone(
     train: Train, flags: list[str], tmp_path: Path, capsys: Capture
 ) -> None:
