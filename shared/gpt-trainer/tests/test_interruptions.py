@@ -40,6 +40,19 @@ def test_an_output_that_is_full_is_73_and_one_line(
     assert "Traceback" not in said
 
 
+def test_a_standard_error_that_is_full_ends_no_run(flags: list[str], tmp_path: Path) -> None:
+    """bpe-scratch tells that Numba is missing, the run that its text is short, and that it heard a signal."""
+    (tmp_path / "text.txt").write_text("the cat and the dog and the cow\n" * 100)
+    given = [*flags, "--data=text:text.txt", "--data-cache=cache", "--out=run"]
+    with (
+        Path("/dev/full").open("w") as full,
+        start("train", *given, cwd=tmp_path, stderr=full, fault="sigterm:5") as process,
+    ):
+        assert process.stdout is not None
+        assert "stopped by SIGTERM after step 6" in process.stdout.read()
+    assert process.returncode == 75
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
 @pytest.mark.parametrize("columns", ["1", "80"])
 def test_no_terminal_ends_a_run(flags: list[str], tmp_path: Path, encoding: str, columns: str) -> None:

@@ -12,9 +12,9 @@ import numpy as np
 from gpt_data.batch import IGNORE
 from gpt_data.errors import InputError, StoppedError
 from gpt_data.stopping import StopFlag
+from gpt_data.terminal import warn
 from gpt_jax.profiling import record
 from gpt_trainer.backend import Profile
-from gpt_trainer.origin import warn
 from gpt_trainer.ranks.peers import Peers
 from gpt_trainer.run.record import package_version
 from gpt_trainer.run.start import Fresh

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gpt_data.terminal import emit
+from gpt_data.terminal import emit, warn
 from gpt_trainer.checkpoint.discovery import is_step
 from gpt_trainer.checkpoint.load import step_or_newest
 from gpt_trainer.errors import InputError
-from gpt_trainer.origin import parse_tokenizer, run_of_step, warn
+from gpt_trainer.origin import parse_tokenizer, run_of_step
 from gpt_trainer.run.record import read_record
 
 from aiayn_jax import TRANSLATE
@@ -60,7 +59,7 @@ def translate(options: TranslateOptions) -> int:
         emit("\n".join(translations))
         found += [] if reference is None else translations
     if reference is not None:
-        print(f"{TRANSLATE}: {score(name, found, reference)}", file=sys.stderr)
+        warn(f"{TRANSLATE}: {score(name, found, reference)}")
     return 0
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import bpe_scratch
 import numpy as np
-from gpt_trainer.origin import warn
+from gpt_data.terminal import warn
 from jaxtyping import Int32, Int64
 
 from aiayn_jax.config import TransformerConfig

@@ -110,7 +110,9 @@ def _fail(message: str, status: int) -> NoReturn:
 
 
 def _say(message: str, end: str = "\n") -> None:
-    print(message, end=end, file=sys.stderr, flush=True)
+    # a standard error that takes nothing ends no work
+    with suppress(OSError):
+        print(message, end=end, file=sys.stderr, flush=True)
 
 
 def _show(message: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
 from typing import Any, Literal
@@ -63,4 +64,6 @@ def tell_before_compiling() -> None:
 
 
 def _tell(line: str) -> None:
-    print(f"bpe-scratch: {line}", file=sys.stderr, flush=True)
+    # a standard error that takes nothing ends no work
+    with suppress(OSError):
+        print(f"bpe-scratch: {line}", file=sys.stderr, flush=True)

@@ -9,10 +9,10 @@ from typing import Literal
 
 import bpe_scratch
 from gpt_data.stopping import StopFlag
+from gpt_data.terminal import warn
 from gpt_trainer.errors import InputError
 from gpt_trainer.evaluate.extra import EvaluationSpec, Measure
 from gpt_trainer.model_config import ModelConfig
-from gpt_trainer.origin import warn
 
 from hellaswag_eval.evaluation import GivesLogProbs, evaluate_backend
 from hellaswag_eval.models import encoder

@@ -13,10 +13,9 @@ from typing import Any, Literal
 
 from gpt_data.flags import flag, parse_flags
 from gpt_data.stopping import StopFlag
-from gpt_data.terminal import can_show, emit
+from gpt_data.terminal import can_show, emit, warn
 from gpt_trainer.backend import Precision
 from gpt_trainer.errors import InputError, WriteError
-from gpt_trainer.origin import warn
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

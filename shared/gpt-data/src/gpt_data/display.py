@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -14,6 +13,7 @@ from rich.progress import Progress as Bar
 from gpt_data.errors import StoppedError
 from gpt_data.progress import OnProgress, Progress
 from gpt_data.stopping import StopFlag
+from gpt_data.terminal import warn
 
 PLAIN_SECONDS = 10.0
 PROMISE = "the preparation stops soon, and the same command goes on with it; a second signal ends it at once"
@@ -80,16 +80,10 @@ class PlainLines:
     def __call__(self, progress: Progress) -> None:
         """Print a line if it is time for one."""
         if progress.stage == "notice":
-            _say(progress.message)
+            warn(progress.message)
         elif progress.stage == "tokenizer" or time.monotonic() - self.last >= PLAIN_SECONDS:
             self.last = time.monotonic()
-            _say(f"{_label(progress)} {_detail(progress)}".rstrip())
-
-
-def _say(line: str) -> None:
-    # a standard error that takes nothing is no reason to end the work
-    with suppress(OSError):
-        print(line, file=sys.stderr, flush=True)
+            warn(f"{_label(progress)} {_detail(progress)}".rstrip())
 
 
 def _label(progress: Progress) -> str:

@@ -7,7 +7,7 @@ import select
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 SOON = "it ends when what is under way is done; a second signal ends it at once"
@@ -102,4 +102,5 @@ class StopFlag:
             heard = True
             # what comes meanwhile is the second signal, or the end
             if promise is not None and not (after and select.select([source], [], [], after)[0]):
-                os.write(2, f"{signal.Signals(number[0]).name} heard: {promise}\n".encode())
+                with suppress(OSError):
+                    os.write(2, f"{signal.Signals(number[0]).name} heard: {promise}\n".encode())

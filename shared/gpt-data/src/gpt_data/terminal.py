@@ -65,8 +65,7 @@ def guarded(name: str, command: Callable[[], int]) -> int:
             status, line = _explain(error)
             if status is None:
                 raise
-            with suppress(OSError):
-                print(f"{name}: {line}", file=sys.stderr, flush=True)
+            warn(f"{name}: {line}")
             return status
 
 
@@ -100,6 +99,13 @@ def _explain(error: Exception) -> tuple[int | None, str]:
         advice = "lower --micro-batch or --context; the last checkpoint is as it was"
         return OUT_OF_MEMORY, f"out of memory: {text}; {advice}"
     return None, text
+
+
+def warn(line: str) -> None:
+    """Print a line on the standard error that the user should see; one that takes nothing ends no work."""
+    if sys.stderr is not None:
+        with suppress(OSError):
+            print(line, file=sys.stderr, flush=True)
 
 
 def emit(text: str, end: str = "\n") -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -38,11 +37,6 @@ class Origin(NamedTuple):
     saved: SavedModel
     tokenizer: str | None = None
     tokenizer_files: Path | None = None
-
-
-def warn(line: str) -> None:
-    """Print a line that the user should see and nothing depends on."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def run_of_step(path: Path) -> Path:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 
 from gpt_data.stopping import SOON
-from gpt_data.terminal import emit
+from gpt_data.terminal import emit, warn
 
 from gpt_trainer.errors import STOPPED, InputError
-from gpt_trainer.origin import warn
 from gpt_trainer.ranks.peers import Peers
 from gpt_trainer.run.record import make_record
 from gpt_trainer.run.start import Fresh

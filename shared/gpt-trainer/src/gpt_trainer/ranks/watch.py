@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from typing import NamedTuple
 
 from gpt_data.errors import first_line
 from gpt_data.stopping import StopFlag
+from gpt_data.terminal import warn
 
 from gpt_trainer.errors import STOPPED, CommandError, PeerLostError, StoppedError
 from gpt_trainer.ranks.place import Place
@@ -220,5 +220,5 @@ class Watch:
             self._store.set(VERDICT, json.dumps([status, said]).encode())
 
     def _exit(self, verdict: CommandError) -> None:
-        print(verdict, file=sys.stderr, flush=True)
+        warn(str(verdict))
         os._exit(verdict.exit_status)

@@ -7,7 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from gpt_trainer.origin import warn
+from gpt_data.terminal import warn
+
 from gpt_trainer.report.display import Report, choose_display
 from gpt_trainer.report.metrics import MetricsFile
 from gpt_trainer.report.sinks import open_sinks

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from gpt_data.errors import InputError, first_line
+from gpt_data.terminal import warn
 
-from gpt_trainer.origin import warn
 from gpt_trainer.settings.sections import ReportSection
 
 Log = Callable[[Mapping[str, float], int], None]
