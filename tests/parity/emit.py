@@ -22,7 +22,7 @@ import cases
 import numpy as np
 from gpt_data.batch import IGNORE, Batch
 from gpt_trainer.backend import Backend, OptimizerConfig, Runtime, find_backend
-from gpt_trainer.checkpoint import CheckpointState, load_latest, save_checkpoint
+from gpt_trainer.checkpoint import CheckpointState, load_checkpoint, save_checkpoint, step_or_newest
 from gpt_trainer.model_config import ModelConfig
 from safetensors.numpy import save_file
 
@@ -173,7 +173,7 @@ def exchange_resume(arguments: argparse.Namespace, saver: str) -> None:
     arguments.only = list(EXCHANGE_CASES)
     for name, facts, inputs in model_cases(arguments):
         backend = build(arguments, facts)
-        state = load_latest(arguments.answers / saver / "exchange" / name, on_refused=print)
+        state = step_or_newest(arguments.answers / saver / "exchange" / name, load_checkpoint, print)
         backend.load(state.parameters, state.optimizer_state)
         losses = train(backend, facts, inputs, range(state.step, cases.STEPS))
         save(

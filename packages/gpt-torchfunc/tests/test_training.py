@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from gpt_torchfunc.options import SPEC
-from gpt_trainer.checkpoint import load_latest
+from gpt_trainer.checkpoint import load_checkpoint, step_or_newest
 from gpt_trainer.commands import train_main
 
 TEXT = "\n".join(f"{i} squared is {i * i}, and cubed it is {i**3}." for i in range(4000))
@@ -51,10 +51,10 @@ def test_a_run_resumed_halfway_ends_where_it_did(flags, tmp_path):
     """Two micro-batches a step, with dropout."""
     run = tmp_path / "run"
     assert train_main(SPEC, [*flags, "--dropout", "0.1", "--out", str(run), "--steps", "4"]) == 0
-    straight = load_latest(run, pytest.fail)
+    straight = step_or_newest(run, load_checkpoint, pytest.fail)
     assert straight.step == 4
     assert train_main(SPEC, ["--resume", str(run / "checkpoints" / "step-00000002")]) == 0
-    resumed = load_latest(run, pytest.fail)
+    resumed = step_or_newest(run, load_checkpoint, pytest.fail)
     assert resumed.step == 4
     for name, value in straight.parameters.items():
         assert value.tobytes() == resumed.parameters[name].tobytes(), name

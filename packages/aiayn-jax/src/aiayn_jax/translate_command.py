@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gpt_data.terminal import emit, warn
+from gpt_trainer.checkpoint import step_or_newest
 from gpt_trainer.checkpoint.discovery import is_step
-from gpt_trainer.checkpoint.load import step_or_newest
 from gpt_trainer.errors import InputError
 from gpt_trainer.origin import parse_tokenizer, run_of_step
 from gpt_trainer.run.record import read_record

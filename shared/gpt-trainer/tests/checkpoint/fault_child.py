@@ -18,7 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gpt_trainer.checkpoint import CheckpointState, find_steps, load_latest, prune, save_checkpoint, verify
+from gpt_trainer.checkpoint import (
+    CheckpointState,
+    find_steps,
+    load_checkpoint,
+    prune,
+    save_checkpoint,
+    step_or_newest,
+    verify,
+)
 from gpt_trainer.errors import CommandError, InputError
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import init_parameters
@@ -148,7 +156,7 @@ def look(run: Path) -> dict[str, Any]:
             whole.append(step)
         except InputError:
             damaged.append(step)
-    latest = load_latest(run, refused.append)
+    latest = step_or_newest(run, load_checkpoint, refused.append)
     hidden = [entry.name for entry in (run / "checkpoints").iterdir() if entry.is_dir()]
     return {
         "whole": whole,

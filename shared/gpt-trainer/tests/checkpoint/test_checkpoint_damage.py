@@ -15,9 +15,9 @@ from gpt_trainer.checkpoint import (
     CheckpointState,
     NewerFormatError,
     load_checkpoint,
-    load_latest,
     resolve,
     save_checkpoint,
+    step_or_newest,
     verify,
 )
 from gpt_trainer.errors import InputError, WriteError
@@ -52,7 +52,7 @@ def test_a_missing_file_is_refused_by_name_and_the_run_falls_back(name: str, run
         load_checkpoint(step)
     assert caught.value.exit_status == 65
     refused: list[str] = []
-    assert load_latest(run, refused.append).step == 1
+    assert step_or_newest(run, load_checkpoint, refused.append).step == 1
     assert refused == [str(caught.value)]
 
 
@@ -84,7 +84,7 @@ def test_no_whole_step_is_an_error_that_says_so(run: Path) -> None:
         path.write_bytes(b"")
     refused: list[str] = []
     with pytest.raises(InputError, match="2 steps, none of them whole; give another run's folder") as caught:
-        load_latest(run, refused.append)
+        step_or_newest(run, load_checkpoint, refused.append)
     assert caught.value.exit_status == 65
     assert ["step-00000002" in refused[0], "step-00000001" in refused[1]] == [True, True]
 
@@ -102,7 +102,7 @@ def test_a_newer_format_is_refused_and_never_replaced(run: Path, make_state: Mak
         load_checkpoint(step)
     # not damaged: falling back would lose its steps, saving over it the file
     with pytest.raises(NewerFormatError):
-        load_latest(run, pytest.fail)
+        step_or_newest(run, load_checkpoint, pytest.fail)
     with pytest.raises(WriteError, match="format version 3"):
         save_checkpoint(run, make_state(2))
 

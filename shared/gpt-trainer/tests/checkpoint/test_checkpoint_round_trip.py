@@ -14,12 +14,11 @@ from gpt_trainer.checkpoint import (
     CheckpointState,
     find_steps,
     load_checkpoint,
-    load_latest,
     load_model,
-    load_path,
     prune,
     resolve,
     save_checkpoint,
+    step_or_newest,
 )
 from gpt_trainer.errors import InputError, WriteError
 from gpt_trainer.parameters import parameter_shapes
@@ -196,7 +195,7 @@ def test_newest_goes_by_number_and_not_by_time(run: Path, make_state: Make) -> N
         for path in [*folder.iterdir(), folder]:
             os.utime(path, (2_000_000_000 - age * 31_536_000,) * 2)
     assert steps_of(run) == [1, 2, 9, 10, 123456789]
-    assert load_latest(run, fail_on_refusal).step == 123456789
+    assert step_or_newest(run, load_checkpoint, fail_on_refusal).step == 123456789
 
 
 def test_junk_in_the_folder_is_passed_over(run: Path, make_state: Make) -> None:
@@ -210,7 +209,7 @@ def test_junk_in_the_folder_is_passed_over(run: Path, make_state: Make) -> None:
     (checkpoints / "step-00000078").write_bytes(b"a file")
     (checkpoints / "step-00000079").symlink_to(checkpoints / "step-00000001")
     assert steps_of(run) == [1, 2]
-    assert load_latest(run, fail_on_refusal).step == 2
+    assert step_or_newest(run, load_checkpoint, fail_on_refusal).step == 2
     save_checkpoint(run, make_state(3))
     left = {path.name for path in checkpoints.iterdir()}
     # only what a dead save has left is removed, and only by the next save
@@ -222,12 +221,14 @@ def test_resolve_takes_a_run_its_checkpoints_or_a_step(run: Path) -> None:
     assert resolve(run) == resolve(run / "checkpoints") == resolve(newest) == newest
     older = run / "checkpoints" / "step-00000001"
     assert resolve(older) == older
-    assert load_path(older, fail_on_refusal).step == 1
-    assert load_path(run, fail_on_refusal).step == 2
+    assert step_or_newest(older, load_checkpoint, fail_on_refusal).step == 1
+    assert step_or_newest(run, load_checkpoint, fail_on_refusal).step == 2
 
 
 @pytest.mark.parametrize(
-    "take", [resolve, lambda path: load_path(path, fail_on_refusal)], ids=["resolve", "load"]
+    "take",
+    [resolve, lambda path: step_or_newest(path, load_checkpoint, fail_on_refusal)],
+    ids=["resolve", "load"],
 )
 @pytest.mark.parametrize("name", ["missing", "empty", "file"])
 def test_a_path_without_a_checkpoint_is_refused_by_name(

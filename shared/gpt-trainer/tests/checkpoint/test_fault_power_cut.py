@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gpt_trainer.checkpoint import CheckpointState, find_steps, load_latest, prune, save_checkpoint
+from gpt_trainer.checkpoint import (
+    CheckpointState,
+    find_steps,
+    load_checkpoint,
+    prune,
+    save_checkpoint,
+    step_or_newest,
+)
 
 Tree = dict[str, bytes | None]
 """Path below the disk's root -> content, or ``None`` for a folder."""
@@ -163,7 +170,7 @@ def whole_steps(
 ) -> set[int]:
     """Steps that discovery finds; each must load and be what was saved."""
     steps = {step for step, _ in find_steps(run)}
-    state = load_latest(run, lambda message: pytest.fail(message))
+    state = step_or_newest(run, load_checkpoint, lambda message: pytest.fail(message))
     assert state.step == max(steps)
     assert same_state(state, make_state(state.step))
     return steps

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from gpt_trainer.checkpoint.discovery import find_steps, resolve
 from gpt_trainer.checkpoint.huggingface import load_huggingface
-from gpt_trainer.checkpoint.load import load_checkpoint, load_latest, load_model, load_path, verify
+from gpt_trainer.checkpoint.load import load_checkpoint, load_model, step_or_newest, verify
 from gpt_trainer.checkpoint.manifest import NewerFormatError
 from gpt_trainer.checkpoint.preflight import check_writable, step_bytes
 from gpt_trainer.checkpoint.retention import prune
@@ -24,12 +24,11 @@ __all__ = [
     "find_steps",
     "load_checkpoint",
     "load_huggingface",
-    "load_latest",
     "load_model",
-    "load_path",
     "prune",
     "resolve",
     "save_checkpoint",
     "step_bytes",
+    "step_or_newest",
     "verify",
 ]

@@ -190,20 +190,24 @@ def load_model(step_folder: Path) -> SavedModel:
     return SavedModel(manifest.step, model, _load_parameters(step_folder, manifest, model), tokenizer)
 
 
-def load_latest(run: Path, on_refused: Callable[[str], None]) -> CheckpointState:
-    """Load the newest whole step of a run, by step number.
+def step_or_newest(path: Path, load: Callable[[Path], T], on_refused: Callable[[str], None]) -> T:
+    """The step that ``path`` names, or the newest whole one, by number, of the run that it names.
+
+    Args:
+        path: A step's folder, or a run's; an explicitly named step is never replaced by another.
+        load: ``load_checkpoint``, or what else reads a step.
+        on_refused: Told of each newer step that ``load`` refuses.
 
     Raises:
         NewerFormatError: If the newest readable step was written by a later version of the program; an
             older step is not taken in its place.
         InputError: If there is no whole step.
     """
-    return newest_whole(run, load_checkpoint, on_refused)
-
-
-def newest_whole(run: Path, load: Callable[[Path], T], on_refused: Callable[[str], None]) -> T:
-    """What ``load`` makes of the newest step that it does not refuse; else as ``load_latest``."""
-    steps = find_steps(run_of(run))
+    if not path.is_dir():
+        raise InputError(f"{path} is not a folder; {ADVICE}")
+    if is_step(path):
+        return load(path)
+    steps = find_steps(run_of(path))
     for _, folder in reversed(steps):
         try:
             return load(folder)
@@ -212,26 +216,7 @@ def newest_whole(run: Path, load: Callable[[Path], T], on_refused: Callable[[str
         except InputError as error:
             on_refused(str(error))
     found = f"{len(steps)} steps, none of them whole" if steps else "no checkpoint"
-    raise InputError(f"{run} holds {found}; give another run's folder, or start a new run")
-
-
-def load_path(path: Path, on_refused: Callable[[str], None]) -> CheckpointState:
-    """Load the step that ``path`` names, or the newest whole one of the run that it names.
-
-    Args:
-        path: A step's folder, or a run's; an explicitly named step is never replaced by another.
-
-    Raises:
-        InputError: If nothing can be loaded.
-    """
-    return step_or_newest(path, load_checkpoint, on_refused)
-
-
-def step_or_newest(path: Path, load: Callable[[Path], T], on_refused: Callable[[str], None]) -> T:
-    """As ``load_path``, for steps that ``load`` reads."""
-    if not path.is_dir():
-        raise InputError(f"{path} is not a folder; {ADVICE}")
-    return load(path) if is_step(path) else newest_whole(path, load, on_refused)
+    raise InputError(f"{path} holds {found}; give another run's folder, or start a new run")
 
 
 def verify(step_folder: Path) -> None:

@@ -17,9 +17,8 @@ from gpt_data.flags import flag
 from gpt_data.store.lock import LOCK_NAME, RunLock
 from gpt_data.terminal import warn
 
-from gpt_trainer.checkpoint import check_writable, find_steps
+from gpt_trainer.checkpoint import check_writable, find_steps, step_or_newest
 from gpt_trainer.checkpoint.discovery import is_step
-from gpt_trainer.checkpoint.load import step_or_newest
 from gpt_trainer.errors import InputError
 from gpt_trainer.origin import run_of_step
 from gpt_trainer.run.folder import (
