@@ -40,13 +40,13 @@ def test_the_start_says_what_is_learnt_from_and_the_end_what_to_type(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = [*TINY, f"--data={write_pairs(place)}", "--steps=2", "--eval-every=0"]
-    assert train_main([*flags, f"--out={place / 'said'}"]) == 0
+    assert train_main([*flags, f"--out={place / 'is said'}"]) == 0
     captured = capsys.readouterr()
     said, noted = captured.out.splitlines(), captured.err.splitlines()
     assert noted[0] == "pairs: 23 training, 1 validation, 1 test"
     assert noted[3].startswith("batches: 3 an epoch in 1 shapes 8x(8+8); ")
     assert noted[3].endswith("% of the positions are filled up")
-    assert said[-1].startswith(f"next: aiayn-jax-translate --model {place / 'said'} --text ")
+    assert said[-1].startswith(f"next: aiayn-jax-translate --model '{place / 'is said'}' --text ")
     assert any(line.startswith("test: BLEU ") and "tok:13a" in line for line in said)
 
 

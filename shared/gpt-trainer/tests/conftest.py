@@ -26,7 +26,7 @@ TINY = [
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from gpt_data.prepare import prepare
 
-    folder = tmp_path_factory.mktemp("corpus")
+    folder = tmp_path_factory.mktemp("a corpus")
     texts = folder / "texts"
     texts.mkdir()
     for number in range(8):

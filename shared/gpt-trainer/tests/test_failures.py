@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +76,7 @@ def test_without_a_home_the_cache_is_asked_for(
 def test_what_is_proposed_behind_a_preparation_trains(
     train: Train, flags: list[str], shards: Path, capsys: Capture
 ) -> None:
-    proposed = summary(Dataset.open(shards)).rpartition("train with ")[2].split()
+    proposed = shlex.split(summary(Dataset.open(shards)).rpartition("train with ")[2])
     without = [flag for flag in flags if not flag.startswith(("--data=", "--tokenizer="))]
     assert train(*without, *proposed) == 0
     assert "vocabulary 257" in capsys.readouterr().out

@@ -78,11 +78,12 @@ def test_no_terminal_ends_a_run(flags: list[str], tmp_path: Path, encoding: str,
 def test_a_pipe_that_lacks_a_character_goes_on_to_the_end(flags: list[str], tmp_path: Path) -> None:
     """The untrained model's samples hold bytes that are no text."""
     with start(
-        "train", *flags, "--out=done", cwd=tmp_path, environment={"PYTHONIOENCODING": "ascii"}
+        "train", *flags, "--out=a run", cwd=tmp_path, environment={"PYTHONIOENCODING": "ascii"}
     ) as process:
         said, _ = process.communicate()
     assert process.returncode == 0
-    assert "next: gpt-toy-sample --model done" in said
+    assert "next: gpt-toy-sample --model 'a run'" in said
+    assert "gpt-toy-train --resume 'a run' --steps" in said
 
 
 def test_a_signal_while_the_tokenizer_is_built_is_answered(flags: list[str], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import count
@@ -170,7 +171,7 @@ class TranslationTask:
         corpus = self.prepared.corpus
         if score_test(run, self.config, corpus, self._translate_by, say) is None:
             return None
-        return f'aiayn-jax-translate --model {run} --text "{corpus.test.source[0]}"'
+        return shlex.join(("aiayn-jax-translate", "--model", str(run), "--text", corpus.test.source[0]))
 
     def profile(self, folder: Path) -> AbstractContextManager[Profile]:
         """Record with JAX's profiler."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,9 @@ def in_order(folder: Path, manifests: Mapping[Path, Manifest]) -> list[Path]:
     (first, model), *_ = manifests.items()
     for path, manifest in manifests.items():
         if "part" not in manifest.plan:
-            raise InputError(f"{path} is a whole, and no part; give --data shards:{path}, or take it out")
+            raise InputError(
+                f"{path} is a whole, and no part; give --data {shlex.quote(f'shards:{path}')}, or take it out"
+            )
         part = parse_part(manifest.plan["part"])
         if part in found:
             raise InputError(f"{found[part]} and {path} are both part {part}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -85,10 +86,10 @@ def summary(dataset: Dataset) -> str:
     how = f" ({plan['held_out']})" if plan.get("held_out") else ""
     # a part is of use with the others beside it
     shards = dataset.folder.parent if "part" in plan else dataset.folder
-    together = f", once all parts of {plan['part']} lie there" if "part" in plan else ""
+    together = f", once all {plan['part'].partition('/')[2]} parts lie there" if "part" in plan else ""
     vocabulary = size_said(plan.get("tokenizer"), dataset.vocab_size)
     return (
         f"{dataset.folder}: {dataset.train.tokens:,} tokens to train on, "
         f"{dataset.val.tokens:,} held out{how}, vocabulary {vocabulary}; "
-        f"train with --data shards:{shards}{together}"
+        f"train with --data {shlex.quote(f'shards:{shards}')}{together}"
     )

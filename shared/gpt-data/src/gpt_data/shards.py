@@ -14,6 +14,7 @@ References:
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import NamedTuple
 
@@ -98,7 +99,9 @@ def parse_bare(path: Path, content: bytes, size: int) -> ShardInfo:
         InputError: If it begins as a shard with a header, or is no whole number of tokens.
     """
     if any(content.startswith(np.int32(magic).tobytes()) for magic, _ in KINDS.values()):
-        raise InputError(f"{path} begins with a shard's header: give --data shards:{path.parent}")
+        raise InputError(
+            f"{path} begins with a shard's header: give --data {shlex.quote(f'shards:{path.parent}')}"
+        )
     if size % UINT16.itemsize:
         raise InputError(f"{path} has {size} bytes, which is no multiple of {UINT16.itemsize}")
     return ShardInfo(UINT16, size // UINT16.itemsize)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -52,7 +53,8 @@ def run_of_step(path: Path) -> Path:
         return path
     if path.absolute().parent.name != CHECKPOINTS:
         raise InputError(
-            f"{path} is not in a run's folder {CHECKPOINTS}/; start a new run with --init-from {path}"
+            f"{path} is not in a run's folder {CHECKPOINTS}/; "
+            f"start a new run with --init-from {shlex.quote(str(path))}"
         )
     return path.parent.parent
 

@@ -275,8 +275,8 @@ class GPT2Task:
     def conclude(self, run: Path, say: Callable[[str], None]) -> str | None:
         """Nothing follows the last step but a sample by the user."""
         del say
-        prompt = f" --prompt {shlex.quote(self._prompt)}" if self._prompt else ""
-        return f"{self._name}-sample --model {run}{prompt}"
+        prompt = ("--prompt", self._prompt) if self._prompt else ()
+        return shlex.join((f"{self._name}-sample", "--model", str(run), *prompt))
 
     def profile(self, folder: Path) -> AbstractContextManager[Profile]:
         """Record with the backend's profiler."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shlex
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,9 @@ def refuse_existing(run: Path) -> None:
         InputError: If the folder holds a run.
     """
     if holds_run(run):
-        raise InputError(f"{run} holds a run already: go on with --resume {run}, or choose another --out")
+        raise InputError(
+            f"{run} holds a run already: go on with --resume {shlex.quote(str(run))}, or choose another --out"
+        )
 
 
 def _first_free(preset: str, parent: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -97,7 +98,11 @@ def _settle(
 
 def _end(spec: TaskSpec, request: Request, run: Path, loop: Loop, shows: str | None) -> int:
     """Draw the losses, say what to type next, and give the exit status."""
-    say, step, resume = loop.reporter.say, loop.state.step, f"{spec.name}-train --resume {run}"
+    say, step, resume = (
+        loop.reporter.say,
+        loop.state.step,
+        shlex.join((f"{spec.name}-train", "--resume", str(run))),
+    )
     length = request.config.schedule
     if shows is None:
         received = loop.peers.stop.received
