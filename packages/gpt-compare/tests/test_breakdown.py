@@ -24,7 +24,7 @@ KERNELS = {
     "attention": [
         "cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob_7_64x128x64_4x1x1_cga1x1x1",
         "void pytorch_flash::flash_bwd_dq_dk_dv_loop_seqk_parallel_kernel<pytorch_flash::Flash_bwd>",
-        "attention_fwd_hopper_kernel", "d_q_hopper_kernel", "d_kv_kernel", "_mask_kernel",
+        "attention_fwd_hopper_kernel", "attention_rows_kernel", "d_q_kernel", "d_kv_kernel", "_mask_kernel",
         "void cudnn::fusion::matmul_dq<true, 64>(void const*)", "void cudnn::fusion::compute_dot_do_o<true>",
         "aten::_scaled_dot_product_flash_attention_for_cpu",
     ],

@@ -21,6 +21,8 @@ from triton.experimental.gluon._runtime import GluonJITFunction
 from triton.language import constexpr
 from triton.runtime.interpreter import InterpretedFunction
 
+MOST_POLLS = 10_000  # one after the other: what a program waits for never comes
+
 
 class StuckError(AssertionError):
     """Every partition waits, or one failed."""
@@ -195,8 +197,9 @@ class Product:
 class Program:
     """One program: its shared memory, its partitions, and what of them is in flight."""
 
-    def __init__(self, which: int, count: int, seed: int) -> None:
-        self.which, self.count, self.seed = which, count, seed
+    def __init__(self, which: int, count: int) -> None:
+        self.which, self.count, self.polls = which, count, 0
+        self.bodies: list[Callable[[], None]] = []
         self.partitions: Partitions | None = None
         self.local = threading.local()
 
@@ -251,22 +254,33 @@ class Program:
     def specialize(
         self, bodies: list[tuple[Any, tuple[Any, ...]]], warps: list[int], registers: list[int]
     ) -> None:
-        """Run the partitions."""
+        """Set up the partitions."""
         assert len(bodies) == len(warps) + 1 == len(registers) + 1
         # the register file: 65,536, of which every warpgroup holds its own; small partitions share one
         whole = [r for w, r in zip(warps, registers, strict=True) if w >= 4]
         small = [(w, r) for w, r in zip(warps, registers, strict=True) if w < 4]
         shared = -(-sum(w for w, _ in small) // 4) * max((r for _, r in small), default=0)
         assert 128 * (registers[0] + sum(whole) + shared) <= 65536
-        runs = [lambda f=f, a=a: f(*a) for f, a in bodies]
-        self.partitions = Partitions(runs, self.seed)
-        self.partitions.finish()
+        self.bodies = [lambda f=f, a=a: f(*a) for f, a in bodies]
+
+    def atomic_add(self, pointer: Pointer, value: Any, sem: str = "acq_rel") -> int:
+        """Add, and what a single integer was; who asks for it again and again lets others run."""
+        assert self.partitions is not None
+        self.partitions.wait(lambda: True)
+        was = 0 if isinstance(value, Tensor) else int(pointer.x[pointer.at])
+        pointer.x[pointer.at] += value
+        self.polls = self.polls + 1 if sem == "acquire" else 0
+        if self.polls > MOST_POLLS:
+            raise StuckError("nobody adds what is waited for")
+        return was
 
 
-def _load(pointer: Pointer, mask: Tensor | None = None, other: int = 0) -> Tensor:
-    at = pointer.at if mask is None else torch.where(mask, pointer.at, 0)
-    value = pointer.x[at]
-    return value if mask is None else torch.where(mask, value, other)
+def _load(pointer: Pointer, mask: Any = None, other: float = 0, cache_modifier: str = "") -> Tensor:
+    del cache_modifier
+    if mask is None:
+        return pointer.x[pointer.at]
+    mask = torch.as_tensor(mask)
+    return torch.where(mask, pointer.x[torch.where(mask, pointer.at, 0)], other)
 
 
 def _store(pointer: Pointer, value: Tensor, mask: Tensor | None = None) -> None:
@@ -292,15 +306,15 @@ def _select(_asm: str, _constraints: str, args: list[Tensor], **_: object) -> Te
 def _allocate(dtype: torch.dtype, shape: list[int], _layout: object) -> Any:
     if dtype == torch.int64:
         return Barriers(shape[0])
-    return Shared(torch.full(shape, torch.nan, dtype=dtype))
+    return Shared(torch.full(shape, torch.nan if dtype.is_floating_point else -1, dtype=dtype))
 
 
 def _language(program: Program) -> dict[str, Any]:
     gl = SimpleNamespace(
         constexpr=None, bfloat16=torch.bfloat16, float32=torch.float32, int32=torch.int32, int64=torch.int64,
         static_range=range, cast=lambda x, _: x, where=_where, maximum=_maximum,
-        load=_load, store=_store, exp2=torch.exp2, log2=torch.log2,
-        max=lambda x, axis: x.amax(axis), sum=lambda x, axis: x.sum(axis),
+        load=_load, store=_store, atomic_add=program.atomic_add, exp2=torch.exp2, log2=torch.log2,
+        max=lambda x, axis: x.amax(axis) if x.dim() > 1 else int(x.max()), sum=lambda x, axis: x.sum(axis),
         arange=lambda a, b, layout=None: torch.arange(a, b),
         zeros=lambda shape, dtype, layout=None: torch.zeros(shape, dtype=dtype),
         full=lambda shape, value, dtype, layout=None: torch.full(tuple(shape), value, dtype=dtype),
@@ -354,8 +368,12 @@ class Emulated:
         def launch(*args: Any, num_warps: int, **constants: Any) -> None:
             assert num_warps == 4
             given = [Pointer(a) if isinstance(a, Tensor) else a for a in args]
-            for which in range(grid[0]):
-                language = _language(Program(which, grid[0], self.seed + which))
-                _rebuilt(self.kernel, language, {})(*given, **constants)
+            programs = [Program(which, grid[0]) for which in range(grid[0])]
+            for program in programs:
+                _rebuilt(self.kernel, _language(program), {})(*given, **constants)
+            partitions = Partitions([body for p in programs for body in p.bodies], self.seed)
+            for program in programs:
+                program.partitions = partitions
+            partitions.finish()
 
         return launch

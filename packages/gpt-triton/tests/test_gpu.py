@@ -105,6 +105,22 @@ def test_bfloat16_gradients_err_at_most_twice_as_much_as_plain_torch() -> None:
         assert off <= 2.0 * theirs_off, f"{name}: {off:.2e} against {theirs_off:.2e}"
 
 
+@pytest.mark.parametrize("rate", [0.0, 0.1])
+def test_sums_to_which_programs_add_in_turn_repeat_to_the_bit(rate: float) -> None:
+    from gpt_triton.dropout import Dropout
+    from gpt_triton.kernels import attention_bwd, attention_fwd
+
+    stream = torch.Generator("cuda").manual_seed(3)
+    qkv, d_out = (
+        torch.randn(8, 2048, width, generator=stream, device="cuda").bfloat16() for width in (2304, 768)
+    )
+    site = Dropout(rate, torch.tensor([1, 2, 0], device="cuda"), 2048) if rate else None
+    _, res = attention_fwd(qkv, 12, None, site)
+    want = attention_bwd(res, d_out, 12, site)
+    for _ in range(20):
+        assert torch.equal(attention_bwd(res, d_out, 12, site), want)
+
+
 def test_more_logits_than_31_bits_count() -> None:
     from gpt_triton.kernels import linear_cross_entropy
 

@@ -8,7 +8,7 @@ import gpt_triton_kernel_runs as runs
 import pytest
 import torch
 from gpt_triton import reference
-from gpt_triton.kernels import attention_hopper, attention_hopper_d_kv, attention_hopper_d_q, matmul_hopper
+from gpt_triton.kernels import attention_hopper, attention_hopper_backward, matmul_hopper
 from gpt_triton.kernels.dropout import attention_mask
 from gpt_triton.kernels.matmul_kernels import Epilogue
 from gpt_triton.kernels.tiles import MatmulTiles
@@ -20,8 +20,7 @@ from torch import Tensor
 pytestmark = pytest.mark.skipif(runs.DEVICE.type != "cpu", reason="an emulation on the CPU")
 KERNELS = {
     attention_hopper: "attention_fwd_hopper_kernel",
-    attention_hopper_d_q: "d_q_hopper_kernel",
-    attention_hopper_d_kv: "d_kv_hopper_kernel",
+    attention_hopper_backward: "attention_bwd_hopper_kernel",
     matmul_hopper: "hopper_kernel",
 }
 
@@ -35,7 +34,7 @@ def emulated(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
             monkeypatch.setattr(module, "described", lambda x, rows: Described(x.flatten(0, 1), [rows, 64]))
     monkeypatch.setattr(matmul_hopper, "_described", lambda x, *block: Described(x, list(block)))
     monkeypatch.setattr(
-        attention_hopper_d_kv, "described_numbers", lambda x, count: Described(x.flatten(), [count])
+        attention_hopper_backward, "described_numbers", lambda x, count: Described(x.flatten(), [count])
     )
 
 
@@ -49,11 +48,10 @@ def _attention(rows: int, context: int, heads: int, rate: float) -> tuple[list[T
     empty = {"dtype": torch.bfloat16}
     out = fence(torch.full((rows, context, width), torch.nan), **empty)
     d_qkv = fence(torch.full((rows, context, 3 * width), torch.nan), **empty)
-    lse, delta = (fence(torch.full((rows, heads, context), torch.nan)) for _ in range(2))
+    lse = fence(torch.full((rows, heads, context), torch.nan))
     attention_hopper.launch_fwd(qkv.bfloat16(), mask, out, lse, scale)
     res = AttentionResiduals(qkv.bfloat16(), out, lse, None, mask)
-    attention_hopper_d_q.launch_d_q(res, d_out.bfloat16(), delta, d_qkv, scale)
-    attention_hopper_d_kv.launch_d_kv(res, d_out.bfloat16(), delta, d_qkv, scale)
+    attention_hopper_backward.launch_bwd(res, d_out.bfloat16(), d_qkv, scale)
     fence.check()
     want, kept = reference.attention_fwd(qkv.double(), heads, None, site)
     d_want = reference.attention_bwd(kept, d_out.double(), heads, site)

@@ -113,7 +113,8 @@ GPU_ALONE = pytest.mark.skipif(DEVICE.type == "cpu", reason="long, and for kerne
 
 
 # 1, 15, 17, 65: around the tiles of 16 and 32; head widths 5, 16 and 80: padded, exact, padded to 128; on a
-# Hopper GPU 256 and 1280 of heads of 64 go to the kernels in Gluon, 384 does not
+# Hopper GPU 256, 1280 and 2048 of heads of 64 go to the kernels in Gluon, 384 does not; of 2048 the backward
+# has more pieces of work than programs
 @pytest.mark.parametrize(
     ("rows", "context", "heads", "head_width"),
     [
@@ -125,6 +126,7 @@ GPU_ALONE = pytest.mark.skipif(DEVICE.type == "cpu", reason="long, and for kerne
         pytest.param(3, 256, 5, 64, marks=GPU_ALONE),
         pytest.param(1, 384, 3, 64, marks=GPU_ALONE),
         pytest.param(2, 1280, 3, 64, marks=GPU_ALONE),
+        pytest.param(3, 2048, 5, 64, marks=GPU_ALONE),
     ],
 )
 @pytest.mark.parametrize("documents", [False, True], ids=("whole", "documents"))

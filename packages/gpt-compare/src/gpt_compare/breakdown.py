@@ -27,7 +27,7 @@ CLASSES: dict[str, re.Pattern[str]] = {
         "optimizer": r"adam|muon|newton|momentum|stack_product|normalise|optimizer\.py|multi_tensor|_foreach"
         r"|squares_kernel|root_of_sum|vector_norm|clip_grad|global_norm",
         "cross-entropy": r"cross_entropy|log_softmax|nll|logsumexp|head_loss|loss\.py",
-        "attention": r"flash|fmha|sdpa|scaled_dot|attention|attend|d_q_(hopper_)?kernel|d_kv|_softmax"
+        "attention": r"flash|fmha|sdpa|scaled_dot|attention|attend|d_q_kernel|d_kv|_softmax"
         r"|mask_kernel|across_kernel|matmul_dq|dot_do_o|convert_dq",
         "products": r"gemm|nvjet|cublas|cutlass|xmma|matmul|splitk|descriptor_kernel|pointer_kernel"
         r"|^hopper_kernel|ynn|\bdot|aten::(add)?b?a?d?d?mm\b|aten::mm|convolution|linear",

@@ -2,7 +2,7 @@
 
 The same functions in plain torch are in ``gpt_triton.reference``. Reading order: primitives, dropout,
 layer_norm, reduce, matmul_kernels, matmul, matmul_hopper, attention, attention_backward, hopper,
-attention_hopper, attention_hopper_d_q, attention_hopper_d_kv, cross_entropy, embedding, adamw, muon;
+attention_hopper, attention_hopper_backward, attention_hopper_d_q, cross_entropy, embedding, adamw, muon;
 ``tiles`` holds every choice of a size.
 """
 

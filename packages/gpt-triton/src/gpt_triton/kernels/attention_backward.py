@@ -7,9 +7,10 @@ With mask scale R (all ones without dropout) and delta = row sums of d_O * O:
 
 Two passes instead of one: a program owns queries and streams keys for delta and d_Q, then a program owns keys
 and streams queries for d_K and d_V. Each sum has one owner, so nothing is added atomically and a run repeats
-itself; the price is two products more than the five of a single pass. delta is left for the second pass,
-which would read O and d_O once more for every tile of keys. Tiles of which nothing is seen are never loaded;
-without documents, tiles that are seen whole skip the mask. Shapes as in ``attention``.
+itself; the price is two products more than the five of a single pass, as Hopper's kernel makes it
+(``attention_hopper_backward``). delta is left for the second pass, which would read O and d_O once more for
+every tile of keys. Tiles of which nothing is seen are never loaded; without documents, tiles that are seen
+whole skip the mask. Shapes as in ``attention``.
 
 References:
     Dao 2023, "FlashAttention-2", section 3.1.2.
@@ -273,18 +274,16 @@ def attention_bwd(
     rows, context, width = d_out.shape
     head_width = width // n_head
     padded = max(16, triton.next_power_of_2(head_width))
-    d_qkv, delta = torch.empty_like(res.qkv), torch.empty_like(res.lse)
+    d_qkv = torch.empty_like(res.qkv)
     keep_scale = 1.0 if dropout is None else 1.0 / (1.0 - dropout.rate)
     scale = 1.0 / math.sqrt(head_width)
     if hopper_attention(res.qkv, head_width, res.segment_starts is not None):
-        # imported where they run: Gluon has no interpreter
-        from gpt_triton.kernels.attention_hopper_d_kv import launch_d_kv
-        from gpt_triton.kernels.attention_hopper_d_q import launch_d_q
+        # imported where it runs: Gluon has no interpreter
+        from gpt_triton.kernels.attention_hopper_backward import launch_bwd
 
-        launch_d_q(res, d_out, delta, d_qkv, keep_scale)
-        launch_d_kv(res, d_out, delta, d_qkv, keep_scale)
+        launch_bwd(res, d_out, d_qkv, keep_scale)
         return d_qkv
-    qkv_across = copy_across(res.qkv)
+    delta, qkv_across = torch.empty_like(res.lse), copy_across(res.qkv)
     passes = (
         (d_q_kernel, "d_q", (res.qkv, res.out, d_out, qkv_across)),
         (d_kv_kernel, "d_kv", (res.qkv, d_out, qkv_across, copy_across(d_out))),

@@ -1,23 +1,22 @@
-"""The gradient of attention's queries on Hopper, heads of 64 in bfloat16; whole rows only.
+"""The gradient of attention's queries on Hopper: a sum over pieces of keys, added up in a fixed order.
 
-The first pass of ``attention_backward``, by partitions of warps (``hopper``): a program owns 256 queries, a
-consumer 64 of them. With the scores and d_P of tile t a consumer starts the product that adds tile t - 1 to
-d_Q, and takes exponentials and d_S of tile t while they run. Tiles of 32 keys: so four consumers have
-registers enough.
+Part of ``attention_hopper_backward``. d_Q of 64 queries is a sum over all keys before them, of which a
+program holds a piece of 128 at a time. So the sum lies in global memory (L2), as float32, and each piece adds
+its product of d_S and keys. The order is fixed: the keys on the diagonal first, then those before them, a
+piece at a time, down to the head's first keys, which write the sum out. A tile counts what was added: a warp
+waits until the count says that it is this piece's turn, and another raises it when the addition is in memory.
 
-Bound: of 128 queries and 64 keys the products take 1,024 cycles (d_Q's 256; the left operands of 32 columns
-come from shared memory more slowly than the tensor cores could take them), the exponentials 512.
-
-Shapes: B rows, T positions, H heads, N keys of a tile.
+All pieces of a head begin with their own diagonal. So each comes to a tile two tiles later than the piece
+before it in that order, and seldom waits. Pieces are taken as tickets, the last keys of a head first: what a
+piece waits for was taken before it, so that no program waits for one that does not run.
 """
 
 from __future__ import annotations
 
-import math
 from typing import no_type_check
 
-from jaxtyping import Float
-from torch import Tensor
+import triton
+import triton.language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
@@ -27,194 +26,210 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from gpt_triton.kernels.attention_hopper import produce_keys, queries_of
 from gpt_triton.kernels.hopper import (
     GRADIENT,
     GROUP,
     HEAD,
-    HOPPER_ATTENTION,
-    PRODUCER_REGISTERS,
-    as_operand,
-    described,
-    keep,
-    load_words,
-    mask_bits,
-    mask_of_head,
-    release,
-    scores,
-    set_up,
-    skip,
+    block_barrier,
+    fence_async_shared,
+    new_barriers,
+    new_tiles,
     store_tile,
-    wait_full,
 )
 from gpt_triton.kernels.primitives import LOG2_E
-from gpt_triton.kernels.tiles import multiprocessors
-from gpt_triton.ops import AttentionResiduals
 
-
-@gluon.jit
-@no_type_check
-def _add_tile(
-    d_q,  # [64, 64] float32
-    d_s,  # [64, N] of the tile before, bfloat16
-    stay,  # tiles of queries and of d_out
-    stream,  # of keys and values
-    n,  # tiles before this one, since the start
-    first,  # first key
-    more,  # there is a tile after it
-    q_position,
-    lse_log2,  # [64]
-    delta,  # [64]
-    mask_ptr,  # first word of the head's mask, or None
-    scale_log2,
-    keep_scale,
-    MASKED: gl.constexpr,
-    FIRST: gl.constexpr,
-    S: gl.constexpr,  # layout of scores
-):
-    STAGES: gl.constexpr = stream[0].shape[0]
-    N: gl.constexpr = stream[0].shape[1]
-    words = None
-    if mask_ptr is not None:
-        words = load_words(mask_ptr, q_position, first, False, N)
-    s = scores(stay[0], stream[0].index(n % STAGES), S)
-    d_p = scores(stay[1], stream[1].index(n % STAGES), S)
-    if not FIRST:
-        d_q = warpgroup_mma(d_s, stream[0].index((n - 1) % STAGES), d_q, is_async=True)
-    s = warpgroup_mma_wait(1 if FIRST else 2, deps=(s,))
-    p = gl.exp2(s * scale_log2 - lse_log2[:, None])
-    if MASKED:
-        k_position = first + gl.arange(0, N, layout=gl.SliceLayout(0, S))
-        p = gl.where(k_position[None, :] <= q_position[:, None], p, 0.0)
-    wait_full(stream, n + 1, more)
-    d_p = warpgroup_mma_wait(0 if FIRST else 1, deps=(d_p,))
-    if mask_ptr is not None:
-        word, bit = mask_bits(words, N, S)
-        d_p = keep(d_p, word, bit) * keep_scale
-    d_s_next = p * (d_p - delta[:, None])
-    if not FIRST:
-        wait_full(stream, n + 1, more)
-        d_q, d_s = warpgroup_mma_wait(0, deps=(d_q, d_s))
-        release(stream, n - 1)
-    return d_q, as_operand(d_s_next)
-
-
-@gluon.jit
-@no_type_check
-def _consume(
-    given,  # see the kernel below
-    H: gl.constexpr,
-    GROUPS: gl.constexpr,
-    group: gl.constexpr,
-):
-    d_qkv_desc, own, stream, mask_ptr, lse_ptr, delta_ptr, heads, T, numbers = given
-    own_tiles, own_full, own_empty = own
-    scale, scale_log2, keep_scale = numbers
-    STAGES: gl.constexpr = stream[0].shape[0]
-    N: gl.constexpr = stream[0].shape[1]
-    S: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, N, 16])
-    ROWS: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
-    stay = (own_tiles[0].index(group), own_tiles[1].index(group))
-    n = 0
-    for work in range(gl.program_id(0), heads * (T // (GROUPS * GROUP)), gl.num_programs(0)):
-        turn = work // gl.num_programs(0)
-        block_first, head = queries_of(work, heads, T, GROUPS)
-        q_first = block_first + group * GROUP
-        whole, last = q_first // N, (q_first + GROUP) // N - 1
-        mask_head = mask_ptr
-        if mask_ptr is not None:
-            mask_head = mask_of_head(mask_ptr, head, T)
-        q_position = q_first + gl.arange(0, GROUP, layout=gl.SliceLayout(1, S))
-        at = gl.cast(head, gl.int64) * T + q_position
-        lse_log2 = gl.load(lse_ptr + at) * LOG2_E
-        d_q = gl.zeros([GROUP, HEAD], gl.float32, layout=GRADIENT)
-        mbarrier.wait(own_full.index(group), turn & 1)
-        out = own_tiles[2].index(group).load(ROWS).to(gl.float32)
-        delta = gl.sum(out * stay[1].load(ROWS).to(gl.float32), 1)
-        delta = gl.convert_layout(delta, gl.SliceLayout(1, S))
-        gl.store(delta_ptr + at, delta)
-        wait_full(stream, n, True)
-        d_q, d_s = _add_tile(
-            d_q, None, stay, stream, n, 0, last > 0, q_position, lse_log2, delta, mask_head,
-            scale_log2, keep_scale, True, True, S,
-        )  # fmt: skip
-        for t in range(1, whole):
-            d_q, d_s = _add_tile(
-                d_q, d_s, stay, stream, n + t, t * N, True, q_position, lse_log2, delta, mask_head,
-                scale_log2, keep_scale, False, False, S,
-            )  # fmt: skip
-        for t in range(gl.maximum(whole, 1), last + 1):
-            d_q, d_s = _add_tile(
-                d_q, d_s, stay, stream, n + t, t * N, t < last, q_position, lse_log2, delta, mask_head,
-                scale_log2, keep_scale, True, False, S,
-            )  # fmt: skip
-        mbarrier.arrive(own_empty.index(group), count=1)
-        d_q = warpgroup_mma(d_s, stream[0].index((n + last) % STAGES), d_q, is_async=True)
-        d_q, d_s = warpgroup_mma_wait(0, deps=(d_q, d_s))
-        release(stream, n + last)
-        row, column = head // H * T + q_first, head % H * HEAD
-        store_tile(d_qkv_desc, row, column, own_tiles[3].index(group), d_q * scale)
-        tiles = (block_first + GROUPS * GROUP) // N
-        skip(stream, n + last + 1, n + tiles)
-        n += tiles
-    tma.store_wait(0)
-
-
-@gluon.jit
-@no_type_check
-def d_q_hopper_kernel(
-    q_desc,  # [B*T, 3*H*64] by [64, 64]
-    kv_desc,  # the same by [N, 64]
-    out_desc,  # [B*T, H*64] by [64, 64]
-    d_out_desc,  # the same
-    d_qkv_desc,  # [B*T, 3*H*64] by [64, 64]: queries written
-    mask_ptr,  # [2, B*H, blocks, 32] or None
-    lse_ptr,  # [B, H, T]
-    delta_ptr,  # [B, H, T] written
-    heads,  # B*H
-    T,
-    scale,
-    scale_log2,
-    keep_scale,
-    H: gl.constexpr,
-    N: gl.constexpr,
-    STAGES: gl.constexpr,
-    REGISTERS: gl.constexpr,  # of a thread of a consumer
-):
-    """Gradients of all queries."""
-    GROUPS: gl.constexpr = 4
-    own, stream = set_up(4, GROUPS, STAGES, N)  # queries, d_out, out, and what is written
-    descs = (q_desc, d_out_desc, out_desc)
-    numbers = (scale, scale_log2, keep_scale)
-    given = (d_qkv_desc, own, stream, mask_ptr, lse_ptr, delta_ptr, heads, T, numbers)
-    gl.warp_specialize(
-        [
-            (_consume, (given, H, GROUPS, 0)),
-            (_consume, (given, H, GROUPS, 1)),
-            (_consume, (given, H, GROUPS, 2)),
-            (_consume, (given, H, GROUPS, 3)),
-            (produce_keys, (descs, kv_desc, own, stream, heads, T, H, GROUPS)),
-        ],
-        [4, 4, 4, 1],
-        [REGISTERS, REGISTERS, REGISTERS, PRODUCER_REGISTERS],
+GROUPS = gl.constexpr(2)  # consumers of a piece's keys
+PIECE = gl.constexpr(128)  # keys, those of both
+STREAM = gl.constexpr(64)  # queries of a tile
+BUFFERS = gl.constexpr(2)  # pieces whose keys are in shared memory: this one and the next
+READERS = gl.constexpr(5)  # partitions that read tickets
+D_S_TILES = gl.constexpr(3)  # in flight
+TURNS = gl.constexpr(4)  # additions in flight
+TICKET = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [0]))
+# a tile of the sum as threads hold it, four numbers side by side: 4 (32 (4 c + w) + l) + 2 h + p is, in warp
+# w and lane l, row 16 w + 8 h + l div 4 and column 8 c + 2 (l mod 4) + p
+FLAT = gl.constexpr(
+    gl.DistributedLinearLayout(
+        [[1], [2], [512], [1024], [2048]], [[4], [8], [16], [32], [64]], [[128], [256]], [], [4096]
     )
+)
 
 
-def launch_d_q(
-    res: AttentionResiduals,
-    d_out: Float[Tensor, "B T D"],
-    delta: Float[Tensor, "B H T"],
-    d_qkv: Float[Tensor, "B T 3*D"],
-    keep_scale: float,
-) -> None:
-    """Write ``delta`` and the queries of ``d_qkv``, where ``tiles.hopper_attention`` says so."""
-    rows, n_head, context = delta.shape
-    scale = 1.0 / math.sqrt(HEAD.value)
-    tiles = HOPPER_ATTENTION["d_q"]
-    work = rows * n_head * (context // (tiles.groups * GROUP.value))
-    d_q_hopper_kernel[(min(multiprocessors(d_out.device), work),)](
-        described(res.qkv, GROUP.value), described(res.qkv, tiles.stream), described(res.out, GROUP.value),
-        described(d_out, GROUP.value), described(d_qkv, GROUP.value), res.mask, res.lse, delta,
-        rows * n_head, context, scale, scale * LOG2_E.value, keep_scale,
-        H=n_head, N=tiles.stream, STAGES=tiles.stages, REGISTERS=tiles.registers, num_warps=4,
-    )  # fmt: skip
+@triton.jit
+@no_type_check
+def attention_rows_kernel(
+    out_ptr,  # [B*T, H*K]
+    d_out_ptr,  # the same
+    lse_ptr,  # [B, H, T]
+    lse_log2_ptr,  # [B, H, T] written
+    delta_ptr,  # the same
+    added_ptr,  # [B*H*T/ROWS + 1]: zeros written
+    T,
+    H: tl.constexpr,
+    ROWS: tl.constexpr,
+    K: tl.constexpr,
+):
+    """Of each query the log-sum-exp to base 2 and delta = sum of d_O * O; and that nothing is added yet."""
+    tile = tl.program_id(0)
+    head = tile // (T // ROWS)
+    position = tile % (T // ROWS) * ROWS + tl.arange(0, ROWS)
+    row = (head // H).to(tl.int64) * T + position
+    at = row[:, None] * (H * K) + head % H * K + tl.arange(0, K)[None, :]
+    product = tl.load(out_ptr + at).to(tl.float32) * tl.load(d_out_ptr + at).to(tl.float32)
+    number = head.to(tl.int64) * T + position
+    tl.store(delta_ptr + number, tl.sum(product, 1))
+    tl.store(lse_log2_ptr + number, tl.load(lse_ptr + number) * LOG2_E)
+    tl.store(added_ptr + tile, 0)
+    tl.store(added_ptr + tl.num_programs(0), 0)
+
+
+@gluon.jit
+@no_type_check
+def new_pieces():
+    """Tickets, keys, values, and the barriers of each: that they are there, that all are done with them."""
+    tickets = gl.allocate_shared_memory(gl.int32, [BUFFERS, 1], TICKET)
+    keys, values = new_tiles(BUFFERS * GROUPS, GROUP), new_tiles(BUFFERS * GROUPS, GROUP)
+    return tickets, keys, values, new_barriers(BUFFERS, 1), new_barriers(BUFFERS, READERS)
+
+
+@gluon.jit
+@no_type_check
+def take(pieces, n, tickets_ptr):
+    """The next ticket, left for the others as their n-th; its buffer, and the barrier to complete."""
+    tickets, _, _, full, empty = pieces
+    ticket = gl.atomic_add(tickets_ptr, 1)
+    buffer = n % BUFFERS
+    mbarrier.wait(empty.index(buffer), ((n // BUFFERS) & 1) ^ 1)
+    tickets.index(buffer).store(gl.full([1], ticket, gl.int32, layout=gl.BlockedLayout([1], [32], [1], [0])))
+    block_barrier()
+    return ticket, buffer, full.index(buffer)
+
+
+@gluon.jit
+@no_type_check
+def taken(pieces, n, WARPS: gl.constexpr):
+    """The n-th ticket, when its keys and values are there, and its buffer."""
+    tickets, _, _, full, _ = pieces
+    buffer = n % BUFFERS
+    mbarrier.wait(full.index(buffer), (n // BUFFERS) & 1)
+    ticket = gl.max(tickets.index(buffer).load(gl.BlockedLayout([1], [32], [WARPS], [0])), 0)
+    return ticket, buffer
+
+
+@gluon.jit
+@no_type_check
+def piece_of(ticket, T):
+    """Head and first key: the last keys of a head come first."""
+    blocks = T // PIECE
+    return ticket // blocks, (blocks - 1 - ticket % blocks) * PIECE
+
+
+@gluon.jit
+@no_type_check
+def leave(d_s_stream, n, group: gl.constexpr, d_s):
+    """Leave a consumer's part of the n-th tile of d_S, by keys."""
+    tiles, full, empty = d_s_stream
+    slot = n % D_S_TILES
+    mbarrier.wait(empty.index(slot), ((n // D_S_TILES) & 1) ^ 1)
+    tiles.index(slot * GROUPS + group).store(d_s)
+    fence_async_shared()
+    block_barrier()
+    mbarrier.arrive(full.index(slot), count=1)
+
+
+@gluon.jit
+@no_type_check
+def wait_turns(pieces, turns, added_ptr, heads, T):
+    """Let additions begin, each when the keys behind this piece's have been added to its tile."""
+    ready, _, told = turns
+    n = 0
+    count = 0
+    ticket, buffer = taken(pieces, count, 1)
+    while ticket < heads * (T // PIECE):
+        mbarrier.arrive(pieces[4].index(buffer), count=1)
+        head, k_first = piece_of(ticket, T)
+        added_here = added_ptr + head * (T // STREAM) + k_first // STREAM
+        for t in range((T - k_first) // STREAM):
+            # no key is behind the diagonal of the first two tiles
+            while gl.atomic_add(added_here + t, 0, sem="acquire") < t // 2:
+                pass
+            mbarrier.wait(told.index(n % TURNS), ((n // TURNS) & 1) ^ 1)
+            mbarrier.arrive(ready.index(n % TURNS), count=1)
+            n += 1
+        count += 1
+        ticket, buffer = taken(pieces, count, 1)
+
+
+@gluon.jit
+@no_type_check
+def tell_turns(pieces, turns, added_ptr, heads, T):
+    """Count additions, each when it is stored."""
+    _, stored, told = turns
+    n = 0
+    count = 0
+    ticket, buffer = taken(pieces, count, 1)
+    while ticket < heads * (T // PIECE):
+        mbarrier.arrive(pieces[4].index(buffer), count=1)
+        head, k_first = piece_of(ticket, T)
+        added_here = added_ptr + head * (T // STREAM) + k_first // STREAM
+        for t in range((T - k_first) // STREAM):
+            mbarrier.wait(stored.index(n % TURNS), (n // TURNS) & 1)
+            gl.atomic_add(added_here + t, 1, sem="release")
+            mbarrier.arrive(told.index(n % TURNS), count=1)
+            n += 1
+        count += 1
+        ticket, buffer = taken(pieces, count, 1)
+
+
+@gluon.jit
+@no_type_check
+def _multiply(d_s_stream, keys, n, buffer):
+    """The n-th tile of d_S times the piece's keys: [queries, 64] float32."""
+    tiles, full, empty = d_s_stream
+    slot = n % D_S_TILES
+    mbarrier.wait(full.index(slot), (n // D_S_TILES) & 1)
+    d_q = gl.zeros([STREAM, HEAD], gl.float32, layout=GRADIENT)
+    for group in gl.static_range(GROUPS):
+        d_s = tiles.index(slot * GROUPS + group).permute((1, 0))
+        d_q = warpgroup_mma(d_s, keys.index(buffer * GROUPS + group), d_q, is_async=True)
+    d_q = warpgroup_mma_wait(0, deps=(d_q,))
+    mbarrier.arrive(empty.index(slot), count=1)
+    return d_q
+
+
+@gluon.jit
+@no_type_check
+def add_queries(d_qkv_desc, pieces, d_s_stream, turns, out_tile, sums_ptr, heads, T, scale, H: gl.constexpr):
+    """Add pieces to d_q, tile by tile; that of a head's first keys is the last, and writes d_q out."""
+    _, keys, _, _, empty = pieces
+    ready, stored, _ = turns
+    n = 0
+    count = 0
+    ticket, buffer = taken(pieces, count, 4)
+    while ticket < heads * (T // PIECE):
+        head, k_first = piece_of(ticket, T)
+        for first in range(k_first, T, STREAM):
+            at = sums_ptr + (gl.cast(head, gl.int64) * T + first) * HEAD + gl.arange(0, 4096, layout=FLAT)
+            further = first >= k_first + PIECE
+            d_q = _multiply(d_s_stream, keys, n, buffer)
+            mbarrier.wait(ready.index(n % TURNS), (n // TURNS) & 1)
+            if k_first == 0:
+                sums = gl.load(at, mask=further, other=0.0, cache_modifier=".cg")
+                others = sums.reshape([8, 4, 8, 4, 2, 2]).permute((1, 4, 2, 0, 3, 5)).reshape([STREAM, HEAD])
+                d_q += gl.convert_layout(others, GRADIENT, assert_trivial=True)
+                store_tile(d_qkv_desc, head // H * T + first, head % H * HEAD, out_tile, d_q * scale)
+            else:
+                own = d_q.reshape([4, 2, 8, 8, 4, 2]).permute((3, 0, 2, 4, 1, 5)).reshape([4096])
+                sums = gl.convert_layout(own, FLAT, assert_trivial=True)
+                # the addition that nobody else makes meanwhile: in L2, and nothing comes back
+                if further:
+                    gl.atomic_add(at, sums, sem="relaxed")
+                else:
+                    gl.store(at, sums)
+            block_barrier()
+            mbarrier.arrive(stored.index(n % TURNS), count=1)
+            n += 1
+        mbarrier.arrive(empty.index(buffer), count=1)
+        count += 1
+        ticket, buffer = taken(pieces, count, 4)
+    tma.store_wait(0)

@@ -37,6 +37,7 @@ NUMBERS = gl.constexpr(gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwid
 GRADIENT = gl.constexpr(
     gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HEAD.value, 16])
 )  # [64, 64] of a consumer
+OPERAND = gl.constexpr(gl.DotOperandLayout(0, GRADIENT.value, 2))  # the same as a left operand, in registers
 
 
 class HopperTiles(NamedTuple):
@@ -55,12 +56,10 @@ class HopperTiles(NamedTuple):
     registers: int
 
 
-# four consumers beside a producer have 112 registers a thread each, two 232: 112 are too few for the sums and
-# scores of d_k and d_v, and for those of d_q but with tiles of 32 columns
+# four consumers beside a producer have 112 registers a thread each; the two of the backward 208, its third 72
 HOPPER_ATTENTION = {
     "forward": HopperTiles(4, 64, 4, 112),
-    "d_q": HopperTiles(4, 32, 6, 112),
-    "d_kv": HopperTiles(2, 64, 4, 232),
+    "backward": HopperTiles(2, 64, 4, 208),
 }
 
 
@@ -93,18 +92,32 @@ def new_barriers(COUNT: gl.constexpr, ARRIVALS: gl.constexpr):
 
 @gluon.jit
 @no_type_check
+def new_numbers(COUNT: gl.constexpr, N: gl.constexpr):
+    """Shared memory for the numbers of ``COUNT`` tiles' rows."""
+    return gl.allocate_shared_memory(gl.float32, [COUNT, N], NUMBERS)
+
+
+@gluon.jit
+@no_type_check
+def new_stream(STAGES: gl.constexpr, GROUPS: gl.constexpr, N: gl.constexpr):
+    """Tiles that are streamed past so many consumers."""
+    return (
+        new_tiles(STAGES, N),
+        new_tiles(STAGES, N),
+        new_barriers(STAGES, 1),
+        new_barriers(STAGES, GROUPS),
+    )
+
+
+@gluon.jit
+@no_type_check
 def set_up(OWN: gl.constexpr, GROUPS: gl.constexpr, STAGES: gl.constexpr, N: gl.constexpr):
     """The shared memory of attention: ``OWN`` tiles of a consumer's own rows, and a stream."""
     tiles = ()
     for _ in gl.static_range(OWN):
         tiles += (new_tiles(GROUPS, GROUP),)
     own = (tiles, new_barriers(GROUPS, 1), new_barriers(GROUPS, 1))
-    stream = (
-        new_tiles(STAGES, N),
-        new_tiles(STAGES, N),
-        new_barriers(STAGES, 1),
-        new_barriers(STAGES, GROUPS),
-    )
+    stream = new_stream(STAGES, GROUPS, N)
     fence_async_shared()
     block_barrier()
     return own, stream
@@ -161,7 +174,7 @@ def scores(a, b, layout: gl.constexpr):
 @no_type_check
 def as_operand(x):
     """A computed float32 tile, rounded, as the left operand of a product, in registers."""
-    return gl.convert_layout(x.to(gl.bfloat16), gl.DotOperandLayout(0, GRADIENT, 2))
+    return gl.convert_layout(x.to(gl.bfloat16), OPERAND)
 
 
 @gluon.jit
