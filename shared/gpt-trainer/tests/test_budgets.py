@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 from gpt_trainer.checkpoint import find_steps, load_checkpoint
+from gpt_trainer.ranks.peers import Alone
 from gpt_trainer.report.metrics import TIMING_FIELDS, read_metrics
-from gpt_trainer.run.pace import FirstStep
+from gpt_trainer.run.loop import Loop
+from gpt_trainer.run.pace import FirstStep, Pace
+from gpt_trainer.run.record import RunState
 from gpt_trainer.settings.sections import UNKNOWN, LengthSection
 from gpt_trainer_runs import Capture, Train, pretend_gpu
 from gpt_trainer_toy import ToyBackend
@@ -180,6 +183,19 @@ def test_lengths_that_are_none(
 ) -> None:
     assert train(*flags, *given) == 65
     assert said in capsys.readouterr().err
+
+
+def test_all_processes_go_by_the_clock_of_the_first() -> None:
+    class Second(Alone):
+        def first(self, value: Any, what: str) -> Any:
+            return 7.5
+
+    loop = object.__new__(Loop)
+    loop.state, loop.peers = RunState(step=3, seconds=99.0), Second()
+    loop.pace = Pace(LengthSection(1, minutes=0.5), 0, lambda step, end: 0.0)
+    # a quarter of the time is over
+    assert loop._reckon() == 12
+    assert loop.state.seconds == 7.5
 
 
 def test_the_end_is_told_from_the_mean_pace() -> None:

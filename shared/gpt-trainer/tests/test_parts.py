@@ -64,6 +64,7 @@ def test_generation_restarts_from_half_a_context(
     backend: ToyBackend, monkeypatch: pytest.MonkeyPatch, length: int
 ) -> None:
     fed: list[int] = []
+    first: list[int] = []
     real = backend.decoder
 
     def decoder(rows: int) -> object:
@@ -72,6 +73,7 @@ def test_generation_restarts_from_half_a_context(
         feed = made.feed
 
         def counted(tokens: np.ndarray) -> np.ndarray:
+            first.extend([tokens.shape[1]] if fed[-1] == 0 else [])
             fed[-1] += tokens.shape[1]
             return feed(tokens)
 
@@ -84,6 +86,7 @@ def test_generation_restarts_from_half_a_context(
     assert len(drawn) == 14
     assert all(row.shape == (2,) and row.min() >= 0 and row.max() < 11 for row in drawn)
     start = length if length <= 6 else 3
+    assert first == [start, *[3] * (len(first) - 1)]
     # the first decoder is filled to the context, every later one begins with the last half of it
     whole, used = [6 - start + 1], 14
     assert fed[0] == 6 or used <= whole[0]

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 from gpt_trainer.checkpoint import find_steps, load_checkpoint, save_checkpoint
+from gpt_trainer.evaluate.validation import Evaluation
+from gpt_trainer.gpt2 import task
 from gpt_trainer.report.metrics import TIMING_FIELDS, MetricsFile, read_metrics
 from gpt_trainer_runs import Capture, Train, start
 from gpt_trainer_toy import SPEC
@@ -245,9 +247,17 @@ def test_another_micro_batch_is_allowed_with_a_warning(
     assert "may differ in its last bits" in capsys.readouterr().err
 
 
-def test_keep_last_and_best(train: Train, flags: list[str], tmp_path: Path) -> None:
-    assert train(*flags, "--out=few", "--save-every=2", "--keep-last=2") == 0
-    assert [step for step, _ in find_steps(tmp_path / "few")] == [10, 12]
+def test_the_newest_steps_are_kept_and_the_best_of_those_that_were_saved(
+    train: Train, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # step 3 is better than any other, but only even ones are saved
+    losses = iter([9.0, 8.0, 7.0, 1.0, 2.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0])
+    monkeypatch.setattr(task, "evaluate", lambda *given: Evaluation(next(losses), 10))
+    assert train(*flags, "--out=few", "--eval-every=1", "--save-every=2", "--keep-last=2") == 0
+    steps = dict(find_steps(tmp_path / "few"))
+    assert [*steps] == [4, 10, 12]
+    state = load_checkpoint(steps[12]).trainer["state"]
+    assert (state["best_loss"], state["best_step"]) == (2.0, 4)
 
 
 def test_the_second_signal_ends_at_once_and_the_store_is_whole(flags: list[str], tmp_path: Path) -> None:
@@ -287,6 +297,15 @@ def test_steps_beyond_the_end_say_what_becomes_of_the_learning_rate(
     assert capsys.readouterr().err == ""
     rates = [line["lr"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "lr" in line]
     assert rates[12:] == pytest.approx([0.001] * 12)
+
+
+def test_a_rate_that_hardly_moves_is_not_worth_a_word(
+    train: Train, flags: list[str], capsys: Capture
+) -> None:
+    assert train(*flags, "--out=run", "--schedule-steps=1000") == 0
+    capsys.readouterr()
+    assert train("--resume=run", "--steps=14", "--schedule-steps=1001") == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_a_schedule_without_an_end_needs_no_more_than_steps(

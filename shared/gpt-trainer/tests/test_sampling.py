@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -84,6 +85,16 @@ def test_drawn_frequencies_follow_the_distribution() -> None:
     assert counts[0] == 0
     # six standard deviations
     assert np.abs(counts / rows - want).max() < 6 * np.sqrt(0.25 / rows)
+
+
+def test_a_number_next_to_one_draws_the_last_token() -> None:
+    """Ten tenths add up to less than one: there must be no gap behind the last."""
+    sampler = Sampler(SamplingConfig(), 1)
+    heights = np.cumsum(candidates(np.zeros((1, 10), np.float32), SamplingConfig())[1])
+    highest = np.nextafter(1.0, 0.0)
+    assert heights[-1] <= highest
+    sampler._streams = [SimpleNamespace(random=lambda: highest)]  # type: ignore[list-item]
+    assert sampler.draw(np.zeros((1, 10), np.float32)).tolist() == [9]
 
 
 def test_a_row_draws_the_same_beside_any_number_of_others() -> None:
