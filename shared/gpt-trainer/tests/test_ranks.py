@@ -183,6 +183,19 @@ def test_one_that_does_not_come_on_is_named_and_ended(quick: list[CommandError])
     assert {str(error).partition(":")[0] for error in quick} == {"rank 1 hangs"}
 
 
+def test_one_that_waits_for_another_does_not_hang(quick: list[CommandError]) -> None:
+    def work(peers: Peers) -> list[int]:
+        peers.patience = 0.5
+        until = time.monotonic() + 1.5
+        # whoever prepares data asks whether to stop, again and again
+        while peers.place.rank == 1 and time.monotonic() < until:
+            peers.stop()
+            time.sleep(0.02)
+        return peers.gather(peers.place.rank, "step 5")
+
+    assert together(2, work) == [[0, 1], [0, 1]]
+
+
 def test_the_error_of_one_ends_the_others_with_its_words(quick: list[CommandError]) -> None:
     def work(peers: Peers) -> None:
         if peers.place.rank == 1:
@@ -234,7 +247,12 @@ def test_torchrun_and_srun_say_where_a_process_stands() -> None:
     place = Place(3, 4, 1, attempt=2, restarts=3)
     assert find_meeting(TORCHRUN) == Meeting(place, "node1", 29500, alone=False, served=True)
     found = find_meeting(SRUN)
+    assert found is not None
     assert found == Meeting(Place(9, 16, 1), "gpu07", 20_000 + 123456 % 10_000, alone=False)
+    # steps of one job may run side by side
+    second = find_meeting(SRUN | {"SLURM_STEP_ID": "1"})
+    assert second is not None
+    assert second.port == found.port + 1
     one_host = find_meeting(SRUN | {"SLURM_STEP_NUM_NODES": "1"})
     assert one_host is not None
     assert (one_host.address, one_host.alone) == (LOOPBACK, True)

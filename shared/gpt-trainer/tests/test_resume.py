@@ -168,6 +168,11 @@ def test_a_damaged_newest_step_is_passed_over_with_a_word(
     assert train("--resume=whole") == 0
     assert "refused step-00000012" in capsys.readouterr().err
     assert lines(whole) == before
+    # it is kept for what it is, and no step that the run has left behind
+    kept = [
+        path.name for path in (whole / "checkpoints").iterdir() if not path.name.startswith(("step", "."))
+    ]
+    assert [name[:21] for name in kept] == ["damaged-step-00000012"]
 
 
 def test_more_steps_may_be_added(whole: Path, train: Train) -> None:
