@@ -95,14 +95,20 @@ def test_an_error_with_a_status_is_one_line(capsys: pytest.CaptureFixture[str]) 
     ],
     ids=["XLA", "NCCL"],
 )
-def test_a_gpu_that_is_full_is_71_and_one_line(said: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [("gpt-x-train", "lower --micro-batch or --context"), ("x-translate", "lower --batch or --beam")],
+)
+def test_a_gpu_that_is_full_is_71_and_one_line(
+    name: str, advice: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     def full() -> int:
         raise RuntimeError(said)
 
-    assert guarded("gpt-x", full) == 71
-    assert capsys.readouterr().err.startswith(
-        f"gpt-x: out of memory: {said.splitlines()[0]}; lower --micro-batch"
-    )
+    assert guarded(name, full) == 71
+    line = capsys.readouterr().err
+    assert line.startswith(f"{name}: out of memory: {said.splitlines()[0]}; {advice}")
+    assert line.count("\n") == 1
 
 
 @pytest.mark.parametrize("columns", [1, 5, 39])

@@ -21,6 +21,13 @@ CANNOT_WRITE, OUT_OF_MEMORY, INTERRUPTED = 73, 71, 130
 MEMORY_ERRORS = ("OutOfMemoryError", "MemoryError")
 MEMORY_WORDS = ("RESOURCE_EXHAUSTED", "Failed to CUDA calloc")
 """What XLA says, and NCCL, whose error torch and JAX hand on, of a GPU that is full."""
+LESS = {
+    "train": "; lower --micro-batch or --context; the last checkpoint is as it was",
+    "sample": "; lower --count or --tokens",
+    "translate": "; lower --batch or --beam",
+    "eval": "; lower --tokens-per-batch",
+}
+"""By the last word of a command's name: what makes it need less memory."""
 NARROWEST_HELP = 40
 
 
@@ -62,7 +69,7 @@ def guarded(name: str, command: Callable[[], int]) -> int:
         except Exception as error:
             if heard:
                 return INTERRUPTED
-            status, line = _explain(error)
+            status, line = _explain(name, error)
             if status is None:
                 raise
             warn(f"{name}: {line}")
@@ -89,15 +96,14 @@ def _interruptions() -> Iterator[list[int]]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _explain(error: Exception) -> tuple[int | None, str]:
+def _explain(name: str, error: Exception) -> tuple[int | None, str]:
     """Exit status and line of an error that the user can mend; no status for others."""
     text = (str(error).splitlines() or [""])[0]
     if hasattr(error, "exit_status"):
         return int(error.exit_status), str(error)
     # each framework has its own error for it
     if type(error).__name__ in MEMORY_ERRORS or any(words in str(error) for words in MEMORY_WORDS):
-        advice = "lower --micro-batch or --context; the last checkpoint is as it was"
-        return OUT_OF_MEMORY, f"out of memory: {text}; {advice}"
+        return OUT_OF_MEMORY, f"out of memory: {text}{LESS.get(name.rpartition('-')[2], '')}"
     return None, text
 
 
