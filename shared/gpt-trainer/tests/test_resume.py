@@ -223,7 +223,9 @@ def test_other_data_is_refused(
     capsys.readouterr()
     other = [f"--data=text:{tmp_path / 'other.txt'}", f"--data-cache={tmp_path}"]
     assert train("--resume=whole", *other) == 65
-    assert "is other data than" in capsys.readouterr().err
+    line = capsys.readouterr().err
+    assert "is other data than" in line
+    assert "use --init-from" in line
 
 
 def test_a_mixture_is_resumed_to_the_bit_and_held_to_its_sources(

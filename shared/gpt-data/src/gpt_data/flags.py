@@ -20,8 +20,9 @@ UNBROKEN = 10_000
 """Columns in which the parser breaks no line of what it says of a mistake."""
 
 ELSEWHERE = {
-    "learning_rate": ("lr",),
-    "max_lr": ("lr",),
+    "learning_rate": ("lr", "lr_scale"),
+    "max_lr": ("lr", "lr_scale"),
+    "lr": ("lr_scale",),
     "min_lr": ("lr_floor",),
     "wd": ("weight_decay",),
     "grad_clip": ("clip_norm",),

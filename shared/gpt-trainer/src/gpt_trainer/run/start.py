@@ -171,8 +171,8 @@ class Continued(Fresh):
         for name in changed(base, config):
             if name not in allowed:
                 raise InputError(
-                    f"{flag(name)} {now[name]} cannot change on resume: {self.run} has {before[name]}; "
-                    "to start a new run from its weights use --init-from"
+                    f"{flag(name)} {now[name]} cannot change on resume: {self.run} has {before[name]}"
+                    + self._instead("to start a new run from its weights")
                 )
         last = config.schedule.last
         if last is not None and last < self.state.step:
@@ -209,9 +209,13 @@ class Continued(Fresh):
             named = [name for name in ("data", "tokenizer") if asked.get(name) is not None]
             given = " ".join(f"{flag(name)} {asked[name]}" for name in named)
             raise InputError(
-                f"{given} is other data than {self.run} was trained on ({'; '.join(found)}); "
-                "to go on with other data use --init-from"
+                f"{given} is other data than {self.run} was trained on ({'; '.join(found)})"
+                + self._instead("to go on with other data")
             )
+
+    def _instead(self, wish: str) -> str:
+        """What serves the wish that resuming does not, if this command has it."""
+        return "" if self.spec.from_model is None else f"; {wish} use --init-from"
 
     def _warn_of_changes(self, record: Record) -> None:
         before = self.record
