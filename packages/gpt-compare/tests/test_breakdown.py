@@ -27,15 +27,19 @@ KERNELS = {
         "attention_fwd_hopper_kernel", "attention_rows_kernel", "d_q_kernel", "d_kv_kernel", "_mask_kernel",
         "void cudnn::fusion::matmul_dq<true, 64>(void const*)", "void cudnn::fusion::compute_dot_do_o<true>",
         "aten::_scaled_dot_product_flash_attention_for_cpu",
+        "triton_red_fused__to_copy_arange_ge_mul_prepare_softmax_online_sub_where_5",
     ],
     "cross-entropy": [
         "_cross_entropy_kernel", "triton_red_fused__log_softmax_nll_loss_forward_12",
+        "triton_red_fused__to_copy_add_arange_eq_exp_ge_log_masked_fill_mul_prepare_softmax_online_sub_sum_0",
+        "triton_red_fused__to_copy_add_amax_arange_eq_exp_ge_log_masked_fill_mul_select_sub_sum_where_0",
         "aten::nll_loss_backward", "input_reduce_fusion_3 [jit(train_step)/exp loss.py:112]",
     ],
     "optimizer": [
         "_adamw_kernel", "_squares_kernel",
         "void at::native::(anonymous namespace)::multi_tensor_apply_kernel<FusedAdamMathFunctor>",
         "loop_fusion_8 [jit(train_step)/sqrt optimizer.py:121]", "aten::_fused_adamw_",
+        "triton_poi_fused_abs_add_bitwise_and_clamp_copy__div_eq_le_mul_ne_pow_reciprocal_sqrt_sub_where_25",
     ],
     "norms and elementwise": [
         "_layer_norm_bwd_kernel", "triton_per_fused_native_layer_norm_native_layer_norm_backward_3",

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -25,8 +26,10 @@ COLOURS = {
     "gpt-triton": "#0072B2", "gpt-torchfunc": "#D55E00", "gpt-jax": "#009E73", "plain": "#CC79A7",
     "transformers": "#56B4E9",
 }  # fmt: skip
-SPARE = ("#E69F00", "#8C6BB1", "#7F7F7F", "#8B5A2B")
-"""For those that have flags of their own."""
+SPARE = "#E69F00"
+"""For a backend that is none of these."""
+SHADES = (("black", 0.3), ("white", 0.6), ("black", 0.5), ("white", 0.4))
+"""For those that have flags of their own: what is mixed into their backend's colour, and how much of it."""
 # curves that agree lie on each other: dashes let all of them be seen
 LINES = ("-", (0, (5, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2)), (0, (1, 1)))
 WIDTH, DPI = 7.2, 120
@@ -107,12 +110,20 @@ def entries_of(rows: Sequence[Row]) -> list[Entry]:
 
 
 def _colour(label: str, taken: set[str]) -> str:
-    """A competitor's own; one with flags has what its words choose, or the next that is free."""
-    if label in COLOURS:
-        return COLOURS[label]
-    first = zlib.crc32(label.encode()) % len(SPARE)
-    choices = [*SPARE[first:], *SPARE[:first]]
-    return next((colour for colour in choices if colour not in taken), choices[0])
+    """A competitor's own; one with flags has the shade that these choose, or the next that is free."""
+    name, *flags = label.split() or [label]
+    own = COLOURS.get(name, SPARE)
+    if not flags:
+        return own
+    first = zlib.crc32(" ".join(flags).encode()) % len(SHADES)
+    shades = [_mixed(own, *shade) for shade in (*SHADES[first:], *SHADES[:first])]
+    return next((shade for shade in shades if shade not in taken), shades[0])
+
+
+def _mixed(colour: str, other: str, share: float) -> str:
+    """A colour with so much of another in it."""
+    mixed = (1.0 - share) * np.array(to_rgb(colour)) + share * np.array(to_rgb(other))
+    return to_hex(mixed.tolist()).upper()
 
 
 def _speed(figure: Figure, entries: list[Entry]) -> None:
