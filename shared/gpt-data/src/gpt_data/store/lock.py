@@ -16,7 +16,6 @@ import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 
 from gpt_data.errors import StoppedError, WriteError
 from gpt_data.store.writing import make_folder, write_errors
@@ -77,9 +76,7 @@ class FolderLock:
     def __enter__(self) -> FolderLock:
         return self.acquire()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.release()
 
     def _take(self, descriptor: int) -> None:

@@ -7,7 +7,6 @@ import hashlib
 import os
 import stat
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple
 
 from gpt_data.errors import InputError
@@ -163,7 +162,5 @@ class RegularFile:
     def __enter__(self) -> RegularFile:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()

@@ -12,6 +12,7 @@ from gpt_data.loader import BatchLoader
 from gpt_data.mixture import Mixture, long_enough
 from gpt_data.published import GPT2_VOCABULARY
 from gpt_data.stopping import StopFlag
+from gpt_data.stream import TokenStream
 
 from gpt_trainer.errors import InputError
 from gpt_trainer.gpt2.cut import Cut
@@ -116,20 +117,8 @@ def val_loader(config: TrainConfig, dataset: Dataset, cut: Cut, place: Place) ->
         cut: How this process's rows are cut.
         place: Where it stands; each takes other rows.
     """
-    context = config.model.context
-    stream = long_enough(dataset.val, context)
-    if stream is None:
-        return None
-    seed, packing = config.runtime.seed, config.data.packing
-    return BatchLoader(
-        stream,
-        rows=cut.size * place.world,
-        context=context,
-        seed=seed,
-        packing=packing,
-        rank=place.rank,
-        world=place.world,
-    )
+    stream = long_enough(dataset.val, config.model.context)
+    return None if stream is None else _loader(config, stream, cut.size * place.world, place)
 
 
 def train_loader(config: TrainConfig, dataset: Dataset, place: Place) -> BatchLoader:
@@ -141,13 +130,16 @@ def train_loader(config: TrainConfig, dataset: Dataset, place: Place) -> BatchLo
     Raises:
         InputError: If the training split is shorter than a row.
     """
-    context, packing, seed = config.model.context, config.data.packing, config.runtime.seed
+    return _loader(config, dataset.train, config.rows, place)
+
+
+def _loader(config: TrainConfig, stream: TokenStream | Mixture, rows: int, place: Place) -> BatchLoader:
     return BatchLoader(
-        dataset.train,
-        rows=config.rows,
-        context=context,
-        seed=seed,
-        packing=packing,
+        stream,
+        rows=rows,
+        context=config.model.context,
+        seed=config.runtime.seed,
+        packing=config.data.packing,
         rank=place.rank,
         world=place.world,
     )
