@@ -108,6 +108,16 @@ def test_parts_do_not_show_in_the_ids(
     assert ids == tokenizer.encode(text.removeprefix("\ufeff"))
 
 
+def test_a_bad_byte_is_named_by_its_line_in_whatever_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus, "_PART", 50)
+    monkeypatch.setattr(corpus, "_CHUNK", 33)
+    (tmp_path / "a.txt").write_bytes(b"the cat sat\n" * 40 + b"on \xff\n")
+    with pytest.raises(FileFormatError, match="line 41"):
+        list(read_parts([tmp_path / "a.txt"], pattern="gpt2"))
+
+
 @pytest.mark.parametrize(
     ("name", "raw", "message"),
     [

@@ -139,6 +139,15 @@ def test_a_limit_of_words_drops_the_rarest(layer: str) -> None:
     assert max(words, key=lambda w: words[w]) == b" often"
 
 
+def test_over_the_limit_at_least_half_of_it_is_made_free(layer: str) -> None:
+    # six pieces once, four twice, three thrice: without those seen once seven are left, more than half of ten
+    document = "".join(
+        f" {name}" * n for n, names in ((1, "abcdef"), (2, "ghij"), (3, "klm")) for name in names
+    )
+    assert counts([document], max_words=10, layer=layer) == {b" k": 3, b" l": 3, b" m": 3}
+    assert len(counts([document], max_words=13, layer=layer)) == 13
+
+
 def test_progress_is_told(layer: str) -> None:
     told: list[tuple[int, int]] = []
     read: list[int] = []
