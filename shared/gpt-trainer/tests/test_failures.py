@@ -73,6 +73,16 @@ def test_without_a_home_the_cache_is_asked_for(
     assert "--data-cache" in the_line(capsys)
 
 
+def test_a_cache_that_cannot_be_written_is_named_with_its_flag(
+    train: Train, flags: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert train(*flags, "--data=stdlib", "--tokenizer=bytes", f"--data-cache={tmp_path / 'file'}") == 73
+    line = the_line(capsys)
+    assert f"cannot write in {tmp_path / 'file'}" in line
+    assert line.rstrip().endswith("or choose another folder by --data-cache")
+
+
 def test_what_is_proposed_behind_a_preparation_trains(
     train: Train, flags: list[str], shards: Path, capsys: Capture
 ) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt_data.dataset import Dataset, mixed
-from gpt_data.errors import InputError
+from gpt_data.errors import InputError, WriteError
 from gpt_data.manifest import MANIFEST_NAME, TOKENIZER_NAME
 from gpt_data.mixture import PREFIX, parse_mixture, quotas_of
 from gpt_data.parts import part_folders
@@ -56,6 +56,7 @@ def cached_dataset(
 
     Raises:
         InputError: As for ``prepare``, or if shards and tokenizer do not fit.
+        WriteError: As for ``prepare``.
     """
     kind, _, rest = source.partition(":")
     given: dict[str, Any] = {
@@ -74,17 +75,21 @@ def cached_dataset(
     folder = cache_folder(cache, source, tokenizer, max_tokens)
     if only is not None and (max_tokens is not None or (folder / MANIFEST_NAME).exists()):
         only = None
-    return prepare(
-        source,
-        tokenizer,
-        folder if only is None else folder.with_name(f"{folder.name}-{only}"),
-        tokenizer_files=tokenizer_files,
-        max_tokens=max_tokens,
-        only=only,
-        on_progress=on_progress,
-        should_stop=should_stop,
-        wait_for_lock=True,
-    )
+    try:
+        return prepare(
+            source,
+            tokenizer,
+            folder if only is None else folder.with_name(f"{folder.name}-{only}"),
+            tokenizer_files=tokenizer_files,
+            max_tokens=max_tokens,
+            only=only,
+            on_progress=on_progress,
+            should_stop=should_stop,
+            wait_for_lock=True,
+        )
+    except WriteError as error:
+        # it ends with the advice to choose another folder
+        raise WriteError(f"{error} by --data-cache") from error
 
 
 def _mixed(weights: Mapping[str, float], tokenizer: str | None, given: dict[str, Any]) -> Dataset:
