@@ -127,6 +127,28 @@ def test_bad_settings_are_named(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_is_the_same_however_it_is_typed_and_a_file_that_changed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for name in "ab":
+        (texts / f"{name}.txt").write_text("some text\n" * 20)
+    monkeypatch.chdir(tmp_path)
+    assert (
+        prepare("text:texts", "bytes", "out").train.tokens
+        == prepare(f"text:{texts}", "bytes", "out").train.tokens
+    )
+    (texts / "b.txt").write_text("other text")
+    with pytest.raises(
+        InputError, match=r"begun with another files: \['b.txt', 200, \d+\], now \['b.txt', 10, "
+    ):
+        prepare("text:texts", "bytes", "out")
+    (texts / "b.txt").unlink()
+    with pytest.raises(InputError, match=r"begun with another files: \['b.txt', 200, \d+\], now without it;"):
+        prepare("text:texts", "bytes", "out")
+
+
 def test_special_text_in_a_document_stays_text(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "a<|endoftext|>b"}\n{"text": "c"}\n')
     dataset = prepare(f"text:{tmp_path / 'a.jsonl'}", "bytes", tmp_path / "out")

@@ -161,13 +161,17 @@ def _check_plan(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> No
     names = [name for name in (*wanted, "only", "part") if found.get(name) != wanted.get(name)]
     if names:
         name = names[0]
+        before, now = found.get(name), wanted.get(name)
         raise InputError(
-            f"{path} was begun with another {name}: {_short(found.get(name))}, "
-            f"now {_short(wanted.get(name))}; give the same settings or another folder"
+            f"{path} was begun with another {name}: {_short(before, now)}, "
+            f"now {_short(now, before)}; give the same settings or another folder"
         )
 
 
-def _short(value: object) -> str:
+def _short(value: object, other: object) -> str:
+    """A value; of a list the first that the other list lacks."""
+    if isinstance(value, list) and isinstance(other, list):
+        value = next((item for item in value if item not in other), "without it")
     text = str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 

@@ -8,6 +8,7 @@ fifty documents is, or the end of the text of fewer.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from itertools import chain, islice
@@ -75,7 +76,8 @@ class TextFiles:
 
     def identity(self) -> dict[str, Any]:
         """The files' names, sizes and times, and what of them is held out."""
-        stats = {str(file): file.stat() for file in sorted(self.files)}
+        # by their places in the folder, whatever way to it is typed
+        stats = {os.path.relpath(file, self.root): file.stat() for file in sorted(self.files)}
         files = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()]
         return {"source": f"text:{self.root.resolve()}", "files": files, "held_out": self.held_out}
 
