@@ -356,6 +356,8 @@ def mix(
 ) -> Float[Tensor, "M D"]:
     """Attention by the form that the plan names."""
     if plan.attention == "written":
+        # heads that lie side by side would be copied apart for every tile
+        q, k, v = (heads.contiguous() for heads in (q, k, v))
         out = attend(q, k, v, mask, bits, plan.dropout)
     else:
         out = attend_fused(q, k, v, mask, boundaries)
