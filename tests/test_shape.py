@@ -31,6 +31,7 @@ LACKING = {
     "gpt_triton": {
         "attention.py:TILE": "a tile is a program of the kernel, which has its own",
         "attention.py:attend_fused": "its ops are its own fused kernels",
+        "attention.py:mix": "its op decides: attention_fwd",
         "attention.py:visible": "the mask of training is inside the op",
         "device.py:compiler_options": "Triton has none",
         "dropout.py:draw_rows": "drawn where it is used: in a kernel, or by dropout_mask in the reference",
@@ -40,8 +41,6 @@ LACKING = {
         "loss.py:negative_log_likelihood": "the same",
         "loss.py:token_nll": "the same, without a gradient: linear_nll",
         "model.py:EPSILON": "a default of the op",
-        "model.py:Leaves": "some of the parameters are a Stretch of the buffer",
-        "model.py:named_leaves": "the same",
         "model.py:Plan.attention": "Plan.ops decides",
         "model.py:Plan.chunk": "chosen from the shape by either set of ops",
         "model.py:gelu": "a part of reference and kernels: see gelu_linear",
@@ -52,6 +51,8 @@ LACKING = {
         "optimizer.py:StepScalars": "one tensor of four, which the kernel reads",
         "options.py:Options.attention": "kernels decides",
         "plan.py:LOGITS_IN_FLIGHT": "see Plan.chunk",
+        "tree.py:Leaves": "some of the parameters are a Stretch of the buffer",
+        "tree.py:named_leaves": "the same",
         "tree.py:leaves_from_canonical": "fill, of a Stretch",
     },
 }

@@ -85,12 +85,12 @@ def of_torchfunc(block: list[np.ndarray], x: np.ndarray) -> list[np.ndarray]:
     """What the forward hands on."""
     import torch
     from gpt_torchfunc.gradients import PLAIN, _forward
-    from gpt_torchfunc.model import Block, Inputs, Plan, attention_mask
+    from gpt_torchfunc.model import Block, Inputs, Plan, visibility
 
     tokens = torch.zeros((ROWS, CONTEXT), dtype=torch.int64)
     inputs, plan = Inputs(tokens, tokens), Plan(HEADS, 64)
     parts = Block(*map(torch.from_numpy, block))
-    mask = attention_mask(inputs, plan)
+    mask = visibility(inputs, plan)
     kept, _ = _forward(parts, torch.from_numpy(x), inputs, mask, plan, None, PLAIN)
     return _arrays(kept)
 

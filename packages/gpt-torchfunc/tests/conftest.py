@@ -11,9 +11,9 @@ import torch
 from gpt_data.batch import IGNORE, Batch
 from gpt_torchfunc import step
 from gpt_torchfunc.backend import TorchFuncBackend
-from gpt_torchfunc.model import Inputs, Parameters, map_leaves
+from gpt_torchfunc.model import Inputs, Parameters
 from gpt_torchfunc.options import Options
-from gpt_torchfunc.tree import from_canonical
+from gpt_torchfunc.tree import from_canonical, map_leaves
 from gpt_trainer.backend import OptimizerConfig, Runtime
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import Parameters as Canonical

@@ -13,7 +13,8 @@ from gpt_data.batch import IGNORE
 from gpt_torchfunc.dropout import dropout_keys
 from gpt_torchfunc.gradients import add_gradients_of_whole, loss_and_gradients
 from gpt_torchfunc.loss import head_loss_and_gradients, target_log_probs, token_nll
-from gpt_torchfunc.model import LEAF_NAMES, Plan, from_leaves, leaves, logits, map_leaves
+from gpt_torchfunc.model import Plan, logits
+from gpt_torchfunc.tree import LEAF_NAMES, from_leaves, leaves, map_leaves
 
 
 def plan_for(config, **changes):

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from gpt_torchfunc.model import LEAF_NAMES, from_leaves, leaves, map_leaves, named_leaves
 from gpt_torchfunc.optimizer import (
     BLOCK_MATRICES,
     MATRICES,
@@ -16,6 +15,7 @@ from gpt_torchfunc.optimizer import (
     optimizer_update,
     step_scalars,
 )
+from gpt_torchfunc.tree import LEAF_NAMES, from_leaves, leaves, map_leaves, named_leaves
 from gpt_trainer.backend import OptimizerConfig
 from gpt_trainer.parameters import BLOCK_NAMES, END_NAMES, parameter_shapes
 

@@ -82,7 +82,7 @@ class Ops:
         fused = self.fused and key is None and starts is None and inputs["qkv"].shape[1] % 2 == 0
 
         def function(qkv: Array) -> Array:
-            q, k, v = model.split_heads(qkv, n_head)
+            q, k, v = attention_module.split_heads(qkv, n_head)
             if fused:
                 out = jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
             else:

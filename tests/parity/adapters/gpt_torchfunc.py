@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from gpt_data.batch import IGNORE
 from gpt_torchfunc import attention, gradients, loss, model, optimizer
-from gpt_torchfunc.attention import draw_weights
 from gpt_torchfunc.dropout import draw_rows, dropout, unpack
 from gpt_torchfunc.model import Block, Inputs, Parameters, Plan
 from torch import Tensor
@@ -85,13 +84,14 @@ class Ops:
         packed = Inputs(starts, starts, starts if starts.any() else None)
         # the model writes attention out when there is dropout, and then it needs the mask
         plan = model.written(plan) if rate else plan
-        mask = model.attention_mask(packed, plan)
+        mask = model.visibility(packed, plan)
         key = self._ids(inputs, "key") if rate else None
 
         def function(qkv: Tensor) -> Tensor:
-            heads = model.split_heads(qkv, plan.n_head)
-            bits = None if key is None else draw_weights(heads[0].shape[:3], key, rate)
-            return model.mix(*heads, mask, None, plan, bits).view(*qkv.shape[:2], -1)
+            heads = attention.split_heads(qkv, plan.n_head)
+            bits = None if key is None else attention.draw_weights(heads[0].shape[:3], key, rate)
+            fused = plan.attention != "written"
+            return attention.mix(*heads, mask, None, bits, rate, fused=fused).view(*qkv.shape[:2], -1)
 
         return _answers("out", function, self._floats(inputs, "qkv"), self._upstream(inputs, "d_out"))
 
@@ -116,7 +116,7 @@ class Ops:
         none = Block(*[masters["wte"].new_zeros(1)] * len(Block._fields))
         params = Parameters(**masters, blocks=none, ln_f_gain=none.ln1_gain, ln_f_bias=none.ln1_bias)
         x, d_x = model.embed(params, packed, plan), self._upstream(inputs, "d_x")
-        d_wte, d_wpe = gradients.embed_gradients(params, packed, d_x.to(x.dtype).flatten(0, 1))
+        d_wte, d_wpe = gradients.embed_gradients(params, packed, d_x.to(x.dtype).flatten(0, 1), plan)
         return _arrays({"x": x.view_as(d_x), "d_wte": d_wte, "d_wpe": d_wpe})
 
     def dropout(self, inputs: Arrays) -> Arrays:

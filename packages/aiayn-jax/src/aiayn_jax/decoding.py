@@ -14,8 +14,8 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import struct
-from gpt_jax.attention import attention_weights, weighted_sum
-from gpt_jax.model import linear, split_heads
+from gpt_jax.attention import attention_weights, split_heads, weighted_sum
+from gpt_jax.model import linear
 from gpt_jax.precision import product
 from jax import lax
 from jaxtyping import Array, Float, Int

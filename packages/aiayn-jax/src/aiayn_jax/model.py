@@ -28,8 +28,9 @@ import math
 
 import jax.numpy as jnp
 import numpy as np
+from gpt_jax.attention import split_heads
 from gpt_jax.gathering import gather_rows
-from gpt_jax.model import linear, split_heads
+from gpt_jax.model import linear
 from gpt_jax.precision import product
 from jax import lax
 from jaxtyping import Array, Float, Int, UInt8, UInt32

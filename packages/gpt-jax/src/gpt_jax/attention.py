@@ -6,8 +6,7 @@ A tile of queries sees the keys up to its last query and no further, so the uppe
 computed. Each tile is a ``jax.checkpoint``: backward forms its weights again, so that no more than
 one tile of them, ``[B, H, tile, T]``, exists at a time.
 
-Shapes: B rows, T positions, t queries of a tile, S keys that a tile
-sees, H heads, K head width.
+Shapes: B rows, T positions, t queries of a tile, S keys that a tile sees, H heads, K head width, W = 3 H K.
 
 References:
     Rabe and Staats 2021, "Self-attention does not need O(n^2) memory".
@@ -29,6 +28,35 @@ from gpt_jax.precision import product
 
 TILE = 256
 """Queries of a tile: at T = 1024 five eighths of the square are computed, by four plain products."""
+
+
+def mix(
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B T H K"],
+    v: Float[Array, "B T H K"],
+    segment_starts: Int[Array, "B T"] | None,
+    documents: Int[Array, "B S"] | None,
+    key: Key | None,
+    rate: float,
+    *,
+    fused: bool,
+    layer: int = 0,
+) -> Float[Array, "B T H K"]:
+    """Attention by the fused kernel, if it is wanted and takes the case: see ``attend`` and ``attend_fused``.
+
+    It draws its own random numbers, and has no derivative for rows of odd length: with dropout there are
+    kernels of our own for the shapes that they take, and else the written form is used.
+    """
+    context, width = q.shape[1::2]
+    told = segment_starts is None or documents is not None
+    if fused and key is None and told and context % 2 == 0:
+        return attend_fused(q, k, v, documents, layer)
+    if fused and key is not None and segment_starts is None and kernels_take(context, width):
+        # half a second of imports, which nobody else needs
+        from gpt_jax.dropped_attention import attend_dropped
+
+        return attend_dropped(q, k, v, key, rate)
+    return attend(q, k, v, segment_starts, key, rate)
 
 
 def attend(
@@ -158,3 +186,12 @@ def attention_weights(
 def weighted_sum(weights: Float[Array, "B H t S"], v: Float[Array, "B S H K"]) -> Float[Array, "B t H K"]:
     """Mean of the values by the weights, which are rounded to the values' type first."""
     return product("bhts,bshk->bthk", weights.astype(v.dtype), v)
+
+
+def split_heads(
+    qkv: Float[Array, "B T W"], n_head: int
+) -> tuple[Float[Array, "B T H K"], Float[Array, "B T H K"], Float[Array, "B T H K"]]:
+    """Queries, keys and values by head; W = 3 H K."""
+    rows, context, width = qkv.shape
+    split = qkv.reshape(rows, context, 3, n_head, width // (3 * n_head))
+    return split[:, :, 0], split[:, :, 1], split[:, :, 2]

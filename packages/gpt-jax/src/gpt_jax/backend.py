@@ -30,13 +30,13 @@ from gpt_jax.device import choose_devices, compiler_options, device_name, peak_m
 from gpt_jax.documents import first_positions
 from gpt_jax.loss import target_log_probs
 from gpt_jax.mesh import Layout
-from gpt_jax.model import Inputs, Parameters, logits, named_leaves
+from gpt_jax.model import Inputs, Parameters, logits
 from gpt_jax.optimizer import optimizer_init, step_scalars
 from gpt_jax.options import Options
 from gpt_jax.plan import make_plan, stacks_layers
 from gpt_jax.profiling import record
 from gpt_jax.step import TrainingState, gradient_sums, train_step
-from gpt_jax.tree import canonical_names, from_canonical, leaves_from_canonical, to_canonical
+from gpt_jax.tree import canonical_names, from_canonical, leaves_from_canonical, named_leaves, to_canonical
 
 EVALUATION_MULTIPLE = 64
 """Short rows are filled up to a multiple of this, as every other length would be a compilation."""
@@ -99,15 +99,15 @@ class JaxBackend:
             ValueError: If names, shapes or dtypes do not fit the model, or the state is another optimizer's;
                 nothing is changed then.
         """
-        config, place = self.config, self._layout.place
+        config, put = self.config, self._layout.put
         check_parameters(parameters, config)
-        params = from_canonical(parameters, config, place, stacked=self._stacked)
+        params = from_canonical(parameters, config, put, stacked=self._stacked)
         state = optimizer_init(params, self._optimizer)
         if optimizer_state is not None:
             names = {tree: canonical_names(leaves, config) for tree, leaves in state.items()}
             check_optimizer_state(optimizer_state, config, names)
             state = {
-                tree: leaves_from_canonical(leaves, optimizer_state[tree], config, place)
+                tree: leaves_from_canonical(leaves, optimizer_state[tree], config, put)
                 for tree, leaves in state.items()
             }
         self._whole = None

@@ -23,9 +23,9 @@ from gpt_trainer.sequences import Sequences
 from jax import lax
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 
-from gpt_jax.attention import attention_weights, weighted_sum
+from gpt_jax.attention import attention_weights, split_heads, weighted_sum
 from gpt_jax.loss import token_nll
-from gpt_jax.model import Block, Parameters, Plan, gelu, layer_norm, linear, split_heads
+from gpt_jax.model import Block, Parameters, Plan, gelu, layer_norm, linear
 from gpt_jax.optimizer import BLOCK_MATRICES
 from gpt_jax.precision import product
 

@@ -121,7 +121,7 @@ class Layout:
             return SingleDeviceSharding(self.devices[0])
         return NamedSharding(self.mesh, spec)
 
-    def place(self, name: str, value: np.ndarray) -> Array:
+    def put(self, name: str, value: np.ndarray) -> Array:
         """A leaf on the devices, from a host array that every process has; as a float32 copy."""
         sharding = self.sharding(self.spec(name, value.shape))
         # JAX may use a host array's memory as it is, so it gets one that nobody else writes to

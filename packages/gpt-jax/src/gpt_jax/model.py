@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -32,8 +32,8 @@ from gpt_trainer.philox import Site
 from jax import lax
 from jaxtyping import Array, Float, Int, UInt32
 
-from gpt_jax.attention import attend, attend_fused, kernels_take
-from gpt_jax.dropout import Key, dropout
+from gpt_jax.attention import mix
+from gpt_jax.dropout import dropout
 from gpt_jax.gathering import gather_rows
 from gpt_jax.mesh import whole
 from gpt_jax.precision import product, statistics_dtype
@@ -72,22 +72,6 @@ class Parameters:
     blocks: Block | tuple[Block, ...]
     ln_f_gain: Float[Array, " D"]
     ln_f_bias: Float[Array, " D"]
-
-
-Leaves = dict[str, jax.Array]
-"""Some or all of a tree's arrays by their paths: ``wte``, ``blocks.up_weight`` (of all blocks) or
-``blocks.3.up_weight``."""
-
-
-def named_leaves(tree: Any) -> Leaves:
-    """Every array of a tree by its path, in the tree's order."""
-    paths, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in paths}
-
-
-def field_of(leaf: str) -> str:
-    """``blocks.3.up_weight`` -> ``up_weight``."""
-    return leaf.rpartition(".")[2]
 
 
 @dataclass(frozen=True)
@@ -185,56 +169,21 @@ def apply_block(
     keys: UInt32[Array, "4 3"] | None,
     layer: int = 0,
 ) -> Float[Array, "M D"]:
-    """One block: attention, then the two-layer network, each normalised before and added after."""
-    attention_key, out_key, down_key = (None, None, None) if keys is None else tuple(keys[1:])
-    rows = len(inputs.tokens)
-    h = self_attention(block, x, inputs, plan, attention_key, layer)
-    h = linear(h, block.out_weight, block.out_bias)
+    """One block: attention, then the two-layer network, each normalised before and added after.
+
+    Queries, keys and values come from three products, since one matrix of all three would have to be taken
+    apart, and its gradient put together again, in memory.
+    """
+    key, out_key, down_key = (None, None, None) if keys is None else tuple(keys[1:])
+    parts = norm_linear(x, block.ln1_gain, block.ln1_bias, block.qkv_weight, block.qkv_bias, 3)
+    q, k, v = (part.reshape(*inputs.tokens.shape, plan.n_head, -1) for part in parts)
+    fused, rows = plan.attention == "cudnn", len(inputs.tokens)
+    h = mix(q, k, v, inputs.segment_starts, inputs.documents, key, plan.dropout, fused=fused, layer=layer)
+    h = linear(h.reshape(x.shape), block.out_weight, block.out_bias)
     x = x + dropout(h, out_key, plan.dropout, rows)
     (h,) = norm_linear(x, block.ln2_gain, block.ln2_bias, block.up_weight, block.up_bias, 1)
     h = gelu_linear(h, block.down_weight, block.down_bias)
     return x + dropout(h, down_key, plan.dropout, rows)
-
-
-def self_attention(
-    block: Block,
-    x: Float[Array, "M D"],
-    inputs: Inputs,
-    plan: Plan,
-    key: Key | None,
-    layer: int,
-) -> Float[Array, "M D"]:
-    """Every head looks back over the row with its own queries, keys and values.
-
-    They come from three products, since one matrix of all three would have to be taken apart, and its
-    gradient put together again, in memory.
-
-    The fused kernel draws its own random numbers, and has no derivative for rows of odd length: with dropout
-    there are kernels of our own for the shapes that they take, and else the written form is used.
-    """
-    parts = norm_linear(x, block.ln1_gain, block.ln1_bias, block.qkv_weight, block.qkv_bias, 3)
-    q, k, v = (part.reshape(*inputs.tokens.shape, plan.n_head, -1) for part in parts)
-    starts = inputs.segment_starts
-    told = starts is None or inputs.documents is not None
-    if plan.attention == "cudnn" and key is None and told and q.shape[1] % 2 == 0:
-        out = attend_fused(q, k, v, inputs.documents, layer)
-    elif plan.attention == "cudnn" and key is not None and starts is None and kernels_take(*q.shape[1::2]):
-        # half a second of imports, which nobody else needs
-        from gpt_jax.dropped_attention import attend_dropped
-
-        out = attend_dropped(q, k, v, key, plan.dropout)
-    else:
-        out = attend(q, k, v, starts, key, plan.dropout)
-    return out.reshape(x.shape)
-
-
-def split_heads(
-    qkv: Float[Array, "B T E"], n_head: int
-) -> tuple[Float[Array, "B T H K"], Float[Array, "B T H K"], Float[Array, "B T H K"]]:
-    """Queries, keys and values by head; E is three widths."""
-    rows, context, width = qkv.shape
-    split = qkv.reshape(rows, context, 3, n_head, width // (3 * n_head))
-    return split[:, :, 0], split[:, :, 1], split[:, :, 2]
 
 
 @partial(jax.checkpoint, static_argnums=5)

@@ -31,8 +31,9 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Float32
 
 from gpt_jax.mesh import EMBEDDINGS, MATRICES
-from gpt_jax.model import Leaves, Parameters, field_of, named_leaves
+from gpt_jax.model import Parameters
 from gpt_jax.precision import product
+from gpt_jax.tree import Leaves, field_of, named_leaves
 
 BLOCK_MATRICES = MATRICES - EMBEDDINGS
 """Leaves that Muon may take: each is a matrix, or one of each block."""

@@ -1,13 +1,13 @@
 """Canonical NumPy arrays to the tree of JAX arrays, and back.
 
-The vocabulary is padded inside to a multiple of 128; the blocks are stacked, or kept apart. A leaf goes by
-its path in the tree: see ``model.Leaves``.
+The vocabulary is padded inside to a multiple of 128; the blocks are stacked, or kept apart.
 Shapes: L blocks, V vocabulary, D width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,25 @@ from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import BLOCK_NAMES, END_NAMES, padded_vocabulary, parameter_shapes
 from gpt_trainer.parameters import Parameters as Canonical
 
-from gpt_jax.model import Block, Leaves, Parameters, field_of
+from gpt_jax.model import Block, Parameters
 
-Place = Callable[[str, np.ndarray], jax.Array]
+Leaves = dict[str, jax.Array]
+"""Some or all of a tree's arrays by their paths: ``wte``, ``blocks.up_weight`` (of all blocks) or
+``blocks.3.up_weight``."""
+
+
+def named_leaves(tree: Any) -> Leaves:
+    """Every array of a tree by its path, in the tree's order."""
+    paths, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in paths}
+
+
+def field_of(leaf: str) -> str:
+    """``blocks.3.up_weight`` -> ``up_weight``."""
+    return leaf.rpartition(".")[2]
+
+
+Put = Callable[[str, np.ndarray], jax.Array]
 """Brings a leaf, by its field's name, to where it belongs, as a copy."""
 
 
@@ -28,7 +44,7 @@ def on_one_device(_field: str, value: np.ndarray) -> jax.Array:
 
 
 def from_canonical(
-    values: Canonical, config: ModelConfig, place: Place = on_one_device, *, stacked: bool = True
+    values: Canonical, config: ModelConfig, put: Put = on_one_device, *, stacked: bool = True
 ) -> Parameters:
     """The tree; rows of ``wte`` past the vocabulary are zero.
 
@@ -38,15 +54,13 @@ def from_canonical(
     """
     paths = ["blocks"] if stacked else [f"blocks.{layer}" for layer in range(config.n_layer)]
     names = [*END_NAMES, *(f"{path}.{field}" for path in paths for field in BLOCK_NAMES)]
-    leaves = leaves_from_canonical(names, values, config, place)
+    leaves = leaves_from_canonical(names, values, config, put)
     blocks = tuple(Block(**{field: leaves[f"{path}.{field}"] for field in BLOCK_NAMES}) for path in paths)
     ends = {name: leaves[name] for name in END_NAMES}
     return Parameters(blocks=blocks[0] if stacked else blocks, **ends)
 
 
-def leaves_from_canonical(
-    leaves: Iterable[str], values: Canonical, config: ModelConfig, place: Place
-) -> Leaves:
+def leaves_from_canonical(leaves: Iterable[str], values: Canonical, config: ModelConfig, put: Put) -> Leaves:
     """Some of the tree's arrays, as ``from_canonical`` makes them."""
     made = {}
     for leaf in leaves:
@@ -54,7 +68,7 @@ def leaves_from_canonical(
         host = np.stack(arrays) if _is_stacked(leaf) else arrays[0]
         if leaf == "wte":
             host = np.pad(host, ((0, padded_vocabulary(config.vocab_size) - config.vocab_size), (0, 0)))
-        made[leaf] = place(field_of(leaf), host)
+        made[leaf] = put(field_of(leaf), host)
     return made
 
 

@@ -3,7 +3,7 @@
     out_t = sum_s drop(softmax_s(q_t . k_s / sqrt(K))) v_s      over  start(t) <= s <= t
 
 Shapes: B rows, T positions, t queries, S keys that a tile of them sees, or boundaries, M tokens of all
-rows (B T), H heads, K head width, R bytes of masks.
+rows (B T), H heads, K head width, D = H K, W = 3 D, R bytes of masks.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from torch import Tensor
 from torch.func import vmap
 
@@ -23,6 +23,27 @@ Bits = tuple[UInt8[Tensor, "B H _ _"], ...]
 """The masks of all heads' weights, a tile of queries each; see ``draw_tile``."""
 TILE = 256
 """Queries of a tile: at T = 1024 five eighths of the square are computed, by four plain products."""
+
+
+def mix(
+    q: Float[Tensor, "B H T K"],
+    k: Float[Tensor, "B H T K"],
+    v: Float[Tensor, "B H T K"],
+    mask: Shaped[Tensor, "#B T T"] | None,
+    boundaries: Int[Tensor, " S"] | None,
+    bits: Bits | None,
+    rate: float,
+    *,
+    fused: bool,
+) -> Float[Tensor, "M D"]:
+    """Attention by one of its forms, see ``attend`` and ``attend_fused``; heads side by side again."""
+    if fused:
+        out = attend_fused(q, k, v, mask, boundaries)
+    else:
+        # heads that lie side by side would be copied apart for every tile
+        q, k, v = (heads.contiguous() for heads in (q, k, v))
+        out = attend(q, k, v, mask, bits, rate)
+    return out.transpose(1, 2).flatten(2).flatten(0, 1)
 
 
 def attend(
@@ -96,8 +117,7 @@ def attention_weights(
     Args:
         kept: The dropout mask; ``None`` means no dropout.
     """
-    wide = torch.promote_types(q.dtype, torch.float32)
-    scores = (q @ k.T).to(wide) / math.sqrt(q.shape[-1])  # [t, T]
+    scores = (q @ k.T).to(statistics_dtype(q.dtype)) / math.sqrt(q.shape[-1])  # [t, T]
     scores = scores.masked_fill(~mask, float("-inf"))
     if kept is None:
         return torch.softmax(scores, -1)
@@ -142,3 +162,16 @@ def _causal(count: int, context: int, device: torch.device) -> Bool[Tensor, "t T
     """Which of all keys are not ahead of the last ``count`` positions."""
     index = torch.arange(context, device=device)
     return index <= index[context - count :, None]
+
+
+def split_heads(
+    qkv: Float[Tensor, "B T W"], n_head: int
+) -> tuple[Float[Tensor, "B H T K"], Float[Tensor, "B H T K"], Float[Tensor, "B H T K"]]:
+    """Queries, keys and values by head; W = 3 D."""
+    q, k, v = qkv.unflatten(-1, (3, n_head, -1)).unbind(2)  # each [B, T, H, K]
+    return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+
+def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Type of softmax and loss statistics: float32, or float64 when a check runs in it."""
+    return torch.promote_types(dtype, torch.float32)

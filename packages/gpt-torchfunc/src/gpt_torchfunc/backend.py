@@ -33,14 +33,22 @@ from gpt_torchfunc.documents import boundaries
 from gpt_torchfunc.dropout import dropout_keys
 from gpt_torchfunc.gradients import PLAIN, Functions
 from gpt_torchfunc.loss import target_log_probs
-from gpt_torchfunc.model import Inputs, Leaves, logits, named_leaves
+from gpt_torchfunc.model import Inputs, logits
 from gpt_torchfunc.optimizer import BLOCK_MATRICES, StepScalars, optimizer_init, step_scalars
 from gpt_torchfunc.options import Options
 from gpt_torchfunc.plan import make_plan, tells_documents, wants_compile
 from gpt_torchfunc.replay import Replay
 from gpt_torchfunc.sharing import Shared
 from gpt_torchfunc.step import Sums, TrainingState, accumulate, finish
-from gpt_torchfunc.tree import canonical_names, from_canonical, leaves_from_canonical, to_canonical, zeros
+from gpt_torchfunc.tree import (
+    Leaves,
+    canonical_names,
+    from_canonical,
+    leaves_from_canonical,
+    named_leaves,
+    to_canonical,
+    zeros,
+)
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -21,7 +21,7 @@ from gpt_trainer.sequences import Sequences
 from jaxtyping import Bool, Float, Float32, Int, Int64
 from torch import Tensor
 
-from gpt_torchfunc.attention import attend
+from gpt_torchfunc.attention import attend, split_heads, statistics_dtype
 from gpt_torchfunc.device import any_order, to_device
 from gpt_torchfunc.loss import hidden_log_probs
 from gpt_torchfunc.model import (
@@ -31,8 +31,6 @@ from gpt_torchfunc.model import (
     gelu,
     layer_norm,
     linear,
-    split_heads,
-    statistics_dtype,
     unstack,
 )
 from gpt_torchfunc.replay import Replay

@@ -1,10 +1,11 @@
 """Loss and gradient of a micro-batch: the chain rule over the pieces of a block, each by ``torch.func``.
 
-A block is the five pieces of ``apply_block``. Forward keeps what the pieces start from: x, the heads, what
-attention gives, y, and the network's hidden layer; that is ten widths for each token. Backward takes
-``vjp`` of each piece at what was kept. What the piece computes on the way and its derivative needs, such as
-LayerNorm and GELU, is thereby computed again; its product is not, since nobody reads it. Only the fused
-attention keeps its own pull-back, whose kernel wants the forward kernel's statistics.
+A block is five pieces: ``norm_linear``, attention, ``linear``, ``norm_linear`` and ``gelu_linear``. Forward
+keeps what they start from: x, the heads, what attention gives, y, and the network's hidden layer; that is ten
+widths for each token. Backward takes ``vjp`` of each piece at what was kept. What the piece computes on the
+way and its derivative needs, such as LayerNorm and GELU, is thereby computed again; its product is not, since
+nobody reads it. Only the fused attention keeps its own pull-back, whose kernel wants the forward kernel's
+statistics.
 
 Forward and backward of a block are one compiled function before attention and one behind it, the same for
 all blocks, however many there are.
@@ -25,7 +26,7 @@ from jaxtyping import Float, Int64, Shaped, UInt8
 from torch import Tensor
 from torch.func import vjp
 
-from gpt_torchfunc.attention import Bits
+from gpt_torchfunc.attention import Bits, mix
 from gpt_torchfunc.dropout import draw_rows, dropout
 from gpt_torchfunc.gathering import sum_by_index
 from gpt_torchfunc.loss import chunk_loss_and_gradients, head_loss_and_gradients
@@ -35,23 +36,22 @@ from gpt_torchfunc.model import (
     Masks,
     Parameters,
     Plan,
-    attention_mask,
-    contract,
     draw_masks,
     embed,
-    expand,
+    gelu_linear,
     hidden_states,
     layer_norm,
-    leaves,
-    map_leaves,
-    merge,
-    mix,
+    leave,
+    linear,
+    norm_linear,
     positions,
     project,
     unstack,
+    visibility,
     written,
 )
 from gpt_torchfunc.repeatable import attend_repeatably, takes_heads
+from gpt_torchfunc.tree import leaves, map_leaves
 
 Heads = tuple[Float[Tensor, "B H T K"], Float[Tensor, "B H T K"], Float[Tensor, "B H T K"]]
 Keys = Int64[Tensor, "4 3"] | None
@@ -70,25 +70,6 @@ class Kept(NamedTuple):
     hidden: Float[Tensor, "M E"]
 
 
-def begin(params: Parameters, inputs: Inputs, plan: Plan, bits: Packed) -> Tensor:
-    """The residual stream before the first block."""
-    return dropout(embed(params, inputs, plan), bits, plan.dropout)
-
-
-def enter(block: Block, x: Tensor, inputs: Inputs, plan: Plan) -> Heads:
-    """A block up to its attention."""
-    return project(x, *block[:4], shape=(*inputs.tokens.shape, plan.n_head))
-
-
-def leave(
-    block: Block, x: Tensor, mixed: Tensor, plan: Plan, out_bits: Packed, down_bits: Packed
-) -> tuple[Float[Tensor, "M D"], Float[Tensor, "M E"], Float[Tensor, "M D"]]:
-    """The rest of a block: y, the hidden layer, and the residual stream behind it."""
-    y = x + merge(mixed, *block[4:6], out_bits, plan.dropout)
-    hidden = expand(y, *block[6:10])
-    return y, hidden, y + contract(hidden, *block[10:], down_bits, plan.dropout)
-
-
 def leave_gradients(
     block: Block,
     sums: Block,
@@ -104,14 +85,15 @@ def leave_gradients(
         sums: Their gradients so far, changed in place.
     """
     mixed, y, hidden = kept
-    pull = _pull_back(lambda u, w, b: contract(u, w, b, down_bits, plan.dropout), hidden, *block[10:])
+    rate = plan.dropout
+    pull = _pull_back(lambda *given: dropout(gelu_linear(*given), down_bits, rate), hidden, *block[10:])
     d_hidden, *shares = pull(d_out)
     _add(sums[10:], shares)
-    pull = _pull_back(expand, y, *block[6:10])
+    pull = _pull_back(lambda y, g, c, w, b: norm_linear(y, g, c, w, b, 1)[0], y, *block[6:10])
     d_branch, *shares = pull(d_hidden)
     _add(sums[6:10], shares)
     d_y = d_out + d_branch
-    pull = _pull_back(lambda a, w, b: merge(a, w, b, out_bits, plan.dropout), mixed, *block[4:6])
+    pull = _pull_back(lambda *given: dropout(linear(*given), out_bits, rate), mixed, *block[4:6])
     d_mixed, *shares = pull(d_y)
     _add(sums[4:6], shares)
     return d_mixed, d_y
@@ -121,23 +103,24 @@ def mix_gradients(
     heads: Heads,
     mask: Shaped[Tensor, "#B T T"] | None,
     d_mixed: Float[Tensor, "M D"],
-    plan: Plan,
     bits: Bits | None,
+    rate: float,
 ) -> Heads:
     """Derivative of written attention, whose weights are formed again."""
-    d_q, d_k, d_v = _pull_back(lambda q, k, v: mix(q, k, v, mask, None, plan, bits), *heads)(d_mixed)
+    pull = _pull_back(lambda q, k, v: mix(q, k, v, mask, None, bits, rate, fused=False), *heads)
+    d_q, d_k, d_v = pull(d_mixed)
     return d_q, d_k, d_v
 
 
-def enter_gradients(
-    block: Block, sums: Block, x: Tensor, d_heads: Heads, d_y: Tensor, inputs: Inputs, plan: Plan
+def project_gradients(
+    block: Block, sums: Block, x: Tensor, d_heads: Heads, d_y: Tensor, shape: tuple[int, int, int]
 ) -> Float[Tensor, "M D"]:
-    """Derivative of ``enter`` by x, and what comes past attention; those by parameters go into ``sums``.
+    """Derivative of ``project`` by x, and what comes past attention; those by parameters go into ``sums``.
 
     Args:
         sums: Their gradients so far, changed in place.
+        shape: Rows, positions, heads.
     """
-    shape = (*inputs.tokens.shape, plan.n_head)
     pull = _pull_back(lambda *given: project(*given, shape=shape), x, *block[:4])
     d_branch, *shares = pull(d_heads)
     _add(sums[:4], shares)
@@ -152,19 +135,12 @@ def norm_gradients(params: Parameters, sums: Parameters, x: Tensor, d_hidden: Te
     return d_x
 
 
-def begin_gradients(
-    params: Parameters, inputs: Inputs, d_x: Tensor, plan: Plan, bits: Packed
-) -> tuple[Float[Tensor, "V D"], Float[Tensor, "C D"]]:
-    """Derivative of ``begin`` by both tables."""
-    (d_sum,) = _pull_back(lambda x: dropout(x, bits, plan.dropout), d_x)(d_x)
-    return embed_gradients(params, inputs, d_sum)
-
-
 def embed_gradients(
-    params: Parameters, inputs: Inputs, d_x: Float[Tensor, "M D"]
+    params: Parameters, inputs: Inputs, d_x: Float[Tensor, "M D"], plan: Plan, bits: Packed = None
 ) -> tuple[Float[Tensor, "V D"], Float[Tensor, "C D"]]:
-    """Gradients of both tables by that of ``embed``'s result."""
-    wide, context = d_x.to(params.wpe.dtype), inputs.tokens.shape[1]
+    """Derivative of ``embed`` by both tables."""
+    (d_sum,) = _pull_back(lambda x: dropout(x, bits, plan.dropout), d_x)(d_x)
+    wide, context = d_sum.to(params.wpe.dtype), inputs.tokens.shape[1]
     d_wte = sum_by_index(wide, inputs.tokens.flatten(), len(params.wte))
     if inputs.segment_starts is not None:
         return d_wte, sum_by_index(wide, positions(inputs).flatten(), len(params.wpe))
@@ -173,12 +149,12 @@ def embed_gradients(
 
 
 class Functions(NamedTuple):
-    """The functions above as they are, or compiled."""
+    """What a micro-batch is made of, as it is, or compiled."""
 
-    begin: Callable[..., Any] = begin
-    enter: Callable[..., Any] = enter
+    embed: Callable[..., Any] = embed
     draw_rows: Callable[..., Any] = draw_rows
     draw_masks: Callable[..., Any] = draw_masks
+    project: Callable[..., Any] = project
     mix: Callable[..., Any] = mix
     leave: Callable[..., Any] = leave
     norm: Callable[..., Any] = layer_norm
@@ -186,8 +162,8 @@ class Functions(NamedTuple):
     norm_gradients: Callable[..., Any] = norm_gradients
     leave_gradients: Callable[..., Any] = leave_gradients
     mix_gradients: Callable[..., Any] = mix_gradients
-    enter_gradients: Callable[..., Any] = enter_gradients
-    begin_gradients: Callable[..., Any] = begin_gradients
+    project_gradients: Callable[..., Any] = project_gradients
+    embed_gradients: Callable[..., Any] = embed_gradients
 
 
 PLAIN = Functions()
@@ -217,9 +193,9 @@ def add_gradients(
     if keys is not None:
         shape = (*inputs.tokens.shape, params.wte.shape[1])
         first_bits = run.draw_rows(shape, keys[0, Site.EMBEDDING], plan.dropout)
-    mask = attention_mask(inputs, plan)
+    mask = visibility(inputs, plan)
 
-    x, kept = run.begin(params, inputs, plan, first_bits), []
+    x, kept = run.embed(params, inputs, plan, first_bits), []
     for block, its_keys in zip(blocks, block_keys, strict=True):
         kept.append(_forward(block, x, inputs, mask, plan, its_keys, run))
         x = kept[-1][1]
@@ -231,7 +207,7 @@ def add_gradients(
     for block, block_sum in reversed(list(zip(blocks, block_sums, strict=True))):
         d_x = _backward(block, block_sum, kept.pop()[0], d_x, inputs, mask, plan, run)
     # the embedding is used at both ends of the model
-    _add((sums.wte, sums.wte, sums.wpe), (d_wte, *run.begin_gradients(params, inputs, d_x, plan, first_bits)))
+    _add((sums.wte, sums.wte, sums.wpe), (d_wte, *run.embed_gradients(params, inputs, d_x, plan, first_bits)))
     return loss
 
 
@@ -273,18 +249,17 @@ def _forward(
     block: Block, x: Tensor, inputs: Inputs, mask: Tensor | None, plan: Plan, keys: Keys, run: Functions
 ) -> tuple[Kept, Tensor]:
     """One block; beside its result what its backward pass needs."""
-    heads, masks = run.enter(block, x, inputs, plan), Masks()
-    if keys is not None:
-        shape = (*inputs.tokens.shape, plan.n_head, x.shape[1])
-        masks = Masks(*run.draw_masks(keys, shape, plan.dropout))
+    shape = (*inputs.tokens.shape, plan.n_head)
+    heads = run.project(x, *block[:4], shape=shape)
+    masks = Masks() if keys is None else run.draw_masks(keys, (*shape, x.shape[1]), plan.dropout)
     if plan.attention == "written":
-        mixed, pull = run.mix(*heads, mask, None, plan, masks.attention), None
+        mixed, pull = run.mix(*heads, mask, None, masks.attention, plan.dropout, fused=False), None
     elif plan.attention == "cudnn" and mask is None and inputs.boundaries is None and takes_heads(heads[0]):
         mixed, pull = attend_repeatably(*heads)
         heads = ()
     else:
         mixed, pull = vjp(  # type: ignore[misc]
-            lambda q, k, v: mix(q, k, v, mask, inputs.boundaries, plan, None), *heads
+            lambda q, k, v: mix(q, k, v, mask, inputs.boundaries, None, 0.0, fused=True), *heads
         )
         heads = ()
     y, hidden, out = run.leave(block, x, mixed, plan, *masks[1:])
@@ -304,10 +279,11 @@ def _backward(
     """The gradient before one block; those of its parameters are added to ``sums``."""
     d_mixed, d_y = run.leave_gradients(block, sums, kept[4:], d_out, plan, *kept.masks[1:])
     if kept.pull_mix is None:
-        d_heads = run.mix_gradients(kept.heads, mask, d_mixed, plan, kept.masks.attention)
+        d_heads = run.mix_gradients(kept.heads, mask, d_mixed, kept.masks.attention, plan.dropout)
     else:
         d_heads = kept.pull_mix(d_mixed)
-    return run.enter_gradients(block, sums, kept.x, d_heads, d_y, inputs, plan)
+    shape = (*inputs.tokens.shape, plan.n_head)
+    return run.project_gradients(block, sums, kept.x, d_heads, d_y, shape)
 
 
 def _pull_back(function: Callable[..., Any], *primals: Tensor) -> Callable[..., tuple[Tensor, ...]]:

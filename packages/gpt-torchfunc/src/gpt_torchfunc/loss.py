@@ -20,7 +20,8 @@ from gpt_data.batch import IGNORE
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gpt_torchfunc.model import Inputs, Parameters, Plan, hidden_states, statistics_dtype
+from gpt_torchfunc.attention import statistics_dtype
+from gpt_torchfunc.model import Inputs, Parameters, Plan, hidden_states
 
 
 def head_loss_and_gradients(

@@ -9,7 +9,7 @@ Nothing here holds state: a function takes the parameters and returns values, an
 turns it into its derivative. Weights are ``(in, out)``, as OpenAI stored them.
 
 Shapes: B rows, T positions, M tokens of all rows (B T), C longest context, V vocabulary (padded), D width,
-H heads, K head width, L blocks, R bytes of a mask for D.
+H heads, K head width, E hidden width (4 D), L blocks, R bytes of a mask for D.
 
 References:
     Radford et al. 2019, "Language Models are Unsupervised Multitask Learners".
@@ -17,7 +17,6 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -27,7 +26,7 @@ from gpt_trainer.philox import Site
 from jaxtyping import Float, Int, Int64, Shaped, UInt8
 from torch import Tensor
 
-from gpt_torchfunc.attention import Bits, attend, attend_fused, draw_weights, visible
+from gpt_torchfunc.attention import Bits, draw_weights, mix, statistics_dtype, visible
 from gpt_torchfunc.dropout import draw_rows, dropout
 
 EPSILON = 1e-5
@@ -62,32 +61,6 @@ class Parameters(NamedTuple):
     blocks: Block
     ln_f_gain: Float[Tensor, " D"]
     ln_f_bias: Float[Tensor, " D"]
-
-
-LEAF_NAMES = ("wte", "wpe", *Block._fields, "ln_f_gain", "ln_f_bias")
-Leaves = dict[str, Tensor]
-"""Some or all of a tree's tensors by name, in this order."""
-
-
-def leaves(tree: Parameters) -> list[Tensor]:
-    """The tree's tensors, in the order of ``LEAF_NAMES``."""
-    return [tree.wte, tree.wpe, *tree.blocks, tree.ln_f_gain, tree.ln_f_bias]
-
-
-def from_leaves(values: Iterable[Tensor]) -> Parameters:
-    """The tree that ``leaves`` took apart."""
-    wte, wpe, *blocks, ln_f_gain, ln_f_bias = values
-    return Parameters(wte, wpe, Block(*blocks), ln_f_gain, ln_f_bias)
-
-
-def map_leaves(function: Callable[[Tensor], Tensor], tree: Parameters) -> Parameters:
-    """``function`` of every tensor, as a tree."""
-    return from_leaves([function(leaf) for leaf in leaves(tree)])
-
-
-def named_leaves(tree: Parameters) -> Leaves:
-    """The tree's tensors by name, in order."""
-    return dict(zip(LEAF_NAMES, leaves(tree), strict=True))
 
 
 @dataclass(frozen=True)
@@ -139,13 +112,11 @@ def hidden_states(
         params: Float32 parameters; matrices are cast to ``plan.dtype`` where they are used.
         keys: Dropout keys by layer and ``Site``; ``None`` means no dropout.
     """
+    bits = None
     if keys is not None:
-        plan = written(plan)
-    x = embed(params, inputs, plan)
-    if keys is not None:
-        bits = draw_rows((*inputs.tokens.shape, x.shape[1]), keys[0, Site.EMBEDDING], plan.dropout)
-        x = dropout(x, bits, plan.dropout)
-    mask = attention_mask(inputs, plan)
+        plan, shape = written(plan), (*inputs.tokens.shape, params.wte.shape[1])
+        bits = draw_rows(shape, keys[0, Site.EMBEDDING], plan.dropout)
+    x, mask = embed(params, inputs, plan, bits), visibility(inputs, plan)
     for layer, block in enumerate(unstack(params.blocks)):
         x = apply_block(block, x, inputs, mask, plan, None if keys is None else keys[layer])
     return layer_norm(x, params.ln_f_gain, params.ln_f_bias)
@@ -167,8 +138,10 @@ def unstack(blocks: Block) -> list[Block]:
     return [Block(*leaves) for leaves in zip(*(leaf.unbind(0) for leaf in blocks), strict=True)]
 
 
-def embed(params: Parameters, inputs: Inputs, plan: Plan) -> Float[Tensor, "M D"]:
-    """Sum of token and position embeddings.
+def embed(
+    params: Parameters, inputs: Inputs, plan: Plan, bits: UInt8[Tensor, "M R"] | None = None
+) -> Float[Tensor, "M D"]:
+    """The residual stream before the first block: the sum of token and position embeddings, dropped.
 
     The rows are gathered from the float32 parameters: the derivative of a gather is a sum over all
     occurrences of a token, and frequent tokens would lose theirs in bfloat16.
@@ -178,7 +151,8 @@ def embed(params: Parameters, inputs: Inputs, plan: Plan) -> Float[Tensor, "M D"
         position_rows = params.wpe[:context]
     else:
         position_rows = F.embedding(positions(inputs), params.wpe)
-    return (F.embedding(inputs.tokens, params.wte) + position_rows).to(plan.dtype).flatten(0, 1)
+    x = (F.embedding(inputs.tokens, params.wte) + position_rows).to(plan.dtype).flatten(0, 1)
+    return dropout(x, bits, plan.dropout)
 
 
 def positions(inputs: Inputs) -> Int[Tensor, "B T"]:
@@ -196,24 +170,17 @@ def apply_block(
     plan: Plan,
     keys: Int64[Tensor, "4 3"] | None,
 ) -> Float[Tensor, "M D"]:
-    """One block: attention, then the two-layer network, each normalised before and added after.
-
-    Its five pieces are functions of what a backward pass keeps, each with the parameters it needs.
-    """
-    heads = project(x, *block[:4], shape=(*inputs.tokens.shape, plan.n_head))
-    masks = Masks()
-    if keys is not None:
-        masks = Masks(*draw_masks(keys, (*inputs.tokens.shape, plan.n_head, x.shape[1]), plan.dropout))
-    mixed = mix(*heads, mask, inputs.boundaries, plan, masks.attention)
-    y = x + merge(mixed, *block[4:6], masks.out, plan.dropout)
-    hidden = expand(y, *block[6:10])
-    return y + contract(hidden, *block[10:], masks.down, plan.dropout)
+    """One block: attention, then the two-layer network, each normalised before and added after."""
+    shape = (*inputs.tokens.shape, plan.n_head)
+    heads = project(x, *block[:4], shape=shape)
+    masks = Masks() if keys is None else draw_masks(keys, (*shape, x.shape[1]), plan.dropout)
+    fused = plan.attention != "written"
+    mixed = mix(*heads, mask, inputs.boundaries, masks.attention, plan.dropout, fused=fused)
+    return leave(block, x, mixed, plan, masks.out, masks.down)[-1]
 
 
-def draw_masks(
-    keys: Int64[Tensor, "4 3"], shape: tuple[int, int, int, int], rate: float
-) -> tuple[Bits, UInt8[Tensor, "M R"], UInt8[Tensor, "M R"]]:
-    """The fields of a block's ``Masks``.
+def draw_masks(keys: Int64[Tensor, "4 3"], shape: tuple[int, int, int, int], rate: float) -> Masks:
+    """The masks of a block.
 
     Args:
         shape: Rows, positions, heads, width.
@@ -223,7 +190,7 @@ def draw_masks(
         draw_rows((rows, context, width), keys[site], rate)
         for site in (Site.ATTENTION_RESIDUAL, Site.MLP_RESIDUAL)
     )
-    return draw_weights((rows, heads, context), keys[Site.ATTENTION], rate), out, down
+    return Masks(draw_weights((rows, heads, context), keys[Site.ATTENTION], rate), out, down)
 
 
 def project(
@@ -245,38 +212,18 @@ def project(
     return q, k, v
 
 
-def merge(
+def leave(
+    block: Block,
+    x: Float[Tensor, "M D"],
     mixed: Float[Tensor, "M D"],
-    weight: Float[Tensor, "D D"],
-    bias: Float[Tensor, " D"],
-    bits: UInt8[Tensor, "M R"] | None,
-    rate: float,
-) -> Float[Tensor, "M D"]:
-    """What attention adds to the residual stream."""
-    return dropout(linear(mixed, weight, bias), bits, rate)
-
-
-def expand(
-    y: Float[Tensor, "M D"],
-    gain: Float[Tensor, " D"],
-    norm_bias: Float[Tensor, " D"],
-    weight: Float[Tensor, "D E"],
-    bias: Float[Tensor, " E"],
-) -> Float[Tensor, "M E"]:
-    """The network's hidden layer before GELU, from the LayerNorm of ``y``; E = 4 D."""
-    (hidden,) = norm_linear(y, gain, norm_bias, weight, bias, 1)
-    return hidden
-
-
-def contract(
-    hidden: Float[Tensor, "M E"],
-    weight: Float[Tensor, "E D"],
-    bias: Float[Tensor, " D"],
-    bits: UInt8[Tensor, "M R"] | None,
-    rate: float,
-) -> Float[Tensor, "M D"]:
-    """What the network adds to the residual stream."""
-    return dropout(gelu_linear(hidden, weight, bias), bits, rate)
+    plan: Plan,
+    out_bits: UInt8[Tensor, "M R"] | None,
+    down_bits: UInt8[Tensor, "M R"] | None,
+) -> tuple[Float[Tensor, "M D"], Float[Tensor, "M E"], Float[Tensor, "M D"]]:
+    """A block behind its attention: y, the network's hidden layer before GELU, and the residual stream."""
+    y = x + dropout(linear(mixed, *block[4:6]), out_bits, plan.dropout)
+    (hidden,) = norm_linear(y, *block[6:10], 1)
+    return y, hidden, y + dropout(gelu_linear(hidden, *block[10:]), down_bits, plan.dropout)
 
 
 def norm_linear(
@@ -331,7 +278,7 @@ def gelu(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return F.gelu(x, approximate="tanh")
 
 
-def attention_mask(inputs: Inputs, plan: Plan) -> Shaped[Tensor, "#B T T"] | None:
+def visibility(inputs: Inputs, plan: Plan) -> Shaped[Tensor, "#B T T"] | None:
     """Which positions (rows) may see which others (columns); one mask for all blocks and heads.
 
     ``None`` where rows are whole, and where the fused kernel is told the boundaries of documents: then it
@@ -343,35 +290,3 @@ def attention_mask(inputs: Inputs, plan: Plan) -> Shaped[Tensor, "#B T T"] | Non
         return None
     mask = visible(inputs.segment_starts)
     return torch.where(mask, 0.0, -torch.inf).to(plan.dtype) if fused else mask
-
-
-def mix(
-    q: Float[Tensor, "B H T K"],
-    k: Float[Tensor, "B H T K"],
-    v: Float[Tensor, "B H T K"],
-    mask: Shaped[Tensor, "#B T T"] | None,
-    boundaries: Int[Tensor, " S"] | None,
-    plan: Plan,
-    bits: Bits | None,
-) -> Float[Tensor, "M D"]:
-    """Attention by the form that the plan names."""
-    if plan.attention == "written":
-        # heads that lie side by side would be copied apart for every tile
-        q, k, v = (heads.contiguous() for heads in (q, k, v))
-        out = attend(q, k, v, mask, bits, plan.dropout)
-    else:
-        out = attend_fused(q, k, v, mask, boundaries)
-    return out.transpose(1, 2).flatten(2).flatten(0, 1)
-
-
-def split_heads(
-    qkv: Float[Tensor, "B T W"], n_head: int
-) -> tuple[Float[Tensor, "B H T K"], Float[Tensor, "B H T K"], Float[Tensor, "B H T K"]]:
-    """Queries, keys and values by head; W = 3 D."""
-    q, k, v = qkv.unflatten(-1, (3, n_head, -1)).unbind(2)  # each [B, T, H, K]
-    return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-
-
-def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Type of softmax and loss statistics: float32, or float64 when a check runs in it."""
-    return torch.promote_types(dtype, torch.float32)

@@ -30,7 +30,8 @@ from gpt_trainer.backend import OptimizerConfig
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from gpt_torchfunc.model import LEAF_NAMES, Leaves, Parameters, from_leaves, leaves, named_leaves
+from gpt_torchfunc.model import Parameters
+from gpt_torchfunc.tree import LEAF_NAMES, Leaves, from_leaves, leaves, named_leaves
 
 BLOCK_MATRICES = frozenset({"qkv_weight", "out_weight", "up_weight", "down_weight"})
 """Leaves that Muon may take: each is a matrix, or one of each block."""

@@ -22,9 +22,9 @@ from gpt_trainer.ranks.place import Place
 from jaxtyping import Float
 from torch import Tensor
 
-from gpt_torchfunc.model import Leaves, Parameters, from_leaves, named_leaves
+from gpt_torchfunc.model import Parameters
 from gpt_torchfunc.optimizer import global_norm
-from gpt_torchfunc.tree import in_shares, zeros_in_one
+from gpt_torchfunc.tree import Leaves, from_leaves, in_shares, named_leaves, zeros_in_one
 
 
 class Shared:

@@ -16,8 +16,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from gpt_torchfunc.gradients import Functions, add_gradients, add_gradients_of_whole
-from gpt_torchfunc.model import Inputs, Parameters, Plan, named_leaves
+from gpt_torchfunc.model import Inputs, Parameters, Plan
 from gpt_torchfunc.optimizer import OptimizerState, StepScalars, optimizer_update
+from gpt_torchfunc.tree import named_leaves
 
 
 class TrainingState(NamedTuple):

@@ -6,7 +6,7 @@ vocabulary. Shapes: V vocabulary, D width, L blocks, P elements of a buffer.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from itertools import pairwise
@@ -19,10 +19,36 @@ from gpt_trainer.parameters import Parameters as Canonical
 from jaxtyping import Float
 from torch import Tensor
 
-from gpt_torchfunc.model import LEAF_NAMES, Leaves, Parameters, from_leaves, leaves, named_leaves
+from gpt_torchfunc.model import Block, Parameters
 
 ALIGN = 64
 """Elements: each view of a shared buffer begins on a 256-byte boundary."""
+
+
+LEAF_NAMES = ("wte", "wpe", *Block._fields, "ln_f_gain", "ln_f_bias")
+Leaves = dict[str, Tensor]
+"""Some or all of a tree's tensors by name, in this order."""
+
+
+def leaves(tree: Parameters) -> list[Tensor]:
+    """The tree's tensors, in the order of ``LEAF_NAMES``."""
+    return [tree.wte, tree.wpe, *tree.blocks, tree.ln_f_gain, tree.ln_f_bias]
+
+
+def from_leaves(values: Iterable[Tensor]) -> Parameters:
+    """The tree that ``leaves`` took apart."""
+    wte, wpe, *blocks, ln_f_gain, ln_f_bias = values
+    return Parameters(wte, wpe, Block(*blocks), ln_f_gain, ln_f_bias)
+
+
+def map_leaves(function: Callable[[Tensor], Tensor], tree: Parameters) -> Parameters:
+    """``function`` of every tensor, as a tree."""
+    return from_leaves([function(leaf) for leaf in leaves(tree)])
+
+
+def named_leaves(tree: Parameters) -> Leaves:
+    """The tree's tensors by name, in order."""
+    return dict(zip(LEAF_NAMES, leaves(tree), strict=True))
 
 
 def canonical_names(leaves: Iterable[str], config: ModelConfig) -> list[str]:

@@ -21,11 +21,11 @@ from gpt_trainer.sequences import Sequences
 from jaxtyping import Bool, Float, Float32, Int, Int32
 from torch import Tensor
 
-from gpt_triton.attention import attend
+from gpt_triton.attention import attend, split_heads
 from gpt_triton.compiling import launch_compiled
 from gpt_triton.graphs import Replay
 from gpt_triton.inputs import send
-from gpt_triton.model import Block, Parameters, Plan, head_logits, split_heads
+from gpt_triton.model import Block, Parameters, Plan, head_logits
 
 
 class Decoder:

@@ -191,14 +191,6 @@ def _drops(keys: Int[Tensor, "L 4 3"] | None, layer: int, inputs: Inputs, plan: 
     return dropouts(keys, layer, plan.dropout, inputs.tokens.shape[1])
 
 
-def split_heads(
-    qkv: Float[Tensor, "B T W"], n_head: int
-) -> tuple[Float[Tensor, "B H T K"], Float[Tensor, "B H T K"], Float[Tensor, "B H T K"]]:
-    """Queries, keys and values by head; W = 3 D."""
-    q, k, v = qkv.unflatten(-1, (3, n_head, -1)).unbind(2)  # each [B, T, H, K]
-    return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-
-
 def apply_block_fwd(
     block: Block,
     x: Float[Tensor, "M D"],
