@@ -233,7 +233,7 @@ class Program:
 
     def load(self, desc: Described, at: list[int], barrier: Barrier, tile: Shared) -> None:
         """Start loading a tile."""
-        tile.x.fill_(torch.nan)
+        tile.x.fill_(torch.nan if tile.x.is_floating_point() else -1)
 
         def copy() -> int:
             desc.read(at, tile.x)

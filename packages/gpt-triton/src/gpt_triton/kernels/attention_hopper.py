@@ -40,10 +40,10 @@ from gpt_triton.kernels.hopper import (
     as_operand,
     described,
     expect_slot,
+    first_word,
     keep,
     load_words,
     mask_bits,
-    mask_of_head,
     release,
     scores,
     set_up,
@@ -137,10 +137,9 @@ def _attend(
     S: gl.constexpr,  # layout of scores
 ):
     STAGES: gl.constexpr = stream[0].shape[0]
-    N: gl.constexpr = stream[0].shape[1]
     words = None
     if mask_ptr is not None:
-        words = load_words(mask_ptr, q_position, first, False, N)
+        words = load_words(mask_ptr, q_position, first)
     p = as_operand(weights)
     s = scores(q_tile, stream[0].index(n % STAGES), S)
     acc = warpgroup_mma(p, stream[1].index((n - 1) % STAGES), acc, is_async=True)
@@ -178,8 +177,8 @@ def _consume(
         words = None
         q_position = q_first + gl.arange(0, GROUP, layout=gl.SliceLayout(1, S))
         if mask_ptr is not None:
-            mask_head = mask_of_head(mask_ptr, head, T)
-            words = load_words(mask_head, q_position, 0, False, N)
+            mask_head = mask_ptr + first_word(gl.cast(head, gl.int64), 0, T)
+            words = load_words(mask_head, q_position, 0)
         top = gl.full([GROUP], float("-inf"), gl.float32, layout=gl.SliceLayout(1, S))
         total = gl.zeros([GROUP], gl.float32, layout=gl.SliceLayout(1, S))
         acc = gl.zeros([GROUP, HEAD], gl.float32, layout=GRADIENT)

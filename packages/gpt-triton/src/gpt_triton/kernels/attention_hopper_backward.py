@@ -56,6 +56,7 @@ from gpt_triton.kernels.hopper import (
     GROUP,
     HEAD,
     HOPPER_ATTENTION,
+    NUMBERS,
     OPERAND,
     PRODUCER_REGISTERS,
     as_operand,
@@ -64,10 +65,9 @@ from gpt_triton.kernels.hopper import (
     described_numbers,
     expect_slot,
     fence_async_shared,
+    first_word,
     keep,
-    load_words,
     mask_bits,
-    mask_of_head,
     new_barriers,
     new_numbers,
     new_stream,
@@ -83,14 +83,20 @@ from gpt_triton.kernels.primitives import LOG2_E
 from gpt_triton.kernels.tiles import multiprocessors
 from gpt_triton.ops import AttentionResiduals
 
+# what a thread holds of numbers of a tile's keys, its rows, and queries
+BY_KEY = gl.constexpr(gl.SliceLayout(1, GRADIENT.value))
+BY_QUERY = gl.constexpr(gl.SliceLayout(0, GRADIENT.value))
+
 
 @gluon.jit
 @no_type_check
 def _produce(kv_desc, descs, pieces, stream, added_ptr, heads, T, H: gl.constexpr):
-    q_desc, d_out_desc, lse_desc, delta_desc = descs
+    q_desc, d_out_desc, lse_desc, delta_desc, mask_desc = descs
     _, keys, values, _, _ = pieces
     WIDTH: gl.constexpr = H * HEAD
-    BYTES: gl.constexpr = 2 * q_desc.block_type.nbytes + 2 * lse_desc.block_type.nbytes
+    # numbers, and words of a mask for both consumers and both blocks of 32 queries, are of one size
+    COUNT: gl.constexpr = 2 if mask_desc is None else 2 + 2 * GROUPS
+    BYTES: gl.constexpr = 2 * q_desc.block_type.nbytes + COUNT * lse_desc.block_type.nbytes
     tickets_ptr = added_ptr + heads * (T // STREAM)
     n = 0
     count = 0
@@ -109,6 +115,11 @@ def _produce(kv_desc, descs, pieces, stream, added_ptr, heads, T, H: gl.constexp
             tma_load(d_out_desc, [row + first, column], filled, stream[1].index(slot))
             tma_load(lse_desc, [head * T + first], filled, stream[4].index(slot))
             tma_load(delta_desc, [head * T + first], filled, stream[5].index(slot))
+            if mask_desc is not None:
+                # of blocks before these keys what lies there is read, and taken times zero
+                for i in gl.static_range(2 * GROUPS):
+                    at = first_word(head, first // 32 + i % 2, T) + k_first + i // 2 * GROUP
+                    tma_load(mask_desc, [at], filled, stream[6].index(slot * 2 * GROUPS + i))
             n += 1
         count += 1
         ticket, buffer, full = take(pieces, count, tickets_ptr)
@@ -121,41 +132,38 @@ def _add_tile(
     d_k,  # [64, 64] float32
     d_v,  # [64, 64] float32
     stay,  # keys and values, operands
-    stream,  # of queries and d_out, with their log-sum-exp and delta
+    stream,  # of queries and d_out, with their log-sum-exp and delta, and words of the mask by key
     d_s_stream,
     n,  # tiles before this one, since the start
-    first,  # first query
-    k_position,
-    mask_ptr,  # first word of the head's mask by key, or None
     scale_log2,
     keep_scale,
     group: gl.constexpr,
-    MASKED: gl.constexpr,
+    MASK: gl.constexpr,  # there is one, dropout's
+    DIAGONAL: gl.constexpr,  # its queries are the positions of the keys
 ):
     STAGES: gl.constexpr = stream[0].shape[0]
     slot = n % STAGES
     q_tile, d_out_tile = stream[0].index(slot), stream[1].index(slot)
-    words = None
-    if mask_ptr is not None:
-        words = load_words(mask_ptr, k_position, first, True, STREAM)
     wait_full(stream, n, True)
     s = scores(stay[0], q_tile, GRADIENT)
     d_p = scores(stay[1], d_out_tile, GRADIENT)
-    lse_log2 = stream[4].index(slot).load(gl.SliceLayout(0, GRADIENT))
+    lse_log2 = stream[4].index(slot).load(BY_QUERY)
     s = warpgroup_mma_wait(1, deps=(s,))
     p = gl.exp2(s * scale_log2 - lse_log2[None, :])
-    if MASKED:
-        q_position = first + gl.arange(0, STREAM, layout=gl.SliceLayout(0, GRADIENT))
-        p = gl.where(k_position[:, None] <= q_position[None, :], p, 0.0)
+    if DIAGONAL:
+        key, query = gl.arange(0, GROUP, layout=BY_KEY), gl.arange(0, STREAM, layout=BY_QUERY)
+        p = gl.where(key[:, None] <= query[None, :], p, 0.0)
     kept = p
-    if mask_ptr is not None:
+    if MASK:
+        at = (slot * GROUPS + group) * 2
+        words = (stream[6].index(at).load(BY_KEY), stream[6].index(at + 1).load(BY_KEY))
         word, bit = mask_bits(words, STREAM, GRADIENT)
         kept = keep(p, word, bit)
     kept = as_operand(kept)
     d_v = warpgroup_mma(kept, d_out_tile, d_v, is_async=True)
     d_p = warpgroup_mma_wait(1, deps=(d_p,))
-    delta = stream[5].index(slot).load(gl.SliceLayout(0, GRADIENT))
-    if mask_ptr is not None:
+    delta = stream[5].index(slot).load(BY_QUERY)
+    if MASK:
         d_p = keep(d_p, word, bit) * keep_scale
     d_s = p * (d_p - delta[None, :])
     d_s_operand = as_operand(d_s)
@@ -171,9 +179,10 @@ def _add_tile(
 def _consume(
     given,  # see the kernel below
     H: gl.constexpr,
+    MASK: gl.constexpr,
     group: gl.constexpr,
 ):
-    d_qkv_desc, pieces, out_tiles, stream, d_s_stream, mask_ptr, heads, T, numbers = given
+    d_qkv_desc, pieces, out_tiles, stream, d_s_stream, heads, T, numbers = given
     _, keys, values, _, empty = pieces
     scale, scale_log2, keep_scale = numbers
     WIDTH: gl.constexpr = H * HEAD
@@ -184,12 +193,7 @@ def _consume(
         tile = buffer * GROUPS + group
         stay = (keys.index(tile).load(OPERAND), values.index(tile).load(OPERAND))
         mbarrier.arrive(empty.index(buffer), count=1)
-        head, piece_first = piece_of(ticket, T)
-        k_first = piece_first + group * GROUP
-        k_position = k_first + gl.arange(0, GROUP, layout=gl.SliceLayout(1, GRADIENT))
-        mask_head = mask_ptr
-        if mask_ptr is not None:
-            mask_head = mask_of_head(mask_ptr, heads + head, T)
+        head, k_first = piece_of(ticket, T)
         d_k = gl.zeros([GROUP, HEAD], gl.float32, layout=GRADIENT)
         d_v = gl.zeros([GROUP, HEAD], gl.float32, layout=GRADIENT)
         if group > 0:
@@ -197,16 +201,14 @@ def _consume(
             leave(d_s_stream, n, group, gl.zeros([GROUP, STREAM], gl.bfloat16, layout=GRADIENT))
             skip(stream, n, n + group)
         d_k, d_v = _add_tile(
-            d_k, d_v, stay, stream, d_s_stream, n + group, k_first, k_position, mask_head, scale_log2,
-            keep_scale, group, True,
-        )  # fmt: skip
-        tiles = (T - piece_first) // STREAM
+            d_k, d_v, stay, stream, d_s_stream, n + group, scale_log2, keep_scale, group, MASK, True
+        )
+        tiles = (T - k_first) // STREAM
         for t in range(group + 1, tiles):
             d_k, d_v = _add_tile(
-                d_k, d_v, stay, stream, d_s_stream, n + t, piece_first + t * STREAM, k_position, mask_head,
-                scale_log2, keep_scale, group, False,
-            )  # fmt: skip
-        row, column = head // H * T + k_first, head % H * HEAD
+                d_k, d_v, stay, stream, d_s_stream, n + t, scale_log2, keep_scale, group, MASK, False
+            )
+        row, column = head // H * T + k_first + group * GROUP, head % H * HEAD
         store_tile(d_qkv_desc, row, column + WIDTH, out_tiles[0].index(group), d_k * scale)
         store_tile(d_qkv_desc, row, column + 2 * WIDTH, out_tiles[1].index(group), d_v * keep_scale)
         n += tiles
@@ -221,7 +223,7 @@ def attention_bwd_hopper_kernel(
     kv_desc,  # [B*T, 3*H*64] by [64, 64]
     d_out_desc,  # [B*T, H*64] by [64, 64]
     d_qkv_desc,  # [B*T, 3*H*64] by [64, 64], written
-    mask_ptr,  # [2, B*H, blocks, 32] or None
+    mask_desc,  # the mask's words by key by [64], or None
     lse_log2_desc,  # [B*H*T] by [64]
     delta_desc,  # the same
     sums_ptr,  # [B*H*T*64] float32: sums of d_q
@@ -239,6 +241,9 @@ def attention_bwd_hopper_kernel(
     """Gradients of all queries, keys and values."""
     stream = new_stream(STAGES, GROUPS, STREAM)
     stream += (new_numbers(STAGES, STREAM), new_numbers(STAGES, STREAM))
+    MASK: gl.constexpr = mask_desc is not None
+    WORDS: gl.constexpr = STAGES * GROUPS * 2 if MASK else 1
+    stream += (gl.allocate_shared_memory(gl.int32, [WORDS, GROUP], NUMBERS),)
     pieces = new_pieces()
     out_tiles = (new_tiles(GROUPS, GROUP), new_tiles(GROUPS, GROUP))
     out_tile = new_tiles(1, STREAM).index(0)
@@ -250,13 +255,13 @@ def attention_bwd_hopper_kernel(
     turns = (new_barriers(TURNS, 1), new_barriers(TURNS, 1), new_barriers(TURNS, 1))
     fence_async_shared()
     block_barrier()
-    descs = (kv_desc, d_out_desc, lse_log2_desc, delta_desc)
+    descs = (kv_desc, d_out_desc, lse_log2_desc, delta_desc, mask_desc)
     numbers = (scale, scale_log2, keep_scale)
-    given = (d_qkv_desc, pieces, out_tiles, stream, d_s_stream, mask_ptr, heads, T, numbers)
+    given = (d_qkv_desc, pieces, out_tiles, stream, d_s_stream, heads, T, numbers)
     gl.warp_specialize(
         [
-            (_consume, (given, H, 0)),
-            (_consume, (given, H, 1)),
+            (_consume, (given, H, MASK, 0)),
+            (_consume, (given, H, MASK, 1)),
             (add_queries, (d_qkv_desc, pieces, d_s_stream, turns, out_tile, sums_ptr, heads, T, scale, H)),
             (_produce, (kv_desc, descs, pieces, stream, added_ptr, heads, T, H)),
             (wait_turns, (pieces, turns, added_ptr, heads, T)),
@@ -285,9 +290,10 @@ def launch_bwd(
         H=n_head, ROWS=STREAM.value, K=HEAD.value, num_warps=4,
     )  # fmt: skip
     choice = HOPPER_ATTENTION["backward"]
+    mask = None if res.mask is None else described_numbers(res.mask[1], GROUP.value)
     attention_bwd_hopper_kernel[(min(multiprocessors(d_out.device), pieces),)](
         described(res.qkv, GROUP.value), described(d_out, STREAM.value), described(d_qkv, GROUP.value),
-        res.mask, described_numbers(lse_log2, STREAM.value), described_numbers(delta, STREAM.value),
+        mask, described_numbers(lse_log2, STREAM.value), described_numbers(delta, STREAM.value),
         sums, added, heads, context, scale, scale * LOG2_E.value, keep_scale,
         H=n_head, STAGES=choice.stages, REGISTERS=choice.registers, D_Q_REGISTERS=72, num_warps=4,
     )  # fmt: skip

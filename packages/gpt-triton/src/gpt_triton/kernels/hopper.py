@@ -191,28 +191,20 @@ def store_tile(desc, row, column, tile, value):
 
 @gluon.jit
 @no_type_check
-def mask_of_head(mask_ptr, head, T):
-    """First word of a head's mask, which has whole blocks of 32 positions."""
+def first_word(head, block, T):
+    """Place of a block's first word in a mask of heads of T positions: a block has words for all up to it."""
     blocks = T // 32
-    return mask_ptr + gl.cast(head, gl.int64) * (blocks * (blocks + 1) // 2 * 32)
+    return (head * (blocks * (blocks + 1) // 2) + block * (block + 1) // 2) * 32
 
 
 @gluon.jit
 @no_type_check
-def load_words(mask_ptr, stay, first, BY_KEY: gl.constexpr, N: gl.constexpr):
-    """Words of ``attention_mask``, [stay]: for the first 32 of the N positions streamed, and the last."""
+def load_words(mask_ptr, stay, first):
+    """Words of ``attention_mask`` by query, [stay]: for the first 32 of 64 keys streamed, and the last."""
     block, own = first // 32, stay // 32
-    if BY_KEY:
-        at, step = block * (block + 1) // 2 * 32 + stay, (block + 1) * 32
-        exists, follows = own <= block, own <= block + 1
-    else:
-        at, step = (own * (own + 1) // 2 + block) * 32 + stay % 32, 32
-        exists, follows = block <= own, block + 1 <= own
-    word = gl.load(mask_ptr + at, mask=exists, other=0)
-    last = word
-    if N == 64:
-        last = gl.load(mask_ptr + at + step, mask=follows, other=0)
-    return word, last
+    at = mask_ptr + first_word(0, own, 0) + block * 32 + stay % 32
+    word = gl.load(at, mask=block <= own, other=0)
+    return word, gl.load(at + 32, mask=block + 1 <= own, other=0)
 
 
 @gluon.jit
