@@ -67,11 +67,14 @@ def test_a_long_text_is_one_document(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert shown.split()[-4:] == list(map(str, ids[-5:-1]))
 
 
-def test_fewer_ids_than_asked_for_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("size", [999, 10**15], ids=["999", "no memory holds"])
+def test_fewer_ids_than_asked_for_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], size: int
+) -> None:
     (tmp_path / "a.txt").write_text("ab ab", "utf-8")
-    main(["train", str(tmp_path / "a.txt"), "--vocab-size=999", "--out", str(tmp_path / "t.json")])
+    main(["train", str(tmp_path / "a.txt"), f"--vocab-size={size}", "--out", str(tmp_path / "t.json")])
     told = capsys.readouterr().err
-    assert "258 ids of 999 asked for: no other pair occurs 2 times, sha256" in told
+    assert f"258 ids of {size} asked for: no other pair occurs 2 times, sha256" in told
 
 
 def test_bad_input_is_one_line_and_a_status(
@@ -105,6 +108,7 @@ def test_bad_input_is_one_line_and_a_status(
     ("words", "message"),
     [
         (["train", "a.txt", "--vocabsize", "300"], "unknown flag --vocabsize"),
+        (["train", "a.txt", "--vocab", "300"], "unknown flag --vocab"),
         (["train", "a.txt", "--vocab-size", "many"], "argument --vocab-size: invalid int value: 'many'"),
         (["train", "a.txt", "--layer", "rust"], "argument --layer: invalid choice: 'rust'"),
         (["train"], "the following arguments are required: PATH"),

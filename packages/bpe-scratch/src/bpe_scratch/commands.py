@@ -32,7 +32,9 @@ class _Parser(ArgumentParser):
 
     def __init__(self, *args: Any, **given: Any) -> None:
         width = max(_NARROWEST, shutil.get_terminal_size().columns - 2)
-        super().__init__(*args, **given | {"formatter_class": partial(HelpFormatter, width=width)})
+        super().__init__(
+            *args, **given | {"formatter_class": partial(HelpFormatter, width=width), "allow_abbrev": False}
+        )
 
     def print_help(self, file: Any = None) -> None:
         # argparse passes over what cannot be written

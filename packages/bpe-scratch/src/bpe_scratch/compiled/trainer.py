@@ -28,6 +28,7 @@ def train_merges(
 
     That is, up to the first merge that makes bytes which are a token already: here it makes one more token.
     """
+    merges = min(merges, words.text.size)  # each leaves a byte less: more cannot be made, nor need room
     state, size = State(LEARNING), 256 + merges
     state["least"], state["wanted"], state["budget"] = max(min_frequency, 1), merges, _BUDGET
     state["words"] = words.counts.size
