@@ -8,11 +8,12 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from gpt_compare import commands, request
 from gpt_compare.competitor import Competitor
 from gpt_compare.figures import Row, failed
-from gpt_compare.sweep import largest_batch, points_of
+from gpt_compare.sweep import _by_number, _draw, largest_batch, merged, points_of
 from gpt_compare_toy import SMALL, finished, text_folder
 from gpt_trainer.errors import InputError
 
@@ -161,6 +162,22 @@ def test_two_sweeps_become_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     report = json.loads((tmp_path / "one" / "batch-size-2" / "report.json").read_text())
     assert [row["label"] for row in report["rows"]] == ["a", "b"]
     assert report["command"].count("CUDA_VISIBLE_DEVICES=1 gpt-compare ") == 2
+
+
+def test_a_line_goes_on_over_a_place_that_nobody_tried_and_stops_at_one_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, rows in (("a", ["4", "8", "16"]), ("b", ["4", "10"])):
+        compare(tmp_path, monkeypatch, "--out", str(tmp_path / name), "--runs", name, "--batch-size", *rows)
+    top, _ = _draw(_by_number(merged([tmp_path / "a", tmp_path / "b"]))).axes
+    assert [(line.get_label(), list(line.get_xdata())) for line in top.lines] == [
+        ("a", [0, 1, 3]),
+        ("b", [0, 2]),
+    ]
+    assert [np.isnan(line.get_ydata()).tolist() for line in top.lines] == [
+        [False, False, True],
+        [False, False],
+    ]
 
 
 @pytest.mark.parametrize(

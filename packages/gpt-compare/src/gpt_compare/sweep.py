@@ -238,7 +238,7 @@ def _memory(row: Row | None) -> str:
 
 
 def _draw(places: Sequence[tuple[Point, Comparison]]) -> Any:
-    """One line for each competitor along the last axis; a gap where it did not finish."""
+    """One line for each competitor along the last axis; a gap where it failed, none where nobody tried."""
     # matplotlib takes two seconds, which --help would spend too
     from matplotlib.figure import Figure
 
@@ -250,13 +250,14 @@ def _draw(places: Sequence[tuple[Point, Comparison]]) -> Any:
     entries = [{entry.label: entry for entry in entries_of(comparison.rows)} for _, comparison in places]
     for label in dict.fromkeys(label for found in entries for label in found):
         looks = next(found[label] for found in entries if label in found)
-        present = [found[label].figures if label in found else None for found in entries]
-        speeds = [np.nan if f is None else f.tokens_per_second for f in present]
-        sizes = [np.nan if f is None else f.peak_memory_bytes / 1e9 for f in present]
-        for axes, values in ((top, speeds), (bottom, sizes)):
-            for number, (first, end) in enumerate(_stretches([point for point, _ in places])):
+        for number, (first, end) in enumerate(_stretches([point for point, _ in places])):
+            there = [place for place in range(first, end) if _row(places[place][1], label)]
+            figures = [entries[place][label].figures if label in entries[place] else None for place in there]
+            speeds = [np.nan if f is None else f.tokens_per_second for f in figures]
+            sizes = [np.nan if f is None else f.peak_memory_bytes / 1e9 for f in figures]
+            for axes, values in ((top, speeds), (bottom, sizes)):
                 axes.plot(
-                    range(first, end), values[first:end], color=looks.colour, linestyle=looks.line,
+                    there, values, color=looks.colour, linestyle=looks.line,
                     marker="o", markersize=4, label=None if number else label,
                 )  # fmt: skip
     top.set_ylabel("tokens per second")
