@@ -74,7 +74,7 @@ def split_special(
 
     A part is ``(special token, its id)``, or ``(ordinary text, None)``.
     """
-    longest_first = sorted(allowed, key=lambda token: (-len(token), token))
+    longest_first = sorted(allowed, key=len, reverse=True)
     for part in regex.split("(" + "|".join(map(regex.escape, longest_first)) + ")", text):
         if part:
             yield part, special[part] if part in allowed else None
