@@ -127,13 +127,13 @@ def test_hostile_sizes_are_refused(change: Callable[[dict[str, Any]], dict[str, 
 
 
 def test_steps_saved_on_a_signal_push_no_scheduled_one_out(tmp_path: Path) -> None:
-    """With a step every 10 and two to be averaged; 13 and 17 were saved on a signal."""
+    """With a step every 10 and two to be averaged; 0, 13 and 17 were saved on a signal."""
     kept = []
-    for step in (10, 13, 17, 20, 30):
+    for step in (0, 10, 13, 17, 20, 30):
         save(tmp_path, make_state(step))
         keep_newest(tmp_path, 2, 10, 30)
         kept.append([number for number, _ in find_steps(tmp_path)])
-    assert kept == [[10], [10, 13], [10, 13, 17], [10, 13, 17, 20], [20, 30]]
+    assert kept == [[0], [0, 10], [0, 10, 13], [0, 10, 13, 17], [0, 10, 13, 17, 20], [20, 30]]
     assert [step for step, _ in scheduled_steps(tmp_path, 10, 30)] == [20, 30]
 
 

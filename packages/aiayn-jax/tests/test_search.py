@@ -173,6 +173,18 @@ def test_rows_do_not_depend_on_their_neighbours(cases: list[tuple]) -> None:
     assert np.array_equal(scores_again, scores[order])
 
 
+@pytest.mark.parametrize(("log_prob", "ends"), [(-1.2, False), (-2.5, True)])
+def test_a_search_goes_on_while_a_longer_one_could_still_win(log_prob: float, ends: bool) -> None:
+    """One of score -1 is complete; one that is open may come to ``log_prob / 1.93``, with 13 tokens."""
+    open_ones = jnp.array([[log_prob, -9.0]])
+    found = search.Candidates(
+        jnp.tile(open_ones, 2), jnp.zeros((1, 4), jnp.int32), jnp.ones((1, 4), jnp.int32)
+    )
+    ids, one = jnp.full((1, 2, 13), END, jnp.int32), jnp.ones(1, jnp.int32)
+    state = search.Beam(jnp.int32(0), ids, open_ones, {}, ids[:, 0], jnp.array([-1.0]), one, one > 1)
+    assert bool(search._continue(state, found, 13 * one, END, jnp.float32(0.6)).done[0]) == ends
+
+
 def test_limit_is_fifty_tokens_more_than_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
     """Here three more, on a model whose end-of-text never is the likeliest."""
     monkeypatch.setattr(search, "EXTRA", 3)

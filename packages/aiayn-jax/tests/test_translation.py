@@ -46,6 +46,8 @@ def make_echo(patch: pytest.MonkeyPatch) -> Translator:
         **how: Any,
     ) -> Any:
         assert source.dtype == lengths.dtype == np.int32
+        last = source[np.arange(len(source)), lengths - 1]
+        assert (last[lengths > 0] == end_of_text).all(), "cut or not, a source ends"
         ids = np.full((len(source), longest), 7, np.int32)
         width = min(longest, source.shape[1])
         ids[:, :width] = source[:, :width]

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from bpe_scratch import Tokenizer
 from bpe_scratch.commands import main
+from bpe_scratch.corpus import read_parts
 
 TEXT = "the cat sat on the mat\nthat's the cat's hat\n" * 20
 
@@ -53,8 +54,9 @@ def test_encode_to_a_file(trained: tuple[Path, Path], tmp_path: Path) -> None:
 
 # once a text of 4 MiB had the end of text in its middle, and was two lines
 def test_a_long_text_is_one_document(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text, out = "a" * 4_194_304 + "\n\nb\n", tmp_path / "tokenizer.json"
+    text, out = "a" * 4_194_300 + "\n\nb\n c\n", tmp_path / "tokenizer.json"
     (tmp_path / "a.txt").write_text(text, "utf-8")
+    assert len(list(read_parts([tmp_path / "a.txt"], pattern="gpt2"))) == 2
     tokenizer = Tokenizer(Tokenizer.from_bytes().vocabulary, special_tokens={"<|endoftext|>": 256})
     tokenizer.save(out)
     main(["encode", str(tmp_path / "a.txt"), "--tokenizer", str(out), "--out", str(tmp_path / "ids.bin")])

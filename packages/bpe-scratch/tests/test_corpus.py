@@ -7,6 +7,8 @@ import gzip
 import importlib
 import json
 import lzma
+import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,12 +64,40 @@ def test_damaged_files_are_refused_by_name(tmp_path: Path, kind: str, name: str)
     whole = PACKERS[kind](lines.encode())
     path = tmp_path / (name + kind)
     cuts = [0, 1, 5, len(whole) // 2, len(whole) - 4, len(whole) - 1]
-    damaged = [whole[:n] for n in cuts] + [whole + b"garbage", b"garbage" + whole]
+    damaged = [whole[:n] for n in cuts] + [whole + b"garbage", b"garbage" + whole, whole + whole[:-9]]
     damaged.append(whole[:40] + bytes([whole[40] ^ 255]) + whole[41:])
     for number, raw in enumerate(damaged):
         path.write_bytes(raw)
         with pytest.raises(FileFormatError, match=rf"{name}\{kind}"):
             assert documents(path) == number
+
+
+@pytest.mark.parametrize("kind", [".bz2", ".xz", ".zst"])
+def test_zeros_may_fill_a_compressed_file_up(tmp_path: Path, kind: str) -> None:
+    # Python's own reader takes them for garbage and what follows them for nothing
+    pack, path = PACKERS[kind], tmp_path / f"a.txt{kind}"
+    path.write_bytes(pack(b"a") + bytes(300_000) + pack(b"") + pack(b"b") + bytes(4))
+    assert documents(path) == ["ab"]
+
+
+def test_an_xz_that_wants_gigabytes_to_be_unpacked_is_refused(tmp_path: Path) -> None:
+    whole = bytearray(lzma.compress(b"text"))
+    # the block's header: its size, flags, LZMA2 with the size of its dictionary, padding, a checksum
+    assert whole[14:16] == b"\x21\x01"
+    end = 12 + 4 * whole[12]
+    whole[16] = 39
+    whole[end : end + 4] = zlib.crc32(whole[12:end]).to_bytes(4, "little")
+    (tmp_path / "a.xz").write_bytes(whole)
+    with pytest.raises(FileFormatError, match=r"a\.xz cannot be unpacked: Memory usage limit exceeded"):
+        documents(tmp_path / "a.xz")
+
+
+def test_zst_where_nothing_unpacks_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("compression.zstd", "backports.zstd"):
+        monkeypatch.setitem(sys.modules, name, None)
+    (tmp_path / "a.zst").write_bytes(b"(\xb5/\xfd")
+    with pytest.raises(FileFormatError, match=r"a\.zst needs Python 3\.14 or backports\.zstd"):
+        documents(tmp_path / "a.zst")
 
 
 # once 1.2 GB of one letter grew without end

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import importlib
+import os
 import threading
 from itertools import pairwise
 from typing import Any
@@ -13,6 +16,7 @@ from bpe_scratch import (
     TextError,
     Tokenizer,
     TokenizerError,
+    encoders,
     reference,
     train,
 )
@@ -272,3 +276,31 @@ def test_utf8_is_that_of_python_wherever_a_stranger_stands(char: str) -> None:
     assert [found.text[a:b].tobytes() for a, b in pairwise(found.bounds)] == [t.encode() for t in texts]
     with pytest.raises(TextError, match=r"U\+D800 at character 1100 has"):
         found.append("—" * 1100 + "\ud800" + "a" * 100)
+
+
+def test_pieces_are_remembered_up_to_a_limit(small: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoders, "_CACHE_LIMIT", 3)
+    encoder = encoders.PlainEncoder(small.vocabulary, small.pattern)
+    text = " one two three four five six seven two three"
+    assert encoder.encode(text) == small.encode(text)
+    assert 0 < len(encoder._known) <= 3
+
+
+def test_a_full_disk_only_means_compiling_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    caching, kernel = (
+        pytest.importorskip("numba.core.caching"),
+        importlib.import_module("bpe_scratch.compiled.kernel"),
+    )
+    saves: list[object] = []
+
+    def fail(_: object, signature: object, data: object) -> None:
+        saves.append(signature)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(caching.FunctionCache, "save_overload", fail)
+    assert kernel.kernel(doubled)(2) == 4
+    assert len(saves) == 1
+
+
+def doubled(number: int) -> int:
+    return 2 * number

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import base64
+import errno
 import json
+import os
 import random
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 from bpe_oracles import as_hugging_face, as_tiktoken
-from bpe_scratch import PATTERNS, FileFormatError, Tokenizer, files, train
+from bpe_scratch import PATTERNS, FileFormatError, Tokenizer, WriteError, files, train
 from bpe_scratch.byte_alphabet import BYTES_IN_ID_ORDER, from_printable, to_printable
 from tokenizers import Tokenizer as HuggingFace
 
@@ -217,3 +219,30 @@ def test_a_file_without_end_is_not_read_to_it(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(files, "MAX_FILE_BYTES", 1000)
     with pytest.raises(FileFormatError, match="/dev/zero: more than 1000 bytes"):
         Tokenizer.load("/dev/zero")
+
+
+def test_a_file_takes_the_old_ones_place_when_it_is_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    for name in ("fsync", "replace"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *a, real=real, name=name: (calls.append(name), real(*a))[1])
+    Tokenizer.from_bytes().save(tmp_path / "a.json")
+    assert calls == ["fsync", "replace"]
+    assert Tokenizer.load(tmp_path / "a.json").vocab_size == 257
+
+
+@pytest.mark.parametrize("failing", ["fsync", "replace"])
+def test_a_failed_write_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    (tmp_path / "a.json").write_bytes(b"old")
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, failing, fail)
+    with pytest.raises(WriteError, match=r"cannot write .*a\.json: Input/output error"):
+        Tokenizer.from_bytes().save(tmp_path / "a.json")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.json", b"old")]

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import json
-import lzma
 import os
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import regex
 
 from bpe_scratch.errors import FileFormatError, TextError
 from bpe_scratch.files import BOM, decoded
 from bpe_scratch.patterns import resolve_pattern, to_utf8
+from bpe_scratch.unpacking import COMPRESSIONS, damage, unpack
 
 TEXT_KINDS, LINE_KINDS = (".txt", ".text", ".md"), (".jsonl",)
-COMPRESSIONS = (".gz", ".xz", ".bz2", ".zst")
 MAX_STRETCH = 64 * 2**20
 """Bytes of text that are held at most: a line of JSON, or a text where it cannot be cut."""
 _CHUNK = 1 << 18
@@ -96,60 +91,17 @@ def _find_files(folder: Path, tell: Callable[[str], None]) -> list[Path]:
 
 def _chunks(path: Path) -> Iterator[bytes]:
     """The bytes of a file, unpacked; a stream that is cut short or followed by garbage is refused."""
+    kind = path.suffix.lower()
     try:
         with path.open("rb") as file:
-            if path.suffix.lower() in COMPRESSIONS and not file.peek(1):
-                raise EOFError("it has no bytes")
-            yield from _unpack(file, path)
-    except OSError as error:
-        if error.filename is not None:
+            source = unpack(file, kind) if kind in COMPRESSIONS else file
+            yield from iter(partial(source.read, _CHUNK), b"")
+    except ModuleNotFoundError as error:
+        raise FileFormatError(f"{path} {error}") from None
+    except damage() as error:
+        if isinstance(error, OSError) and error.filename is not None:
             raise
-        # bz2 has no error of its own
         raise FileFormatError(f"{path} cannot be unpacked: {error}") from None
-    except (EOFError, zlib.error, lzma.LZMAError) as error:
-        raise FileFormatError(f"{path} cannot be unpacked: {error}") from None
-
-
-def _unpack(file: Any, path: Path) -> Iterator[bytes]:
-    kind = path.suffix.lower()
-    if kind == ".zst":
-        zstd = _zstd(path)
-        try:
-            yield from _unpacked(file, zstd.ZstdDecompressor)
-        except zstd.ZstdError as error:
-            raise EOFError(error) from None
-    elif kind in (".xz", ".bz2"):
-        yield from _unpacked(file, lzma.LZMADecompressor if kind == ".xz" else bz2.BZ2Decompressor)
-    else:
-        source = gzip.GzipFile(fileobj=file) if kind == ".gz" else file
-        yield from iter(partial(source.read, _CHUNK), b"")
-
-
-def _unpacked(file: Any, make: Callable[[], Any]) -> Iterator[bytes]:
-    """Streams one after another, through a decompressor of Python's, a bounded chunk at a time."""
-    decoder, raw = make(), b""
-    while True:
-        if decoder.eof:
-            # zeros may fill the file up
-            raw = (decoder.unused_data or file.read(_CHUNK)).lstrip(b"\0")
-            if not raw:
-                return
-            decoder = make()
-        elif decoder.needs_input:
-            raw = file.read(_CHUNK)
-            if not raw:
-                raise EOFError("it ended before the end of the stream")
-        yield decoder.decompress(raw, _CHUNK)
-        raw = b""
-
-
-def _zstd(path: Path) -> Any:
-    for name in ("compression.zstd", "backports.zstd"):
-        try:
-            return import_module(name)
-        except ImportError:
-            continue
-    raise FileFormatError(f"{path} needs Python 3.14 or the extra bpe-scratch[zstd]")
 
 
 def _lines(path: Path) -> Iterator[bytes]:

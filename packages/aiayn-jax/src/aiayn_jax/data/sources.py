@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from bpe_scratch.unpacking import COMPRESSIONS
 from gpt_data.errors import InputError
-from gpt_data.store.unpacking import COMPRESSIONS
 
 from aiayn_jax.data.numbers import DIGIT_PATTERN, number_pairs, number_parts
 from aiayn_jax.data.packed_text import PackedText

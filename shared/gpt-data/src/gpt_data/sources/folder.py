@@ -8,8 +8,9 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from bpe_scratch.unpacking import COMPRESSIONS
+
 from gpt_data.errors import InputError
-from gpt_data.store.unpacking import COMPRESSIONS
 
 TEXT_KINDS = (".txt", ".text", ".md")
 PARQUET = ".parquet"
