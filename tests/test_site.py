@@ -94,7 +94,7 @@ def test_what_goes_over_the_wire_is_the_ring_s_share() -> None:
     count = 124_439_808
     assert sum(wire.sizes(config)) == count
     # a sum on all of two GPUs: each sends half of the gradient twice
-    assert wire.traffic(config, "none", 2) == 4 * count
+    assert wire.traffic(config, "none", 2) == 2 * wire.traffic(config, "none", 2, width=2) == 4 * count
     ends, blocks = wire.sizes(config)
     assert wire.traffic(config, "all", 8) == 7 / 8 * (8 * ends + (2 + 2 + 4) * blocks)
     eight, many = wire.plan("gpt2-124m", "none", 8), wire.plan("gpt2-124m", "none", 512, step=2.0)

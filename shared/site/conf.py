@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from cells import DIALECTS, Call, call_tree, cut, step_table
 from kept import drawn, strips
 from many import RESULTS, heading, read_lines, whole
-from wire import PERFORMANCE, strong, table, tabulate, weak
+from wire import PERFORMANCE, narrow, strong, table, tabulate, weak
 
 project = "Pretty JAX, Mighty Triton"
 html_title = project
@@ -120,8 +120,9 @@ class Wire(SphinxDirective):
         """One table."""
         for source in (PERFORMANCE, RESULTS):
             self.env.note_dependency(str(source))
-        kinds = {"weak": lambda: table(weak()), "strong": lambda: table(strong()), "seen": _seen}
-        return [nodes.raw("", kinds[self.arguments[0]](), format="html")]
+        plans = {"weak": weak, "strong": strong, "narrow": narrow}
+        kind = self.arguments[0]
+        return [nodes.raw("", _seen() if kind == "seen" else table(plans[kind]()), format="html")]
 
 
 def _seen() -> str:

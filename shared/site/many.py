@@ -127,9 +127,10 @@ def heading(lines: list[dict[str, Any]]) -> str:
     for one in lines:
         versions |= {name: one["choices"][name] for name in LIBRARIES if name in one["choices"]}
     made = ", ".join(f"{name} {versions[name]}" for name in LIBRARIES if name in versions)
+    days = " and ".join(sorted({one["date"][:10] for one in lines}))
     sizes = dict.fromkeys(f"{one['rows']} rows for {one['preset']}" for one in lines)
     return (
-        f"{count} x {lines[0]['device']} of one host ({made}, {lines[0]['date'][:10]}), "
+        f"{count} x {lines[0]['device']} of one host ({made}, {days}), "
         f"{lines[0]['precision']}, a GPU has {' and '.join(sizes)}, of {lines[0]['context']:,} tokens"
     )
 

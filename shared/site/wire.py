@@ -79,14 +79,18 @@ def sizes(config: ModelConfig) -> tuple[float, float]:
     return ends, sum(counts.values()) - ends
 
 
-def traffic(config: ModelConfig, shard: Shard, gpus: int) -> float:
-    """Bytes that each GPU sends, gradients and embeddings in float32, the blocks' weights in bfloat16."""
+def traffic(config: ModelConfig, shard: Shard, gpus: int, width: int = 4) -> float:
+    """Bytes that each GPU sends, embeddings in float32, the blocks' weights in bfloat16.
+
+    Args:
+        width: Bytes of a gradient.
+    """
     ends, blocks = sizes(config)
     part = (gpus - 1) / gpus
     if shard == "none":
-        return 2 * part * 4 * (blocks + ends)
+        return 2 * part * width * (blocks + ends)
     times = 2 if shard == "all" else 1
-    return part * ((times * 2 + 4) * blocks + 8 * ends)
+    return part * ((times * 2 + width) * blocks + (4 + width) * ends)
 
 
 @cache
@@ -104,14 +108,15 @@ def reached(model: str) -> float:
     raise LookupError(f"{RESULTS} has no run of {model}")
 
 
-def plan(model: str, shard: Shard, gpus: int, step: float | None = None) -> Plan:
+def plan(model: str, shard: Shard, gpus: int, step: float | None = None, width: int = 4) -> Plan:
     """One row of the table.
 
     Args:
         step: Milliseconds of the GPU's own work; as measured if not given.
+        width: Bytes of a gradient that is sent.
     """
     config, own = MODEL_PRESETS[model], measured(model) if step is None else step
-    sent = traffic(config, shard, gpus)
+    sent = traffic(config, shard, gpus, width)
     rate = reached(model) * (NVLINK if gpus <= GPUS_OF_HOST else min(NVLINK, HOST))
     parts = 1 if shard == "none" else gpus
     # weights and two moments in parts; the gradient whole while the pass goes on, but for all
@@ -133,6 +138,11 @@ def weak() -> list[Plan]:
     """Each GPU as busy as one alone."""
     plans = [plan(model, shard, gpus) for model in ROWS for gpus in GPUS for shard in get_args(Shard)]
     return [one._replace(seen=seen(one)) for one in plans]
+
+
+def narrow(gpus: int = GPUS_OF_HOST) -> list[Plan]:
+    """Gradients of a host's GPUs sent as bfloat16; what rounds them is not counted."""
+    return [plan(model, shard, gpus, width=2) for model in ROWS for shard in get_args(Shard)]
 
 
 def strong(tokens: int = 524_288, context: int = 1024) -> list[Plan]:
