@@ -161,8 +161,9 @@ def _without_inner(events: Iterable[Event]) -> Iterator[Event]:
         threads[event.thread].append(event)
     for found in threads.values():
         outer: list[tuple[float, int]] = []
-        own = [event.length for event in sorted(found, key=_order)]
-        for place, event in enumerate(ordered := sorted(found, key=_order)):
+        ordered = sorted(found, key=_order)
+        own = [event.length for event in ordered]
+        for place, event in enumerate(ordered):
             while outer and outer[-1][0] <= event.begin:
                 outer.pop()
             if outer:
@@ -187,16 +188,15 @@ def _summed(events: Sequence[Event], steps: int) -> Breakdown:
     if len(ordered) > MOST_NAMES:
         rest = ordered[MOST_NAMES:]
         kept[REST] = sum(calls[name] for name in rest), sum(seconds[name] for name in rest)
-    begin = min(event.begin for event in events)
-    end = max(event.begin + event.length for event in events)
-    return Breakdown(steps, 1e-6 * (end - begin), 1e-6 * _covered(events), kept)
+    spans = [(float(event.begin), float(event.begin + event.length)) for event in events]
+    span = max(end for _, end in spans) - min(begin for begin, _ in spans)
+    return Breakdown(steps, 1e-6 * span, 1e-6 * covered(spans), kept)
 
 
-def _covered(events: Sequence[Event]) -> float:
-    """Microseconds in which at least one runs."""
-    total, end = 0.0, float("-inf")
-    for event in sorted(events, key=_order):
-        stop = event.begin + event.length
-        total += max(0.0, stop - max(event.begin, end))
-        end = max(end, stop)
+def covered(spans: Iterable[tuple[float, float]]) -> float:
+    """How long at least one of them lasts, of begins and ends."""
+    total, last = 0.0, float("-inf")
+    for begin, end in sorted(spans):
+        total += max(0.0, end - max(begin, last))
+        last = max(last, end)
     return total

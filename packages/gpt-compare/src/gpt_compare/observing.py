@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from gpt_trainer.backend import Backend, BackendSpec
 
+from gpt_compare.breakdown import covered
+
 OBSERVED_NAME = "observed.json"
 PREFILL, NEW = 512, 64
 """Tokens that a text begins with, and tokens that it is continued by; half of a shorter context, and less."""
@@ -39,13 +41,7 @@ class CompileClock:
 
     def seconds(self) -> float | None:
         """The union of all spans so far; None if nobody tells."""
-        if not self.told:
-            return None
-        total, end = 0.0, -1.0
-        for begin, stop in sorted(self._spans):
-            total += max(0.0, stop - max(begin, end))
-            end = max(end, stop)
-        return total
+        return covered(self._spans) if self.told else None
 
 
 @contextmanager
