@@ -38,8 +38,8 @@ def cached_dataset(
     """The dataset of a source and a tokenizer, prepared in the cache if it is not there yet.
 
     ``mix:SOURCE:WEIGHT,...`` is all of its sources, in these shares. ``shards:DIR`` and ``nanogpt:FILE`` are
-    opened where they are. If DIR has a manifest, ``tokenizer`` must
-    be the one that made it; if not (published shards), ``tokenizer`` says what the ids mean.
+    opened where they are. If DIR has a manifest, ``tokenizer`` must be the one that made it; if not
+    (published shards), ``tokenizer`` says what the ids mean.
 
     Args:
         source: One of ``gpt_data.sources.KINDS``.
@@ -60,33 +60,24 @@ def cached_dataset(
     """
     kind, _, rest = source.partition(":")
     given: dict[str, Any] = {
-        "cache_dir": cache_dir, "tokenizer_files": tokenizer_files, "max_tokens": max_tokens, "only": only,
+        "tokenizer_files": tokenizer_files, "max_tokens": max_tokens,
         "on_progress": on_progress, "should_stop": should_stop,
     }  # fmt: skip
     if source.startswith(PREFIX):
-        return _mixed(parse_mixture(source), tokenizer, given)
+        return _mixed(parse_mixture(source), tokenizer, given | {"cache_dir": cache_dir, "only": only})
     if kind == "shards":
         return open_shards(Path(rest), tokenizer, tokenizer_files)
     if kind == "nanogpt":
         return Dataset.open_nanogpt(rest, _vocabulary(Path(rest), tokenizer or "gpt2", tokenizer_files))
     if tokenizer is None:
         raise InputError(f"source {source} is text: give --tokenizer, one of {', '.join(TOKENIZERS)}")
-    cache = cache_dir or default_cache()
-    folder = cache_folder(cache, source, tokenizer, max_tokens)
-    if only is not None and (max_tokens is not None or (folder / MANIFEST_NAME).exists()):
+    folder = cache_folder(cache_dir or default_cache(), source, tokenizer, max_tokens)
+    if max_tokens is not None or (folder / MANIFEST_NAME).exists():
         only = None
+    if only is not None:
+        folder = folder.with_name(f"{folder.name}-{only}")
     try:
-        return prepare(
-            source,
-            tokenizer,
-            folder if only is None else folder.with_name(f"{folder.name}-{only}"),
-            tokenizer_files=tokenizer_files,
-            max_tokens=max_tokens,
-            only=only,
-            on_progress=on_progress,
-            should_stop=should_stop,
-            wait_for_lock=True,
-        )
+        return prepare(source, tokenizer, folder, only=only, wait_for_lock=True, **given)
     except WriteError as error:
         # it ends with the advice to choose another folder
         raise WriteError(f"{error} by --data-cache") from error
