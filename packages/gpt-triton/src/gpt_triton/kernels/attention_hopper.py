@@ -58,15 +58,15 @@ from gpt_triton.kernels.tiles import multiprocessors
 
 @gluon.jit
 @no_type_check
-def queries_of(work, heads, T, GROUPS: gl.constexpr):
+def _queries_of(work, heads, T, GROUPS: gl.constexpr):
     """First query and head of a piece of work: those with the most keys come first."""
     return T - (work // heads + 1) * GROUPS * GROUP, work % heads
 
 
 @gluon.jit
 @no_type_check
-def produce_keys(
-    descs,  # of what a consumer reads of its own rows
+def _produce(
+    q_desc,
     kv_desc,
     own,
     stream,  # of keys and values
@@ -75,23 +75,19 @@ def produce_keys(
     H: gl.constexpr,
     GROUPS: gl.constexpr,
 ):
-    """The producer's part where queries stay and keys are streamed."""
     tiles, filled, emptied = own
     WIDTH: gl.constexpr = H * HEAD
     N: gl.constexpr = stream[0].shape[1]
-    OWN: gl.constexpr = len(descs)
     n = 0
     for work in range(gl.program_id(0), heads * (T // (GROUPS * GROUP)), gl.num_programs(0)):
         turn = work // gl.num_programs(0)
-        q_first, head = queries_of(work, heads, T, GROUPS)
+        q_first, head = _queries_of(work, heads, T, GROUPS)
         row, column = head // H * T, head % H * HEAD
         for group in gl.static_range(GROUPS):
             mbarrier.wait(emptied.index(group), (turn & 1) ^ 1)
             full = filled.index(group)
-            mbarrier.expect(full, OWN * descs[0].block_type.nbytes)
-            at = row + q_first + group * GROUP
-            for i in gl.static_range(OWN):
-                tma_load(descs[i], [at, column], full, tiles[i].index(group))
+            mbarrier.expect(full, q_desc.block_type.nbytes)
+            tma_load(q_desc, [row + q_first + group * GROUP, column], full, tiles[0].index(group))
         for first in range(0, q_first + GROUPS * GROUP, N):
             slot, full = expect_slot(stream, n, 2 * kv_desc.block_type.nbytes)
             tma_load(kv_desc, [row + first, column + WIDTH], full, stream[0].index(slot))
@@ -170,7 +166,7 @@ def _consume(
     n = 0
     for work in range(gl.program_id(0), heads * (T // (GROUPS * GROUP)), gl.num_programs(0)):
         turn = work // gl.num_programs(0)
-        block_first, head = queries_of(work, heads, T, GROUPS)
+        block_first, head = _queries_of(work, heads, T, GROUPS)
         q_first = block_first + group * GROUP
         last = q_first // N  # the tile on the diagonal
         mask_head = mask_ptr
@@ -240,7 +236,7 @@ def attention_fwd_hopper_kernel(
             (_consume, (given, H, GROUPS, 1)),
             (_consume, (given, H, GROUPS, 2)),
             (_consume, (given, H, GROUPS, 3)),
-            (produce_keys, ((q_desc,), kv_desc, own, stream, heads, T, H, GROUPS)),
+            (_produce, (q_desc, kv_desc, own, stream, heads, T, H, GROUPS)),
         ],
         [4, 4, 4, 1],
         [REGISTERS, REGISTERS, REGISTERS, PRODUCER_REGISTERS],

@@ -2,7 +2,7 @@
 
 A call of Philox is some seventy instructions, for four columns. Of activations the mask is drawn where it is
 used, and again in the backward: at 2 bytes an element the memory is the slower. That of attention's weights,
-which three kernels need that have no instruction to spare, is drawn once and kept as bits. It has blocks of
+which several kernels need that have no instruction to spare, is drawn once and kept as bits. It has blocks of
 32 queries and 32 keys, those that are not after the diagonal. Block (i, j) is the ``i (i + 1) / 2 + j``-th
 and has 32 words, twice: a word for each query with the keys as bits, for kernels that stream keys, and a word
 for each key with the queries as bits, for those that stream queries.

@@ -202,9 +202,10 @@ def first_word(head, block, T):
 def load_words(mask_ptr, stay, first):
     """Words of ``attention_mask`` by query, [stay]: for the first 32 of 64 keys streamed, and the last."""
     block, own = first // 32, stay // 32
-    at = mask_ptr + first_word(0, own, 0) + block * 32 + stay % 32
-    word = gl.load(at, mask=block <= own, other=0)
-    return word, gl.load(at + 32, mask=block + 1 <= own, other=0)
+    at = (own * (own + 1) // 2 + block) * 32 + stay % 32
+    word = gl.load(mask_ptr + at, mask=block <= own, other=0)
+    last = gl.load(mask_ptr + at + 32, mask=block + 1 <= own, other=0)
+    return word, last
 
 
 @gluon.jit
