@@ -20,7 +20,7 @@ MASK64 = 2**64 - 1
 GAMMA, MIX1, MIX2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
-def mix(words: UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:
+def finalize(words: UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:
     """SplitMix64's finalizer: every bit of a word depends on every bit given."""
     words = (words ^ (words >> np.uint64(30))) * np.uint64(MIX1)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(MIX2)
@@ -35,9 +35,9 @@ def round_keys(seed: int, epoch: int) -> UInt64[np.ndarray, " rounds"]:
         seed: Any integer; its low 64 bits count.
         epoch: Passes over the data already made, from 0.
     """
-    start = mix(np.array([(seed + GAMMA) & MASK64], np.uint64)) ^ np.uint64((epoch * GAMMA) & MASK64)
+    start = finalize(np.array([(seed + GAMMA) & MASK64], np.uint64)) ^ np.uint64((epoch * GAMMA) & MASK64)
     steps = np.arange(1, ROUNDS + 1, dtype=np.uint64) * np.uint64(GAMMA)
-    return mix(mix(start) + steps)
+    return finalize(finalize(start) + steps)
 
 
 def permute(index: Int64[np.ndarray, " n"], size: int, seed: int, epoch: int) -> Int64[np.ndarray, " n"]:
@@ -69,5 +69,5 @@ def _network(
 ) -> UInt64[np.ndarray, " n"]:
     left, right = words >> half, words & low
     for key in keys:
-        left, right = right, left ^ (mix(right ^ key) & low)
+        left, right = right, left ^ (finalize(right ^ key) & low)
     return (left << half) | right
