@@ -133,15 +133,20 @@ def test_processes_that_differ_are_refused_by_name_on_every_rank() -> None:
     }
 
 
+@pytest.fixture(scope="module")
+def ended() -> Iterator[int]:
+    """A process of this machine that has ended; nobody has asked for its status yet."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        yield process.pid
+
+
 @pytest.mark.parametrize(("lost", "killed"), [(0, False), (1, False), (1, True)])
 def test_a_process_that_falls_silent_is_named_and_the_others_end(
-    lost: int, killed: bool, quick: list[CommandError], monkeypatch: pytest.MonkeyPatch
+    lost: int, killed: bool, ended: int, quick: list[CommandError], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if killed:
-        # one of this machine that has ended is missed much sooner; nobody has asked for its status yet
         monkeypatch.setattr(watch, "SILENCE_SECONDS", 60.0)
-        gone = subprocess.Popen([sys.executable, "-c", ""])
-        os.waitid(os.P_PID, gone.pid, os.WEXITED | os.WNOWAIT)
     started = time.monotonic()
     end = threading.Event()
 
@@ -150,7 +155,7 @@ def test_a_process_that_falls_silent_is_named_and_the_others_end(
             # as after kill -9: no sign of life, and it never comes
             peers._watch._beat = lambda count: None  # type: ignore[method-assign]
             if killed:
-                last = watch.Sign(1, 1, False, watch.this_machine(), gone.pid)
+                last = watch.Sign(1, 1, False, watch.this_machine(), ended)
                 peers._store.set(f"sign/{lost}", json.dumps(last).encode())
             peers.gather(0, "before")
             end.wait(10)
