@@ -40,7 +40,7 @@ LACKING = {
         "loss.py:chunk_logits": "the head and its loss are one op, linear_cross_entropy",
         "loss.py:negative_log_likelihood": "the same",
         "loss.py:token_nll": "the same, without a gradient: linear_nll",
-        "model.py:EPSILON": "a default of the op",
+        "model.py:EPSILON": "it stands with the ops: ops.py",
         "model.py:Plan.attention": "Plan.ops decides",
         "model.py:Plan.chunk": "chosen from the shape by either set of ops",
         "model.py:gelu": "a part of reference and kernels: see gelu_linear",

@@ -171,7 +171,7 @@ def test_padding_gets_no_gradient_and_ignored_positions_send_none(config, params
 @pytest.mark.parametrize("scale", [1e4, -1e4])
 def test_logits_of_ten_thousand_stay_finite(scale, assert_close):
     hidden, head = torch.tensor([[scale]]), torch.tensor([[1.0], [0.0], [0.0]])
-    nll = token_nll(hidden, head, torch.tensor([0]), vocab_size=2)
+    nll = token_nll(hidden, head, torch.tensor([0]), Plan(1, vocab_size=2))
     assert_close("nll", nll, [0.0 if scale > 0 else 1e4], rel=1e-6)
 
 

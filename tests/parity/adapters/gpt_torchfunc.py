@@ -103,7 +103,7 @@ class Ops:
         plan = Plan(1, vocab, self.dtype, chunk=16 * vocab)
         weight = torch.tensor(1.0 / int((targets != IGNORE).sum()), device=self.where)
         _, d_x, d_wte = loss.head_loss_and_gradients(x, wte, targets, plan, weight)
-        nll = loss.token_nll(x, wte.to(self.dtype), targets, vocab)
+        nll = loss.token_nll(x, wte, targets, plan)
         return _arrays({"nll": nll, "d_x": d_x, "d_wte": d_wte})
 
     def embedding(self, inputs: Arrays) -> Arrays:

@@ -174,7 +174,7 @@ class JaxBackend:
         filled = _fill_up(batch, self.config.context)
         index = target_index(filled.targets)
         picked = None if index is None else self._send(index)
-        values = self._log_probs(self._params, self._scored(filled), picked, plan=self._plan)
+        values = self._log_probs(self._params, self._scored(filled), self._plan, picked)
         return spread(np.asarray(values), filled.targets)[:, : batch.tokens.shape[1]]
 
     def logits(self, batch: Batch) -> Float32[np.ndarray, "B T V"]:

@@ -5,7 +5,7 @@ of two, so that a prompt of any length and the single tokens after it take two c
 filled up on the right would go behind the end of the cache, and is dropped.
 
 Shapes: B rows, n new positions (filled up to m), C slots of the cache, R rows of a fork, N positions that
-are scored, D width, H heads, K head width, V vocabulary, L blocks.
+are scored, D width, H heads, K head width, V vocabulary, Vp the same padded, L blocks.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def _advance(
 @partial(jax.jit, static_argnums=4, donate_argnums=1)
 def _extend(
     params: Parameters, cache: Cache, new: Int32[Array, "4 B n"], last: Int[Array, ""], plan: Plan
-) -> tuple[Cache, Float[Array, "B V"]]:
+) -> tuple[Cache, Float[Array, "B Vp"]]:
     """The cache with the new positions in it, and the logits after number ``last`` of them."""
     cache, x = _advance(params, cache, new, plan)
     hidden = lax.dynamic_slice_in_dim(x, last, 1, axis=1)  # [B, 1, D]

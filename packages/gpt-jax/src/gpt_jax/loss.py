@@ -3,13 +3,13 @@
     nll_m = log sum_v exp(z_mv) - z_m,target(m),    z = h W^T
     d_z   = weight (softmax(z) - onehot(target)),   d_h = d_z W,   d_W = d_z^T h
 
-The logits of a whole micro-batch, [M, V], would be the largest array of a step. The loss is the last
+The logits of a whole micro-batch, [M, Vp], would be the largest array of a step. The loss is the last
 thing that is computed, so a chunk's gradient can be taken as soon as its value is: ``head_loss`` is a
 ``jax.custom_vjp`` whose forward pass scans over chunks, leaves ``d_h`` and ``d_W`` behind, and drops
 each chunk's logits before the next begins. Backward only scales them. Nothing is computed twice.
 
-Shapes: M tokens, P of them that are scored, N chunks, m tokens of a chunk, D width, V vocabulary
-(padded), B rows, T positions.
+Shapes: M tokens, N of them that are scored, c chunks, m tokens of a chunk, D width, Vp padded
+vocabulary, B rows, T positions.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ class HeadGradients(NamedTuple):
     """What the forward pass of ``head_loss`` leaves for backward: the gradients themselves."""
 
     d_hidden: Float[Array, "M D"]
-    d_wte: Float[Array, "V D"]
+    d_wte: Float[Array, "Vp D"]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
 def head_loss(
     hidden: Float[Array, "M D"],
-    wte: Float[Array, "V D"],
+    wte: Float[Array, "Vp D"],
     targets: Int[Array, " M"],
     weight: Float[Array, ""],
     plan: Plan,
@@ -70,7 +70,7 @@ def head_loss(
 
 def head_loss_fwd(
     hidden: Float[Array, "M D"],
-    wte: Float[Array, "V D"],
+    wte: Float[Array, "Vp D"],
     targets: Int[Array, " M"],
     weight: Float[Array, ""],
     plan: Plan,
@@ -94,7 +94,7 @@ def head_loss_fwd(
 
 def head_loss_bwd(
     plan: Plan, residuals: HeadGradients, d_loss: Float[Array, ""]
-) -> tuple[Float[Array, "M D"], Float[Array, "V D"], None, None]:
+) -> tuple[Float[Array, "M D"], Float[Array, "Vp D"], None, None]:
     """The gradients that the forward pass left, times the loss's own."""
     del plan
     d_hidden, d_wte = residuals
@@ -105,7 +105,7 @@ head_loss.defvjp(head_loss_fwd, head_loss_bwd)
 
 
 def token_nll(
-    hidden: Float[Array, "M D"], wte: Float[Array, "V D"], targets: Int[Array, " M"], plan: Plan
+    hidden: Float[Array, "M D"], wte: Float[Array, "Vp D"], targets: Int[Array, " M"], plan: Plan
 ) -> Float[Array, " M"]:
     """Negative log-likelihood of each target, 0 where there is none, chunk by chunk.
 
@@ -121,8 +121,8 @@ def token_nll(
 
 
 def chunk_logits(
-    hidden: Float[Array, "m D"], head: Float[Array, "V D"], plan: Plan, *, wide: bool = True
-) -> Float[Array, "m V"]:
+    hidden: Float[Array, "m D"], head: Float[Array, "Vp D"], plan: Plan, *, wide: bool = True
+) -> Float[Array, "m Vp"]:
     """A chunk's logits in float32; padding columns are the lowest number, which has no share in any sum.
 
     Args:
@@ -136,7 +136,7 @@ def chunk_logits(
 
 
 def negative_log_likelihood(
-    z: Float[Array, "m V"], targets: Int[Array, " m"]
+    z: Float[Array, "m Vp"], targets: Int[Array, " m"]
 ) -> tuple[Float[Array, " m"], Float[Array, " m"]]:
     """Of each target, 0 where it is ``IGNORE``; and the log-sum-exp of each row.
 
@@ -158,21 +158,21 @@ def _merge(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array
 
 
 def _d_logits(
-    z: Float[Array, "m V"], log_sum: Float[Array, " m"], targets: Int[Array, " m"], weight: Float[Array, ""]
-) -> Float[Array, "m V"]:
+    z: Float[Array, "m Vp"], log_sum: Float[Array, " m"], targets: Int[Array, " m"], weight: Float[Array, ""]
+) -> Float[Array, "m Vp"]:
     """``weight (softmax(z) - onehot(target))``, and 0 in rows without a target."""
     one_hot = (_column_ids(z.shape[1]) == targets[:, None]).astype(z.dtype)
     factor = jnp.where(targets == IGNORE, 0.0, weight).astype(z.dtype)
     return (jnp.exp(z - log_sum[:, None]) - one_hot) * factor[:, None]
 
 
-def _column_ids(width: int) -> Int[Array, "1 V"]:
+def _column_ids(width: int) -> Int[Array, "1 Vp"]:
     return jnp.arange(width, dtype=jnp.int32)[None]
 
 
 def target_log_probs(
-    params: Parameters, inputs: Inputs, index: Int[Array, " P"] | None, plan: Plan
-) -> Float[Array, " P"]:
+    params: Parameters, inputs: Inputs, plan: Plan, index: Int[Array, " N"] | None = None
+) -> Float[Array, " N"]:
     """Log-probability of each target, 0 where ignored; no dropout, no gradient.
 
     Args:
@@ -188,7 +188,7 @@ def target_log_probs(
 
 def split_chunks(
     hidden: Float[Array, "M D"], targets: Int[Array, " M"], plan: Plan
-) -> tuple[Float[Array, "N m D"], Int[Array, "N m"]]:
+) -> tuple[Float[Array, "c m D"], Int[Array, "c m"]]:
     """Equal chunks whose logits number at most ``plan.chunk``; the last is filled up without targets."""
     tokens, width = hidden.shape
     count = -(-tokens // max(1, plan.chunk // plan.vocab_size))

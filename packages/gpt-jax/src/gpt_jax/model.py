@@ -12,7 +12,7 @@ into its derivative. Weights are ``(in, out)``, as OpenAI stored them.
 widths for each token: x (1), queries, keys and values (3), the attention's output (1), y (1), and the
 MLP's hidden layer before GELU (4).
 
-Shapes: B rows, T positions, M tokens of all rows (B T), C longest context, V vocabulary (padded), D width,
+Shapes: B rows, T positions, M tokens of all rows (B T), C longest context, Vp padded vocabulary, D width,
 H heads, K head width, L blocks; r rows of a matrix that this device has, which ``mesh.whole`` makes whole.
 
 References:
@@ -67,7 +67,7 @@ class Parameters:
     compiled once for all blocks), or a tuple of them (each block is compiled for itself).
     """
 
-    wte: Float[Array, "V D"]
+    wte: Float[Array, "Vp D"]
     wpe: Float[Array, "C D"]
     blocks: Block | tuple[Block, ...]
     ln_f_gain: Float[Array, " D"]
@@ -132,7 +132,7 @@ def hidden_states(
     return jax.checkpoint(layer_norm)(x, params.ln_f_gain, params.ln_f_bias)
 
 
-def logits(params: Parameters, inputs: Inputs, plan: Plan) -> Float[Array, "B T V"]:
+def logits(params: Parameters, inputs: Inputs, plan: Plan) -> Float[Array, "B T Vp"]:
     """All logits in float32, without dropout; columns past ``plan.vocab_size`` are padding."""
     hidden = hidden_states(params, inputs, plan)
     z = product("md,vd->mv", hidden, params.wte.astype(plan.dtype), wide=True)

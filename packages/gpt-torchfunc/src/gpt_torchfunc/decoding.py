@@ -4,7 +4,7 @@ A single new token of each sequence is computed over the whole cache, whatever i
 same for each, and a GPU repeats them as recorded.
 
 Shapes: B rows, n new positions, C slots of the cache, or those of them that are looked at, R rows of a fork,
-D width, H heads, K head width, L blocks, V vocabulary (padded: Vp), N positions that are scored.
+D width, H heads, K head width, L blocks, V vocabulary, Vp the same padded, N positions that are scored.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from gpt_torchfunc.attention import attend, split_heads, statistics_dtype
 from gpt_torchfunc.device import any_order, to_device
-from gpt_torchfunc.loss import hidden_log_probs
+from gpt_torchfunc.loss import token_nll
 from gpt_torchfunc.model import (
     Block,
     Parameters,
@@ -79,7 +79,8 @@ class Decoder:
         index = np.flatnonzero(targets != IGNORE)
         hidden = layer_norm(x[self._send(index)], self._params.ln_f_gain, self._params.ln_f_bias)
         picked = self._send(targets.ravel()[index])
-        return spread(hidden_log_probs(hidden, self._head, picked, self._plan).cpu().numpy(), targets)
+        nll = token_nll(hidden, self._head, picked, self._plan)
+        return spread(-nll.cpu().numpy(), targets)
 
     def fork(self, rows: Int[np.ndarray, " R"]) -> Decoder:
         """A decoder of R sequences: number r goes on from where sequence ``rows[r]`` of this one is now."""

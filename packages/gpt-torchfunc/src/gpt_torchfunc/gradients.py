@@ -11,7 +11,7 @@ Forward and backward of a block are one compiled function before attention and o
 all blocks, however many there are.
 
 Shapes: M tokens of all rows (B T), B rows, T positions, D width, E hidden width, H heads, K head width,
-V vocabulary (padded), C longest context, L blocks.
+Vp padded vocabulary, C longest context, L blocks.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ from gpt_torchfunc.model import (
 from gpt_torchfunc.repeatable import attend_repeatably, takes_heads
 from gpt_torchfunc.tree import leaves, map_leaves
 
-Heads = tuple[Float[Tensor, "B H T K"], Float[Tensor, "B H T K"], Float[Tensor, "B H T K"]]
+QKV = tuple[Float[Tensor, "B H T K"], Float[Tensor, "B H T K"], Float[Tensor, "B H T K"]]
 Keys = Int64[Tensor, "4 3"] | None
 Packed = UInt8[Tensor, "M R"] | None
 
@@ -62,9 +62,9 @@ class Kept(NamedTuple):
     """What a block's backward pass starts from."""
 
     x: Float[Tensor, "M D"]
-    heads: Heads
+    heads: QKV
     masks: Masks
-    pull_mix: Callable[[Tensor], Heads] | None
+    pull_mix: Callable[[Tensor], QKV] | None
     mixed: Float[Tensor, "M D"]
     y: Float[Tensor, "M D"]
     hidden: Float[Tensor, "M E"]
@@ -100,12 +100,12 @@ def leave_gradients(
 
 
 def mix_gradients(
-    heads: Heads,
+    heads: QKV,
     mask: Shaped[Tensor, "#B T T"] | None,
     d_mixed: Float[Tensor, "M D"],
     bits: Bits | None,
     rate: float,
-) -> Heads:
+) -> QKV:
     """Derivative of written attention, whose weights are formed again."""
     pull = _pull_back(lambda q, k, v: mix(q, k, v, mask, None, bits, rate, fused=False), *heads)
     d_q, d_k, d_v = pull(d_mixed)
@@ -113,7 +113,7 @@ def mix_gradients(
 
 
 def project_gradients(
-    block: Block, sums: Block, x: Tensor, d_heads: Heads, d_y: Tensor, shape: tuple[int, int, int]
+    block: Block, sums: Block, x: Tensor, d_heads: QKV, d_y: Tensor, shape: tuple[int, int, int]
 ) -> Float[Tensor, "M D"]:
     """Derivative of ``project`` by x, and what comes past attention; those by parameters go into ``sums``.
 
@@ -137,7 +137,7 @@ def norm_gradients(params: Parameters, sums: Parameters, x: Tensor, d_hidden: Te
 
 def embed_gradients(
     params: Parameters, inputs: Inputs, d_x: Float[Tensor, "M D"], plan: Plan, bits: Packed = None
-) -> tuple[Float[Tensor, "V D"], Float[Tensor, "C D"]]:
+) -> tuple[Float[Tensor, "Vp D"], Float[Tensor, "C D"]]:
     """Derivative of ``embed`` by both tables."""
     (d_sum,) = _pull_back(lambda x: dropout(x, bits, plan.dropout), d_x)(d_x)
     wide, context = d_sum.to(params.wpe.dtype), inputs.tokens.shape[1]

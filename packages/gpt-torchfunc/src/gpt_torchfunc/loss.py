@@ -3,11 +3,11 @@
     nll_m = log sum_v exp(z_mv) - z_m,target(m),    z = h W^T
     d_z   = weight (softmax(z) - onehot(target)),   d_h = d_z W,   d_W = d_z^T h
 
-The logits of a whole micro-batch, [M, V], would be the largest tensor of a step. The loss is the last
+The logits of a whole micro-batch, [M, Vp], would be the largest tensor of a step. The loss is the last
 thing that is computed, so a chunk's gradient can be taken as soon as its value is: the chunk's logits are
 dropped before the next one begins, in forward and in backward.
 
-Shapes: M tokens, N of them that are scored, m tokens of a chunk, D width, V vocabulary (padded), B rows,
+Shapes: M tokens, N of them that are scored, m tokens of a chunk, D width, Vp padded vocabulary, B rows,
 T positions.
 """
 
@@ -27,12 +27,12 @@ from gpt_torchfunc.model import Inputs, Parameters, Plan, hidden_states
 
 def head_loss_and_gradients(
     hidden: Float[Tensor, "M D"],
-    wte: Float[Tensor, "V D"],
+    wte: Float[Tensor, "Vp D"],
     targets: Int[Tensor, " M"],
     plan: Plan,
     weight: Float[Tensor, ""],
     of_chunk: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None,
-) -> tuple[Float[Tensor, ""], Float[Tensor, "M D"], Float[Tensor, "V D"]]:
+) -> tuple[Float[Tensor, ""], Float[Tensor, "M D"], Float[Tensor, "Vp D"]]:
     """Weighted sum of negative log-likelihoods, its gradient by ``hidden`` and by ``wte``.
 
     Args:
@@ -52,11 +52,11 @@ def head_loss_and_gradients(
 
 def chunk_loss_and_gradients(
     hidden: Float[Tensor, "m D"],
-    head: Float[Tensor, "V D"],
+    head: Float[Tensor, "Vp D"],
     targets: Int[Tensor, " m"],
     weight: Float[Tensor, ""],
     vocab_size: int,
-) -> tuple[Float[Tensor, ""], Float[Tensor, "m D"], Float[Tensor, "V D"]]:
+) -> tuple[Float[Tensor, ""], Float[Tensor, "m D"], Float[Tensor, "Vp D"]]:
     """A chunk's share of the loss and of both gradients, by the formulas above."""
     z = chunk_logits(hidden, head, vocab_size)
     nll, log_sum = negative_log_likelihood(z, targets)
@@ -65,15 +65,22 @@ def chunk_loss_and_gradients(
 
 
 def token_nll(
-    hidden: Float[Tensor, "m D"], head: Float[Tensor, "V D"], targets: Int[Tensor, " m"], vocab_size: int
-) -> Float[Tensor, " m"]:
-    """Negative log-likelihood of each target, 0 where there is none; float32 from the logits on."""
-    return negative_log_likelihood(chunk_logits(hidden, head, vocab_size), targets)[0]
+    hidden: Float[Tensor, "N D"], wte: Float[Tensor, "Vp D"], targets: Int[Tensor, " N"], plan: Plan
+) -> Float[Tensor, " N"]:
+    """Negative log-likelihood of each target, 0 where there is none, chunk by chunk.
+
+    Args:
+        wte: The head's weight, in float32 or the plan's precision.
+    """
+    head = wte.to(plan.dtype)
+    chunks = zip(*_chunks(hidden, targets, head, plan), strict=True)
+    logits = ((chunk_logits(h, head, plan.vocab_size), t) for h, t in chunks)
+    return torch.cat([negative_log_likelihood(*each)[0] for each in logits])
 
 
 def chunk_logits(
-    hidden: Float[Tensor, "m D"], head: Float[Tensor, "V D"], vocab_size: int
-) -> Float[Tensor, "m V"]:
+    hidden: Float[Tensor, "m D"], head: Float[Tensor, "Vp D"], vocab_size: int
+) -> Float[Tensor, "m Vp"]:
     """A chunk's logits, rounded to the type of ``hidden``, in float32; padding columns are minus infinity."""
     z = (hidden @ head.T).to(statistics_dtype(hidden.dtype))
     if vocab_size == len(head):
@@ -82,7 +89,7 @@ def chunk_logits(
 
 
 def negative_log_likelihood(
-    z: Float[Tensor, "m V"], targets: Int[Tensor, " m"]
+    z: Float[Tensor, "m Vp"], targets: Int[Tensor, " m"]
 ) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"]]:
     """Of each target, 0 where it is ``IGNORE``; and the log-sum-exp of each row."""
     peak = z.amax(-1)
@@ -92,23 +99,23 @@ def negative_log_likelihood(
 
 
 def _d_logits(
-    z: Float[Tensor, "m V"],
+    z: Float[Tensor, "m Vp"],
     log_sum: Float[Tensor, " m"],
     targets: Int[Tensor, " m"],
     weight: Float[Tensor, ""],
-) -> Float[Tensor, "m V"]:
+) -> Float[Tensor, "m Vp"]:
     """``weight (softmax(z) - onehot(target))``, and 0 in rows without a target."""
     p = _exp(z - log_sum[:, None])
     factor = torch.where(targets == IGNORE, 0.0, weight).to(z.dtype)
     return torch.where(_column_ids(z) == targets[:, None], p - 1.0, p) * factor[:, None]
 
 
-def _exp(x: Float[Tensor, "m V"]) -> Float[Tensor, "m V"]:
+def _exp(x: Float[Tensor, "m Vp"]) -> Float[Tensor, "m Vp"]:
     """``e^x`` as a power of two, for which a GPU has an instruction: the loss is bound by those."""
     return torch.exp2(x * math.log2(math.e))
 
 
-def _column_ids(z: Float[Tensor, "m V"]) -> Int32[Tensor, " V"]:
+def _column_ids(z: Float[Tensor, "m Vp"]) -> Int32[Tensor, " Vp"]:
     # counted in 64 bits, each comparison would be two
     return torch.arange(z.shape[1], device=z.device, dtype=torch.int32)
 
@@ -125,15 +132,7 @@ def target_log_probs(
     hidden, targets = hidden_states(params, inputs, plan), inputs.targets.flatten()
     if index is not None:
         hidden, targets = hidden[index], targets[index]
-    return hidden_log_probs(hidden, params.wte.to(plan.dtype), targets, plan)
-
-
-def hidden_log_probs(
-    hidden: Float[Tensor, "N D"], head: Float[Tensor, "V D"], targets: Int[Tensor, " N"], plan: Plan
-) -> Float[Tensor, " N"]:
-    """Log-probability of each target, 0 where ignored, from what the head sees."""
-    chunks = zip(*_chunks(hidden, targets, head, plan), strict=True)
-    return -torch.cat([token_nll(h, head, t, plan.vocab_size) for h, t in chunks])
+    return -token_nll(hidden, params.wte, targets, plan)
 
 
 def _chunks(

@@ -8,7 +8,7 @@
 Nothing here holds state: a function takes the parameters and returns values, and ``torch.func``
 turns it into its derivative. Weights are ``(in, out)``, as OpenAI stored them.
 
-Shapes: B rows, T positions, M tokens of all rows (B T), C longest context, V vocabulary (padded), D width,
+Shapes: B rows, T positions, M tokens of all rows (B T), C longest context, Vp padded vocabulary, D width,
 H heads, K head width, E hidden width (4 D), L blocks, R bytes of a mask for D.
 
 References:
@@ -56,7 +56,7 @@ class Parameters(NamedTuple):
     few arguments for the compiled step to check, few kernels for the optimizer to launch.
     """
 
-    wte: Float[Tensor, "V D"]
+    wte: Float[Tensor, "Vp D"]
     wpe: Float[Tensor, "C D"]
     blocks: Block
     ln_f_gain: Float[Tensor, " D"]
@@ -127,7 +127,7 @@ def written(plan: Plan) -> Plan:
     return replace(plan, attention="written")
 
 
-def logits(params: Parameters, inputs: Inputs, plan: Plan) -> Float[Tensor, "B T V"]:
+def logits(params: Parameters, inputs: Inputs, plan: Plan) -> Float[Tensor, "B T Vp"]:
     """All logits, without dropout; columns past ``plan.vocab_size`` are padding."""
     z = hidden_states(params, inputs, plan) @ params.wte.to(plan.dtype).T
     return z.unflatten(0, inputs.tokens.shape)

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import BFloat16, Float32
 from torch import Tensor
 
-Heads = tuple[BFloat16[Tensor, "B H T K"], BFloat16[Tensor, "B H T K"], BFloat16[Tensor, "B H T K"]]
+QKV = tuple[BFloat16[Tensor, "B H T K"], BFloat16[Tensor, "B H T K"], BFloat16[Tensor, "B H T K"]]
 
 
 def has_repeatable(device: torch.device) -> bool:
@@ -45,13 +45,13 @@ def takes_heads(q: Tensor) -> bool:
 
 def attend_repeatably(
     q: BFloat16[Tensor, "B H T K"], k: BFloat16[Tensor, "B H T K"], v: BFloat16[Tensor, "B H T K"]
-) -> tuple[BFloat16[Tensor, "M D"], Callable[[BFloat16[Tensor, "M D"]], Heads]]:
+) -> tuple[BFloat16[Tensor, "M D"], Callable[[BFloat16[Tensor, "M D"]], QKV]]:
     """Causal attention, and the function that takes its result's gradient to those of q, k and v."""
     out, log_sums, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
         q, k, v, None, True, 0.0, True, False
     )
 
-    def pull_back(d_out: Tensor) -> Heads:
+    def pull_back(d_out: Tensor) -> QKV:
         d_heads = d_out.unflatten(0, q.shape[::2]).unflatten(-1, q.shape[1::2]).transpose(1, 2)
         return _derivative(q, k, v, out, d_heads, log_sums)
 
@@ -60,7 +60,7 @@ def attend_repeatably(
 
 def _derivative(
     q: Tensor, k: Tensor, v: Tensor, out: Tensor, d_out: Tensor, log_sums: Float32[Tensor, "B H T *one"]
-) -> Heads:
+) -> QKV:
     given = q, k, v, out, d_out
     graph, handle = _graph(tuple(q.shape), tuple(each.stride() for each in given))
     grads = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)

@@ -150,7 +150,7 @@ class TritonBackend:
         if not self._regions:
             return self._state.optimizer[tree]
         region = self._region(tree)
-        return Stretch(torch.zeros_like(region.of(self._state.params.flat)), region.first)
+        return Stretch(torch.zeros_like(region.of(self._state.params.flat)), region.start)
 
     def _parts(self, tree: str, whole: Stretch) -> tuple[Tensor, ...]:
         """Every process's share of a whole buffer of the optimizer."""
@@ -276,7 +276,7 @@ class TritonBackend:
         if shadow is not params:
             # gains and biases are read in float32
             last = self._regions[-1]
-            send_from_owners(last.parts(params.flat), params.decay_count - last.first)
+            send_from_owners(last.parts(params.flat), params.decay_count - last.start)
 
     def _finish(self) -> None:
         work, norm = [(self._state, self._sums)], None

@@ -66,10 +66,10 @@ class Parameters(NamedTuple):
 
 
 class Stretch(NamedTuple):
-    """Elements of a flat buffer, or of something of its layout: from ``first`` on."""
+    """Elements of a flat buffer, or of something of its layout: from ``start`` on."""
 
     values: Float[Tensor, " n"]
-    first: int = 0
+    start: int = 0
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,9 @@ from torch import Tensor
 
 from gpt_triton.dropout import Dropout
 
+EPSILON = 1e-5
+"""Added to the variance in a LayerNorm."""
+
 
 class NormResiduals(NamedTuple):
     """Kept by LayerNorm.
@@ -138,9 +141,9 @@ class Ops(Protocol):
         ...
 
     def layer_norm_fwd(
-        self, x: Float[Tensor, "M D"], gain: Float[Tensor, " D"], bias: Float[Tensor, " D"], eps: float = 1e-5
+        self, x: Float[Tensor, "M D"], gain: Float[Tensor, " D"], bias: Float[Tensor, " D"]
     ) -> tuple[Float[Tensor, "M D"], NormResiduals]:
-        """``gain (x - mean) / sqrt(var + eps) + bias``, row by row."""
+        """``gain (x - mean) / sqrt(var + 1e-5) + bias``, row by row."""
         ...
 
     def layer_norm_bwd(

@@ -99,10 +99,10 @@ def optimizer_update(
     """
     norm = ops.global_norm(gradients.flat) if norm is None else norm
     if "first" in state:
-        first = state["first"].first
-        buffers = (params.flat[first:], gradients.flat[first:], state["first"].values, state["second"].values)
-        narrow = None if shadow is params else shadow.flat[first:]
-        ops.adamw_update(*buffers, narrow, params.decay_count - first, norm, scalars, config)
+        (first, start), (second, _) = state["first"], state["second"]
+        narrow = None if shadow is params else shadow.flat[start:]
+        given = params.flat[start:], gradients.flat[start:], first, second, narrow
+        ops.adamw_update(*given, params.decay_count - start, norm, scalars, config)
     if "momentum" in state and params.blocks:
         for field in BLOCK_MATRICES:
             w, g, m = (

@@ -29,19 +29,19 @@ class Region(NamedTuple):
     """Elements of a buffer that are shared out over processes.
 
     Attributes:
-        first: Its first element.
+        start: Its first element.
         sizes: Elements of each process's share, one behind the other.
         blocks: Which blocks' matrices they are: where each share begins, and the end; empty if they are cut
             anywhere.
     """
 
-    first: int
+    start: int
     sizes: tuple[int, ...]
     blocks: tuple[int, ...] = ()
 
     def of(self, flat: Float[Tensor, " P"]) -> Float[Tensor, " n"]:
         """The region of a whole buffer."""
-        return flat[self.first : self.first + sum(self.sizes)]
+        return flat[self.start : self.start + sum(self.sizes)]
 
     def parts(self, flat: Float[Tensor, " P"]) -> tuple[Float[Tensor, " S"], ...]:
         """Every process's share of a whole buffer."""
@@ -54,9 +54,9 @@ class Region(NamedTuple):
 
     def share(self, tree: Parameters, rank: int) -> Parameters:
         """A process's share of a tree, for what reads the buffer, or the blocks' matrices, alone."""
-        own, first = self.parts(tree.flat)[rank], self.first + sum(self.sizes[:rank])
+        own, start = self.parts(tree.flat)[rank], self.start + sum(self.sizes[:rank])
         blocks = tree.blocks[slice(*self.blocks[rank : rank + 2])] if self.blocks else ()
-        decayed = min(max(tree.decay_count - first, 0), len(own))
+        decayed = min(max(tree.decay_count - start, 0), len(own))
         return tree._replace(
             flat=own, blocks=blocks, muon_count=len(own) if self.blocks else 0, decay_count=decayed
         )
@@ -69,8 +69,8 @@ def regions(tree: Parameters, shares: int, *, uncut: bool) -> list[Region]:
         tree: Of as many aligned shares, see ``zeros``.
         uncut: The blocks' matrices are a region before, of whole blocks, as equal as they can be.
     """
-    first = tree.muon_count if uncut else 0
-    rest = Region(first, ((tree.flat.numel() - first) // shares,) * shares)
+    start = tree.muon_count if uncut else 0
+    rest = Region(start, ((tree.flat.numel() - start) // shares,) * shares)
     if not uncut:
         return [rest]
     count, size = len(tree.blocks), tree.muon_count // len(tree.blocks)

@@ -98,8 +98,8 @@ def zeros(config: ModelConfig, device: torch.device, shares: int = 1, *, uncut: 
         uncut: The blocks' matrices, which are not cut, do not count.
     """
     layout = layout_of(config)
-    first = layout.muon_count if uncut else 0
-    size = first + _round_up(layout.size - first, ALIGN * shares)
+    start = layout.muon_count if uncut else 0
+    size = start + _round_up(layout.size - start, ALIGN * shares)
     return view_as_tree(torch.zeros(size, device=device), config)
 
 
@@ -130,7 +130,7 @@ def fill(stretch: Stretch, values: Canonical, config: ModelConfig) -> None:
     starts = layout_of(config).starts
     host = np.zeros(stretch.values.numel(), np.float32)
     for name in canonical_names(stretch, config):
-        start = starts[name] - stretch.first
+        start = starts[name] - stretch.start
         host[start : start + values[name].size] = values[name].reshape(-1)
     stretch.values.copy_(torch.from_numpy(host))
 
@@ -140,15 +140,15 @@ def to_canonical(stretch: Stretch, config: ModelConfig) -> Canonical:
     starts, shapes = layout_of(config).starts, parameter_shapes(config)
     host = stretch.values.detach().to("cpu", torch.float32).numpy()
     return {
-        name: host[starts[name] - stretch.first :][: prod(shapes[name])].reshape(shapes[name]).copy()
+        name: host[starts[name] - stretch.start :][: prod(shapes[name])].reshape(shapes[name]).copy()
         for name in canonical_names(stretch, config)
     }
 
 
 def canonical_names(stretch: Stretch, config: ModelConfig) -> list[str]:
     """The parameters that lie in a stretch."""
-    starts, end = layout_of(config).starts, stretch.first + stretch.values.numel()
-    return [name for name in parameter_shapes(config) if stretch.first <= starts[name] < end]
+    starts, end = layout_of(config).starts, stretch.start + stretch.values.numel()
+    return [name for name in parameter_shapes(config) if stretch.start <= starts[name] < end]
 
 
 def _round_up(count: int, multiple: int) -> int:

@@ -26,7 +26,7 @@ from jaxtyping import Float32
 
 PIECE = 2**20
 """Words from the start of one piece to that of the next: a hundredth of a second."""
-WORDS = 8
+COUNT_WORDS = 8
 """Words of one count of Philox-4x64."""
 CALM = 64
 """Numbers after which all take the same words: two are enough but for one case in thousands."""
@@ -59,7 +59,7 @@ def _draw(key: int, count: int) -> Float32[np.ndarray, " n"]:
 
 def _stream(key: int, piece: int) -> np.random.Generator:
     """The stream from the start of a piece on."""
-    stream = np.random.Generator(np.random.Philox(key=key, counter=piece * (PIECE // WORDS)))
+    stream = np.random.Generator(np.random.Philox(key=key, counter=piece * (PIECE // COUNT_WORDS)))
     if piece:
         for _ in range(CALM):
             stream.standard_normal(dtype=np.float32)

@@ -5,7 +5,7 @@
 
 A chunk's logits lie in one buffer, in the dtype of ``x``; their gradient overwrites them. Targets of
 ``IGNORE`` give no loss and no gradient, and padded columns get none. Shapes: M tokens, D width, V
-vocabulary, Vp padded vocabulary, c tokens of a chunk.
+vocabulary, Vp padded vocabulary, m tokens of a chunk.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ def _absorb(z, top, total):
 @triton.jit
 @no_type_check
 def _cross_entropy_kernel(
-    logits_ptr,  # [c, Vp] overwritten by d_logits, if weight_ptr is given
-    targets_ptr,  # [c]
+    logits_ptr,  # [m, Vp] overwritten by d_logits, if weight_ptr is given
+    targets_ptr,  # [m]
     weight_ptr,  # [] or None: no gradient
-    nll_ptr,  # [c] written
+    nll_ptr,  # [m] written
     V: tl.constexpr,
     Vp: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -145,7 +145,7 @@ def linear_nll(
 
 def _chunks(
     x: Float[Tensor, "M D"], wte: Float[Tensor, "Vp D"], chunk: int | None
-) -> list[tuple[slice, Float[Tensor, "c Vp"]]]:
+) -> list[tuple[slice, Float[Tensor, "m Vp"]]]:
     """Slices of the tokens, each with its part of one buffer of logits."""
     tokens, padded = x.shape[0], wte.shape[0]
     rows = min(tokens, chunk or cross_entropy_chunk(tokens, padded, x.device))
@@ -157,9 +157,9 @@ def _chunks(
 
 
 def _cross_entropy(
-    logits: Float[Tensor, "c Vp"],
-    targets: Int[Tensor, " c"],
-    nll: Float[Tensor, " c"],
+    logits: Float[Tensor, "m Vp"],
+    targets: Int[Tensor, " m"],
+    nll: Float[Tensor, " m"],
     vocab_size: int,
     weight: Float[Tensor, ""] | None,
 ) -> None:

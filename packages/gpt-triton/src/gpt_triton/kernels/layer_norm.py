@@ -25,7 +25,7 @@ from torch import Tensor
 from gpt_triton.kernels.primitives import narrow, widen
 from gpt_triton.kernels.reduce import add_partial_sums
 from gpt_triton.kernels.tiles import norm_bwd_tiles, norm_tiles
-from gpt_triton.ops import NormResiduals
+from gpt_triton.ops import EPSILON, NormResiduals
 
 
 @triton.jit
@@ -108,14 +108,13 @@ def _layer_norm_bwd_kernel(
 
 
 def layer_norm_fwd(
-    x: Float[Tensor, "M D"], gain: Float[Tensor, " D"], bias: Float[Tensor, " D"], eps: float = 1e-5
+    x: Float[Tensor, "M D"], gain: Float[Tensor, " D"], bias: Float[Tensor, " D"]
 ) -> tuple[Float[Tensor, "M D"], NormResiduals]:
     """Normalize every row, then scale and shift.
 
     Args:
         gain: Scale of each column, float32.
         bias: Shift of each column, float32.
-        eps: Added to the variance.
     """
     x = x.contiguous()
     rows, width = x.shape
@@ -123,7 +122,7 @@ def layer_norm_fwd(
     mean, rstd = (torch.empty(rows, dtype=torch.float32, device=x.device) for _ in range(2))
     tile, block, warps = norm_tiles(width)
     _layer_norm_fwd_kernel[(triton.cdiv(rows, tile),)](
-        x, gain, bias, y, mean, rstd, rows, width, eps, ROWS=tile, BLOCK=block, num_warps=warps
+        x, gain, bias, y, mean, rstd, rows, width, EPSILON, ROWS=tile, BLOCK=block, num_warps=warps
     )
     return y, NormResiduals(x, mean, rstd)
 

@@ -42,7 +42,7 @@ def attention_fwd(
     q, k, v = _heads(qkv, 3, n_head)
     out, lse = torch.empty_like(q), q.new_empty(q.shape[:3])
     for row in range(len(qkv)):
-        s = scores(q[row], k[row], _hidden(segment_starts, row, qkv))
+        s = scores(q[row], k[row], _visible(segment_starts, row, qkv))
         p = torch.softmax(s, -1)
         out[row] = (p if dropout is None else p * _mask_scale(dropout, row, p)) @ v[row]
         lse[row] = s.amax(-1) - p.amax(-1).log()  # L = S - log P wherever P is largest
@@ -62,7 +62,7 @@ def attention_bwd(
     d_heads = torch.empty_like(heads)
     for row in range(len(d_out)):
         q, k, v = heads[:, row]
-        p = torch.softmax(scores(q, k, _hidden(res.segment_starts, row, d_out)), -1)
+        p = torch.softmax(scores(q, k, _visible(res.segment_starts, row, d_out)), -1)
         d_p, kept = d_o[row] @ v.mT, p
         if dropout is not None:
             scale = _mask_scale(dropout, row, p)
@@ -76,17 +76,17 @@ def attention_bwd(
 
 
 def scores(
-    q: Float[Tensor, "H T K"], k: Float[Tensor, "H T K"], hidden: Bool[Tensor, "T T"]
+    q: Float[Tensor, "H T K"], k: Float[Tensor, "H T K"], visible: Bool[Tensor, "T T"]
 ) -> Float[Tensor, "H T T"]:
     """``S`` of one row's heads, minus infinity where a query (row) may not see a key (column)."""
-    return (q / math.sqrt(q.shape[-1]) @ k.mT).masked_fill(hidden, -math.inf)
+    return (q / math.sqrt(q.shape[-1]) @ k.mT).masked_fill(~visible, -math.inf)
 
 
-def _hidden(segment_starts: Int[Tensor, "B T"] | None, row: int, like: Tensor) -> Bool[Tensor, "T T"]:
-    """True where a key (column) lies after its query (row of the matrix), or before its document."""
+def _visible(segment_starts: Int[Tensor, "B T"] | None, row: int, like: Tensor) -> Bool[Tensor, "T T"]:
+    """True where a query (row of the matrix) may see a key (column): not ahead, and in the same document."""
     index = torch.arange(like.shape[1], device=like.device)
-    future = index > index[:, None]
-    return future if segment_starts is None else future | (index < segment_starts[row][:, None])
+    causal = index <= index[:, None]
+    return causal if segment_starts is None else causal & (index >= segment_starts[row][:, None])
 
 
 def _mask_scale(dropout: Dropout, row: int, p: Float[Tensor, "H T T"]) -> Float[Tensor, "H T T"]:

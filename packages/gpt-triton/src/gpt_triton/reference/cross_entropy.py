@@ -5,7 +5,7 @@
 
 The gradient is ready as soon as a chunk's logits are, since the loss is the end of the graph: its
 forward and backward are one function. Targets of ``IGNORE`` give no loss and no gradient.
-Shapes: M tokens, D width, V vocabulary, Vp padded vocabulary, c tokens of a chunk.
+Shapes: M tokens, D width, V vocabulary, Vp padded vocabulary, m tokens of a chunk.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gpt_triton.reference.layers import widen
 
-LOGITS = 1 << 21
+LOGITS_IN_FLIGHT = 1 << 21
 """Logits that exist at a time, unless the caller says how many tokens."""
 
 
@@ -72,19 +72,19 @@ def linear_nll(
 
 
 def _chunks(x: Float[Tensor, "M D"], vocab_size: int, chunk: int | None) -> list[slice]:
-    rows = chunk or max(1, LOGITS // vocab_size)
+    rows = chunk or max(1, LOGITS_IN_FLIGHT // vocab_size)
     return [slice(start, start + rows) for start in range(0, x.shape[0], rows)]
 
 
 def _logits_and_nll(
-    x: Float[Tensor, "c D"], head: Float[Tensor, "V D"], targets: Int[Tensor, " c"]
-) -> tuple[Float[Tensor, "c V"], Float[Tensor, " c"]]:
+    x: Float[Tensor, "m D"], head: Float[Tensor, "V D"], targets: Int[Tensor, " m"]
+) -> tuple[Float[Tensor, "m V"], Float[Tensor, " m"]]:
     """Logits, widened, and the negative log-likelihood of each target, 0 where ignored."""
     z = widen(x @ head.T)
     nll = z.logsumexp(1) - z.gather(1, _index(targets))[:, 0]
     return z, torch.where(targets == IGNORE, 0.0, nll)
 
 
-def _index(targets: Int[Tensor, " c"]) -> Int[Tensor, "c 1"]:
+def _index(targets: Int[Tensor, " m"]) -> Int[Tensor, "m 1"]:
     """Columns of the targets; any where ignored."""
     return targets.long().clamp(min=0)[:, None]

@@ -36,10 +36,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gpt_triton.dropout import Dropout, drop
-from gpt_triton.ops import NormResiduals
+from gpt_triton.ops import EPSILON, NormResiduals
 
-C = math.sqrt(2.0 / math.pi)
-A = 0.044715
+GELU_C = math.sqrt(2.0 / math.pi)
+GELU_A = 0.044715
 
 
 def widen(x: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
@@ -50,7 +50,7 @@ def widen(x: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
 def gelu(x: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     """GELU of every element."""
     wide = widen(x)
-    s = torch.sigmoid((2 * C + 2 * C * A * (wide * wide)) * wide)
+    s = torch.sigmoid((2 * GELU_C + 2 * GELU_C * GELU_A * (wide * wide)) * wide)
     return (wide * s).to(x.dtype)
 
 
@@ -59,23 +59,19 @@ def gelu_and_slope(x: Float[Tensor, "*n"]) -> tuple[Float[Tensor, "*n"], Float[T
     wide = widen(x)
     near = wide.clamp(-100.0, 100.0)  # s is 0 or 1 long before; far behind, x 2u' overflows
     square = near * near
-    s = torch.sigmoid((2 * C + 2 * C * A * square) * near)
-    slope = s * (1 + (1 - s) * (2 * C + 6 * C * A * square) * near)
+    s = torch.sigmoid((2 * GELU_C + 2 * GELU_C * GELU_A * square) * near)
+    slope = s * (1 + (1 - s) * (2 * GELU_C + 6 * GELU_C * GELU_A * square) * near)
     return (wide * s).to(x.dtype), slope.to(x.dtype)
 
 
 def layer_norm_fwd(
-    x: Float[Tensor, "M D"], gain: Float[Tensor, " D"], bias: Float[Tensor, " D"], eps: float = 1e-5
+    x: Float[Tensor, "M D"], gain: Float[Tensor, " D"], bias: Float[Tensor, " D"]
 ) -> tuple[Float[Tensor, "M D"], NormResiduals]:
-    """Normalize every row, then scale and shift.
-
-    Args:
-        eps: Added to the variance.
-    """
+    """Normalize every row, then scale and shift."""
     wide = widen(x)
     mean = wide.mean(1)
     var = (wide - mean[:, None]).square().mean(1)
-    res = NormResiduals(x, mean, torch.rsqrt(var + eps))
+    res = NormResiduals(x, mean, torch.rsqrt(var + EPSILON))
     return (_normalized(res) * gain + bias).to(x.dtype), res
 
 
