@@ -129,6 +129,7 @@ def test_training_stops_at_the_least_count(layer: str) -> None:
     assert our_merges(tokenizer) == [("a", "b"), ("Ġ", "c")][:1]
     assert tokenizer.vocab_size == 258
     assert tokenizer.end_of_text == 257
+    assert train(["ab ab cd"], 1000, min_frequency=10**30, layer=layer).vocab_size == 257
 
 
 def test_a_limit_of_words_drops_the_rarest(layer: str) -> None:

@@ -97,3 +97,13 @@ def test_ctrl_c_while_it_imports_is_130_and_not_a_word(arguments: list[str], mod
         [sys.executable, "-c", INTERRUPTED, module, *words], capture_output=True, text=True, timeout=120
     )
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_without_the_harness_its_extra_is_named() -> None:
+    code = (
+        "import runpy, sys; sys.modules['lm_eval'] = None; "
+        "runpy.run_module('hellaswag_eval.lm_eval_model', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (65, "", 1)
+    assert "needs the extra hellaswag-eval[lm-eval]" in done.stderr

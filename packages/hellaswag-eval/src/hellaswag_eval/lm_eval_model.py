@@ -9,18 +9,28 @@ The harness looks for no plug-ins, so its command is started by this module, wit
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from gpt_data.batch import IGNORE
-from gpt_data.errors import shown
+from gpt_data.errors import InputError, shown
+from gpt_data.terminal import warn
 from gpt_trainer.backend import Precision
 from gpt_trainer.sample.drawing import SamplingConfig
 from gpt_trainer.sample.generation import generate
-from lm_eval.api.model import LM
-from lm_eval.api.registry import register_model
+
+try:
+    from lm_eval.api.model import LM
+    from lm_eval.api.registry import register_model
+except ImportError as error:
+    LACKS = f"lm-evaluation-harness needs the extra hellaswag-eval[lm-eval]: {error}"
+    if __name__ != "__main__":
+        raise ImportError(LACKS) from error
+    warn(f"hellaswag_eval.lm_eval_model: {LACKS}")
+    sys.exit(InputError.exit_status)
 
 from hellaswag_eval.models import TOKENS_PER_BATCH, encoder, open_checkpoint
 from hellaswag_eval.protocols import Example, Ids, encode_together

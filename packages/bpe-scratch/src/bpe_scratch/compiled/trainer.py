@@ -30,7 +30,9 @@ def train_merges(
     """
     merges = min(merges, words.text.size)  # each leaves a byte less: more cannot be made, nor need room
     state, size = State(LEARNING), 256 + merges
-    state["least"], state["wanted"], state["budget"] = max(min_frequency, 1), merges, _BUDGET
+    # no pair occurs more often than a count can say
+    state["least"] = min(max(min_frequency, 1), np.iinfo(np.int64).max)
+    state["wanted"], state["budget"] = merges, _BUDGET
     state["words"] = words.counts.size
     learned = np.empty((merges, 2), dtype=np.int64)
     nodes = np.empty((words.text.size + words.starts.size + 1, learning.FIELDS), dtype=np.int32)
