@@ -22,6 +22,7 @@ from gpt_trainer.model_config import ModelSizes
 from gpt_trainer.ranks import watch
 from gpt_trainer.ranks.peers import Alone, Peers
 from gpt_trainer.ranks.place import LOOPBACK, Meeting, Place, find_meeting, first_host
+from gpt_trainer.ranks.torchrun import launch
 
 TORCHRUN = {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
 TORCHRUN |= {"MASTER_ADDR": "node1", "MASTER_PORT": "29500", "TORCHELASTIC_USE_AGENT_STORE": "True"}
@@ -263,6 +264,23 @@ def test_torchrun_and_srun_say_where_a_process_stands() -> None:
     assert (one_host.address, one_host.alone) == (LOOPBACK, True)
     with pytest.raises(InputError, match="incomplete"):
         find_meeting({"WORLD_SIZE": "2"})
+
+
+def test_a_launch_shares_the_cores_and_asks_for_no_more_gpus_than_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch, torchrun = pytest.importorskip("torch"), pytest.importorskip("torch.distributed.run")
+    started: list[Any] = []
+    monkeypatch.setattr(torchrun, "run", started.append)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(os, "cpu_count", lambda: 9)
+    monkeypatch.setattr(os, "environ", {})
+    assert launch("toy", 2, ["--devices=2", "--device", "cpu", "--lr=1"]) == 0
+    assert os.environ["OMP_NUM_THREADS"] == "4"
+    assert (started[0].nproc_per_node, started[0].training_script) == ("2", "toy")
+    assert started[0].training_script_args == ["--device", "cpu", "--lr=1"]
+    with pytest.raises(InputError, match="--devices 2: this host has 1 GPUs"):
+        launch("toy", 2, ["--devices=2"])
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 from gpt_trainer.checkpoint import find_steps
 from gpt_trainer.errors import InputError
 from gpt_trainer.gpt2.spec import gpt2_spec
-from gpt_trainer.run.folder import store_record, stored_record
+from gpt_trainer.run.folder import set_aside_later, store_record, stored_record
 from gpt_trainer.run.record import Record, RunState, read_record, read_state
 from gpt_trainer.spikes import SpikeGuard
 from gpt_trainer_runs import Capture, Train, the_line
@@ -131,3 +131,14 @@ def test_a_record_of_the_first_versions_has_no_seal(tmp_path: Path) -> None:
     record = Record(spec.format, spec.example, "cpu-demo").as_json()
     (tmp_path / "run.json").write_text(json.dumps(record))
     assert stored_record(tmp_path) == record
+
+
+def test_a_step_that_is_taken_again_can_be_set_aside_again(tmp_path: Path) -> None:
+    step = tmp_path / "checkpoints" / "step-00000007"
+    for content in ("first", "second"):
+        step.mkdir(parents=True)
+        (step / "model").write_text(content)
+        assert set_aside_later(tmp_path, 7) == []
+        assert set_aside_later(tmp_path, 6) == [7]
+    assert find_steps(tmp_path) == []
+    assert sorted(path.read_text() for path in tmp_path.glob("checkpoints/*/model")) == ["first", "second"]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 from gpt_trainer.commands import sample_main
+from gpt_trainer.sample import command
 from gpt_trainer_runs import Capture, Train, start, the_line
 from gpt_trainer_toy import SPEC
 
@@ -43,6 +45,19 @@ def test_bad_input_to_sampling(
     capsys.readouterr()
     assert sample_main(SPEC, given) == 65
     assert said in the_line(capsys)
+
+
+def test_a_continuation_ends_at_the_end_of_text(
+    train: Train, flags: list[str], capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert train(*flags, "--steps=1", "--out=done") == 0
+    a, b, end = 64, 65, 256
+    drawn = iter([np.array(ids) for ids in ([a, end], [b, a], [end, a], [a, a])])
+    monkeypatch.setattr(command, "generate", lambda *_: drawn)
+    capsys.readouterr()
+    assert sample_main(SPEC, ["--model=done", "--prompt=x", "--count=2", "--tokens=9"]) == 0
+    assert capsys.readouterr().out == "--- 1\nxab\n--- 2\nx\n"
+    assert next(drawn).tolist() == [a, a], "once all have ended no more is drawn"
 
 
 def test_a_reader_that_leaves_ends_sampling_quietly(train: Train, flags: list[str], tmp_path: Path) -> None:
