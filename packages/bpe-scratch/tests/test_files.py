@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import random
+import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -246,3 +247,24 @@ def test_a_failed_write_leaves_the_old_file(
     with pytest.raises(WriteError, match=r"cannot write .*a\.json: Input/output error"):
         Tokenizer.from_bytes().save(tmp_path / "a.json")
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.json", b"old")]
+
+
+def test_a_pipe_or_a_device_is_written_to_and_stays(tmp_path: Path) -> None:
+    """Once a file took its place: ``--out /dev/null``, typed by root, left a machine without the device."""
+    pipe, tokenizer = tmp_path / "pipe", Tokenizer.from_bytes()
+    os.mkfifo(pipe)
+    with subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE) as reader:
+        tokenizer.save(pipe)
+        said, _ = reader.communicate(timeout=30)
+    assert said.decode() == tokenizer.to_json()
+    assert pipe.is_fifo()
+
+
+def test_a_link_stays_and_what_it_names_is_replaced(tmp_path: Path) -> None:
+    target, link = tmp_path / "target.json", tmp_path / "link.json"
+    link.symlink_to(target)
+    for _ in range(2):
+        Tokenizer.from_bytes().save(link)
+        assert link.is_symlink()
+        assert target.read_text() == Tokenizer.from_bytes().to_json()
+        target.write_text("older")

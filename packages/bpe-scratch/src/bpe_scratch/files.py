@@ -46,18 +46,25 @@ def read_text(path: Path) -> str:
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file to write in place of ``path``, which it replaces when all is written, or not at all.
 
+    A link stays, and what it names is replaced. A device or a pipe is written to: nothing may take its place.
+
     Raises:
         WriteError: Naming the file.
     """
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        if path.exists() and not path.is_file():
+            with path.open("wb") as file:
+                yield file
+            return
+        place = Path(os.path.realpath(path))
+        handle, name = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name}.")
         try:
             with os.fdopen(handle, "wb") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
             Path(name).chmod(0o644)
-            Path(name).replace(path)
+            Path(name).replace(place)
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
