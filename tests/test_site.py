@@ -23,7 +23,7 @@ def _load(name: str) -> ModuleType:
     return module
 
 
-cells, kept, many, wire = map(_load, ("cells", "kept", "many", "wire"))
+cells, costs, kept, many, wire = map(_load, ("cells", "costs", "kept", "many", "wire"))
 
 
 @pytest.mark.parametrize(("package", "reference"), list(cells.references()), ids=":".join)
@@ -137,3 +137,11 @@ def test_what_was_seen_of_several_is_a_share_of_as_many_alone() -> None:
 def test_the_readme_holds_the_table_of_what_was_seen() -> None:
     readme = (SITE.parents[1] / "README.md").read_text(encoding="utf-8")
     assert many.markdown(many.read_lines()) in readme, "run shared/site/many.py"
+
+
+def test_the_readme_holds_the_table_of_what_each_costs() -> None:
+    readme = (SITE.parents[1] / "README.md").read_text(encoding="utf-8")
+    table = costs.markdown()
+    assert table in readme, "run shared/site/costs.py"
+    assert len(table.splitlines()) == 9, "seven competitors, to the end"
+    assert "stopped" not in table

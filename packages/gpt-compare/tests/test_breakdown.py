@@ -33,6 +33,7 @@ KERNELS = {
         "_cross_entropy_kernel", "triton_red_fused__log_softmax_nll_loss_forward_12",
         "triton_red_fused__to_copy_add_arange_eq_exp_ge_log_masked_fill_mul_prepare_softmax_online_sub_sum_0",
         "triton_red_fused__to_copy_add_amax_arange_eq_exp_ge_log_masked_fill_mul_select_sub_sum_where_0",
+        "triton_red_fused__to_copy_add_amax_arange_eq_exp2_ge_log_masked_fill_mul_scalar_tensor_sub_sum_where_0",
         "aten::nll_loss_backward", "input_reduce_fusion_3 [jit(train_step)/exp loss.py:112]",
     ],
     "optimizer": [

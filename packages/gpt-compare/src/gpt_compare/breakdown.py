@@ -28,8 +28,8 @@ CLASSES: dict[str, re.Pattern[str]] = {
         r"|squares_kernel|root_of_sum|vector_norm|clip_grad|global_norm"
         r"|reciprocal_sqrt",
         # Inductor names a kernel by its operations, in the alphabet's order: by eq a target's column is found
-        "cross-entropy": r"cross_entropy|log_softmax|nll|logsumexp|head_loss|loss\.py|eq_exp_(\w+_)?log_",
-        "attention": r"flash|fmha|sdpa|scaled_dot|attention|attend|d_q_kernel|d_kv|_softmax"
+        "cross-entropy": r"cross_entropy|log_softmax|nll|logsumexp|head_loss|loss\.py|eq_exp2?_(\w+_)?log_",
+        "attention": r"flash|fmha|sdpa|scaled_dot|attention|attend|d_q_|d_kv|_softmax"
         r"|mask_kernel|across_kernel|matmul_dq|dot_do_o|convert_dq",
         "products": r"gemm|nvjet|cublas|cutlass|xmma|matmul|splitk|descriptor_kernel|pointer_kernel"
         r"|^hopper_kernel|ynn|\bdot|aten::(add)?b?a?d?d?mm\b|aten::mm|convolution|linear",

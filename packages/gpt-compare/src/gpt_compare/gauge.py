@@ -80,7 +80,7 @@ class GpuGauge(Gauge):
         except pynvml.NVMLError:
             return found
         if others:
-            found.append(f"{others} other processes used GPU {self._name} before the first began")
+            found.append(f"other processes used GPU {self._name} before the first began: {others}")
         return found
 
     def throttled(self) -> bool:
