@@ -11,9 +11,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiayn_jax.commands import train_main, translate_main
+from aiayn_jax.translation import Translator
 from aiayn_runs import TINY, write_pairs
 from gpt_trainer.checkpoint import find_steps
 
@@ -104,6 +106,22 @@ def test_a_full_disk_behind_the_output_is_one_line(run: Path) -> None:
     assert done.stderr == (
         "aiayn-jax-translate: cannot write to the standard output: No space left on device\n"
     )
+
+
+def test_ctrl_c_lets_the_search_under_way_end(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's end under XLA's work was a crash: status -11."""
+    search, ended = Translator._search, []
+
+    def interrupted(*given: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        found = search(*given)
+        ended.append(found.shape[0])
+        return found
+
+    monkeypatch.setattr(Translator, "_search", interrupted)
+    flags = [f"--model={run}", "--device=cpu", "--beam=1", "--batch=1"]
+    assert translate_main([*flags, "--text=1\n2\n3"]) == 130
+    assert ended == [1]
 
 
 @pytest.mark.parametrize("signal_of", [signal.SIGINT, signal.SIGTERM], ids=lambda one: one.name)

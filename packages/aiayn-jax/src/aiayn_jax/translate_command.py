@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gpt_data.terminal import emit, warn
+from gpt_data.stopping import SOON, StopFlag
+from gpt_data.terminal import INTERRUPTED, emit, warn
 from gpt_trainer.checkpoint import step_or_newest
 from gpt_trainer.checkpoint.discovery import is_step
 from gpt_trainer.errors import InputError
@@ -37,12 +38,21 @@ class Loaded(NamedTuple):
 
 
 def translate(options: TranslateOptions) -> int:
-    """Print translations; the exit status is 0.
+    """Print translations; the exit status is 0, or 130 if a signal came.
 
     Raises:
         InputError: If the model, a file or a value is unusable.
         InputError: If a line is not UTF-8.
+        KeyboardInterrupt: If a signal came while a line was waited for, or before the first.
     """
+    stop = StopFlag()
+    with stop.installed(SOON, after=1.0):
+        stop.at_once = True
+        _translate(options, stop)
+    return INTERRUPTED if stop() else 0
+
+
+def _translate(options: TranslateOptions, stop: StopFlag) -> None:
     lines, reference = _input(options), None
     if options.reference is not None:
         lines = list(lines)
@@ -55,12 +65,18 @@ def translate(options: TranslateOptions) -> int:
     found: list[str] = []
     for number, chunk in enumerate(_chunks(lines)):
         first = number * CHUNK_LINES + 1
-        translations = loaded.translator.translate(loaded.params, chunk, decoding, first_line=first)
+        # XLA is not to be left in the middle of its work: Python's end takes from under it what it works on
+        stop.at_once = False
+        translations = loaded.translator.translate_until(
+            loaded.params, chunk, decoding, stop, first_line=first
+        )
+        stop.at_once = True
+        if stop() or translations is None:
+            return
         emit("\n".join(translations))
         found += [] if reference is None else translations
     if reference is not None:
         warn(f"{TRANSLATE}: {score(name, found, reference)}")
-    return 0
 
 
 def _input(options: TranslateOptions) -> Iterator[str] | list[str]:
