@@ -202,6 +202,9 @@ def test_it_warns_of_what_makes_it_unfair(tmp_path: Path) -> None:
         "gpt-triton: its turns differ 1.31 times: no order follows from them",
         "gpt-jax --layers unroll: the device was throttled, for heat or for want of power",
     ]
+    shared = finished("plain", LOSSES, [1.0] * 34 + [1.98] * 6)
+    (said,) = comparison([shared]).warnings
+    assert said == "plain: a fifth of its steps took 1.98 times the median or longer: something disturbed it"
     write_report(tmp_path, unfair)
     out = io.StringIO()
     show(Console(file=out, width=200), unfair)

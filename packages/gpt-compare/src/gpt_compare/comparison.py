@@ -19,7 +19,7 @@ UNKNOWN = "unknown device"
 JSON_NAME = "report.json"
 LARGEST_REPORT = 256 << 20
 FAIR_SPREAD = 1.3
-"""Turns of one competitor that differ by more say nothing about which competitor is faster."""
+"""Turns of one competitor, or its steps, that differ by more say nothing about which competitor is faster."""
 VERSIONS = ("python", "torch", "triton", "cuda", "jax", "jaxlib", "transformers", *PACKAGES)
 
 
@@ -94,6 +94,10 @@ class Comparison:
                 found.append(
                     f"{row.label}: its turns differ {row.spread:.2f} times: no order follows from them"
                 )
+            _, median, late = row.figures.step_seconds if row.figures else (1.0, 1.0, 1.0)
+            if late > FAIR_SPREAD * median:
+                slow = f"a fifth of its steps took {late / median:.2f} times the median or longer"
+                found.append(f"{row.label}: {slow}: something disturbed it")
             if row.throttled:
                 found.append(f"{row.label}: the device was throttled, for heat or for want of power")
         return found
