@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -206,6 +207,24 @@ def test_report_and_diff_say_what_they_take(name: str, capsys: pytest.CaptureFix
     with pytest.raises(SystemExit, match="0"):
         commands.run(["--help"])
     assert f"gpt-compare {name} " in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("shell", "status", "said"),
+    [
+        ("> /dev/full", 73, "toy: cannot write to the standard output: No space left on device\n"),
+        ("| head -c 1; exit ${PIPESTATUS[0]}", 0, ""),
+    ],
+    ids=["full", "a reader that has enough"],
+)
+def test_a_table_that_cannot_be_shown(shell: str, status: int, said: str) -> None:
+    code = """import sys
+from gpt_compare.report import Screen
+from gpt_data.terminal import guarded
+sys.exit(guarded('toy', lambda: Screen().print('x' * 10**6) or 0))"""
+    words = ["bash", "-c", f'"$0" -c "$1" {shell}', sys.executable, code]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (status, said)
 
 
 @pytest.mark.parametrize("words", [["report"], ["diff", "a"], ["diff", "a", "b", "c"]])

@@ -18,17 +18,16 @@ from functools import reduce
 from pathlib import Path
 
 from gpt_data.stopping import StopFlag
-from gpt_data.terminal import guarded
+from gpt_data.terminal import emit, guarded
 from gpt_trainer.errors import InputError
 from gpt_trainer.gpt2.data import open_data
 from gpt_trainer.run.folder import create_folder
-from rich.console import Console
 
 from gpt_compare.comparison import Comparison, read_report
 from gpt_compare.difference import differences
 from gpt_compare.figures import Row
 from gpt_compare.gauge import Gauge, gauge_of
-from gpt_compare.report import driver_version, show, write_json, write_report
+from gpt_compare.report import Screen, driver_version, show, write_json, write_report
 from gpt_compare.request import Request, point_request
 from gpt_compare.sweep import Point, is_sweep, list_places, merged, points_of, write_sweep
 from gpt_compare.turns import run_all
@@ -111,7 +110,7 @@ def compare(
     Args:
         comparison: Without rows.
     """
-    console = Console()
+    console = Screen()
     # prepared once and before anything is timed
     open_data(request.config.data, stop, plain=not sys.stderr.isatty()).close()
 
@@ -127,7 +126,7 @@ def compare(
     return comparison
 
 
-def _publish(folder: Path, comparison: Comparison, console: Console, pictures: bool = True) -> None:
+def _publish(folder: Path, comparison: Comparison, console: Screen, pictures: bool = True) -> None:
     report = write_report(folder, comparison, pictures)
     show(console, comparison)
     others = f" and {report.stem}.html, with report.json and the plots beside them" if pictures else ""
@@ -135,11 +134,11 @@ def _publish(folder: Path, comparison: Comparison, console: Console, pictures: b
 
 
 def _publish_sweep(folder: Path, done: Sequence[tuple[Point, Comparison]]) -> None:
-    Console().print(f"{write_sweep(folder, done)}, with sweep.png beside it", soft_wrap=True)
+    Screen().print(f"{write_sweep(folder, done)}, with sweep.png beside it", soft_wrap=True)
 
 
 def _explain(command: Callable[[list[str]], int]) -> int:
-    print((command.__doc__ or "").replace("``", ""))
+    emit((command.__doc__ or "").replace("``", ""))
     return 0
 
 
@@ -152,10 +151,10 @@ def _show_again(words: list[str]) -> int:
         found = merged(folders)
         for point, comparison in found:
             (folders[0] / point.name).mkdir(exist_ok=True)
-            _publish(folders[0] / point.name, comparison, Console(), pictures=False)
+            _publish(folders[0] / point.name, comparison, Screen(), pictures=False)
         _publish_sweep(folders[0], found)
     else:
-        _publish(folders[0], reduce(Comparison.taking_in, map(read_report, folders)), Console())
+        _publish(folders[0], reduce(Comparison.taking_in, map(read_report, folders)), Screen())
     return 0
 
 
@@ -164,7 +163,7 @@ def _diff(words: list[str]) -> int:
     if len(words) != 2:
         raise InputError("gpt-compare diff takes two folders that gpt-compare made, the older first")
     before, after = (read_report(Path(word)) for word in words)
-    console = Console()
+    console = Screen()
     if before.title != after.title:
         console.print(f"not the same: {before.title}; {after.title}", markup=False, highlight=False)
     lines = list(differences(before, after))

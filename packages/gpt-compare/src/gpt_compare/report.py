@@ -8,7 +8,9 @@ import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from gpt_data.terminal import writing
 from gpt_trainer.errors import WriteError
 from rich.console import Console
 from rich.table import Table
@@ -131,6 +133,19 @@ def origin(comparison: Comparison) -> str:
     versions = ", ".join(f"{name} {value}" for name, value in comparison.versions.items())
     driver = f", driver {comparison.driver}" if comparison.driver else ""
     return f"{comparison.date}{driver}; {versions}"
+
+
+class Screen(Console):
+    """The standard output, which may be full or read by nobody any more."""
+
+    def print(self, *given: Any, **how: Any) -> None:
+        """As rich prints; what the output does not take is an ``OutputError``."""
+        with writing():
+            super().print(*given, **how)
+
+    def on_broken_pipe(self) -> None:
+        """A reader that has enough is no error; rich makes it status 1, as of what got slower."""
+        raise BrokenPipeError
 
 
 def show(console: Console, comparison: Comparison) -> None:
