@@ -100,6 +100,17 @@ def test_dropout_masks_belong_to_rows_of_the_whole_step(name: str) -> None:
     assert sum(shares) == pytest.approx(whole[0], rel=1e-6)
 
 
+def test_a_fork_of_all_rows_goes_on_by_itself(backend: Backend) -> None:
+    decoder = backend.decoder(4)
+    decoder.feed(WHOLE.tokens[:, :5])
+    fork, alone = decoder.fork(np.arange(4)), backend.decoder(4)
+    alone.feed(WHOLE.tokens[:, :5])
+    # the fork writes where its origin has written before
+    for each, tokens in ((decoder, WHOLE.tokens), (alone, WHOLE.tokens), (fork, WHOLE.targets)):
+        each.feed(tokens[:, 5:6])
+    assert np.array_equal(decoder.feed(WHOLE.tokens[:, 6:7]), alone.feed(WHOLE.tokens[:, 6:7]))
+
+
 def test_a_cpu_is_named_and_its_memory_told(backend: Backend) -> None:
     assert backend.device_name() not in ("", "cpu")
     if sys.platform == "linux" and platform.machine() == "x86_64":

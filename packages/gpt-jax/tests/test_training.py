@@ -16,6 +16,7 @@ from gpt_jax.dropout import draw_tile, dropout, dropout_keys, unpack
 from gpt_jax.gathering import sum_by_index
 from gpt_jax.loss import head_loss
 from gpt_jax.model import Plan
+from gpt_jax.optimizer import StepScalars, optimizer_update, step_scalars
 from gpt_jax_toy import SMALL, assert_close, build, make_batch, noisy_parameters
 from gpt_trainer import philox
 from gpt_trainer.backend import OptimizerConfig
@@ -101,6 +102,7 @@ def test_masks_are_bit_equal_to_the_shared_ones() -> None:
     # 18: two columns of the last call's four
     got = dropout(jnp.ones((2 * 19, 18)), keys[1, 2], rate, 2).reshape(2, 19, 18)
     assert np.array_equal(np.asarray(got) > 0, philox.dropout_mask((2, 19, 18), key, rate, first))
+    assert np.unique(got).tolist() == [0.0, np.float32(1.0 / 0.7)]
     tile = np.asarray(unpack(draw_tile((2, 3, 19), 5, 12, keys[1, 2], rate), 12))
     assert np.array_equal(tile, philox.dropout_mask((2, 3, 19, 19), key, rate, first)[:, :, 5:12, :12])
 
@@ -179,6 +181,18 @@ def test_steps_skip_repeat_and_compile_once() -> None:
         runs.append((losses, backend.export()))
     assert runs[0][0] == runs[1][0]
     assert all(np.array_equal(runs[0][1][name], value) for name, value in runs[1][1].items())
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+def test_a_gradient_that_is_not_finite_changes_nothing(poison: float) -> None:
+    state, config = build()._state, OptimizerConfig()
+    gradients = jax.tree.map(jnp.ones_like, state.params)
+    gradients = gradients.replace(wpe=gradients.wpe.at[3, 2].set(poison))
+    scalars = StepScalars(*jnp.asarray(step_scalars(config, 0.1, 0, np.inf)))
+    *after, outcome = optimizer_update(state.params, gradients, state.optimizer, config, scalars)
+    assert not outcome.updated
+    before = state.params, state.optimizer
+    assert all(map(np.array_equal, jax.tree.leaves(before), jax.tree.leaves(after)))
 
 
 @pytest.mark.parametrize("layers", ["scan", "unroll"])

@@ -199,6 +199,13 @@ def test_compiling_without_a_compiler_is_refused(config, monkeypatch):
         SPEC.create(config, OptimizerConfig(), Runtime(device="cpu"), Options(compile="on"))
 
 
+def test_results_may_differ_from_run_to_run_where_that_is_allowed(build):
+    for deterministic in (False, True):
+        said = build(deterministic=deterministic).choices()["deterministic"]
+        assert said == ("on" if deterministic else "off")
+        assert torch.are_deterministic_algorithms_enabled() is deterministic
+
+
 def test_it_says_what_it_chose(build):
     choices = build(dropout=0.1, options=Options(attention="sdpa")).choices()
     assert choices["attention"].startswith("written in training")

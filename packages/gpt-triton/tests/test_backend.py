@@ -106,6 +106,15 @@ def test_evaluate_and_log_probs_equal_the_plain_model(
     assert_close("evaluate", total, -picked.sum(), "float32")
 
 
+def test_what_is_loaded_is_what_bfloat16_reads(
+    config: ModelConfig, weights: Parameters, batch: Batch
+) -> None:
+    backend = make(config, weights, replace(CPU, precision="bfloat16"))
+    want = make(config, weights).logits(batch)
+    error = np.linalg.norm(backend.logits(batch) - want) / np.linalg.norm(want)
+    assert 1e-4 < error < 3e-2  # 8 bits of mantissa
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_training_learns_a_batch(
     precision: str, config: ModelConfig, weights: Parameters, batch: Batch

@@ -276,3 +276,13 @@ def test_plans_fit_the_device_and_depend_on_nothing_else() -> None:
                 assert plan == tiles.matmul_tiles.__wrapped__(*shape, torch.bfloat16, device, split, gelu)
                 staged = (plan.block_m + plan.block_n) * plan.block_k * 2 * plan.stages
                 assert staged * plan.programs <= tiles.SHARED_BYTES
+
+
+def test_a_norm_that_is_infinite_changes_nothing_whatever_the_limit() -> None:
+    norm, scalars = (torch.tensor(each, device=DEVICE) for each in ([torch.inf], [0.5, 1.0, 1.0, torch.inf]))
+    values = [torch.full((1, 1, 4, 6), each, device=DEVICE) for each in (1.0, 2.0, 3.0, 4.0)]
+    weights, gradients, first, second = (each.clone() for each in values)
+    flat = [each.view(-1) for each in (weights, gradients, first, second)]
+    kernels.adamw_update(*flat, None, 12, norm, scalars, OptimizerConfig())
+    kernels.muon_update(weights, gradients, first, None, norm, scalars, OptimizerConfig(), torch.float32)
+    assert all(map(torch.equal, (weights, gradients, first, second), values))

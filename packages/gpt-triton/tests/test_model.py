@@ -16,8 +16,9 @@ from gpt_trainer.parameters import BLOCK_NAMES, Parameters
 from gpt_triton import reference
 from gpt_triton.dropout import dropout_keys
 from gpt_triton.loss import add_gradients
-from gpt_triton.model import Inputs, Plan, Stretch, hidden_states
+from gpt_triton.model import Inputs, Plan, Stretch, hidden_states, hidden_states_fwd
 from gpt_triton.ops import Keep
+from gpt_triton.options import KeepChoice
 from gpt_triton.plan import KEEPS
 from gpt_triton.tree import from_canonical, layout_of, to_canonical, view_as_tree
 from gpt_triton_plain import PlainModel
@@ -143,6 +144,19 @@ def test_bfloat16_gradients_err_at_most_twice_as_much_as_plain_torch(
         ours_off = (value.double() - want[name]).norm()
         theirs_off = (theirs[name].double() - want[name]).norm()
         assert ours_off <= 2.0 * theirs_off, f"{name}: {ours_off:.2e} against {theirs_off:.2e}"
+
+
+# 6 D for a token always: the stream twice, heads, attention's output; both norms' D, GELU's 4 D, its slope's
+@pytest.mark.parametrize(("keep", "widths"), [("all", 16), ("most", 15), ("less", 7)])
+def test_a_block_keeps_as_much_as_it_is_told(
+    keep: KeepChoice, widths: int, config: ModelConfig, weights: Parameters, batch: Batch
+) -> None:
+    plan = Plan(config.n_head, config.vocab_size, reference, keep=KEEPS[keep])
+    _, residuals = hidden_states_fwd(from_canonical(weights, config, CPU), _inputs(batch), plan)
+    for norm1, normed1, attention, norm2, normed2, hidden, slope in residuals.blocks:
+        kept = (norm1.x, normed1, attention.qkv, attention.out, norm2.x, normed2, hidden, slope)
+        counted = sum(each.numel() for each in kept if each is not None)
+        assert counted == widths * batch.tokens.size * config.d_model
 
 
 def _hidden(config: ModelConfig, weights: Parameters, batch: Batch) -> torch.Tensor:
