@@ -58,6 +58,9 @@ def test_two_devices_train_as_one(shard: Shard, alone: tuple[np.ndarray, JaxBack
     one.load(two.export())
     assert two.evaluate(progressions(99)) == one.evaluate(progressions(99))
     assert np.array_equal(losses(two, 2, 10), got[:10]), "a run does not repeat itself"
+    scored = two.evaluate(progressions(99))
+    two.train_step([progressions(10).rows(first, first + 2) for first in (0, 2)], 3e-3, 10)
+    assert two.evaluate(progressions(99)) != scored, "by the weights of the step before"
     state = jax.tree.leaves(two._state)
     parts = sum(leaf.addressable_shards[0].data.size for leaf in state) / sum(leaf.size for leaf in state)
     assert (parts == 1.0) if shard == "none" else (0.5 < parts < 0.6)

@@ -288,9 +288,5 @@ def _fill_up(batch: Batch, context: int) -> Batch:
         return batch
     pad = ((0, 0), (0, missing))
     targets = np.pad(batch.targets, pad, constant_values=IGNORE)
-    starts = batch.segment_starts
-    if starts is not None:
-        # each column a document of its own, whose position cannot pass the context
-        own = np.arange(length, length + missing, dtype=starts.dtype)
-        starts = np.concatenate([starts, np.broadcast_to(own, (len(starts), missing))], axis=1)
-    return batch._replace(tokens=np.pad(batch.tokens, pad), targets=targets, segment_starts=starts)
+    starts = None if batch.segment_starts is None else np.pad(batch.segment_starts, pad)
+    return Batch(np.pad(batch.tokens, pad), targets, starts)
