@@ -223,3 +223,14 @@ def test_ctrl_c_ends_the_work_without_a_word(tmp_path: Path) -> None:
     child.send_signal(signal.SIGINT)
     out, err = child.communicate(timeout=30)
     assert (child.returncode, out, err) == (130, b"", b"")
+
+
+def test_an_output_that_a_shell_closed_is_no_fault(trained: tuple[Path, Path]) -> None:
+    corpus, out = trained
+    for words in (
+        ["encode", str(corpus), "--tokenizer", str(out)],
+        ["decode", "65", "--tokenizer", str(out)],
+    ):
+        shell = ["bash", "-c", '"$0" -m bpe_scratch "$@" >&-', sys.executable, *words]
+        done = subprocess.run(shell, capture_output=True, text=True, timeout=100)
+        assert (done.returncode, done.stderr) == (0, "")

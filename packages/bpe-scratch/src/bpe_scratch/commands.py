@@ -89,7 +89,8 @@ def main(argv: Sequence[str] | None = None, *, on_ready: Any = None) -> None:
             arguments = _parser().parse_args(argv)
             arguments.run(arguments)
         finally:
-            sys.stdout.flush()
+            if sys.stdout is not None:  # as it is where a shell closed it
+                sys.stdout.flush()
     except KeyboardInterrupt:
         sys.exit(130)
     except (TokenizerError, WriteError) as error:
@@ -160,7 +161,7 @@ def _decode(given: Namespace) -> None:
         ids = given.ids or list(map(int, sys.stdin.read().split()))
     except ValueError as error:
         raise TokenizerError(f"standard input holds what is no id: {error}") from None
-    sys.stdout.write(Tokenizer.load(given.tokenizer).decode(ids))
+    print(Tokenizer.load(given.tokenizer).decode(ids), end="")
 
 
 def _batches(parts: Iterator[Part]) -> Iterator[list[Part]]:
