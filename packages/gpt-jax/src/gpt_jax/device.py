@@ -13,8 +13,7 @@ import os
 from pathlib import Path
 
 import jax
-from gpt_trainer.backend import driver_sees_gpu
-from gpt_trainer.machine import cpu_name, peak_process_bytes
+from gpt_trainer.machine import cpu_name, driver_sees_gpu, peak_process_bytes
 
 PREALLOCATE = "XLA_PYTHON_CLIENT_PREALLOCATE"
 PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")

@@ -7,7 +7,6 @@ Shapes: B rows, T positions, V vocabulary.
 
 from __future__ import annotations
 
-import ctypes
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -315,16 +314,6 @@ def imported(place: str) -> Callable[..., Any]:
         place: Module and name, as in ``gpt_triton.backend:TritonBackend``.
     """
     return lambda *given: named(place)(*given)
-
-
-def driver_sees_gpu() -> bool:
-    """Whether CUDA's driver is there and counts a device; no framework is asked."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    count = ctypes.c_int(0)
-    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
 
 
 def installed_backends() -> list[str]:

@@ -1,7 +1,8 @@
-"""What a backend says of a CPU: its name, and the memory that the process has held."""
+"""What this machine is, no framework asked: its CPU's name, the memory held so far, whether it has a GPU."""
 
 from __future__ import annotations
 
+import ctypes
 import platform
 import resource
 import sys
@@ -23,3 +24,13 @@ def peak_process_bytes() -> int:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # macOS counts bytes, Linux KiB
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def driver_sees_gpu() -> bool:
+    """Whether CUDA's driver is there and counts a device; no framework is asked."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int(0)
+    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0

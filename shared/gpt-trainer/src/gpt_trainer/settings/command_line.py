@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 from gpt_data.flags import EarlyParser, flag, parse_flags
 from gpt_data.store.lock import RunLock
 
-from gpt_trainer.backend import driver_sees_gpu
 from gpt_trainer.errors import InputError
 from gpt_trainer.evaluate.extra import refuse_missing
+from gpt_trainer.machine import driver_sees_gpu
 from gpt_trainer.ranks.place import Place
 from gpt_trainer.run.folder import holds_run
 from gpt_trainer.run.start import Continued, Fresh, existing_run
