@@ -19,7 +19,6 @@ FOLDERS = {name: ROOT / "packages" / name.replace("_", "-") / "src" / name for n
 
 LACKING = {
     "gpt_jax": {
-        "device.py:choose_device": "it takes several of one process: choose_devices",
         "tree.py:ALIGN": "JAX places its arrays itself",
         "tree.py:zeros": "its arrays are not written into: load makes them",
         "dropout.py:LOW": "its words are uint32, and wrap by themselves",
@@ -33,7 +32,6 @@ LACKING = {
         "attention.py:attend_fused": "its ops are its own fused kernels",
         "attention.py:mix": "its op decides: attention_fwd",
         "attention.py:visible": "the mask of training is inside the op",
-        "device.py:compiler_options": "Triton has none",
         "dropout.py:draw_rows": "drawn where it is used: in a kernel, or by dropout_mask in the reference",
         "dropout.py:draw_tile": "the same",
         "dropout.py:unpack": "the same",

@@ -159,6 +159,19 @@ def test_a_run_repeats_itself_to_the_bit(config: ModelConfig, weights: Parameter
     assert all(same(a, b) for a, b in zip(*ends, strict=True))
 
 
+def test_what_a_first_call_without_its_kernels_leaves_behind_does_not_count(
+    config: ModelConfig, weights: Parameters, batch: Batch
+) -> None:
+    want, backend = make(config, weights).gradients([batch], 0), make(config, weights)
+    share = backend._add_share
+    share.prepare = lambda *_: [
+        total.fill_(np.nan) for total in (backend._sums.loss, backend._sums.gradients.flat)
+    ]
+    loss, gradients = backend.gradients([batch], 0)
+    assert loss == want[0]
+    assert same(gradients, want[1])
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_reloaded_run_continues_to_the_bit(
     optimizer: Literal["adamw", "muon"], config: ModelConfig, weights: Parameters, batch: Batch

@@ -16,14 +16,14 @@ from typing import Literal, Protocol, runtime_checkable
 import numpy as np
 import torch
 from gpt_data.batch import Batch
-from gpt_torchfunc import device as devices
-from gpt_torchfunc.backend import PendingMetrics
 from gpt_torchfunc.options import Options as TorchOptions
 from gpt_torchfunc.plan import wants_compile
+from gpt_trainer import torch_device as devices
 from gpt_trainer.backend import BackendSpec, OptimizerConfig, Profile, Runtime
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import OptimizerState, Parameters, check_parameters, parameter_shapes
 from gpt_trainer.report.torch_profile import record
+from gpt_trainer.torch_device import PendingMetrics
 from jaxtyping import Float, Float32, Int, Int64
 from torch import Tensor, nn
 
@@ -230,8 +230,7 @@ class Baseline:
 
     def synchronize(self) -> None:
         """Wait until all launched work is done."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        devices.synchronize(self.device)
 
     def peak_memory_bytes(self) -> int:
         """Highest memory allocated on a GPU since the start; the process's peak on a CPU."""

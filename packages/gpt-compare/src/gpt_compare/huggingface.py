@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from gpt_data.batch import IGNORE
-from gpt_torchfunc import device as devices
+from gpt_trainer import torch_device as devices
 from gpt_trainer.backend import BackendSpec, OptimizerConfig, Runtime
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import Parameters

@@ -15,7 +15,8 @@ import torch
 from gpt_data.batch import Batch
 from gpt_data.checks import check_batch
 from gpt_data.targets import spread, target_index
-from gpt_trainer.backend import OptimizerConfig, Profile, Runtime, StepMetrics
+from gpt_trainer import torch_device as devices
+from gpt_trainer.backend import OptimizerConfig, Profile, Runtime
 from gpt_trainer.micro_batches import target_weight
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import OptimizerState, check_optimizer_state, check_parameters
@@ -24,11 +25,13 @@ from gpt_trainer.ranks.collectives import shares_optimizer, sum_over_processes
 from gpt_trainer.ranks.place import ALONE, Place
 from gpt_trainer.report.torch_profile import record
 from gpt_trainer.sequences import Sequences
+from gpt_trainer.torch_device import PendingMetrics
+from gpt_trainer.torch_replay import Replay
 from jaxtyping import Float32, Int
 from torch import Tensor
 
-from gpt_torchfunc import device as devices
 from gpt_torchfunc.decoding import Decoder
+from gpt_torchfunc.device import compiler_options, set_numerics
 from gpt_torchfunc.documents import boundaries
 from gpt_torchfunc.dropout import dropout_keys
 from gpt_torchfunc.gradients import PLAIN, Functions
@@ -37,7 +40,6 @@ from gpt_torchfunc.model import Inputs, logits
 from gpt_torchfunc.optimizer import BLOCK_MATRICES, StepScalars, optimizer_init, step_scalars
 from gpt_torchfunc.options import Options
 from gpt_torchfunc.plan import make_plan, tells_documents, wants_compile
-from gpt_torchfunc.replay import Replay
 from gpt_torchfunc.sharing import Shared
 from gpt_torchfunc.step import Sums, TrainingState, accumulate, finish
 from gpt_torchfunc.tree import (
@@ -53,25 +55,6 @@ from gpt_torchfunc.tree import (
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class PendingMetrics:
-    """Loss, norm and whether the weights moved, on their way to the host."""
-
-    def __init__(self, values: Float32[Tensor, " 3"]) -> None:
-        # a copy into pinned memory does not hold the host up
-        self._values = torch.empty(3, pin_memory=values.is_cuda).copy_(values, non_blocking=True)
-        self._arrived = None
-        if values.is_cuda:
-            self._arrived = torch.cuda.Event()
-            self._arrived.record()
-
-    def fetch(self) -> StepMetrics:
-        """Wait for the step, not for those after it, and return its metrics."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
-        loss, grad_norm, updated = self._values.tolist()
-        return StepMetrics(loss, grad_norm, bool(updated))
-
-
 class TorchFuncBackend:
     """Implements ``gpt_trainer.backend.Backend``."""
 
@@ -85,7 +68,7 @@ class TorchFuncBackend:
     ) -> None:
         self.config = config
         self._device = devices.choose_device(runtime.device)
-        devices.set_numerics(runtime)
+        set_numerics(runtime)
         self._optimizer, self._runtime, self._place = optimizer, runtime, place
         self._plan = make_plan(config, runtime, options, self._device)
         self._compiled = wants_compile(options, self._device)
@@ -99,8 +82,8 @@ class TorchFuncBackend:
         self._sums: Shared | None = None
         self._evaluated: tuple[tuple[int, ...], bool] | None = None
         self._run = Functions(*map(self._compile, PLAIN)) if self._compiled else None
-        graphs = self._compiled and self._device.type == "cuda"
-        self._add_share = Replay(self._share) if graphs else self._share
+        records = self._compiled and self._device.type == "cuda"
+        self._add_share = Replay(self._share, records=records)
         self._finish = self._compile(finish)
         self._log_probs = self._compile(target_log_probs) if self._device.type == "cuda" else target_log_probs
 
@@ -204,8 +187,7 @@ class TorchFuncBackend:
 
     def synchronize(self) -> None:
         """Wait until all launched work is done."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        devices.synchronize(self._device)
 
     def peak_memory_bytes(self) -> int:
         """Highest device memory in use since the start; the process's peak on a CPU."""
@@ -232,7 +214,7 @@ class TorchFuncBackend:
         """``function`` compiled for one shape at a time, if that is wanted."""
         if not self._compiled:
             return function
-        options = devices.compiler_options(self._runtime.deterministic)
+        options = compiler_options(self._runtime.deterministic)
         return torch.compile(function, fullgraph=True, dynamic=False, options=options)  # type: ignore[return-value]
 
     def _sum(self, micro_batches: Sequence[Batch], weight: Tensor, step: int, first_row: int = 0) -> Shared:

@@ -18,11 +18,13 @@ import torch.nn.functional as F
 from gpt_data.batch import IGNORE
 from gpt_data.targets import spread
 from gpt_trainer.sequences import Sequences
+from gpt_trainer.torch_device import to_device
+from gpt_trainer.torch_replay import Replay
 from jaxtyping import Bool, Float, Float32, Int, Int64
 from torch import Tensor
 
 from gpt_torchfunc.attention import attend, split_heads, statistics_dtype
-from gpt_torchfunc.device import any_order, to_device
+from gpt_torchfunc.device import any_order
 from gpt_torchfunc.loss import token_nll
 from gpt_torchfunc.model import (
     Block,
@@ -33,7 +35,6 @@ from gpt_torchfunc.model import (
     linear,
     unstack,
 )
-from gpt_torchfunc.replay import Replay
 
 
 class Decoder:
@@ -50,7 +51,7 @@ class Decoder:
     def _hold(self, sequences: Sequences, cache: Float[Tensor, "L 2 B H C K"]) -> None:
         self._sequences, self._cache = sequences, cache
         extend = partial(_extend, self._params, self._head, cache, plan=self._plan)
-        self._extend_by_one = Replay(extend) if cache.is_cuda else extend
+        self._extend_by_one = Replay(extend, records=cache.is_cuda)
 
     def feed(self, tokens: Int[np.ndarray, "B n"]) -> Float32[np.ndarray, "B V"]:
         """Append ``n`` tokens to every sequence; return the logits that follow the last.

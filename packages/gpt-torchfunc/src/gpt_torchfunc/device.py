@@ -1,4 +1,4 @@
-"""Where the model runs, and the global settings of torch that decide its numbers.
+"""The global settings of torch that decide the model's numbers, and whether it can compile.
 
 Everything here is set when a backend is created, from its ``Runtime``; nothing is read from the
 environment, and nothing happens on import.
@@ -15,26 +15,6 @@ from typing import Any
 
 import torch
 from gpt_trainer.backend import Runtime
-from gpt_trainer.machine import cpu_name, peak_process_bytes
-from torch import Tensor
-
-
-def has_gpu() -> bool:
-    """Whether torch can use a CUDA device here."""
-    return torch.cuda.is_available()
-
-
-def choose_device(name: str) -> torch.device:
-    """The device for ``Runtime.device``; ``"auto"`` takes a GPU if there is one.
-
-    Raises:
-        ValueError: If the name is unknown, or a GPU is asked for and there is none.
-    """
-    if name not in ("auto", "cpu", "gpu"):
-        raise ValueError(f"device={name!r} is not one of auto, cpu, gpu")
-    if name == "gpu" and not has_gpu():
-        raise ValueError("device='gpu', but torch finds no CUDA device; use device='cpu'")
-    return torch.device("cuda" if name != "cpu" and has_gpu() else "cpu")
 
 
 def set_numerics(runtime: Runtime) -> None:
@@ -72,20 +52,3 @@ def can_compile(device: torch.device) -> bool:
 def compiler_options(deterministic: bool) -> dict[str, Any]:
     """Options for ``torch.compile``."""
     return {"deterministic": True} if deterministic else {}
-
-
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A small host tensor on its way to the device, without waiting for the work before it."""
-    if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor
-
-
-def device_name(device: torch.device) -> str:
-    """The device as its vendor names it."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """Highest memory allocated on a GPU since the start; the process's peak on a CPU."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_process_bytes()

@@ -43,7 +43,7 @@ SPEC = BackendSpec(
     name="gpt-torchfunc",
     options=Options,
     create=imported("gpt_torchfunc.backend:TorchFuncBackend"),
-    has_gpu=imported("gpt_torchfunc.device:has_gpu"),
+    has_gpu=imported("gpt_trainer.torch_device:has_gpu"),
     join=imported("gpt_trainer.ranks.torchrun:join"),
     launch=partial(imported("gpt_trainer.ranks.torchrun:launch"), "gpt_torchfunc.train"),
 )

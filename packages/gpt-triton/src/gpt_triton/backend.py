@@ -6,15 +6,19 @@ Shapes: B rows, T positions, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 import torch
 from gpt_data.batch import Batch
+from gpt_data.checks import check_batch
 from gpt_data.targets import spread, target_index
-from gpt_trainer.backend import OptimizerConfig, Profile, Runtime, StepMetrics
+from gpt_trainer import torch_device as devices
+from gpt_trainer.backend import OptimizerConfig, Profile, Runtime
 from gpt_trainer.micro_batches import target_weight
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import OptimizerState, check_optimizer_state, check_parameters
@@ -29,44 +33,22 @@ from gpt_trainer.ranks.collectives import (
 from gpt_trainer.ranks.place import ALONE, Place
 from gpt_trainer.report.torch_profile import record
 from gpt_trainer.sequences import Sequences
-from jaxtyping import Float32, Int
+from gpt_trainer.torch_device import PendingMetrics
+from gpt_trainer.torch_replay import Replay
+from jaxtyping import Float32, Int, Int32
 from torch import Tensor
 
-from gpt_triton import device as devices
-from gpt_triton.compiling import hash_compiler
+from gpt_triton.compiling import hash_compiler, launch_compiled
 from gpt_triton.decoding import Decoder
 from gpt_triton.dropout import dropout_keys
-from gpt_triton.graphs import Recorder
-from gpt_triton.inputs import MicroBatch, Shape, load_batch, send, shape_of, upload
 from gpt_triton.loss import target_log_probs
-from gpt_triton.model import Stretch, logits
+from gpt_triton.model import Inputs, Stretch, logits
 from gpt_triton.optimizer import optimizer_init, step_scalars
 from gpt_triton.options import Options
 from gpt_triton.plan import choose_kernels, make_plan
 from gpt_triton.sharing import Region, init_shares, regions, share_of_step
 from gpt_triton.step import Sums, TrainingState, accumulate, finish
 from gpt_triton.tree import canonical_names, fill, shadow_of, to_canonical, zeros
-
-CPU = torch.device("cpu")
-
-
-class PendingMetrics:
-    """Loss, norm and whether the weights moved, on their way to the host."""
-
-    def __init__(self, values: Float32[Tensor, " 3"]) -> None:
-        # a copy into pinned memory does not hold the host up
-        self._values = torch.empty(3, pin_memory=values.is_cuda).copy_(values, non_blocking=True)
-        self._arrived = None
-        if values.is_cuda:
-            self._arrived = torch.cuda.Event()
-            self._arrived.record()
-
-    def fetch(self) -> StepMetrics:
-        """Wait for the step, not for those after it, and return its metrics."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
-        loss, grad_norm, updated = self._values.tolist()
-        return StepMetrics(loss, grad_norm, bool(updated))
 
 
 class TritonBackend:
@@ -93,11 +75,10 @@ class TritonBackend:
         self._state = TrainingState(params, kept, shadow)
         self._sums = Sums(torch.zeros((), device=self._device), gradients)
         self._norm = torch.zeros(1, device=self._device)
-        self._scalars = torch.ones(4, device=self._device)
-        self._metrics = torch.zeros(3, device=self._device)
-        self._held: dict[Shape, tuple[MicroBatch, Callable[[], None]]] = {}
-        self._update: Callable[[], None] | None = None
-        self._recorder = Recorder() if options.cuda_graph and self._device.type == "cuda" else None
+        self._records = options.cuda_graph and self._device.type == "cuda"
+        self._add_share = Replay(self._share, records=self._records, first=launch_compiled)
+        self._prepared: set[tuple[tuple[int, ...], bool]] = set()
+        self._update: Replay[Float32[Tensor, " 3"]] | None = None
         if self._device.type == "cuda":
             hash_compiler()
 
@@ -180,14 +161,16 @@ class TritonBackend:
         # between the recorded graphs, not inside one
         self._sum_over_processes()
         if self._update is None:
-            # recording runs it once: no norm is below -1, so that no weight changes
-            upload(self._scalars, torch.tensor([0.0, 1.0, 1.0, -1.0]))
-            self._update = self._recorded(self._finish)
-        upload(self._scalars, torch.from_numpy(step_scalars(self._optimizer, lr, step, skip_above)))
-        self._update()
+            self._update = Replay(
+                self._finish, records=self._records, first=launch_compiled, beside=self._add_share
+            )
+            # no norm is at most NaN, so that no weight changes
+            self._update.prepare(self._send(torch.tensor([0.0, 1.0, 1.0, math.nan])))
+        scalars = step_scalars(self._optimizer, lr, step, skip_above)
+        values = self._update(self._send(torch.from_numpy(scalars)))
         if self._regions:
             self._gather()
-        return PendingMetrics(self._metrics)
+        return PendingMetrics(values)
 
     def gradients(self, micro_batches: Sequence[Batch], step: int) -> tuple[float, Canonical]:
         """Mean loss and its gradient by canonical name, unclipped, dropout as in ``train_step``."""
@@ -200,22 +183,21 @@ class TritonBackend:
 
     def log_probs(self, batch: Batch) -> Float32[np.ndarray, "B T"]:
         """Log-probability of each target given what its position may see; 0 where ignored; no dropout."""
-        inputs, index = load_batch(batch, self.config, self._device), target_index(batch.targets)
-        picked = None if index is None else send(torch.from_numpy(index), self._device)
+        inputs, index = self._inputs(batch), target_index(batch.targets)
+        picked = None if index is None else self._send(torch.from_numpy(index))
         values = target_log_probs(self._state.shadow, inputs, self._plan, picked)
         return spread(values.cpu().numpy(), batch.targets)
 
     def logits(self, batch: Batch) -> Float32[np.ndarray, "B T V"]:
         """All logits, without dropout."""
-        inputs = load_batch(batch, self.config, self._device)
-        return logits(self._state.shadow, inputs, self._plan).cpu().numpy()
+        return logits(self._state.shadow, self._inputs(batch), self._plan).cpu().numpy()
 
     def decoder(
         self, rows: int, *, room: int | None = None, filling: Int[np.ndarray, " B"] | None = None
     ) -> Decoder:
         """A fresh decoder for ``rows`` sequences; see ``gpt_trainer.backend.Backend.decoder``."""
         sequences = Sequences.begin(self.config, rows, room, filling)
-        return Decoder(self._state.shadow, self._plan, sequences, records=self._recorder is not None)
+        return Decoder(self._state.shadow, self._plan, sequences, records=self._records)
 
     def profile(self, folder: Path) -> AbstractContextManager[Profile]:
         """Record with torch's profiler; its trace is written into ``folder`` on exit."""
@@ -223,8 +205,7 @@ class TritonBackend:
 
     def synchronize(self) -> None:
         """Wait until all launched work is done."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        devices.synchronize(self._device)
 
     def peak_memory_bytes(self) -> int:
         """Highest device memory in use since the start; the process's peak on a CPU."""
@@ -239,34 +220,49 @@ class TritonBackend:
         return {
             "kernels": choose_kernels(self._options.kernels, self._device),
             "keep": self._options.keep,
-            "cuda_graph": str(self._recorder is not None).lower(),
-        } | devices.library_versions()
+            "cuda_graph": str(self._records).lower(),
+            "torch": torch.__version__,
+            "triton": _version_of("triton"),
+        }
 
     def _sum(
         self, micro_batches: Sequence[Batch], step: int, targets: int | None = None, first_row: int = 0
     ) -> None:
         """Sum the micro-batches' shares of loss and gradients into zeroed buffers."""
-        config, weight = self.config, target_weight(micro_batches, self.config, targets)
-        held = [self._hold(shape_of(batch)) for batch in micro_batches]
+        weight = self._send(torch.tensor(target_weight(micro_batches, self.config, targets)))
+        for batch in micro_batches:
+            kind = batch.tokens.shape, batch.segment_starts is None
+            if kind not in self._prepared:
+                # kernels may be missing in it: before the sums are zeroed
+                self._add_share.prepare(self._integers(batch), weight, self._keys(step, first_row))
+                self._prepared.add(kind)
         self._sums.gradients.flat.zero_()
         self._sums.loss.zero_()
-        for batch, (slot, launch) in zip(micro_batches, held, strict=True):
-            keys = None
-            if config.dropout:
-                keys = dropout_keys(self._runtime.seed, step, first_row, config.n_layer)
-            slot.fill(batch, weight, keys)
-            launch()
+        for batch in micro_batches:
+            self._add_share(self._integers(batch), weight, self._keys(step, first_row))
             first_row += len(batch.tokens)
 
-    def _hold(self, shape: Shape) -> tuple[MicroBatch, Callable[[], None]]:
-        """The tensors and the launches of a micro-batch shape, made if it is new."""
-        if shape not in self._held:
-            slot = MicroBatch(shape, self.config, self._device)
-            self._held[shape] = slot, self._recorded(lambda: self._accumulate(slot))
-        return self._held[shape]
+    def _share(self, integers: Int32[Tensor, "_ B T"], weight: Tensor, keys: Tensor | None) -> None:
+        """``accumulate``, by nothing but tensors."""
+        accumulate(self._state.shadow, self._sums, Inputs(*integers), weight, keys, self._plan)
 
-    def _accumulate(self, slot: MicroBatch) -> None:
-        accumulate(self._state.shadow, self._sums, slot.inputs, slot.weight, slot.keys, self._plan)
+    def _keys(self, step: int, first_row: int) -> Tensor | None:
+        if not self.config.dropout:
+            return None
+        return self._send(dropout_keys(self._runtime.seed, step, first_row, self.config.n_layer))
+
+    def _inputs(self, batch: Batch) -> Inputs:
+        """The checked batch on the device."""
+        check_batch(batch, context=self.config.context, vocab_size=self.config.vocab_size)
+        return Inputs(*self._integers(batch))
+
+    def _integers(self, batch: Batch) -> Int32[Tensor, "_ B T"]:
+        """The fields of ``Inputs``, in one transfer."""
+        arrays = (batch.tokens, batch.targets, batch.positions, batch.segment_starts)
+        return self._send(torch.from_numpy(np.stack([array for array in arrays if array is not None])))
+
+    def _send(self, tensor: Tensor) -> Tensor:
+        return devices.to_device(tensor, self._device)
 
     def _gather(self) -> None:
         """Make whole what the passes read; of another's share of the float32 matrices nothing is known."""
@@ -278,14 +274,13 @@ class TritonBackend:
             last = self._regions[-1]
             send_from_owners(last.parts(params.flat), params.decay_count - last.start)
 
-    def _finish(self) -> None:
+    def _finish(self, scalars: Float32[Tensor, " 4"]) -> Float32[Tensor, " 3"]:
+        """``finish``, of whole trees or of this process's shares."""
         work, norm = [(self._state, self._sums)], None
         if self._regions:
             norm, rank = self._norm, self._place.rank
             work = [share_of_step(self._state, self._sums, region, rank) for region in self._regions]
-        for state, sums in work:
-            metrics = finish(state, sums, self._scalars, self._optimizer, self._plan, norm)
-            self._metrics.copy_(metrics)
+        return [finish(*each, scalars, self._optimizer, self._plan, norm) for each in work][-1]
 
     def _sum_over_processes(self) -> None:
         """Sum loss and gradient over all; of the gradient this process's share alone, if it has one."""
@@ -303,6 +298,9 @@ class TritonBackend:
         sum_over_processes(self._norm, self._place)
         self._norm.sqrt_()
 
-    def _recorded(self, launch: Callable[[], None]) -> Callable[[], None]:
-        """A graph of ``launch``, which is run once for it; or ``launch`` itself where nothing is recorded."""
-        return launch if self._recorder is None else self._recorder.record(launch)
+
+def _version_of(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

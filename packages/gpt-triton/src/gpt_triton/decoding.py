@@ -18,13 +18,13 @@ import torch
 from gpt_data.batch import IGNORE
 from gpt_data.targets import spread
 from gpt_trainer.sequences import Sequences
+from gpt_trainer.torch_device import to_device
+from gpt_trainer.torch_replay import Replay
 from jaxtyping import Bool, Float, Float32, Int, Int32
 from torch import Tensor
 
 from gpt_triton.attention import attend, split_heads
 from gpt_triton.compiling import launch_compiled
-from gpt_triton.graphs import Replay
-from gpt_triton.inputs import send
 from gpt_triton.model import Block, Parameters, Plan, head_logits
 
 
@@ -46,7 +46,7 @@ class Decoder:
     def _hold(self, sequences: Sequences, cache: Float[Tensor, "L 2 B H C K"]) -> None:
         self._sequences, self._cache = sequences, cache
         extend = partial(_extend, self._params, cache, plan=self._plan)
-        self._extend_by_one = Replay(extend) if self._records else extend
+        self._extend_by_one = Replay(extend, records=self._records, first=launch_compiled)
 
     def feed(self, tokens: Int[np.ndarray, "B n"]) -> Float32[np.ndarray, "B V"]:
         """Append ``n`` tokens to every sequence; return the logits that follow the last.
@@ -94,7 +94,7 @@ class Decoder:
         return self._cache[:, :, :, :, : self._sequences.length]
 
     def _send(self, array: np.ndarray) -> Int32[Tensor, "..."]:
-        return send(torch.from_numpy(array.astype(np.int32)), self._params.wte.device)
+        return to_device(torch.from_numpy(array.astype(np.int32)), self._params.wte.device)
 
 
 def _advance(

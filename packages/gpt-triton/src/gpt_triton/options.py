@@ -50,7 +50,7 @@ SPEC = BackendSpec(
     name="gpt-triton",
     options=Options,
     create=imported("gpt_triton.backend:TritonBackend"),
-    has_gpu=imported("gpt_triton.device:has_gpu"),
+    has_gpu=imported("gpt_trainer.torch_device:has_gpu"),
     join=imported("gpt_trainer.ranks.torchrun:join"),
     launch=partial(imported("gpt_trainer.ranks.torchrun:launch"), "gpt_triton.train"),
 )
