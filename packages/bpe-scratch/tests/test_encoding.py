@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import signal
 import threading
 from itertools import pairwise
 from typing import Any
@@ -300,6 +301,28 @@ def test_a_full_disk_only_means_compiling_again(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(caching.FunctionCache, "save_overload", fail)
     assert kernel.kernel(doubled)(2) == 4
     assert len(saves) == 1
+
+
+# once a signal that came while LLVM asked Python for code was a segmentation fault
+def test_a_signal_while_a_kernel_is_loaded_is_handled_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    caching = pytest.importorskip("numba.core.caching")
+    kernel = importlib.import_module("bpe_scratch.compiled.kernel")
+    loads: list[object] = []
+
+    def interrupt(_: object, signature: object, context: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+        loads.append(signature)
+
+    monkeypatch.setattr(caching.FunctionCache, "load_overload", interrupt)
+    monkeypatch.setattr(caching.FunctionCache, "save_overload", lambda *_: None)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            kernel.kernel(doubled)(2)
+        assert len(loads) == 1
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def doubled(number: int) -> int:

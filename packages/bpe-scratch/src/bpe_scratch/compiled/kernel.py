@@ -8,14 +8,18 @@ made of several files, so the digest of all of them decides instead.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from contextlib import suppress
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from numba import njit
 from numba.core import caching
+
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 @cache
@@ -40,10 +44,32 @@ class _Implementation(caching.CompileResultCacheImpl):
 class _Cache(caching.FunctionCache):
     _impl_class = _Implementation
 
+    def load_overload(self, signature: Any, context: Any) -> Any:
+        with _undisturbed():
+            return super().load_overload(signature, context)
+
     def save_overload(self, signature: Any, data: Any) -> None:
         # a full disk only means compiling again next time
         with suppress(OSError):
             super().save_overload(signature, data)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Signals are handled afterwards: LLVM calls Python while it loads, and crashes where that raises."""
+    heard: list[int] = []
+    numbers = SIGNALS if threading.current_thread() is threading.main_thread() else ()
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    before = {number: handler for number, handler in handlers.items() if callable(handler)}
+    for number in before:
+        signal.signal(number, lambda number, _: heard.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in heard:
+            before[signal.Signals(number)](number, None)
 
 
 def kernel(function: Callable[..., Any]) -> Any:
