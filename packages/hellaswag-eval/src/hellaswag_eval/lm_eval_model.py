@@ -28,7 +28,7 @@ try:
 except ImportError as error:
     LACKS = f"lm-evaluation-harness needs the extra hellaswag-eval[lm-eval]: {error}"
     if __name__ != "__main__":
-        raise ImportError(LACKS) from error
+        raise type(error)(LACKS) from error
     warn(f"hellaswag_eval.lm_eval_model: {LACKS}")
     sys.exit(InputError.exit_status)
 
