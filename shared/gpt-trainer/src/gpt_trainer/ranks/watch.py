@@ -73,7 +73,7 @@ def is_gone(sign: Sign) -> bool:
     except OSError:
         return True
     # the name in brackets may hold anything
-    return stat.rpartition(") ")[2][0] in "ZX"
+    return stat.rpartition(") ")[2][:1] in "ZX"
 
 
 class Seen:

@@ -98,11 +98,8 @@ def _settle(
 
 def _end(spec: TaskSpec, request: Request, run: Path, loop: Loop, shows: str | None) -> int:
     """Draw the losses, say what to type next, and give the exit status."""
-    say, step, resume = (
-        loop.reporter.say,
-        loop.state.step,
-        shlex.join((f"{spec.name}-train", "--resume", str(run))),
-    )
+    say, step = loop.reporter.say, loop.state.step
+    resume = shlex.join((f"{spec.name}-train", "--resume", str(run)))
     length = request.config.schedule
     if shows is None:
         received = loop.peers.stop.received
