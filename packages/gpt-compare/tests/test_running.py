@@ -221,7 +221,11 @@ def test_a_table_that_cannot_be_shown(shell: str, status: int, said: str) -> Non
     code = """import sys
 from gpt_compare.report import Screen
 from gpt_data.terminal import guarded
-sys.exit(guarded('toy', lambda: Screen().print(('x' * 99 + '\\n') * 1000, soft_wrap=True) or 0))"""
+def show():
+    for _ in range(2000):
+        Screen().print('x' * 99)
+    return 0
+sys.exit(guarded('toy', show))"""
     words = ["bash", "-c", f'"$0" -c "$1" {shell}', sys.executable, code]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (status, said)
