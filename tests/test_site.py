@@ -127,7 +127,7 @@ def test_what_was_seen_of_several_is_a_share_of_as_many_alone() -> None:
         "| gpt2-124m, gpt-jax | two, `--shard none` | 999,600 | 0.980 | 110.3 | 1.0-1.3 | 16.1 |",
         "| gpt2-124m, gpt-jax | one | 500,000 |  | 110.2 |  | 16.1 |",
         "| gpt2-124m, gpt-jax | two, `--shard none` | 970,000 | 0.970 | 110.3 | 1.0-1.3 | 16.1 |",
-        "| gpt2-124m, `plain.py`, `torch.compile`, DDP | two | 999,999 |  | 110.3 | 1.0 | 16.1 |",
+        "| gpt2-124m, `plain.py`, `torch.compile` | two, DDP | 999,999 |  | 110.3 | 1.0 | 16.1 |",
         "| gpt2-1.5b, gpt-jax, slowly | two, `--shard all` | 20,000 |  | 110.3 | 1.0-1.3 | 16.1 |",
     ]
     assert many.heading(lines).startswith("2 x NVIDIA H200 of one host (jax 0.11.2, 2026-11-29), bfloat16")

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 RESULTS = Path(__file__).parents[2] / "packages" / "gpt-compare" / "results" / "h200-x2.jsonl"
 LIBRARIES = ("torch", "triton", "jax")
-NAMES = {"plain": "`plain.py`, `torch.compile`, DDP"}
+NAMES = {"plain": "`plain.py`, `torch.compile`"}
 
 
 class Row(NamedTuple):
@@ -100,7 +100,7 @@ WORDS = {1: "one", 2: "two"}
 def cells(row: Row) -> list[str]:
     """A row as text."""
     kind = WORDS.get(row.gpus, str(row.gpus))
-    kind += "" if row.shard in ("alone", "ddp") else f", `--shard {row.shard}`"
+    kind += {"alone": "", "ddp": ", DDP"}.get(row.shard, f", `--shard {row.shard}`")
     share = "" if math.isnan(row.share) else f"{row.share:.3f}"
     waits = "" if row.unhidden is None else "-".join(dict.fromkeys(f"{ms:.1f}" for ms in row.unhidden))
     figures = (f"{row.speed:,.0f}", share, f"{row.ms:.1f}", waits, f"{row.memory:.1f}")
