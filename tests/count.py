@@ -1,7 +1,7 @@
 """What the repository weighs: each member's size, what one step takes to read, and the way into the loop.
 
 One training step of a backend takes the files that its ``step.py`` imports, directly or not, from its own
-package; gpt-triton's takes those of one set of ops besides.
+package; gpt-triton's takes those of one set of ops besides, and on a Hopper GPU a few kernels once more.
 
 The way is walked in a real run of a tiny GPT-2, from the command's entry point to the first call of a
 function ``run`` in a file ``loop.py``. Its steps are gpt-trainer's own functions and those of the
@@ -24,7 +24,14 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
 LONG = 40
-STEPS = (("gpt_torchfunc",), ("gpt_jax",), ("gpt_triton", "reference"), ("gpt_triton", "kernels"))
+STEPS = (
+    ("gpt_torchfunc",),
+    ("gpt_jax",),
+    ("gpt_triton", "reference"),
+    ("gpt_triton", "kernels"),
+    ("gpt_triton", "kernels", "kernels.hopper"),
+)
+HOPPER = "kernels.hopper"
 TEXT = "def function(x):\n    return x + 1\n" * 12
 TINY = "--n-layer=1 --n-head=1 --d-model=16 --context=16 --device=cpu --steps=1 --micro-batch=2 --plain"
 
@@ -63,12 +70,18 @@ def weigh(folder: Path) -> tuple[int, int, int]:
 
 
 def imported_files(package: str, *modules: str) -> list[Path]:
-    """The files of these modules and of all that they import from their package, in functions too."""
+    """The files of these modules and of all that they import from their package, in functions too.
+
+    Those of ``HOPPER`` only where it is named: they compute what others of the files do.
+    """
     sources = next(ROOT.glob(f"packages/*/src/{package}"))
     found: list[Path] = []
     todo = [f"{package}.{module}" for module in modules]
     while todo:
-        place = sources.joinpath(*todo.pop().split(".")[1:])
+        module = todo.pop()
+        if HOPPER in module and HOPPER not in modules:
+            continue
+        place = sources.joinpath(*module.split(".")[1:])
         path = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
         if place == sources or path in found or not path.is_file():
             continue

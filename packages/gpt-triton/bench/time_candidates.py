@@ -1,6 +1,6 @@
-"""Time the choices that ``tiles.py`` could make on this GPU, and print the fastest beside the one it makes.
+"""Time the sizes that kernels could have on this GPU, and print the fastest beside those that they have.
 
-Nothing is tuned in a run: who changes a choice runs this first, and writes into ``tiles.py`` what it says.
+Nothing is tuned in a run: who changes a choice runs this first, and writes beside the kernel what it says.
 Sizes are those of GPT-2 124M; times are of short bursts, and a run at the card's power limit is slower.
 
     python packages/gpt-triton/bench/time_candidates.py [--rows 64] [--only products]
@@ -18,6 +18,7 @@ import torch
 from gpt_triton.compiling import launch_compiled
 from gpt_triton.kernels import cross_entropy, layer_norm, matmul, tiles
 from gpt_triton.kernels.matmul_kernels import Epilogue
+from gpt_triton.kernels.primitives import is_hopper, multiprocessors
 from gpt_triton.kernels.tiles import MatmulTiles
 from kernel_cases import DEVICE, PADDED, VOCAB, WIDTH
 from kernel_report import milliseconds
@@ -60,7 +61,7 @@ def replaced(module: Any, name: str, value: Any) -> Iterator[None]:
 
 
 def compare(what: str, chosen: object, choices: dict[str, Callable[[], Any]]) -> None:
-    """Print the fastest choices, and what ``tiles.py`` says now."""
+    """Print the fastest choices, and the one that is made now."""
 
     def once() -> None:
         for run in choices.values():
@@ -86,8 +87,8 @@ def launchers(a: Tensor, b: Tensor, out: Tensor, epilogue: Epilogue) -> dict[str
         return lambda: launch(a, b, out, plan, epilogue, False)
 
     found = {_name(plan): by(matmul.launch_descriptors, plan) for plan in BFLOAT16}
-    if tiles.is_hopper(DEVICE) and not epilogue.gelu:
-        from gpt_triton.kernels.matmul_hopper import launch_hopper
+    if is_hopper(DEVICE) and not epilogue.gelu:
+        from gpt_triton.kernels.hopper.matmul import launch_hopper
 
         found["hopper"] = by(launch_hopper, BFLOAT16[0])
     return found
@@ -147,27 +148,28 @@ def time_rows(tokens: int) -> None:
     """Kernels that go through rows: LayerNorm's two, and the softmax over the logits."""
     x, gain = normal(tokens, WIDTH), normal(WIDTH, dtype=torch.float32)
     _, res = layer_norm.layer_norm_fwd(x, gain, gain)
-    block = tiles.norm_tiles(WIDTH)[1]
+    block = layer_norm.norm_tiles(WIDTH)[1]
 
     def forward(rows: int, warps: int) -> None:
         with replaced(layer_norm, "norm_tiles", lambda _: (rows, block, warps)):
             layer_norm.layer_norm_fwd(x, gain, gain)
 
     def backward(rows: int, warps: int, programs: int) -> None:
-        plan = rows, block, warps, programs * tiles.multiprocessors(DEVICE)
+        plan = rows, block, warps, programs * multiprocessors(DEVICE)
         with replaced(layer_norm, "norm_bwd_tiles", lambda *_: plan):
             layer_norm.layer_norm_bwd(res, gain, x, gain, gain, x)
 
     cuts = ((1, 1), (2, 1), (4, 1), (2, 2), (4, 4), (8, 8))
-    compare("LayerNorm", tiles.norm_tiles(WIDTH), {str(cut): lambda cut=cut: forward(*cut) for cut in cuts})
+    chosen: object = layer_norm.norm_tiles(WIDTH)
+    compare("LayerNorm", chosen, {str(cut): lambda cut=cut: forward(*cut) for cut in cuts})
     wider = ((1, 1, 16), (2, 2, 8), (2, 4, 4), (4, 4, 3), (4, 4, 4), (4, 8, 2), (8, 8, 2))
-    chosen = tiles.norm_bwd_tiles(tokens, WIDTH, DEVICE)
+    chosen = layer_norm.norm_bwd_tiles(tokens, WIDTH, DEVICE)
     compare("LayerNorm backward", chosen, {str(cut): lambda cut=cut: backward(*cut) for cut in wider})
 
 
 def time_softmax(tokens: int) -> None:
     """The softmax over the logits and its gradient, in place."""
-    rows = min(tokens, tiles.cross_entropy_chunk(tokens, PADDED, DEVICE))
+    rows = min(tokens, cross_entropy.cross_entropy_chunk(tokens, PADDED, DEVICE))
     logits, nll = normal(rows, PADDED), normal(rows, dtype=torch.float32)
     targets, scale = torch.arange(rows, device=DEVICE, dtype=torch.int32) % VOCAB, normal(dtype=torch.float32)
 
@@ -177,7 +179,7 @@ def time_softmax(tokens: int) -> None:
         )
 
     cuts = ((2048, 8), (4096, 8), (4096, 16), (8192, 16), (8192, 32), (16384, 32))
-    chosen = tiles.vocabulary_block(PADDED)
+    chosen = cross_entropy.vocabulary_block(PADDED)
     compare("cross-entropy", chosen, {str(cut): lambda cut=cut: softmax(*cut) for cut in cuts})
 
 
@@ -188,7 +190,7 @@ def _name(plan: MatmulTiles) -> str:
 
 def main() -> int:
     """Time all, or those with ``--only`` in their name."""
-    parser = argparse.ArgumentParser(description="Time the choices that tiles.py could make on this GPU.")
+    parser = argparse.ArgumentParser(description="Time the sizes that the kernels could have on this GPU.")
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--only", default="", help="products, splits, float32, rows or softmax")
     args = parser.parse_args()

@@ -8,9 +8,8 @@ import torch
 import torch.nn.functional as F
 from gpt_triton import kernels
 from gpt_triton.dropout import Dropout
-from gpt_triton.kernels.cross_entropy import _cross_entropy
+from gpt_triton.kernels.cross_entropy import _cross_entropy, cross_entropy_chunk
 from gpt_triton.kernels.matmul import product
-from gpt_triton.kernels.tiles import cross_entropy_chunk
 from kernel_cases import DEVICE, PADDED, VOCAB, WIDTH
 from kernel_report import Report
 from torch import Tensor

@@ -8,8 +8,8 @@ import gpt_triton_kernel_runs as runs
 import pytest
 import torch
 from gpt_triton import reference
-from gpt_triton.kernels import attention_hopper, attention_hopper_backward, matmul_hopper
 from gpt_triton.kernels.dropout import attention_mask
+from gpt_triton.kernels.hopper import attention, attention_backward, matmul
 from gpt_triton.kernels.matmul_kernels import Epilogue
 from gpt_triton.kernels.tiles import MatmulTiles
 from gpt_triton.ops import AttentionResiduals
@@ -19,9 +19,9 @@ from torch import Tensor
 
 pytestmark = pytest.mark.skipif(runs.DEVICE.type != "cpu", reason="an emulation on the CPU")
 KERNELS = {
-    attention_hopper: "attention_fwd_hopper_kernel",
-    attention_hopper_backward: "attention_bwd_hopper_kernel",
-    matmul_hopper: "hopper_kernel",
+    attention: "attention_fwd_hopper_kernel",
+    attention_backward: "attention_bwd_hopper_kernel",
+    matmul: "hopper_kernel",
 }
 
 
@@ -30,11 +30,11 @@ def emulated(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     """The kernels' launchers launch the emulation, in two orders of partitions."""
     for module, name in KERNELS.items():
         monkeypatch.setattr(module, name, Emulated(getattr(module, name), request.param))
-        if module is not matmul_hopper:
+        if module is not matmul:
             monkeypatch.setattr(module, "described", lambda x, rows: Described(x.flatten(0, 1), [rows, 64]))
-    monkeypatch.setattr(matmul_hopper, "_described", lambda x, *block: Described(x, list(block)))
+    monkeypatch.setattr(matmul, "_described", lambda x, *block: Described(x, list(block)))
     monkeypatch.setattr(
-        attention_hopper_backward, "described_numbers", lambda x, count: Described(x.flatten(), [count])
+        attention_backward, "described_numbers", lambda x, count: Described(x.flatten(), [count])
     )
 
 
@@ -49,9 +49,9 @@ def _attention(rows: int, context: int, heads: int, rate: float) -> tuple[list[T
     out = fence(torch.full((rows, context, width), torch.nan), **empty)
     d_qkv = fence(torch.full((rows, context, 3 * width), torch.nan), **empty)
     lse = fence(torch.full((rows, heads, context), torch.nan))
-    attention_hopper.launch_fwd(qkv.bfloat16(), mask, out, lse, scale)
+    attention.launch_fwd(qkv.bfloat16(), mask, out, lse, scale)
     res = AttentionResiduals(qkv.bfloat16(), out, lse, None, mask)
-    attention_hopper_backward.launch_bwd(res, d_out.bfloat16(), d_qkv, scale)
+    attention_backward.launch_bwd(res, d_out.bfloat16(), d_qkv, scale)
     fence.check()
     want, kept = reference.attention_fwd(qkv.double(), heads, None, site)
     d_want = reference.attention_bwd(kept, d_out.double(), heads, site)
@@ -75,14 +75,14 @@ def _never_released(_stream: Any, _n: int) -> None:
 
 @pytest.mark.usefixtures("emulated")
 def test_a_slot_that_is_never_released_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention_hopper, "release", _never_released)
+    monkeypatch.setattr(attention, "release", _never_released)
     with pytest.raises(StuckError):
         _attention(1, 768, 1, 0.0)
 
 
 @pytest.mark.usefixtures("emulated")
 def test_a_tile_that_is_not_waited_for_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention_hopper, "wait_full", lambda _stream, _n, _wanted: None)
+    monkeypatch.setattr(attention, "wait_full", lambda _stream, _n, _wanted: None)
     # NaN, or stuck: whichever partition comes first
     with pytest.raises(AssertionError):
         assert _attention(1, 256, 1, 0.0)[0][0].isfinite().all()
@@ -104,16 +104,16 @@ def test_product(a_across: bool, b_across: bool) -> None:
     )
     want = a.double() @ b.double()
     parts, sums = fence(torch.full((2, m, n), torch.nan)), None if b_across else fence(torch.ones(n))
-    matmul_hopper.launch_hopper(a, b, parts, plan._replace(splits=2), Epilogue(), False, sums)
+    matmul.launch_hopper(a, b, parts, plan._replace(splits=2), Epilogue(), False, sums)
     kept = fence(torch.ones(m, n))
-    matmul_hopper.launch_hopper(a, b, kept, plan, Epilogue(), True)
+    matmul.launch_hopper(a, b, kept, plan, Epilogue(), True)
     for epilogue, exact in (
         (Epilogue(bias=bias), want + bias),
         (Epilogue(factor=other), want * other),
         (Epilogue(bias=bias, residual=other), want + bias + other),
     ):
         out = fence(torch.full((m, n), torch.nan), dtype=torch.bfloat16)
-        matmul_hopper.launch_hopper(a, b, out, plan, epilogue, False)
+        matmul.launch_hopper(a, b, out, plan, epilogue, False)
         assert relative(out, exact) < 3e-3
     fence.check()
     assert relative(parts.sum(0), want) < 1e-6

@@ -16,6 +16,7 @@ from gpt_triton_kernel_runs import DEVICE, FIRST_ROW, FLOAT32, KEY, Fenced, drop
 from gpt_triton import kernels, reference  # isort: skip  # after the setup above, which chooses the interpreter
 from gpt_triton.kernels import matmul, tiles  # isort: skip
 from gpt_triton.kernels.dropout import attention_mask  # isort: skip
+from gpt_triton.kernels.primitives import has_tensor_descriptors, is_hopper  # isort: skip
 
 from gpt_triton_cases import CASES, gelu_of  # isort: skip
 import triton  # isort: skip
@@ -174,7 +175,7 @@ def test_muon(shape: tuple[int, ...], norm: float) -> None:
 @pytest.mark.parametrize("a_across", [False, True])
 @pytest.mark.parametrize("b_across", [False, True])
 def test_descriptor_kernel_equals_the_pointer_kernel(a_across: bool, b_across: bool) -> None:
-    if DEVICE.type == "cuda" and not tiles.has_tensor_descriptors(DEVICE):
+    if DEVICE.type == "cuda" and not has_tensor_descriptors(DEVICE):
         pytest.skip("needs compute capability 9")
     m, n, k = 72, 136, 96
     a = randn(k, m).bfloat16().T if a_across else randn(m, k).bfloat16()
@@ -197,11 +198,11 @@ def test_descriptor_kernel_equals_the_pointer_kernel(a_across: bool, b_across: b
 
 # every layout of the operands; 200 and 264: partial tiles in M and N; 1,000: a partial step, two parts of 8
 @pytest.mark.gpu
-@pytest.mark.skipif(not tiles.is_hopper(DEVICE) or DEVICE.type == "cpu", reason="needs compute capability 9")
+@pytest.mark.skipif(not is_hopper(DEVICE) or DEVICE.type == "cpu", reason="needs compute capability 9")
 @pytest.mark.parametrize("a_across", [False, True])
 @pytest.mark.parametrize("b_across", [False, True])
 def test_hopper_kernel_equals_the_descriptor_kernel(a_across: bool, b_across: bool) -> None:
-    from gpt_triton.kernels.matmul_hopper import launch_hopper
+    from gpt_triton.kernels.hopper.matmul import launch_hopper
 
     m, n, k = 200, 264, 1000
     a = randn(k, m).bfloat16().T if a_across else randn(m, k).bfloat16()
@@ -255,12 +256,12 @@ def test_the_guard_sees_a_read_past_the_end() -> None:
 
 
 # a ticket, a count read and raised, and a sum that only the program whose turn it is adds to
-ATOMICS = {"attention_hopper_d_q.py": 4}
+ATOMICS = {"attention_d_q.py": 4}
 
 
 def test_sources_hold_no_unordered_atomics_and_no_tuning_at_run_time() -> None:
-    sources = sorted(Path(kernels.__file__).parent.glob("*.py"))
-    assert len(sources) > 10
+    sources = sorted(Path(kernels.__file__).parent.rglob("*.py"))
+    assert len(sources) > 15
     for path in sources:
         text = path.read_text()
         assert not re.search(r"autotune|torch\.compile|\.item\(", text), path.name

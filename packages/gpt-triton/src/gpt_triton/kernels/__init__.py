@@ -1,9 +1,9 @@
 """Every op of the model as Triton kernels, forward and backward, each derivative by hand.
 
-The same functions in plain torch are in ``gpt_triton.reference``. Reading order: primitives, dropout,
-layer_norm, reduce, matmul_kernels, matmul, matmul_hopper, attention, attention_backward, hopper,
-attention_hopper, attention_hopper_backward, attention_hopper_d_q, cross_entropy, embedding, adamw, muon;
-``tiles`` holds every choice of a size.
+The same functions in plain torch are in ``gpt_triton.reference``. Reading order: primitives, layer_norm,
+matmul_kernels, matmul, dropout, attention, attention_backward, cross_entropy, embedding, adamw, muon; how
+products and attention are cut is chosen in ``tiles``. These run on every GPU; ``hopper`` has products and
+attention once more, for one kind of it.
 """
 
 from gpt_triton.kernels.adamw import adamw_update, global_norm

@@ -22,8 +22,12 @@ from gpt_trainer.backend import OptimizerConfig
 from jaxtyping import Float
 from torch import Tensor
 
-from gpt_triton.kernels.primitives import narrow
-from gpt_triton.kernels.tiles import flat_block, norm_block
+from gpt_triton.kernels.primitives import INTERPRET, narrow
+
+FLAT_BLOCK = 1 << 16 if INTERPRET.value else 1024
+"""Elements per program of the update: 8 per thread of 4 warps, two float32 loads."""
+NORM_BLOCK = 1 << 14 if INTERPRET.value else 8192
+"""Elements whose squares one program sums."""
 
 
 @triton.jit
@@ -106,10 +110,9 @@ def global_norm(flat: Float[Tensor, " P"]) -> Float[Tensor, " 1"]:
     Args:
         flat: Buffer of float32.
     """
-    block = norm_block()
-    blocks = triton.cdiv(flat.numel(), block)
+    blocks = triton.cdiv(flat.numel(), NORM_BLOCK)
     parts, norm = flat.new_empty(blocks), flat.new_empty(1)
-    _squares_kernel[(blocks,)](flat, parts, flat.numel(), BLOCK=block)
+    _squares_kernel[(blocks,)](flat, parts, flat.numel(), BLOCK=NORM_BLOCK)
     _root_of_sum_kernel[(1,)](parts, norm, blocks, BLOCK=1024)
     return norm
 
@@ -135,9 +138,9 @@ def adamw_update(
         shadow: Copy of the weights in bfloat16, rewritten.
         scalars: On the device: learning rate, ``1 - b1^t``, ``1 - b2^t``, ``skip_above``.
     """
-    count, block = parameters.numel(), flat_block()
-    _adamw_kernel[(triton.cdiv(count, block),)](
+    count = parameters.numel()
+    _adamw_kernel[(triton.cdiv(count, FLAT_BLOCK),)](
         parameters, gradients, first, second, shadow, norm, scalars, count, decay_count,
         1.0 - config.beta1, 1.0 - config.beta2, config.epsilon, config.weight_decay,
-        config.clip_norm or math.inf, BLOCK=block,
+        config.clip_norm or math.inf, BLOCK=FLAT_BLOCK,
     )  # fmt: skip

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from gpt_triton.dropout import Dropout
 from gpt_triton.kernels.dropout import attention_mask, kept, mask_words
-from gpt_triton.kernels.primitives import LN_2, LOG2_E, narrow, operand, rounded_operand
-from gpt_triton.kernels.tiles import attention_tiles, hopper_attention, matrix_tile
+from gpt_triton.kernels.primitives import LN_2, LOG2_E, matrix_tile, narrow, operand, rounded_operand
+from gpt_triton.kernels.tiles import attention_tiles, hopper_attention
 from gpt_triton.ops import AttentionResiduals
 
 
@@ -259,7 +259,7 @@ def attention_fwd(
         keep_scale = 1.0 / (1.0 - dropout.rate)
     if hopper_attention(qkv, head_width, segment_starts is not None):
         # imported where it runs: Gluon has no interpreter
-        from gpt_triton.kernels.attention_hopper import launch_fwd
+        from gpt_triton.kernels.hopper.attention import launch_fwd
 
         launch_fwd(qkv, mask, out, lse, keep_scale)
         return out, AttentionResiduals(qkv, out, lse, None, mask)

@@ -8,7 +8,7 @@ With mask scale R (all ones without dropout) and delta = row sums of d_O * O:
 Two passes instead of one: a program owns queries and streams keys for delta and d_Q, then a program owns keys
 and streams queries for d_K and d_V. Each sum has one owner, so nothing is added atomically and a run repeats
 itself; the price is two products more than the five of a single pass, as Hopper's kernel makes it
-(``attention_hopper_backward``). delta is left for the second pass, which would read O and d_O once more for
+(``hopper.attention_backward``). delta is left for the second pass, which would read O and d_O once more for
 every tile of keys. Tiles of which nothing is seen are never loaded; without documents, tiles that are seen
 whole skip the mask. Shapes as in ``attention``.
 
@@ -279,7 +279,7 @@ def attention_bwd(
     scale = 1.0 / math.sqrt(head_width)
     if hopper_attention(res.qkv, head_width, res.segment_starts is not None):
         # imported where it runs: Gluon has no interpreter
-        from gpt_triton.kernels.attention_hopper_backward import launch_bwd
+        from gpt_triton.kernels.hopper.attention_backward import launch_bwd
 
         launch_bwd(res, d_out, d_qkv, keep_scale)
         return d_qkv

@@ -19,8 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gpt_triton.kernels.matmul import product
-from gpt_triton.kernels.primitives import LN_2, LOG2_E, narrow, widen
-from gpt_triton.kernels.tiles import cross_entropy_chunk, cross_entropy_warps, vocabulary_block
+from gpt_triton.kernels.primitives import INTERPRET, LN_2, LOG2_E, multiprocessors, narrow, widen
 
 
 @triton.jit
@@ -165,7 +164,28 @@ def _cross_entropy(
 ) -> None:
     rows, padded = logits.shape
     block = vocabulary_block(padded)
+    warps = max(1, min(32, block // 256))  # 8 columns per thread and step
     _cross_entropy_kernel[(rows,)](
         logits, targets.contiguous(), weight, nll,
-        V=vocab_size, Vp=padded, BLOCK=block, num_warps=cross_entropy_warps(block),
+        V=vocab_size, Vp=padded, BLOCK=block, num_warps=warps,
     )  # fmt: skip
+
+
+def cross_entropy_chunk(tokens: int, padded_vocab: int, device: torch.device) -> int:
+    """Tokens per chunk of logits.
+
+    On a GPU the chunk is a number of whole waves of 128-row tiles for the head's d_x product, within about
+    1.2 GB of bfloat16 logits; elsewhere within 2^22 logits.
+    """
+    if device.type == "cpu":
+        return max(1, min(tokens, (1 << 22) // padded_vocab))
+    wave = 128 * max(1, multiprocessors(device) * 2 // 3)
+    return max(128, min(tokens, max(1, (600 << 20) // (padded_vocab * wave)) * wave))
+
+
+def vocabulary_block(padded_vocab: int) -> int:
+    """Columns per step of the softmax over one row of logits: 8 per thread of 32 warps.
+
+    Two such programs fill a multiprocessor: their rows, 27 MB together, are still in L2 for the second pass.
+    """
+    return min(1 << 14 if INTERPRET.value else 8192, max(16, triton.next_power_of_2(padded_vocab)))

@@ -17,13 +17,15 @@ from typing import NamedTuple, no_type_check
 import torch
 import triton
 import triton.language as tl
-from gpt_trainer.philox import dropout_threshold
+from gpt_trainer.philox import MULTIPLIERS, WEYL, dropout_threshold
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from gpt_triton.dropout import Dropout
-from gpt_triton.kernels.primitives import load_site, narrow, philox, widen
-from gpt_triton.kernels.tiles import matrix_tile
+from gpt_triton.kernels.primitives import matrix_tile, narrow, widen
+
+PHILOX_M0, PHILOX_M1 = tl.constexpr(MULTIPLIERS[0]), tl.constexpr(MULTIPLIERS[1])
+PHILOX_W0, PHILOX_W1 = tl.constexpr(WEYL[0]), tl.constexpr(WEYL[1])
 
 
 class DropoutArguments(NamedTuple):
@@ -43,6 +45,37 @@ class DropoutArguments(NamedTuple):
 def dropout_arguments(dropout: Dropout) -> DropoutArguments:
     """Kernel arguments of a mask."""
     return DropoutArguments(dropout.key, 1.0 / (1.0 - dropout.rate), dropout_threshold(dropout.rate))
+
+
+@triton.jit
+@no_type_check
+def load_site(
+    key_ptr,  # [3] int64, as Dropout.key
+):
+    """The two words of a site's key, and the number of the first row: uint32."""
+    k0, k1, first_row = tl.load(key_ptr), tl.load(key_ptr + 1), tl.load(key_ptr + 2)
+    return k0.to(tl.uint32), k1.to(tl.uint32), first_row.to(tl.uint32)
+
+
+@triton.jit
+@no_type_check
+def philox(
+    c0,
+    c1,
+    c2,  # the words of the counter, uint32 of shapes that broadcast; the fourth is 0
+    k0,
+    k1,
+):
+    """The four words of Philox-4x32-10."""
+    c3 = tl.zeros_like(c0)
+    for _ in tl.static_range(10):
+        # one 64-bit product, not a high and a low one: one instruction instead of two
+        p0, p1 = c0.to(tl.uint64) * PHILOX_M0, c2.to(tl.uint64) * PHILOX_M1
+        c0, c2 = (p1 >> 32).to(tl.uint32) ^ c1 ^ k0, (p0 >> 32).to(tl.uint32) ^ c3 ^ k1
+        c1, c3 = p1.to(tl.uint32), p0.to(tl.uint32)
+        k0 += PHILOX_W0
+        k1 += PHILOX_W1
+    return c0, c1, c2, c3
 
 
 @triton.jit

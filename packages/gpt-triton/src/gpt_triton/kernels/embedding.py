@@ -26,10 +26,11 @@ from torch import Tensor
 
 from gpt_triton.dropout import Dropout
 from gpt_triton.kernels.dropout import dropout_arguments, dropout_bwd, dropped
-from gpt_triton.kernels.primitives import narrow, widen
-from gpt_triton.kernels.tiles import RUN_BLOCK, row_tile
+from gpt_triton.kernels.primitives import INTERPRET, narrow, row_tile, widen
 
 PARTS = tl.constexpr(16)
+# sorted occurrences of ids that one program sums in a row; longer runs are summed from partial sums
+RUN_BLOCK = 8 if INTERPRET.value else 32
 
 
 @triton.jit

@@ -22,9 +22,7 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-from gpt_triton.kernels.primitives import narrow, widen
-from gpt_triton.kernels.reduce import add_partial_sums
-from gpt_triton.kernels.tiles import norm_bwd_tiles, norm_tiles
+from gpt_triton.kernels.primitives import add_partial_sums, multiprocessors, narrow, row_tile, widen
 from gpt_triton.ops import EPSILON, NormResiduals
 
 
@@ -154,3 +152,18 @@ def layer_norm_bwd(
     )  # fmt: skip
     add_partial_sums(parts, d_gain, d_bias)
     return d_x
+
+
+def norm_tiles(width: int) -> tuple[int, int, int]:
+    """Rows per program, padded width and warps of LayerNorm's forward."""
+    return *row_tile(width), 4
+
+
+def norm_bwd_tiles(rows: int, width: int, device: torch.device) -> tuple[int, int, int, int]:
+    """Rows per step, padded width, warps and programs of LayerNorm's backward.
+
+    Each program keeps a partial sum of d_gain and d_bias. Four per multiprocessor hide the latency of the
+    loads; more would only lengthen the last reduction.
+    """
+    tile, block = row_tile(width)
+    return tile, block, 4, max(1, min(triton.cdiv(rows, tile), 4 * multiprocessors(device)))

@@ -22,16 +22,14 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from gpt_triton.dropout import Dropout
 from gpt_triton.kernels.dropout import drop_into
 from gpt_triton.kernels.matmul_kernels import Epilogue, descriptor_kernel, pointer_kernel
-from gpt_triton.kernels.primitives import INTERPRET
-from gpt_triton.kernels.reduce import add_column_sums, add_partial_sums
-from gpt_triton.kernels.tiles import (
-    MatmulTiles,
-    group_rows,
+from gpt_triton.kernels.primitives import (
+    INTERPRET,
+    add_column_sums,
+    add_partial_sums,
     has_tensor_descriptors,
-    matmul_tiles,
     multiprocessors,
-    on_tensor_cores_of_hopper,
 )
+from gpt_triton.kernels.tiles import MatmulTiles, group_rows, matmul_tiles, on_tensor_cores_of_hopper
 
 
 def linear_fwd(
@@ -159,7 +157,7 @@ def product(
     into_out = accumulate and tiles.splits == 1
     if fast and on_tensor_cores_of_hopper(tiles, k, a.device):
         # imported where it runs: Gluon has no interpreter
-        from gpt_triton.kernels.matmul_hopper import launch_hopper
+        from gpt_triton.kernels.hopper.matmul import launch_hopper
 
         launch_hopper(a, b, parts, tiles, epilogue, into_out, column_sums)
     else:

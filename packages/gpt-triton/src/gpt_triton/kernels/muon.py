@@ -27,8 +27,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gpt_triton.kernels.matmul_kernels import tile_of
-from gpt_triton.kernels.primitives import narrow, operand, widen
-from gpt_triton.kernels.tiles import group_rows, matrix_tile, stack_tiles
+from gpt_triton.kernels.primitives import matrix_tile, narrow, operand, widen
+from gpt_triton.kernels.tiles import group_rows, stack_tiles
 from gpt_triton.optimizer import MUON_MOMENTUM, NEWTON_SCHULZ, NEWTON_SCHULZ_STEPS, NORM_FLOOR
 
 

@@ -1,8 +1,8 @@
-"""Every choice of a tile, in one place: a pure function of shape, dtype and device.
+"""How products and attention are cut: a pure function of shape, dtype and device.
 
-What Hopper's kernels have built in stands with them. Nothing is tuned at run time, so that a run repeats
-itself bit for bit. Figures in the comments are for Hopper (132 multiprocessors, 227 KiB of shared memory and
-65,536 registers each).
+Tiles of the other kernels, and what Hopper's have built in, stand with them. Nothing is tuned at run time,
+so that a run repeats itself bit for bit. Figures in the comments are for Hopper (132 multiprocessors, 227 KiB
+of shared memory and 65,536 registers each).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 import triton
 
-from gpt_triton.kernels.primitives import INTERPRET
+from gpt_triton.kernels.primitives import INTERPRET, has_tensor_descriptors, is_hopper, multiprocessors
 
 SHARED_BYTES = 227 * 1024
 
@@ -54,34 +54,6 @@ class AttentionTiles(NamedTuple):
     stream: int
     warps: int
     stages: int
-
-
-@functools.cache
-def multiprocessors(device: torch.device) -> int:
-    """Multiprocessors of the device; 132 for the meta device, 2 in the interpreter (short loops of waves)."""
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).multi_processor_count)
-    return 132 if device.type == "meta" else 2
-
-
-@functools.cache
-def capability(device: torch.device) -> int:
-    """Ten times the compute capability; of the meta device, the compiler's target; 90 where there is none."""
-    if device.type == "cuda":
-        major, minor = torch.cuda.get_device_capability(device)
-        return 10 * major + minor
-    compiled = device.type == "meta" and not INTERPRET.value
-    return int(triton.runtime.driver.active.get_current_target().arch) if compiled else 90
-
-
-def has_tensor_descriptors(device: torch.device) -> bool:
-    """True where tiles can be moved by the tensor memory accelerator (from compute capability 9)."""
-    return capability(device) >= 90
-
-
-def is_hopper(device: torch.device) -> bool:
-    """True where the tensor cores take the products of a warpgroup (compute capability 9 alone)."""
-    return capability(device) == 90 and not INTERPRET.value
 
 
 def on_tensor_cores_of_hopper(tiles: MatmulTiles, k: int, device: torch.device) -> bool:
@@ -200,89 +172,6 @@ def hopper_attention(qkv: torch.Tensor, head_width: int, documents: bool) -> boo
     return fits and is_hopper(qkv.device) and qkv.data_ptr() % 16 == 0
 
 
-def row_tile(width: int) -> tuple[int, int]:
-    """Rows per tile and padded width, for kernels that hold whole rows; about 4,096 elements at 4 warps."""
-    block = max(16, triton.next_power_of_2(width))
-    budget = 1 << 16 if INTERPRET.value else 4096
-    rows = max(1, min(64, budget // block))
-    return rows, block
-
-
-def flat_block() -> int:
-    """Elements per program of an elementwise kernel: 8 per thread of 4 warps, two float32 loads."""
-    return 1 << 16 if INTERPRET.value else 1024
-
-
-def norm_tiles(width: int) -> tuple[int, int, int]:
-    """Rows per program, padded width and warps of LayerNorm's forward."""
-    return *row_tile(width), 4
-
-
-def norm_bwd_tiles(rows: int, width: int, device: torch.device) -> tuple[int, int, int, int]:
-    """Rows per step, padded width, warps and programs of LayerNorm's backward.
-
-    Each program keeps a partial sum of d_gain and d_bias. Four per multiprocessor hide the latency of the
-    loads; more would only lengthen the last reduction.
-    """
-    tile, block = row_tile(width)
-    return tile, block, 4, max(1, min(triton.cdiv(rows, tile), 4 * multiprocessors(device)))
-
-
-def cross_entropy_chunk(tokens: int, padded_vocab: int, device: torch.device) -> int:
-    """Tokens per chunk of logits.
-
-    On a GPU the chunk is a number of whole waves of 128-row tiles for the head's d_x product, within about
-    1.2 GB of bfloat16 logits; elsewhere within 2^22 logits.
-    """
-    if device.type == "cpu":
-        return max(1, min(tokens, (1 << 22) // padded_vocab))
-    wave = 128 * max(1, multiprocessors(device) * 2 // 3)
-    return max(128, min(tokens, max(1, (600 << 20) // (padded_vocab * wave)) * wave))
-
-
-def vocabulary_block(padded_vocab: int) -> int:
-    """Columns per step of the softmax over one row of logits: 8 per thread of 32 warps.
-
-    Two such programs fill a multiprocessor: their rows, 27 MB together, are still in L2 for the second pass.
-    """
-    return min(1 << 14 if INTERPRET.value else 8192, max(16, triton.next_power_of_2(padded_vocab)))
-
-
-# sorted occurrences of ids that one program sums in a row; longer runs are summed from partial sums
-RUN_BLOCK = 8 if INTERPRET.value else 32
-
-
-def partial_sum_tiles(count: int, width: int) -> tuple[int, int]:
-    """Parts and columns per step when partial sums are added.
-
-    Narrow and tall (a bias): few columns, so that enough programs exist, and many parts at once. Wide and
-    short (the parts of a split product): whole cache lines of one part after the other.
-    """
-    if INTERPRET.value:
-        return 16, 1 << 10
-    return (256, 8) if width <= 16384 else (1, 1024) if count <= 4 else (4, 1024)
-
-
-def column_sum_tiles(rows: int, width: int, device: torch.device) -> tuple[int, int, int]:
-    """Rows and columns per step, and programs per column block, of a sum over rows."""
-    if INTERPRET.value:
-        return 32, 128, 2
-    # narrow: few columns, so that enough programs exist; about 8 for each multiprocessor
-    tile, block = (64, 64) if width <= 1024 else (16, 256)
-    programs = max(1, min(triton.cdiv(rows, tile), 8 * multiprocessors(device) * block // max(width, block)))
-    return tile, block, programs
-
-
-def cross_entropy_warps(block: int) -> int:
-    """Warps per row of logits: 8 columns per thread and step."""
-    return max(1, min(32, block // 256))
-
-
-def matrix_tile() -> tuple[int, int]:
-    """Rows and columns of a tile of a matrix that an elementwise kernel takes, perhaps across."""
-    return (64, 256) if INTERPRET.value else (32, 64)
-
-
 def stack_tiles(m: int, dtype: torch.dtype) -> MatmulTiles:
     """Tiles of the products of a stack of matrices, which together fill the device."""
     if INTERPRET.value:
@@ -290,8 +179,3 @@ def stack_tiles(m: int, dtype: torch.dtype) -> MatmulTiles:
     if dtype == torch.float32:
         return MatmulTiles(64, 64, 16, 4, 3)
     return MatmulTiles(128, 128, 64, 8, 3) if m > 64 else MatmulTiles(64, 64, 64, 4, 3)
-
-
-def norm_block() -> int:
-    """Elements whose squares one program sums."""
-    return 1 << 14 if INTERPRET.value else 8192

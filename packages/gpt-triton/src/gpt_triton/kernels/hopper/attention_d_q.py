@@ -1,6 +1,6 @@
 """The gradient of attention's queries on Hopper: a sum over pieces of keys, added up in a fixed order.
 
-Part of ``attention_hopper_backward``. d_Q of 64 queries is a sum over all keys before them, of which a
+Part of ``attention_backward``. d_Q of 64 queries is a sum over all keys before them, of which a
 program holds a piece of 128 at a time. So the sum lies in global memory (L2), as float32, and each piece adds
 its product of d_S and keys. The order is fixed: the keys on the diagonal first, then those before them, a
 piece at a time, down to the head's first keys, which write the sum out. A tile counts what was added: a warp
@@ -26,7 +26,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from gpt_triton.kernels.hopper import (
+from gpt_triton.kernels.hopper.partitions import (
     GRADIENT,
     GROUP,
     HEAD,

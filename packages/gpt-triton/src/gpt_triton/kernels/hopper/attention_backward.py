@@ -1,13 +1,13 @@
 """Attention's backward on Hopper, heads of 64 in bfloat16, whole rows only: five products in one kernel.
 
-What ``attention_backward`` computes in two passes of seven products, by partitions of warps (``hopper``). A
+What ``kernels.attention_backward`` computes in two passes of seven products, by ``partitions`` of warps. A
 program takes pieces of 128 keys of a head; queries are streamed past them. A consumer owns 64 of the keys:
 
     S = K Q^T,   P = exp(S - lse),   d_P = V d_O^T,   d_S = P (d_P - delta),   d_V += P d_O,   d_K += d_S Q
 
 It multiplies keys and values out of registers: left operands of 64 rows take as long to read from shared
 memory as the tensor cores take for them. While one consumer takes exponentials, the other's products run.
-Both leave d_S for a third, which adds its product with the keys to d_Q (``attention_hopper_d_q``).
+Both leave d_S for a third, which adds its product with the keys to d_Q (``attention_d_q``).
 
 Bound: of 128 keys and 64 queries the products take 1,280 cycles, what passes through shared memory 1,100,
 the exponentials 512, the other instructions some 900 on four schedulers.
@@ -35,7 +35,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from gpt_triton.kernels.attention_hopper_d_q import (
+from gpt_triton.kernels.hopper.attention_d_q import (
     D_S_TILES,
     GROUPS,
     PIECE,
@@ -51,7 +51,7 @@ from gpt_triton.kernels.attention_hopper_d_q import (
     tell_turns,
     wait_turns,
 )
-from gpt_triton.kernels.hopper import (
+from gpt_triton.kernels.hopper.partitions import (
     GRADIENT,
     GROUP,
     HEAD,
@@ -79,8 +79,7 @@ from gpt_triton.kernels.hopper import (
     tma_load,
     wait_full,
 )
-from gpt_triton.kernels.primitives import LOG2_E
-from gpt_triton.kernels.tiles import multiprocessors
+from gpt_triton.kernels.primitives import LOG2_E, multiprocessors
 from gpt_triton.ops import AttentionResiduals
 
 # what a thread holds of numbers of a tile's keys, its rows, and queries

@@ -1,6 +1,6 @@
 """Causal self-attention of whole rows on Hopper, heads of 64 in bfloat16: the forward.
 
-What ``attention`` computes, by partitions of warps (``hopper``): a program owns 256 queries, a consumer 64
+What ``kernels.attention`` computes, by ``partitions`` of warps: a program owns 256 queries, a consumer 64
 of them. With the scores of tile t a consumer starts the product of the weights and values of tile t - 1,
 and takes maximum, exponentials and sum of tile t while that runs; four consumers fill each other's waits.
 Keys are streamed upwards; only a consumer's first and last tile are masked, and the tiles after its last
@@ -31,7 +31,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from gpt_triton.kernels.hopper import (
+from gpt_triton.kernels.hopper.partitions import (
     GRADIENT,
     GROUP,
     HEAD,
@@ -52,8 +52,7 @@ from gpt_triton.kernels.hopper import (
     tma_load,
     wait_full,
 )
-from gpt_triton.kernels.primitives import LN_2, LOG2_E
-from gpt_triton.kernels.tiles import multiprocessors
+from gpt_triton.kernels.primitives import LN_2, LOG2_E, multiprocessors
 
 
 @gluon.jit

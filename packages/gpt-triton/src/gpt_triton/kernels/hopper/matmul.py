@@ -33,10 +33,10 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from gpt_triton.kernels.hopper import TILE, block_barrier, new_barriers, tma_load, tma_store
+from gpt_triton.kernels.hopper.partitions import TILE, block_barrier, new_barriers, tma_load, tma_store
 from gpt_triton.kernels.matmul_kernels import Epilogue, tile_of
-from gpt_triton.kernels.reduce import add_partial_sums
-from gpt_triton.kernels.tiles import MatmulTiles, group_rows, multiprocessors
+from gpt_triton.kernels.primitives import add_partial_sums, multiprocessors
+from gpt_triton.kernels.tiles import MatmulTiles, group_rows
 
 ROWS, COLUMNS, DEPTH = gl.constexpr(128), gl.constexpr(256), gl.constexpr(64)
 HALF = gl.constexpr(64)  # rows of one warpgroup
