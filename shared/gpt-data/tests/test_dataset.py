@@ -274,6 +274,11 @@ def test_nanogpts_files_are_read_by_name(tmp_path: Path) -> None:
     np.array([50256, 1, 2, 50256, 3, *range(600)], "<u2").tofile(tmp_path / "train.bin")
     with pytest.raises(InputError, match=f"--data nanogpt:{tmp_path / 'train.bin'}"):
         cached_dataset(f"shards:{tmp_path}", None)
+    named = tmp_path / "my shards"
+    named.mkdir()
+    (named / "train.bin").write_bytes((tmp_path / "train.bin").read_bytes())
+    with pytest.raises(InputError, match=f"--data 'nanogpt:{named / 'train.bin'}'"):
+        cached_dataset(f"shards:{named}", None)
     assert cached_dataset(f"nanogpt:{tmp_path / 'train.bin'}", None).val.tokens == 0
     np.array([50256, 7], "<u2").tofile(tmp_path / "val.bin")
     dataset = cached_dataset(f"nanogpt:{tmp_path / 'train.bin'}", None)

@@ -60,6 +60,12 @@ def test_a_batch_is_a_function_of_seed_and_step_and_ranks_share_it(mixture: Mixt
     assert not np.array_equal(other.batch(0).tokens, whole[0])
 
 
+def test_the_order_is_frozen(mixture: Mixture) -> None:
+    # runs that were begun with this order must go on with it
+    places = BatchLoader(mixture, rows=6, context=8, seed=3).places(20_000, 20_008)
+    assert places == [(0, 19), (0, 23), (1, 3), (0, 27), (0, 38), (0, 17), (0, 35), (0, 22)]
+
+
 def test_streams_of_one_length_are_shuffled_each_in_an_order_of_its_own(
     tmp_path: Path, make_stream: MakeStream
 ) -> None:
@@ -75,6 +81,7 @@ def test_streams_of_one_length_are_shuffled_each_in_an_order_of_its_own(
 
 def test_a_row_that_rounding_leaves_goes_to_who_lost_most_by_it() -> None:
     assert quotas_of({"a": 0.33331, "b": 0.33335, "c": 0.33334}) == (3333, 3334, 3333)
+    assert quotas_of({"a": 9999.0, "b": 1.0}) == (9999, 1)
 
 
 def test_evaluation_takes_each_streams_first_rows_up_to_the_first_end(mixture: Mixture) -> None:
@@ -84,7 +91,11 @@ def test_evaluation_takes_each_streams_first_rows_up_to_the_first_end(mixture: M
         own = [token % 50 for token in rows if token // 50 == stream]
         # rows without targets, which fill the last batch up, are zeros
         assert own[: max(own) + 1] == list(range(max(own) + 1))
-    assert 6 in {token - 50 for token in rows} or 40 in rows
+    # the first row that its stream no longer has is the end, and comes later than the shares alone would say
+    sources, owns = mixture.places(np.arange(BLOCK), 0)
+    end = int(np.argmax(owns >= np.array([41, 7, 13])[sources]))
+    assert end > loader.windows
+    assert sum(batch.target_count for batch in loader.sequential()) == 8 * end
     assert next(loader.sequential(6)).tokens.tolist() == [[row] * 8 for row in rows[:4]]
 
 

@@ -20,6 +20,7 @@ def test_one_index_at_a_time_gives_the_same() -> None:
 def test_the_order_is_frozen() -> None:
     # runs that were begun with this order must go on with it: a change here breaks every resume
     assert permute(np.arange(10), 10, 0, 0).tolist() == [0, 3, 6, 2, 8, 7, 5, 9, 1, 4]
+    assert permute(np.arange(4), 4, 0, 0).tolist() == [1, 2, 0, 3]
     assert permute(np.arange(5), 10**12, 42, 3).tolist() == [
         811967964869,
         515965919564,

@@ -170,7 +170,11 @@ def test_device_peaks() -> None:
     assert peak_flops("NVIDIA H100 80GB HBM3", "bfloat16") == pytest.approx(989.4e12)
     assert peak_flops("NVIDIA H100 PCIe", "bfloat16") == pytest.approx(756e12)
     assert peak_flops("NVIDIA H200", "float32") == pytest.approx(66.9e12)
-    assert peak_flops("AMD EPYC", "float32") is None
+    assert peak_flops("NVIDIA A100-SXM4-80GB", "bfloat16") == pytest.approx(311.8e12)
+    # none of these is the product whose name its own begins with, ends with or holds
+    others = ("L40", "RTX A1000", "GB200", "GeForce RTX 4090 Laptop GPU", "GeForce RTX 4090 D")
+    for name in ("AMD EPYC", *(f"NVIDIA {other}" for other in others), "NVIDIA GeForce RTX 3090 Ti"):
+        assert peak_flops(name, "bfloat16") is None, name
 
 
 REPORT = Report(4, 10, 3.25, None, 1e-3, 0.5, 12_345.6, None, 2_000_000_000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -102,6 +103,12 @@ def test_gather_gives_everyone_everyones_value_in_the_order_of_ranks(world: int)
     assert together(world, work, table) == [want] * world
     # nothing is left but the last meeting and the signs of life
     assert [key for key in table.values if key.startswith("gather")] == ["gather/5/all"]
+
+
+def test_processes_tell_each_other_of_numbers_that_are_not_finite() -> None:
+    # a validation loss of NaN is to end the run as such, and not as a value that JSON does not have
+    for told in together(2, lambda peers: peers.gather([math.nan, -math.inf], "the loss")):
+        assert [math.isnan(loss) and low == -math.inf for loss, low in told] == [True, True]
 
 
 def test_one_process_alone_agrees_with_itself() -> None:

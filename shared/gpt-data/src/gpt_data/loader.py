@@ -117,7 +117,7 @@ class BatchLoader:
         places = self._first_places(max_rows)
         share, total = self.rows // self.world, len(places)
         for first in range(self.rank * share, total + self.rank * share, self.rows):
-            rows = [self._row(*place) for place in places[first : min(first + share, total)]]
+            rows = [self._row(*place) for place in places[first : first + share]]
             yield self._assemble(rows + [self._blank()] * (share - len(rows)))
 
     def _first_places(self, max_rows: int | None) -> list[tuple[int, int]]:

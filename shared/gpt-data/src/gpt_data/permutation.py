@@ -53,7 +53,7 @@ def permute(index: Int64[np.ndarray, " n"], size: int, seed: int, epoch: int) ->
     """
     if index.size and (index.min() < 0 or index.max() >= size):
         raise ValueError(f"index {index.min()}..{index.max()} is outside [0, {size})")
-    half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
+    half = np.uint64(((size - 1).bit_length() + 1) // 2)
     low = np.uint64((1 << int(half)) - 1)
     keys = round_keys(seed, epoch)
     words = index.astype(np.uint64)

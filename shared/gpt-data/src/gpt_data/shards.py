@@ -75,7 +75,7 @@ def parse_header(path: Path, content: bytes, size: int) -> ShardInfo:
     if magic not in known:
         raise InputError(
             f"{path} has magic {magic}; a token shard has one of {sorted(known)} "
-            f"(a file of nanoGPT's, which has none, is read by --data nanogpt:{path})"
+            f"(a file of nanoGPT's, which has none, is read by --data {shlex.quote(f'nanogpt:{path}')})"
         )
     dtype, want = known[magic]
     if version != want:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 from gpt_trainer.backend import Precision
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import parameter_count
 
 # Dense peaks in TFLOP/s, (bfloat16, float32 outside the tensor cores), from NVIDIA's data sheets: H100 and
 # H200 (2024), A100 (2021), L40S, L4, A10, V100 (no bfloat16), GeForce Ada and Ampere white papers (dense
-# bf16 with float32 accumulation). Longer names stand before those that they contain.
+# bf16 with float32 accumulation). Longer names stand before those that they begin with.
 PEAKS: dict[str, tuple[float, float]] = {
     "B200": (2250.0, 75.0),
     "GH200": (989.4, 66.9),
@@ -42,6 +44,7 @@ def flops_per_token(config: ModelConfig, context: int) -> float:
 def peak_flops(device_name: str, precision: Precision) -> float | None:
     """The device's dense peak in FLOP/s; None for a device that is not in the table."""
     for name, (bfloat16, float32) in PEAKS.items():
-        if name in device_name:
+        # an L40 is no L4, and a card's slower or faster sister no card of the table
+        if re.search(rf"\b{name}\b(?! (Ti|D|Laptop))", device_name):
             return (bfloat16 if precision == "bfloat16" else float32) * 1e12
     return None

@@ -70,7 +70,7 @@ class Peers:
         """Everyone's value, by rank; every process calls it, in the same order. It waits for all.
 
         Args:
-            value: A small JSON value.
+            value: A small JSON value; numbers need not be finite.
             what: The same everywhere: what is being agreed on, for messages.
 
         Raises:
@@ -78,7 +78,7 @@ class Peers:
             StoppedError: If one ended since it was asked to, before there was anything to save.
         """
         self._count += 1
-        mine = json.dumps([what, value], allow_nan=False).encode()
+        mine = json.dumps([what, value]).encode()
         with self._watch.waiting():
             return self._exchange(f"gather/{self._count}", mine, what)
 
