@@ -88,9 +88,7 @@ def launchers(a: Tensor, b: Tensor, out: Tensor, epilogue: Epilogue) -> dict[str
 
     found = {_name(plan): by(matmul.launch_descriptors, plan) for plan in BFLOAT16}
     if is_hopper(DEVICE) and not epilogue.gelu:
-        from gpt_triton.kernels.hopper.matmul import launch_hopper
-
-        found["hopper"] = by(launch_hopper, BFLOAT16[0])
+        found["hopper"] = by(matmul.launch_hopper, BFLOAT16[0])
     return found
 
 

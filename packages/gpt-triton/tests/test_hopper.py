@@ -10,6 +10,7 @@ import torch
 from gpt_triton import reference
 from gpt_triton.kernels.dropout import attention_mask
 from gpt_triton.kernels.hopper import attention, attention_backward, matmul
+from gpt_triton.kernels.matmul import launch_hopper
 from gpt_triton.kernels.matmul_kernels import Epilogue
 from gpt_triton.kernels.tiles import MatmulTiles
 from gpt_triton.ops import AttentionResiduals
@@ -32,7 +33,7 @@ def emulated(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(module, name, Emulated(getattr(module, name), request.param))
         if module is not matmul:
             monkeypatch.setattr(module, "described", lambda x, rows: Described(x.flatten(0, 1), [rows, 64]))
-    monkeypatch.setattr(matmul, "_described", lambda x, *block: Described(x, list(block)))
+    monkeypatch.setattr(matmul, "described", lambda x, *block: Described(x, list(block)))
     monkeypatch.setattr(
         attention_backward, "described_numbers", lambda x, count: Described(x.flatten(), [count])
     )
@@ -104,16 +105,16 @@ def test_product(a_across: bool, b_across: bool) -> None:
     )
     want = a.double() @ b.double()
     parts, sums = fence(torch.full((2, m, n), torch.nan)), None if b_across else fence(torch.ones(n))
-    matmul.launch_hopper(a, b, parts, plan._replace(splits=2), Epilogue(), False, sums)
+    launch_hopper(a, b, parts, plan._replace(splits=2), Epilogue(), False, sums)
     kept = fence(torch.ones(m, n))
-    matmul.launch_hopper(a, b, kept, plan, Epilogue(), True)
+    launch_hopper(a, b, kept, plan, Epilogue(), True)
     for epilogue, exact in (
         (Epilogue(bias=bias), want + bias),
         (Epilogue(factor=other), want * other),
         (Epilogue(bias=bias, residual=other), want + bias + other),
     ):
         out = fence(torch.full((m, n), torch.nan), dtype=torch.bfloat16)
-        matmul.launch_hopper(a, b, out, plan, epilogue, False)
+        launch_hopper(a, b, out, plan, epilogue, False)
         assert relative(out, exact) < 3e-3
     fence.check()
     assert relative(parts.sum(0), want) < 1e-6

@@ -202,8 +202,6 @@ def test_descriptor_kernel_equals_the_pointer_kernel(a_across: bool, b_across: b
 @pytest.mark.parametrize("a_across", [False, True])
 @pytest.mark.parametrize("b_across", [False, True])
 def test_hopper_kernel_equals_the_descriptor_kernel(a_across: bool, b_across: bool) -> None:
-    from gpt_triton.kernels.hopper.matmul import launch_hopper
-
     m, n, k = 200, 264, 1000
     a = randn(k, m).bfloat16().T if a_across else randn(m, k).bfloat16()
     b = randn(n, k).bfloat16().T if b_across else randn(k, n).bfloat16()
@@ -212,7 +210,7 @@ def test_hopper_kernel_equals_the_descriptor_kernel(a_across: bool, b_across: bo
     # the residual of a tile of 256 columns, loaded by all threads, leaves no room for three stages
     for launch, plan in (
         (matmul.launch_descriptors, tiles.MatmulTiles(128, 128, 64, 8, 3)),
-        (launch_hopper, tiles.MatmulTiles(128, 256, 64, 8, 3)),
+        (matmul.launch_hopper, tiles.MatmulTiles(128, 256, 64, 8, 3)),
     ):
         kept, parts = torch.ones(m, n, device=DEVICE), torch.full((2, m, n), torch.nan, device=DEVICE)
         launch(a, b, kept, plan, matmul.Epilogue(), True)
@@ -232,7 +230,7 @@ def test_hopper_kernel_equals_the_descriptor_kernel(a_across: bool, b_across: bo
     assert relative(results[1][0], a.double() @ b.double() + 1.0) < 1e-6
     if not b_across:
         parts, sums = torch.full((2, m, n), torch.nan, device=DEVICE), torch.ones(n, device=DEVICE)
-        launch_hopper(a, b, parts, plan._replace(splits=2), matmul.Epilogue(), False, sums)
+        matmul.launch_hopper(a, b, parts, plan._replace(splits=2), matmul.Epilogue(), False, sums)
         assert torch.equal(parts, torch.stack(results[1][1:3]))
         assert relative(sums, b.double().sum(0) + 1.0) < 1e-6
 

@@ -2,8 +2,8 @@
 
     C = epilogue(A B),     y = x W + b:     d_x = d_y W^T,   d_W = x^T d_y,   d_b = sum over rows of d_y
 
-What follows a product, and the two kernels that compute it, stand in ``matmul_kernels``; here a product is
-described, its kernel chosen and launched. Weights are (in, out).
+What follows a product, and the two kernels that compute it, stand in ``matmul_kernels``, a third in
+``hopper.matmul``; here a product is described, its kernel chosen and launched. Weights are (in, out).
 
 A weight gradient has few output tiles and a long K: K is split, each part is written in float32, and the
 parts are added in order, so that a run repeats itself bit for bit. Shapes: M rows, N columns, K depth,
@@ -156,9 +156,6 @@ def product(
     parts = out.new_empty(tiles.splits, m, n) if tiles.splits > 1 else out
     into_out = accumulate and tiles.splits == 1
     if fast and on_tensor_cores_of_hopper(tiles, k, a.device):
-        # imported where it runs: Gluon has no interpreter
-        from gpt_triton.kernels.hopper.matmul import launch_hopper
-
         launch_hopper(a, b, parts, tiles, epilogue, into_out, column_sums)
     else:
         launch = launch_descriptors if fast else launch_pointers
@@ -220,6 +217,44 @@ def launch_descriptors(
         DTYPE=tl.bfloat16 if out.dtype == torch.bfloat16 else tl.float32,
         num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
+
+
+def launch_hopper(
+    a: Float[Tensor, "M K"],
+    b: Float[Tensor, "K N"],
+    out: Float[Tensor, "*S M N"],
+    tiles: MatmulTiles,
+    epilogue: Epilogue,
+    accumulate: bool,
+    column_sums: Float[Tensor, " N"] | None = None,
+) -> None:
+    """The product by Hopper's kernel; arguments as in ``product``, with one output per part of K."""
+    # imported where it runs: Gluon has no interpreter
+    from gpt_triton.kernels.hopper import matmul as hopper
+
+    rows, columns, depth = hopper.ROWS.value, hopper.COLUMNS.value, hopper.DEPTH.value
+    (m, k), n = a.shape, b.shape[1]
+    a_across, b_across = a.stride(1) != 1, b.stride(1) != 1
+    extra = epilogue.factor if epilogue.residual is None else epilogue.residual
+    out_desc, extra_desc = (
+        None
+        if x is None or out.dtype == torch.float32
+        else hopper.described(x, hopper.HALF.value, hopper.PART.value)
+        for x in (out, extra)
+    )
+    m_tiles, n_tiles = triton.cdiv(m, rows), triton.cdiv(n, columns)
+    sums = None if column_sums is None else column_sums.new_empty(1, tiles.splits * m_tiles, n)
+    hopper.hopper_kernel[(min(m_tiles * n_tiles * tiles.splits, multiprocessors(a.device)),)](
+        hopper.described(a.T, depth, rows) if a_across else hopper.described(a, rows, depth),
+        hopper.described(b.T, columns, depth) if b_across else hopper.described(b, depth, columns),
+        out, out_desc, extra_desc, epilogue.bias, sums, m, n,
+        triton.cdiv(triton.cdiv(k, depth), tiles.splits), tiles.splits,
+        A_ACROSS=a_across, B_ACROSS=b_across, ACCUMULATE=accumulate,
+        EXTRA="none" if extra is None else "factor" if epilogue.residual is None else "residual",
+        GROUP=group_rows(n_tiles), STAGES=4 if out_desc is None else 3, num_warps=4,
+    )  # fmt: skip
+    if sums is not None and column_sums is not None:
+        add_partial_sums(sums, column_sums)
 
 
 def _describable(x: Float[Tensor, "R C"]) -> bool:

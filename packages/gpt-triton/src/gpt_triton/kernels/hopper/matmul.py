@@ -18,8 +18,6 @@ from __future__ import annotations
 
 from typing import Any, no_type_check
 
-import torch
-import triton
 from jaxtyping import Float
 from torch import Tensor
 from triton.experimental import gluon
@@ -34,9 +32,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from gpt_triton.kernels.hopper.partitions import TILE, block_barrier, new_barriers, tma_load, tma_store
-from gpt_triton.kernels.matmul_kernels import Epilogue, tile_of
-from gpt_triton.kernels.primitives import add_partial_sums, multiprocessors
-from gpt_triton.kernels.tiles import MatmulTiles, group_rows
+from gpt_triton.kernels.matmul_kernels import tile_of
 
 ROWS, COLUMNS, DEPTH = gl.constexpr(128), gl.constexpr(256), gl.constexpr(64)
 HALF = gl.constexpr(64)  # rows of one warpgroup
@@ -55,6 +51,16 @@ def _place(work, tiles, m_tiles, n_tiles, GROUP: gl.constexpr):
     """First row and column of a piece of work, and its part of K."""
     m_tile, n_tile = tile_of(work % tiles, m_tiles, n_tiles, GROUP)
     return m_tile * ROWS, n_tile * COLUMNS, work // tiles
+
+
+@gluon.jit
+@no_type_check
+def _load(desc, row, column, barrier, tile, ACROSS: gl.constexpr):
+    """Load a tile of an operand, of whose transpose it is ``ACROSS``."""
+    if ACROSS:
+        tma_load(desc, [column, row], barrier, tile)
+    else:
+        tma_load(desc, [row, column], barrier, tile)
 
 
 @gluon.jit
@@ -87,14 +93,8 @@ def _load_all(
             mbarrier.wait(free.index(slot), (count // STAGES & 1) ^ 1)
             barrier = ready.index(slot)
             mbarrier.expect(barrier, a_desc.block_type.nbytes + b_desc.block_type.nbytes)
-            if A_ACROSS:
-                tma_load(a_desc, [depth, first_row], barrier, a_tiles.index(slot))
-            else:
-                tma_load(a_desc, [first_row, depth], barrier, a_tiles.index(slot))
-            if B_ACROSS:
-                tma_load(b_desc, [first_column, depth], barrier, b_tiles.index(slot))
-            else:
-                tma_load(b_desc, [depth, first_column], barrier, b_tiles.index(slot))
+            _load(a_desc, first_row, depth, barrier, a_tiles.index(slot), A_ACROSS)
+            _load(b_desc, depth, first_column, barrier, b_tiles.index(slot), B_ACROSS)
             if extra_desc is not None:  # noqa: SIM102  # this is the compiler's, the next the kernel's
                 if step == FILL:
                     row, column = first_row, first_column
@@ -106,9 +106,7 @@ def _load_all(
 
 @gluon.jit
 @no_type_check
-def _add_columns(
-    sums_ptr, b_tiles, ready, free, N, m_tiles, n_tiles, steps, splits, GROUP: gl.constexpr
-):  # fmt: skip
+def _add_columns(sums_ptr, b_tiles, ready, free, N, m_tiles, n_tiles, steps, splits, GROUP: gl.constexpr):
     """The adding warps: sums of the right operand's columns, over the slices that fall to a tile's row."""
     if sums_ptr is not None:
         STAGES: gl.constexpr = ready.shape[0]
@@ -274,17 +272,15 @@ def hopper_kernel(
     fence_async_shared()
     block_barrier()
     m_tiles, n_tiles = gl.cdiv(M, ROWS), gl.cdiv(N, COLUMNS)
-    UPPER: gl.constexpr = 0
-    LOWER: gl.constexpr = 1
     gl.warp_specialize(
         [
             (_multiply_all, (
                 out_ptr, out_desc, bias_ptr, a_tiles, b_tiles, upper, ready, free, filled, returned, M, N,
-                m_tiles, n_tiles, steps, splits, A_ACROSS, B_ACROSS, EXTRA, ACCUMULATE, GROUP, UPPER,
+                m_tiles, n_tiles, steps, splits, A_ACROSS, B_ACROSS, EXTRA, ACCUMULATE, GROUP, 0,
             )),
             (_multiply_all, (
                 out_ptr, out_desc, bias_ptr, a_tiles, b_tiles, lower, ready, free, filled, returned, M, N,
-                m_tiles, n_tiles, steps, splits, A_ACROSS, B_ACROSS, EXTRA, ACCUMULATE, GROUP, LOWER,
+                m_tiles, n_tiles, steps, splits, A_ACROSS, B_ACROSS, EXTRA, ACCUMULATE, GROUP, 1,
             )),
             (_load_all, (
                 a_desc, b_desc, extra_desc, a_tiles, b_tiles, upper, lower, ready, free, filled, returned,
@@ -297,40 +293,6 @@ def hopper_kernel(
     )  # fmt: skip
 
 
-def launch_hopper(
-    a: Float[Tensor, "M K"],
-    b: Float[Tensor, "K N"],
-    out: Float[Tensor, "*S M N"],
-    tiles: MatmulTiles,
-    epilogue: Epilogue,
-    accumulate: bool,
-    column_sums: Float[Tensor, " N"] | None = None,
-) -> None:
-    """The product by ``hopper_kernel``; arguments as in ``product``, with one output per part of K."""
-    (m, k), n = a.shape, b.shape[1]
-    a_across, b_across = a.stride(1) != 1, b.stride(1) != 1
-    extra = epilogue.factor if epilogue.residual is None else epilogue.residual
-    out_desc, extra_desc = (
-        None if x is None or out.dtype == torch.float32 else _described(x, HALF.value, PART.value)
-        for x in (out, extra)
-    )
-    m_tiles = triton.cdiv(m, ROWS.value)
-    work = m_tiles * triton.cdiv(n, COLUMNS.value) * tiles.splits
-    sums = None if column_sums is None else column_sums.new_empty(1, tiles.splits * m_tiles, n)
-    hopper_kernel[(min(work, multiprocessors(a.device)),)](
-        _described(a.T, DEPTH.value, ROWS.value) if a_across else _described(a, ROWS.value, DEPTH.value),
-        _described(b.T, COLUMNS.value, DEPTH.value)
-        if b_across
-        else _described(b, DEPTH.value, COLUMNS.value),
-        out, out_desc, extra_desc, epilogue.bias, sums, m, n,
-        triton.cdiv(triton.cdiv(k, DEPTH.value), tiles.splits), tiles.splits,
-        A_ACROSS=a_across, B_ACROSS=b_across, ACCUMULATE=accumulate,
-        EXTRA="none" if extra is None else "factor" if epilogue.residual is None else "residual",
-        GROUP=group_rows(triton.cdiv(n, COLUMNS.value)), STAGES=4 if out_desc is None else 3, num_warps=4,
-    )  # fmt: skip
-    if sums is not None and column_sums is not None:
-        add_partial_sums(sums, column_sums)
-
-
-def _described(x: Float[Tensor, "R C"], rows: int, columns: int) -> Any:
+def described(x: Float[Tensor, "R C"], rows: int, columns: int) -> Any:
+    """Tiles of a matrix, as the tensor memory accelerator takes them."""
     return TensorDescriptor.from_tensor(x, [rows, columns], TILE.value)
