@@ -23,13 +23,7 @@ from gpt_trainer.micro_batches import target_weight
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import OptimizerState, check_optimizer_state, check_parameters
 from gpt_trainer.parameters import Parameters as Canonical
-from gpt_trainer.ranks.collectives import (
-    gather_parts,
-    send_from_owners,
-    shares_optimizer,
-    sum_over_processes,
-    sum_parts,
-)
+from gpt_trainer.ranks.collectives import shares_optimizer, sum_over_processes
 from gpt_trainer.ranks.place import ALONE, Place
 from gpt_trainer.report.torch_profile import record
 from gpt_trainer.sequences import Sequences
@@ -46,7 +40,7 @@ from gpt_triton.model import Inputs, Stretch, logits
 from gpt_triton.optimizer import optimizer_init, step_scalars
 from gpt_triton.options import Options
 from gpt_triton.plan import choose_kernels, make_plan
-from gpt_triton.sharing import Region, init_shares, regions, share_of_step
+from gpt_triton.sharing import Shared
 from gpt_triton.step import Sums, TrainingState, accumulate, finish
 from gpt_triton.tree import canonical_names, fill, shadow_of, to_canonical, zeros
 
@@ -69,12 +63,11 @@ class TritonBackend:
         uncut = optimizer.optimizer == "muon"
         params, gradients = (zeros(config, self._device, place.world, uncut=uncut) for _ in range(2))
         shadow = shadow_of(params, config, self._plan.dtype)
-        shared = shares_optimizer(runtime.shard, place)
-        self._regions = regions(params, place.world, uncut=uncut) if shared else []
-        kept = init_shares(params, self._regions, place.rank) if shared else optimizer_init(params, optimizer)
+        shares = shares_optimizer(runtime.shard, place)
+        self._shared = Shared(params, place, uncut=uncut) if shares else None
+        kept = optimizer_init(params, optimizer) if self._shared is None else self._shared.optimizer_init()
         self._state = TrainingState(params, kept, shadow)
         self._sums = Sums(torch.zeros((), device=self._device), gradients)
-        self._norm = torch.zeros(1, device=self._device)
         self._records = options.cuda_graph and self._device.type == "cuda"
         self._add_share = Replay(self._share, records=self._records, first=launch_compiled)
         self._prepared: set[tuple[tuple[int, ...], bool]] = set()
@@ -100,8 +93,8 @@ class TritonBackend:
             whole.values.zero_()
             if optimizer_state is not None:
                 fill(whole, optimizer_state[tree], self.config)
-            if self._regions:
-                stretch.values.copy_(self._parts(tree, whole)[self._place.rank])
+            if self._shared is not None:
+                stretch.values.copy_(self._shared.own(tree, whole))
         if self._state.shadow is not self._state.params:
             self._state.shadow.flat.copy_(self._state.params.flat)
 
@@ -109,36 +102,16 @@ class TritonBackend:
         """The float32 master parameters, as copies; where processes hold shares, all call this together."""
         flat = self._state.params.flat
         # in float32 they are what the passes read, gathered after each step
-        if self._state.shadow is not self._state.params:
-            for region in self._regions:
-                gather_parts(region.parts(flat), self._place)
+        if self._shared is not None and self._state.shadow is not self._state.params:
+            self._shared.gather_flat(flat)
         return to_canonical(Stretch(flat), self.config)
 
     def export_optimizer_state(self) -> OptimizerState:
         """The optimizer's state, as copies; where processes hold shares, all call this together."""
-        state = {}
-        for tree, stretch in self._state.optimizer.items():
-            whole = self._whole(tree)
-            if self._regions:
-                parts = self._parts(tree, whole)
-                parts[self._place.rank].copy_(stretch.values)
-                gather_parts(parts, self._place)
-            state[tree] = to_canonical(whole, self.config)
-        return state
-
-    def _whole(self, tree: str) -> Stretch:
-        """A buffer of the optimizer; a new one for all processes' shares if this one holds but its own."""
-        if not self._regions:
-            return self._state.optimizer[tree]
-        region = self._region(tree)
-        return Stretch(torch.zeros_like(region.of(self._state.params.flat)), region.start)
-
-    def _parts(self, tree: str, whole: Stretch) -> tuple[Tensor, ...]:
-        """Every process's share of a whole buffer of the optimizer."""
-        return whole.values.split(self._region(tree).sizes)
-
-    def _region(self, tree: str) -> Region:
-        return next(region for region in self._regions if tree in region.kept)
+        trees = self._state.optimizer
+        if self._shared is not None:
+            trees = {tree: self._shared.gathered(tree, own) for tree, own in trees.items()}
+        return {tree: to_canonical(stretch, self.config) for tree, stretch in trees.items()}
 
     def train_step(
         self,
@@ -159,7 +132,11 @@ class TritonBackend:
         """
         self._sum(micro_batches, step, targets, first_row)
         # between the recorded graphs, not inside one
-        self._sum_over_processes()
+        if self._shared is None:
+            sum_over_processes(self._sums.loss, self._place)
+            sum_over_processes(self._sums.gradients.flat, self._place)
+        else:
+            self._shared.sum(self._sums, self._plan.ops)
         if self._update is None:
             self._update = Replay(
                 self._finish, records=self._records, first=launch_compiled, beside=self._add_share
@@ -168,8 +145,8 @@ class TritonBackend:
             self._update.prepare(self._send(torch.tensor([0.0, 1.0, 1.0, math.nan])))
         scalars = step_scalars(self._optimizer, lr, step, skip_above)
         values = self._update(self._send(torch.from_numpy(scalars)))
-        if self._regions:
-            self._gather()
+        if self._shared is not None:
+            self._shared.gather(self._state)
         return PendingMetrics(values)
 
     def gradients(self, micro_batches: Sequence[Batch], step: int) -> tuple[float, Canonical]:
@@ -264,39 +241,14 @@ class TritonBackend:
     def _send(self, tensor: Tensor) -> Tensor:
         return devices.to_device(tensor, self._device)
 
-    def _gather(self) -> None:
-        """Make whole what the passes read; of another's share of the float32 matrices nothing is known."""
-        params, shadow = self._state.params, self._state.shadow
-        for region in self._regions:
-            gather_parts(region.parts(shadow.flat), self._place)
-        if shadow is not params:
-            # gains and biases are read in float32
-            last = self._regions[-1]
-            send_from_owners(last.parts(params.flat), params.decay_count - last.start)
+    def _whole(self, tree: str) -> Stretch:
+        """A buffer of the optimizer; a new one for all processes' shares if this one holds but its own."""
+        return self._state.optimizer[tree] if self._shared is None else self._shared.whole(tree)
 
     def _finish(self, scalars: Float32[Tensor, " 4"]) -> Float32[Tensor, " 3"]:
         """``finish``, of whole trees or of this process's shares."""
-        work, norm = [(self._state, self._sums)], None
-        if self._regions:
-            norm, rank = self._norm, self._place.rank
-            work = [share_of_step(self._state, self._sums, region, rank) for region in self._regions]
-        return [finish(*each, scalars, self._optimizer, self._plan, norm) for each in work][-1]
-
-    def _sum_over_processes(self) -> None:
-        """Sum loss and gradient over all; of the gradient this process's share alone, if it has one."""
-        gradients = self._sums.gradients
-        sum_over_processes(self._sums.loss, self._place)
-        if not self._regions:
-            sum_over_processes(gradients.flat, self._place)
-            return
-        self._norm.zero_()
-        for parts in (region.parts(gradients.flat) for region in self._regions):
-            sum_parts(parts, self._place)
-            own = parts[self._place.rank]
-            if len(own):
-                self._norm.add_(self._plan.ops.global_norm(own).square_())
-        sum_over_processes(self._norm, self._place)
-        self._norm.sqrt_()
+        apply = finish if self._shared is None else self._shared.finish
+        return apply(self._state, self._sums, scalars, self._optimizer, self._plan)
 
 
 def _version_of(package: str) -> str:

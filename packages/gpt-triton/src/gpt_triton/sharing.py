@@ -12,17 +12,20 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
 import torch
+from gpt_trainer.backend import OptimizerConfig
+from gpt_trainer.ranks.collectives import gather_parts, send_from_owners, sum_over_processes, sum_parts
+from gpt_trainer.ranks.place import Place
 from jaxtyping import Float
 from torch import Tensor
 
-from gpt_triton.model import Parameters, Stretch
+from gpt_triton.model import Parameters, Plan, Stretch
+from gpt_triton.ops import Ops
 from gpt_triton.optimizer import OptimizerState
-from gpt_triton.step import Sums, TrainingState
+from gpt_triton.step import Sums, TrainingState, finish
 
 
 class Region(NamedTuple):
@@ -78,18 +81,92 @@ def regions(tree: Parameters, shares: int, *, uncut: bool) -> list[Region]:
     return [Region(0, tuple(size * (end - begin) for begin, end in pairwise(ends)), ends), rest]
 
 
-def init_shares(params: Parameters, regions: Sequence[Region], rank: int) -> OptimizerState:
-    """Zeros for every element of a process's shares."""
-    return {
-        tree: Stretch(torch.zeros_like(region.parts(params.flat)[rank]))
-        for region in regions
-        for tree in region.kept
-    }
+class Shared:
+    """This process's shares, and what it does for them together with the others.
 
+    Args:
+        params: Of as many aligned shares as there are processes, see ``zeros``.
+        uncut: As in ``regions``.
+    """
 
-def share_of_step(state: TrainingState, sums: Sums, region: Region, rank: int) -> tuple[TrainingState, Sums]:
-    """A process's share of what a step changes."""
-    own = region.share(state.params, rank)
-    narrow = own if state.shadow is state.params else region.share(state.shadow, rank)
-    kept = {tree: state.optimizer[tree] for tree in region.kept}
-    return TrainingState(own, kept, narrow), Sums(sums.loss, region.share(sums.gradients, rank))
+    def __init__(self, params: Parameters, place: Place, *, uncut: bool) -> None:
+        self._place, self._like = place, params.flat
+        self._regions = regions(params, place.world, uncut=uncut)
+        # at one address, which a recorded step knows
+        self._norm = params.flat.new_zeros(1)
+
+    def optimizer_init(self) -> OptimizerState:
+        """Zeros for every element of the shares."""
+        return {
+            tree: Stretch(torch.zeros_like(region.parts(self._like)[self._place.rank]))
+            for region in self._regions
+            for tree in region.kept
+        }
+
+    def whole(self, tree: str) -> Stretch:
+        """Zeros for all processes' shares of one of the optimizer's buffers."""
+        region = self._region(tree)
+        return Stretch(torch.zeros_like(region.of(self._like)), region.start)
+
+    def own(self, tree: str, whole: Stretch) -> Float[Tensor, " S"]:
+        """This process's share of such a buffer."""
+        return self._parts(tree, whole)[self._place.rank]
+
+    def gathered(self, tree: str, own: Stretch) -> Stretch:
+        """The whole buffer of which every process has such a share."""
+        whole = self.whole(tree)
+        self.own(tree, whole).copy_(own.values)
+        gather_parts(self._parts(tree, whole), self._place)
+        return whole
+
+    def sum(self, sums: Sums, ops: Ops) -> None:
+        """Sum over all processes: the loss, and each its shares of the gradient; its whole norm is kept."""
+        sum_over_processes(sums.loss, self._place)
+        self._norm.zero_()
+        for region in self._regions:
+            parts = region.parts(sums.gradients.flat)
+            sum_parts(parts, self._place)
+            own = parts[self._place.rank]
+            if len(own):
+                self._norm.add_(ops.global_norm(own).square_())
+        sum_over_processes(self._norm, self._place)
+        self._norm.sqrt_()
+
+    def finish(
+        self,
+        state: TrainingState,
+        sums: Sums,
+        scalars: Float[Tensor, " 4"],
+        config: OptimizerConfig,
+        plan: Plan,
+    ) -> Float[Tensor, " 3"]:
+        """``step.finish``, of the shares alone."""
+        own = [self._share(state, sums, region) for region in self._regions]
+        return [finish(*each, scalars, config, plan, self._norm) for each in own][-1]
+
+    def gather(self, state: TrainingState) -> None:
+        """Make whole what the passes read; of another's share of the float32 matrices nothing is known."""
+        params, shadow, last = state.params, state.shadow, self._regions[-1]
+        self.gather_flat(shadow.flat)
+        if shadow is not params:
+            # gains and biases are read in float32
+            send_from_owners(last.parts(params.flat), params.decay_count - last.start)
+
+    def gather_flat(self, flat: Float[Tensor, " P"]) -> None:
+        """Make a buffer whole from every process's shares."""
+        for region in self._regions:
+            gather_parts(region.parts(flat), self._place)
+
+    def _region(self, tree: str) -> Region:
+        return next(region for region in self._regions if tree in region.kept)
+
+    def _parts(self, tree: str, whole: Stretch) -> tuple[Float[Tensor, " S"], ...]:
+        return whole.values.split(self._region(tree).sizes)
+
+    def _share(self, state: TrainingState, sums: Sums, region: Region) -> tuple[TrainingState, Sums]:
+        """Of a region what this process changes, and by which gradient."""
+        rank = self._place.rank
+        own = region.share(state.params, rank)
+        narrow = own if state.shadow is state.params else region.share(state.shadow, rank)
+        kept = {tree: state.optimizer[tree] for tree in region.kept}
+        return TrainingState(own, kept, narrow), Sums(sums.loss, region.share(sums.gradients, rank))
