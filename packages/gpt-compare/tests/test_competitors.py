@@ -162,6 +162,7 @@ def test_weights_bring_their_sizes(tmp_path: Path) -> None:
         (["--tokens-per-step", "100"], "is not a multiple of context=128"),
         (["--runs"], "names no competitor"),
         (["--resume", "run"], "unknown flag --resume"),
+        (["--eval-only"], "unknown flag --eval-only"),
         (["--generate", "0"], r"generate=\(0,\) must be positive"),
         (["--reference", "none.csv"], "cannot read --reference none.csv"),
     ],

@@ -286,7 +286,7 @@ def test_profile_writes_a_trace_and_a_table(
 def test_says_what_it_runs_on(config: ModelConfig, weights: Parameters) -> None:
     backend = make(config, weights)
     assert backend.choices()["kernels"] == "reference"
-    assert backend.choices()["cuda_graph"] == "false"
+    assert backend.choices()["cuda_graph"] == "off"
     assert backend.choices()["torch"] == torch.__version__
     assert backend.device_name()
     assert backend.peak_memory_bytes() > 10_000_000

@@ -160,6 +160,6 @@ def test_says_what_it_uses(config: ModelConfig, weights: Parameters, batch: Batc
     backend.train_step([batch], 1e-3, 0)
     backend.synchronize()
     assert backend.choices()["kernels"] == "triton"
-    assert backend.choices()["cuda_graph"] == "true"
+    assert backend.choices()["cuda_graph"] == "on"
     assert backend.peak_memory_bytes() > 0
     assert backend.device_name() == torch.cuda.get_device_name()

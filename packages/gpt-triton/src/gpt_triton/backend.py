@@ -197,7 +197,7 @@ class TritonBackend:
         return {
             "kernels": choose_kernels(self._options.kernels, self._device),
             "keep": self._options.keep,
-            "cuda_graph": str(self._records).lower(),
+            "cuda_graph": "on" if self._records else "off",
             "torch": torch.__version__,
             "triton": _version_of("triton"),
         }

@@ -54,7 +54,10 @@ def read_command(
     if early.resume is not None and not early.eval_only and place.rank == 0:
         locks.enter_context(RunLock(existing_run(early.resume)))
     start = choose_start(spec, early)
-    return start, read_request(spec, argv, early, start)
+    request = read_request(spec, argv, early, start)
+    if early.eval_only and early.resume is None and early.init_from is None:
+        raise InputError("--eval-only needs a model: give --resume or --init-from")
+    return start, request
 
 
 def choose_start(spec: TaskSpec, early: Early) -> Fresh:
@@ -93,8 +96,6 @@ def read_early(argv: Sequence[str]) -> Early:
             if getattr(early, name) is not None:
                 given = f"{flag(name)} {getattr(early, name)}"
                 raise InputError(f"{given} does not go with --resume: the run has its own")
-    elif early.eval_only and early.init_from is None:
-        raise InputError("--eval-only needs a model: give --resume or --init-from")
     return early
 
 
