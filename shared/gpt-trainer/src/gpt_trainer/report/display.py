@@ -17,6 +17,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -169,6 +170,15 @@ def curve(losses: deque[float]) -> str:
     return f"loss {max(losses):.3f} {sparkline(losses)} {min(losses):.3f}, the last {len(losses)} steps"
 
 
+class LeftColumn(TimeRemainingColumn):
+    """What is left, in words: two times beside each other would not tell which is which."""
+
+    def render(self, task: Task) -> Text:
+        """The time, if the end is known."""
+        time = super().render(task)
+        return time.append(" left", style="default") if time else time
+
+
 class LiveDisplay:
     """A progress bar with the numbers of the last step and a curve of the loss under it.
 
@@ -181,9 +191,9 @@ class LiveDisplay:
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
+            TextColumn("in"),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(compact=True),
+            LeftColumn(compact=True),
             console=self.console,
             expand=True,
         )
