@@ -102,12 +102,13 @@ def mask_bits(shape: tuple[int, int, int], key: Key, rate: float) -> UInt8[Array
     """
     context = shape[-1]
     rows, calls = context // BITS, context // WORDS
+    fours = draw_tile(shape, 0, context, key, rate).reshape(*shape[:2], BITS, rows, calls)
     words = jnp.zeros((*shape[:2], rows, calls), jnp.uint32)
     for bit in range(BITS):
-        stop = (bit + 1) * rows
-        four = draw_tile(shape, bit * rows, stop, key, rate).astype(jnp.uint32)
+        stop = (bit + 1) * rows // WORDS
+        four = fours[:, :, bit, :, :stop].astype(jnp.uint32)
         spread = four * 0x00204081 & 0x01010101  # bit i of the four becomes the lowest of byte i
-        words |= jnp.pad(spread << bit, ((0, 0), (0, 0), (0, 0), (0, calls - stop // WORDS)))
+        words |= jnp.pad(spread << bit, ((0, 0), (0, 0), (0, 0), (0, calls - stop)))
     # apart from what takes the bytes one by one, into which XLA would draw each word four times
     words = lax.optimization_barrier(words)
     return lax.bitcast_convert_type(words, jnp.uint8).reshape(*shape[:2], rows, context)
