@@ -21,9 +21,10 @@ from typing import Any
 import cases
 import numpy as np
 from gpt_data.batch import IGNORE, Batch
-from gpt_trainer.backend import Backend, OptimizerConfig, Runtime, find_backend
+from gpt_trainer.backend import Backend, OptimizerConfig, Runtime
 from gpt_trainer.checkpoint import CheckpointState, load_checkpoint, save_checkpoint, step_or_newest
 from gpt_trainer.model_config import ModelConfig
+from gpt_trainer.registry import find_backend
 from safetensors.numpy import save_file
 
 EXCHANGE_CASES = ("stream", "muon")

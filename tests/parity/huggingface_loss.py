@@ -15,9 +15,9 @@ import torch
 from gpt_data.batch import IGNORE
 from gpt_data.cache import cached_dataset
 from gpt_data.loader import BatchLoader
-from gpt_trainer.backend import find_backend
 from gpt_trainer.checkpoint import find_steps
 from gpt_trainer.gpt2.spec import gpt2_spec
+from gpt_trainer.registry import find_backend
 from gpt_trainer.run.folder import stored_record
 from gpt_trainer.run.record import read_record
 from transformers import GPT2LMHeadModel

@@ -13,7 +13,7 @@ from pathlib import Path
 import cases
 import compare
 import pytest
-from gpt_trainer.backend import installed_backends
+from gpt_trainer.registry import installed_backends
 
 HERE = Path(__file__).parent
 

@@ -28,10 +28,11 @@ from typing import NamedTuple
 
 import numpy as np
 from gpt_data.batch import Batch
-from gpt_trainer.backend import OptimizerConfig, Runtime, find_backend
+from gpt_trainer.backend import OptimizerConfig, Runtime
 from gpt_trainer.gpt2.presets import PRESETS
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import init_parameters
+from gpt_trainer.registry import find_backend
 from gpt_trainer.schedules import learning_rate
 
 HEADER_BYTES, LOOKS = 1024, 20

@@ -30,11 +30,12 @@ import numpy as np
 from gpt_data.batch import Batch
 from gpt_data.dataset import Dataset
 from gpt_data.loader import BatchLoader
-from gpt_trainer.backend import BackendSpec, OptimizerConfig, Runtime, Shard
+from gpt_trainer.backend import OptimizerConfig, Runtime, Shard
 from gpt_trainer.model_config import MODEL_PRESETS, ModelConfig
 from gpt_trainer.parameters import Parameters, init_parameters, parameter_count, parameter_shapes
 from gpt_trainer.ranks.peers import Alone, Peers
 from gpt_trainer.ranks.place import ALONE, Place
+from gpt_trainer.registry import BackendSpec
 from traces import kernels, unhidden
 
 LR = 1e-4

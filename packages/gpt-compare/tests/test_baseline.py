@@ -10,9 +10,10 @@ import pytest
 from gpt_compare import huggingface
 from gpt_compare.baseline import SPEC, Baseline, Options
 from gpt_data.batch import IGNORE, Batch
-from gpt_trainer.backend import OptimizerConfig, Runtime, find_backend
+from gpt_trainer.backend import OptimizerConfig, Runtime
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import Parameters, init_parameters
+from gpt_trainer.registry import find_backend
 
 # odd sizes; 61 ids do not fill the padded vocabulary
 CONFIG = ModelConfig(n_layer=2, n_head=3, d_model=24, context=13, vocab_size=61)

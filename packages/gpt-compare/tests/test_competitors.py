@@ -19,7 +19,6 @@ from gpt_compare.competitor import (
 from gpt_compare.reference import read_reference
 from gpt_compare.request import ENDS, read_request
 from gpt_compare.turns import equipped
-from gpt_trainer.backend import BackendSpec
 from gpt_trainer.checkpoint import CheckpointState, find_steps, save_checkpoint
 from gpt_trainer.errors import InputError, WriteError
 from gpt_trainer.gpt2.presets import PRESETS
@@ -27,6 +26,7 @@ from gpt_trainer.gpt2.settings import TrainConfig
 from gpt_trainer.gpt2.task import open_task
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import init_parameters
+from gpt_trainer.registry import BackendSpec
 from gpt_trainer.settings.values import flat, overlay, read_toml
 
 

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from gpt_compare import observing
 from gpt_compare.observing import CompileClock, Observer, listening, measure_generation
-from gpt_trainer.backend import Backend, BackendSpec
+from gpt_trainer.backend import Backend
 from gpt_trainer.model_config import ModelConfig
+from gpt_trainer.registry import BackendSpec
 
 
 class Clock:

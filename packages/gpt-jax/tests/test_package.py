@@ -10,7 +10,7 @@ import pytest
 from gpt_jax.backend import JaxBackend
 from gpt_jax.options import Options
 from gpt_jax_toy import SMALL, build, make_batch
-from gpt_trainer.backend import find_backend
+from gpt_trainer.registry import find_backend
 
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:

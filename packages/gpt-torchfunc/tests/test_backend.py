@@ -10,8 +10,9 @@ import pytest
 import torch
 from gpt_data.batch import IGNORE
 from gpt_torchfunc.options import SPEC, Options
-from gpt_trainer.backend import OptimizerConfig, Runtime, find_backend
+from gpt_trainer.backend import OptimizerConfig, Runtime
 from gpt_trainer.parameters import init_parameters
+from gpt_trainer.registry import find_backend
 
 
 def same(a, b):

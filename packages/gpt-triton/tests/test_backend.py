@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 from gpt_data.batch import IGNORE, Batch
-from gpt_trainer.backend import OptimizerConfig, Runtime, find_backend
+from gpt_trainer.backend import OptimizerConfig, Runtime
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import Parameters
 from gpt_trainer.ranks.collectives import send_from_owners
 from gpt_trainer.ranks.place import Place
+from gpt_trainer.registry import find_backend
 from gpt_triton import reference
 from gpt_triton.backend import TritonBackend
 from gpt_triton.options import SPEC, Options

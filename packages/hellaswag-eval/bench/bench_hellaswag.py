@@ -25,9 +25,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gpt_trainer.backend import OptimizerConfig, Runtime, find_backend
+from gpt_trainer.backend import OptimizerConfig, Runtime
 from gpt_trainer.model_config import MODEL_PRESETS
 from gpt_trainer.parameters import init_parameters
+from gpt_trainer.registry import find_backend
 from hellaswag_eval import PROTOCOLS, Evaluation, Example, Plan, encode_items, evaluate_backend, read_items
 
 BACKENDS = ("gpt-triton", "gpt-torchfunc", "gpt-jax")

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 from gpt_data.batch import IGNORE, Batch
-from gpt_trainer import backend
-from gpt_trainer.backend import BackendSpec
+from gpt_trainer import registry
+from gpt_trainer.backend import Decoder
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import Parameters
+from gpt_trainer.registry import BackendSpec
 from gpt_trainer.sequences import Sequences
 
 
@@ -54,7 +55,7 @@ class ToyModel:
         return np.pad(found, ((0, 0), (1, 0)), constant_values=np.nan)
 
 
-class ToyDecoder(backend.Decoder):
+class ToyDecoder(Decoder):
     """Sequences that grow; counts the tokens that it was given."""
 
     fed = 0
@@ -110,5 +111,5 @@ SPEC = spec("gpt-toy")
 if __name__ == "__main__":
     from hellaswag_eval.commands import main
 
-    backend.entry_points = lambda group: [EntryPoint("gpt-toy", f"{__name__}:SPEC", group)]
+    registry.entry_points = lambda group: [EntryPoint("gpt-toy", f"{__name__}:SPEC", group)]
     main()

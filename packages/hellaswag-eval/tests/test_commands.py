@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import bpe_scratch
-import gpt_trainer.backend as backend
+import gpt_trainer.registry as registry
 import hellaswag_eval.models as models
 import numpy as np
 import pytest
 from gpt_data.batch import Batch
 from gpt_data.terminal import guarded
-from gpt_trainer.backend import BackendSpec
+from gpt_trainer.backend import Decoder
 from gpt_trainer.checkpoint import CheckpointState, save_checkpoint
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import init_parameters
+from gpt_trainer.registry import BackendSpec
 from hellaswag_eval import encode_items, evaluate_backend, read_items
 from hellaswag_eval.models import encoder
 from hellaswag_eval.score_command import run as score
@@ -35,7 +36,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, BackendSpec]:
     def points(*, group: str) -> list[EntryPoint]:
         return [EntryPoint(name, "nowhere:SPEC", group) for name in found]
 
-    monkeypatch.setattr(backend, "entry_points", points)
+    monkeypatch.setattr(registry, "entry_points", points)
     monkeypatch.setattr(EntryPoint, "load", lambda point: found[point.name])
     return found
 
@@ -95,7 +96,7 @@ def test_lines_name_everything(
     assert "(12 items)" in second
 
 
-class Silent(backend.Decoder):
+class Silent(Decoder):
     """A decoder of nothing."""
 
     def log_probs(self, tokens: np.ndarray, targets: np.ndarray) -> np.ndarray:

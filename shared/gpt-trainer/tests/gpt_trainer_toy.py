@@ -24,7 +24,7 @@ from typing import Literal
 
 import numpy as np
 from gpt_data.batch import IGNORE, Batch
-from gpt_trainer.backend import BackendSpec, OptimizerConfig, Runtime, StepMetrics
+from gpt_trainer.backend import OptimizerConfig, Runtime, StepMetrics
 from gpt_trainer.commands import sample_main, train_main
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import (
@@ -36,6 +36,7 @@ from gpt_trainer.parameters import (
 )
 from gpt_trainer.ranks.peers import Alone, Peers
 from gpt_trainer.ranks.place import ALONE, Place, find_meeting
+from gpt_trainer.registry import BackendSpec
 
 WTE, WPE = "transformer.wte.weight", "transformer.wpe.weight"
 FC, FC_BIAS = "transformer.h.0.mlp.c_fc.weight", "transformer.h.0.mlp.c_fc.bias"

@@ -19,9 +19,10 @@ from gpt_data.batch import Batch
 from gpt_torchfunc.options import Options as TorchOptions
 from gpt_torchfunc.plan import wants_compile
 from gpt_trainer import torch_device as devices
-from gpt_trainer.backend import BackendSpec, OptimizerConfig, Profile, Runtime
+from gpt_trainer.backend import OptimizerConfig, Profile, Runtime
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import OptimizerState, Parameters, check_parameters, parameter_shapes
+from gpt_trainer.registry import BackendSpec
 from gpt_trainer.report.torch_profile import record
 from gpt_trainer.torch_device import PendingMetrics
 from jaxtyping import Float, Float32, Int, Int64

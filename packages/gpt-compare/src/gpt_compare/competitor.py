@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gpt_data.terminal import guarded
-from gpt_trainer.backend import BackendSpec, find_backend, installed_backends
 from gpt_trainer.errors import InputError
 from gpt_trainer.gpt2.spec import gpt2_spec
+from gpt_trainer.registry import BackendSpec, find_backend, installed_backends
 from gpt_trainer.run.task import TaskSpec
 from gpt_trainer.run.training import run_command
 

@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from gpt_data.batch import IGNORE
 from gpt_trainer import torch_device as devices
-from gpt_trainer.backend import BackendSpec, OptimizerConfig, Runtime
+from gpt_trainer.backend import OptimizerConfig, Runtime
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import Parameters
+from gpt_trainer.registry import BackendSpec
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from gpt_trainer.backend import Backend, BackendSpec
+from gpt_trainer.backend import Backend
+from gpt_trainer.registry import BackendSpec
 
 from gpt_compare.breakdown import covered
 

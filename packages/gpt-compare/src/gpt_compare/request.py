@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from gpt_data.flags import EarlyParser
-from gpt_trainer.backend import BackendSpec
 from gpt_trainer.errors import InputError
 from gpt_trainer.gpt2.settings import GPTReportSection, TrainConfig
 from gpt_trainer.gpt2.spec import gpt2_spec
 from gpt_trainer.gpt2.start import FromModel
+from gpt_trainer.registry import BackendSpec
 from gpt_trainer.run.record import as_json
 from gpt_trainer.run.start import Fresh
 from gpt_trainer.run.task import TaskSpec

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from gpt_trainer.backend import BackendSpec, imported
+from gpt_trainer.registry import BackendSpec, imported
 from gpt_trainer.settings.values import check_choices
 
 

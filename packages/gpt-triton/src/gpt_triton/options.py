@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
-from gpt_trainer.backend import BackendSpec, imported
+from gpt_trainer.registry import BackendSpec, imported
 from gpt_trainer.settings.values import check_choices
 
 Kernels = Literal["auto", "triton", "reference"]

@@ -9,17 +9,10 @@ from typing import Literal, NamedTuple
 
 import bpe_scratch
 import numpy as np
-from gpt_trainer.backend import (
-    Backend,
-    BackendSpec,
-    OptimizerConfig,
-    Precision,
-    Runtime,
-    find_backend,
-    installed_backends,
-)
+from gpt_trainer.backend import Backend, OptimizerConfig, Precision, Runtime
 from gpt_trainer.errors import InputError
 from gpt_trainer.origin import open_model, tokenizer_of
+from gpt_trainer.registry import BackendSpec, find_backend, installed_backends
 
 from hellaswag_eval.evaluation import evaluate_backend
 from hellaswag_eval.protocols import Encode, Example, Ids, Protocol

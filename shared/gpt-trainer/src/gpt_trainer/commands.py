@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from gpt_data.terminal import guarded
 
-from gpt_trainer.backend import BackendSpec
 from gpt_trainer.gpt2.spec import gpt2_spec
+from gpt_trainer.registry import BackendSpec
 from gpt_trainer.run.training import run_command
 from gpt_trainer.sample.command import sample
 

@@ -21,9 +21,10 @@ import numpy as np
 from gpt_data.batch import Batch
 from jaxtyping import Integer
 
-from gpt_trainer.backend import Backend, BackendSpec, OptimizerConfig, Precision, Runtime, StepMetrics
+from gpt_trainer.backend import Backend, OptimizerConfig, Precision, Runtime, StepMetrics
 from gpt_trainer.errors import InputError
 from gpt_trainer.origin import open_model, tokenizer_of
+from gpt_trainer.registry import BackendSpec
 from gpt_trainer.sample.drawing import SamplingConfig
 from gpt_trainer.sample.generation import sample_text
 

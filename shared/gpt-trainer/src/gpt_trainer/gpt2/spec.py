@@ -11,7 +11,6 @@ from typing import Any
 from gpt_data.errors import shown
 from gpt_data.mixture import PREFIX
 
-from gpt_trainer.backend import BackendSpec
 from gpt_trainer.checkpoint import load_checkpoint, step_bytes
 from gpt_trainer.evaluate.extra import installed_evaluations
 from gpt_trainer.gpt2.data import likely_vocab
@@ -20,6 +19,7 @@ from gpt_trainer.gpt2.settings import TrainConfig, rate_at
 from gpt_trainer.gpt2.start import FromModel
 from gpt_trainer.gpt2.task import open_task
 from gpt_trainer.parameters import parameter_count
+from gpt_trainer.registry import BackendSpec
 from gpt_trainer.run.record import is_count, is_size
 from gpt_trainer.run.task import Actions, TaskSpec
 from gpt_trainer.schedules import ends

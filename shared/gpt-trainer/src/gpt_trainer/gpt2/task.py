@@ -16,7 +16,7 @@ from gpt_data.dataset import Dataset
 from gpt_data.loader import BatchLoader
 from gpt_data.tokenizers import size_said
 
-from gpt_trainer.backend import Backend, BackendSpec, Pending, Profile, StepMetrics
+from gpt_trainer.backend import Backend, Pending, Profile, StepMetrics
 from gpt_trainer.checkpoint import CheckpointState, prune, save_checkpoint
 from gpt_trainer.errors import InputError
 from gpt_trainer.evaluate.extra import prepare_evaluations
@@ -29,6 +29,7 @@ from gpt_trainer.model_config import MODEL_PRESETS, ModelConfig
 from gpt_trainer.parameters import Parameters, init_parameters, parameter_count
 from gpt_trainer.ranks.peers import Peers
 from gpt_trainer.ranks.place import Place
+from gpt_trainer.registry import BackendSpec
 from gpt_trainer.run.start import Fresh
 from gpt_trainer.run.task import Measured, Measurement, Request
 from gpt_trainer.sample.drawing import SamplingConfig

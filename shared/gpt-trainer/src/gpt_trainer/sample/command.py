@@ -13,9 +13,10 @@ from gpt_data.flags import parse_flags
 from gpt_data.stopping import SOON, StopFlag
 from gpt_data.terminal import INTERRUPTED, emit
 
-from gpt_trainer.backend import Backend, BackendSpec, OptimizerConfig, Precision, Runtime
+from gpt_trainer.backend import Backend, OptimizerConfig, Precision, Runtime
 from gpt_trainer.errors import InputError
 from gpt_trainer.origin import open_model, tokenizer_of
+from gpt_trainer.registry import BackendSpec
 from gpt_trainer.sample.drawing import SamplingConfig
 from gpt_trainer.sample.generation import encode_prompt, generate
 
