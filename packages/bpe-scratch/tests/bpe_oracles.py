@@ -17,7 +17,7 @@ from tokenizers import models, pre_tokenizers, trainers
 
 DATA = Path(__file__).parents[3].parent / "shared" / "data"
 _needs_numba = pytest.mark.skipif(not find_spec("numba"), reason="Numba is not installed")
-LAYERS = ["reference", pytest.param("compiled", marks=_needs_numba)]
+LAYERS = ["reference", pytest.param("auto", id="compiled", marks=_needs_numba)]
 
 GPT2_EXPRESSION = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 

@@ -112,7 +112,6 @@ def test_bad_input_is_one_line_and_a_status(
         (["train", "a.txt", "--vocabsize", "300"], "unknown flag --vocabsize"),
         (["train", "a.txt", "--vocab", "300"], "unknown flag --vocab"),
         (["train", "a.txt", "--vocab-size", "many"], "argument --vocab-size: invalid int value: 'many'"),
-        (["train", "a.txt", "--layer", "rust"], "argument --layer: invalid choice: 'rust'"),
         (["train"], "the following arguments are required: PATH"),
         (["decode", "64x"], "argument ids: invalid int value: '64x'"),
         (["inspect"], "invalid choice: 'inspect'"),

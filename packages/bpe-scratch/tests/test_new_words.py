@@ -17,7 +17,7 @@ def want(known: Vocabulary, words: list[str]) -> list[list[int]]:
 
 
 def in_one_text(known: Vocabulary, words: list[str]) -> list[int]:
-    return Tokenizer(known, pattern="gpt2", layer="compiled").encode(" ".join(words))
+    return Tokenizer(known, pattern="gpt2", layer="auto").encode(" ".join(words))
 
 
 # 16 bytes and more: words that do not fit their slot
@@ -42,7 +42,7 @@ def test_gaps_between_ranks_and_ids() -> None:
     # the largest rank that the table holds; the last merge comes first
     known = Vocabulary(built.tokens, built.merges, ranks=[(1 << 32) - 2, 1 << 31, 77, 5])
     words = ["abc", "ab", "bc", "abcabc", "cab", "bcab"]
-    got = [Tokenizer(known, pattern="none", layer="compiled").encode(word) for word in words]
+    got = [Tokenizer(known, pattern="none", layer="auto").encode(word) for word in words]
     assert got == want(known, words)
     assert got[0] == [258]
 
@@ -67,7 +67,7 @@ def test_every_width_in_one_group(gpt2: Tokenizer) -> None:
 def test_the_table_grows_and_keeps_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoder, "_FIRST_LOG", 10)
     monkeypatch.setattr(encoder, "_LAST_LOG", 14)
-    tokenizer = Tokenizer(Vocabulary.from_merges([]), pattern="none", layer="compiled")
+    tokenizer = Tokenizer(Vocabulary.from_merges([]), pattern="none", layer="auto")
     # of 2 to 5 ids, in the slot and beyond it, and long ones
     words = [f"{i:x}" + "z" * (16 * (i % 7 == 0)) for i in range(16, 6000)]
     byte_ids = tokenizer.vocabulary.byte_ids

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -17,20 +16,16 @@ from bpe_scratch import (
     incremental,
     reference,
     train,
+    words,
 )
 from bpe_scratch.patterns import splitter
-from bpe_scratch.training import BYTE_IDS, count_words, learn
-from bpe_scratch.words import Words
+from bpe_scratch.training import BYTE_IDS, learn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 
-def counts(documents: list[str], pattern: str = "gpt2", *, layer: Any, **limit: int) -> dict[bytes, int]:
-    return count_words(documents, pattern, layer, **limit).as_dict()
-
-
 def learned(words: dict[bytes, int], merges: int, layer: Any, least: int = 2) -> list[tuple[int, int]]:
-    return [(left, right) for left, right, _ in learn(Words.of(words), merges, least, layer).merges]
+    return [(left, right) for left, right, _ in learn(words, merges, least, layer).merges]
 
 
 def pairs_of(tokenizer: Tokenizer) -> list[tuple[int, int]]:
@@ -41,8 +36,8 @@ def pairs_of(tokenizer: Tokenizer) -> list[tuple[int, int]]:
 @settings(max_examples=150, deadline=None)
 @given(documents=st.lists(st.text("aab c1'é\n", max_size=60), max_size=8), least=st.integers(1, 3))
 def test_layers_learn_what_the_reference_learns(layer: str, documents: list[str], least: int) -> None:
-    words = counts(documents, layer=layer)
-    want = reference.train_merges(words, BYTE_IDS, 40, least)
+    counts = words.count_words(documents, "gpt2", layer)
+    want = reference.train_merges(counts, BYTE_IDS, 40, least)
     tokenizer = train(documents, 256 + 40, special_tokens=(), min_frequency=least, layer=layer)
     assert pairs_of(tokenizer) == want
 
@@ -58,7 +53,7 @@ def test_layers_learn_what_the_reference_learns(layer: str, documents: list[str]
 def test_every_trainer_breaks_ties_as_the_reference_does(words: dict[bytes, int], least: int) -> None:
     want = reference.train_merges(words, BYTE_IDS, 30, least)
     assert incremental.train_merges(words, BYTE_IDS, 30, least) == want
-    for layer in ["reference", *(["compiled"] if find_spec("numba") else [])]:
+    for layer in ("reference", "auto"):
         assert learned(words, 30, layer, least) == want, layer
 
 
@@ -83,7 +78,7 @@ def test_merges_equal_hugging_face(layer: str, shakespeare: str) -> None:
 def test_merges_of_a_large_corpus_equal_hugging_face(share: int) -> None:
     documents = read_wiki("train")[::share]
     want = hugging_face_merges(documents, 32_000)
-    for layer in ["reference", *(["compiled"] if find_spec("numba") else [])]:
+    for layer in ("reference", "auto"):
         assert our_merges(train(documents, 256 + 32_000, special_tokens=(), layer=layer)) == want, layer
 
 
@@ -91,7 +86,17 @@ def test_merges_of_a_large_corpus_equal_hugging_face(share: int) -> None:
 def test_counts_are_the_same_in_both_layers(pattern: str, wiki: list[str]) -> None:
     pytest.importorskip("numba")
     documents = [*wiki[:6], "中文 text's \r\n\r\n 12345"]
-    assert counts(documents, pattern, layer="compiled") == counts(documents, pattern, layer="reference")
+    assert words.count_words(documents, pattern) == words.count_words(documents, pattern, "reference")
+
+
+# the table has 2^9 slots at most: it is emptied many times; 255/256: the longest piece that it holds
+def test_a_full_table_of_words_is_emptied(wiki: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    counting = pytest.importorskip("bpe_scratch.compiled.counting")
+    monkeypatch.setattr(counting, "_FIRST_LOG", 8)
+    monkeypatch.setattr(counting, "_LAST_LOG", 9)
+    runs = [char * size for size in (15, 16, 17, 255, 256, 5000) for char in "x\0\0"]
+    documents = [*wiki[:6], *runs, " ".join(runs) * 2]
+    assert words.count_words(documents, "gpt2") == words.count_words(documents, "gpt2", "reference")
 
 
 def test_hash_seed_gives_the_same_file(layer: str) -> None:
@@ -132,21 +137,23 @@ def test_training_stops_at_the_least_count(layer: str) -> None:
     assert train(["ab ab cd"], 1000, min_frequency=10**30, layer=layer).vocab_size == 257
 
 
-def test_a_limit_of_words_drops_the_rarest(layer: str) -> None:
+def test_a_limit_of_words_drops_the_rarest(layer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(words, "MAX_WORDS", 100)
     documents = ["often " * 50, *["once" + chr(0x4E00 + i) for i in range(300)], "often"] * 2
-    words = counts(documents, max_words=100, layer=layer)
-    assert len(words) <= 350
-    assert words[b"often"] >= 1
-    assert max(words, key=lambda w: words[w]) == b" often"
+    counts = words.count_words(documents, "gpt2", layer)
+    assert len(counts) <= 350
+    assert counts[b"often"] >= 1
+    assert max(counts, key=lambda word: counts[word]) == b" often"
 
 
-def test_over_the_limit_at_least_half_of_it_is_made_free(layer: str) -> None:
+def test_over_the_limit_at_least_half_of_it_is_made_free(layer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     # six pieces once, four twice, three thrice: without those seen once seven are left, more than half of ten
     document = "".join(
         f" {name}" * n for n, names in ((1, "abcdef"), (2, "ghij"), (3, "klm")) for name in names
     )
-    assert counts([document], max_words=10, layer=layer) == {b" k": 3, b" l": 3, b" m": 3}
-    assert len(counts([document], max_words=13, layer=layer)) == 13
+    for limit, left in ((10, 3), (13, 13)):
+        monkeypatch.setattr(words, "MAX_WORDS", limit)
+        assert len(words.count_words([document], "gpt2", layer)) == left
 
 
 def test_progress_is_told(layer: str) -> None:
@@ -165,7 +172,6 @@ def test_progress_is_told(layer: str) -> None:
         ({"vocab_size": 256}, "vocab_size=256"),
         ({"vocab_size": 300, "special_tokens": ("a", "a")}, "distinct"),
         ({"vocab_size": 300, "min_frequency": 0}, "min_frequency=0"),
-        ({"vocab_size": 300, "max_words": 1}, "max_words=1"),
         ({"vocab_size": 300, "pattern": "("}, "pattern"),
         ({"vocab_size": 300, "pattern": "a*"}, "empty"),
         ({"vocab_size": 300, "layer": "rust"}, "layer"),

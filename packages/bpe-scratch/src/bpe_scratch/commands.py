@@ -12,14 +12,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, NoReturn, get_args
+from typing import IO, Any, NoReturn
 
 import numpy as np
 
 from bpe_scratch.corpus import Part, read_parts
 from bpe_scratch.errors import TokenizerError, WriteError
 from bpe_scratch.files import replacing
-from bpe_scratch.layers import Layer
 from bpe_scratch.special import END_OF_TEXT
 from bpe_scratch.tokenizer import Tokenizer
 
@@ -61,7 +60,6 @@ def _parser() -> ArgumentParser:
     train.add_argument("--pattern", default="gpt2", help="gpt2, cl100k, o200k, whitespace, none, expression")
     train.add_argument("--special-token", nargs="*", default=[END_OF_TEXT], help="texts with an own id")
     train.add_argument("--min-frequency", type=int, default=2, help="least count of a pair (%(default)s)")
-    train.add_argument("--layer", choices=get_args(Layer), default="auto", help="the merges are the same")
 
     encode = commands.add_parser("encode", parents=[files, tokenizer], help="write ids, a document a line")
     encode.set_defaults(run=_encode)
@@ -133,7 +131,6 @@ def _train(given: Namespace) -> None:
         pattern=given.pattern,
         special_tokens=given.special_token,
         min_frequency=given.min_frequency,
-        layer=given.layer,
         on_documents=lambda n: _show(f"counted {n} documents"),
         on_progress=lambda done, wanted: _show(f"learned {done} of {wanted} merges"),
     )

@@ -6,30 +6,20 @@ import sys
 from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from bpe_scratch.errors import TokenizerError
-from bpe_scratch.patterns import PATTERNS, resolve_pattern
+from bpe_scratch.patterns import resolve_pattern
 from bpe_scratch.vocabulary import Vocabulary
 
-Layer = Literal["auto", "compiled", "reference"]
+Layer = Literal["auto", "reference"]
 
 
-def resolve_layer(layer: str, pattern: str) -> str:
-    """The layer that will work: ``compiled`` or ``reference``.
-
-    Own expressions need the ``regex`` library, so the compiled layer has only patterns with names.
-    """
-    if layer not in ("auto", "compiled", "reference"):
-        raise TokenizerError(f"layer={layer!r} is not one of auto, compiled, reference")
-    named = resolve_pattern(pattern)[0] in PATTERNS
-    if layer == "compiled" and not named:
-        raise TokenizerError(f"layer='compiled' has no automaton for the expression {pattern[:60]!r}")
-    if layer == "compiled" and find_spec("numba") is None:
-        raise TokenizerError("layer='compiled' needs Numba, which is not installed")
-    if layer == "auto":
-        return "compiled" if named and has_numba() else "reference"
-    return layer
+def is_compiled(layer: str, pattern: str) -> bool:
+    """Whether kernels will do the work; they have automata for the patterns with names."""
+    if layer not in get_args(Layer):
+        raise TokenizerError(f"layer={layer!r} is not one of {', '.join(get_args(Layer))}")
+    return layer == "auto" and resolve_pattern(pattern)[0] is not None and has_numba()
 
 
 @cache
@@ -43,7 +33,7 @@ def has_numba() -> bool:
 
 def make_encoder(vocabulary: Vocabulary, pattern: str, layer: str) -> Any:
     """An encoder of the layer, for a name or an expression."""
-    if resolve_layer(layer, pattern) == "compiled":
+    if is_compiled(layer, pattern):
         from bpe_scratch.compiled.encoder import CompiledEncoder
 
         tell_before_compiling()

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from bpe_scratch.decoders import Decoder, TokenStream
 from bpe_scratch.encoders import IdArray
 from bpe_scratch.files import read_gpt2, read_text, replacing
-from bpe_scratch.layers import Layer, make_encoder, resolve_layer
+from bpe_scratch.layers import Layer, is_compiled, make_encoder
 from bpe_scratch.patterns import refuse_lone_text, resolve_pattern
 from bpe_scratch.special import END_OF_TEXT, all_token_bytes, check_allowed, check_special, split_special
 from bpe_scratch.tiktoken_file import read_tiktoken
@@ -41,7 +41,7 @@ class Tokenizer:
         layer: Layer = "auto",
     ) -> None:
         name, expression = resolve_pattern(pattern)
-        resolve_layer(layer, pattern)
+        is_compiled(layer, pattern)
         self.vocabulary = vocabulary
         self.pattern: str = name or expression or "none"
         self.special_tokens = check_special(special_tokens or {}, vocabulary)

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
-
-import numpy as np
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from bpe_scratch import incremental
 from bpe_scratch.byte_alphabet import BYTES_IN_ID_ORDER, CHAR_TO_BYTE
 from bpe_scratch.errors import TokenizerError
-from bpe_scratch.layers import Layer, has_numba, resolve_layer, tell_before_compiling
-from bpe_scratch.patterns import refuse_lone_text, resolve_pattern, to_utf8
+from bpe_scratch.layers import Layer, has_numba, tell_before_compiling
+from bpe_scratch.patterns import refuse_lone_text, to_utf8
 from bpe_scratch.special import END_OF_TEXT
 from bpe_scratch.tokenizer import Tokenizer
 from bpe_scratch.vocabulary import Vocabulary
-from bpe_scratch.words import PlainCounter, Words
+from bpe_scratch.words import count_words, cut_out
 
 BYTE_IDS = tuple(BYTES_IN_ID_ORDER.index(byte) for byte in range(256))
-MAX_WORDS = 1 << 23
 
 
 def train(
@@ -29,7 +25,6 @@ def train(
     special_tokens: Sequence[str] = (END_OF_TEXT,),
     min_frequency: int = 2,
     layer: Layer = "auto",
-    max_words: int = MAX_WORDS,
     on_documents: Callable[[int], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Tokenizer:
@@ -46,8 +41,7 @@ def train(
         pattern: Pattern that cuts the texts into pieces, see :mod:`bpe_scratch.patterns`.
         special_tokens: Texts that get an id of their own and are never merged.
         min_frequency: Least count of a pair worth merging.
-        layer: ``auto``, ``compiled`` or ``reference``; the merges are the same.
-        max_words: Distinct pieces to hold at most, see :func:`count_words`.
+        layer: ``auto`` (kernels where they can) or ``reference``; the merges are the same.
         on_documents: Called now and then with the number of documents read.
         on_progress: Called with merges learned and merges wanted.
 
@@ -58,48 +52,13 @@ def train(
         TypeError: If the documents are one text.
     """
     merges = _merges_wanted(vocab_size, special_tokens, min_frequency)
-    words = count_words(documents, pattern, layer, max_words, on_documents)
+    words: Mapping[bytes, int] = count_words(documents, pattern, layer, on_documents)
     progress = None if on_progress is None else (lambda done: on_progress(done, merges))
     for token in map(to_utf8, special_tokens):
-        words = words.without(token)
+        words = cut_out(token, words)
     vocabulary = learn(words, merges, min_frequency, layer, progress)
     special = {text: i for i, text in enumerate(special_tokens, start=len(vocabulary.tokens))}
     return Tokenizer(vocabulary, pattern=pattern, special_tokens=special, layer=layer)
-
-
-def count_words(
-    documents: Iterable[str],
-    pattern: str,
-    layer: Layer,
-    max_words: int = MAX_WORDS,
-    on_documents: Callable[[int], None] | None = None,
-) -> Words:
-    """How often each distinct piece of the documents occurs.
-
-    Memory grows with the distinct pieces alone. Once there are more than ``max_words``, the pieces seen
-    once are dropped, then those seen at most twice, four times, ... until at most half of ``max_words`` are
-    left; a piece that comes again afterwards starts from zero. Below the limit counts are exact.
-    """
-    refuse_lone_text(documents)
-    if max_words < 2:
-        raise TokenizerError(f"max_words={max_words} must be at least 2")
-    counter: Any
-    if resolve_layer(layer, pattern) == "reference":
-        counter = PlainCounter(pattern)
-    else:
-        from bpe_scratch.compiled.counting import WordCounter
-
-        tell_before_compiling()
-        counter = WordCounter(resolve_pattern(pattern)[0] or "none")
-    for done in counter.add(documents):
-        dropped = 1
-        while len(counter) > max_words // (1 if dropped == 1 else 2):
-            counter.forget(dropped)
-            dropped *= 2
-        if on_documents is not None:
-            on_documents(done)
-    words: Words = counter.words()
-    return words
 
 
 def _merges_wanted(vocab_size: int, special_tokens: Sequence[str], min_frequency: int) -> int:
@@ -118,17 +77,20 @@ def _merges_wanted(vocab_size: int, special_tokens: Sequence[str], min_frequency
 
 
 def learn(
-    words: Words, merges: int, min_frequency: int, layer: Layer, progress: Callable[[int], None] | None = None
+    words: Mapping[bytes, int],
+    merges: int,
+    min_frequency: int,
+    layer: Layer = "auto",
+    progress: Callable[[int], None] | None = None,
 ) -> Vocabulary:
     """Learn merges from words and their counts, up to 2^62 in all."""
-    if layer != "reference" and has_numba():
+    arguments = words, BYTE_IDS, merges, min_frequency, progress
+    if layer == "auto" and has_numba():
         from bpe_scratch.compiled.trainer import train_merges
 
         tell_before_compiling()
-        byte_ids = np.array(BYTE_IDS, np.int32)
-        known = Vocabulary.from_merges(train_merges(words, byte_ids, merges, min_frequency, progress))
+        known = Vocabulary.from_merges(train_merges(*arguments))
         # two pairs that make the same bytes share a token, whose counts can grow again: kernels rule that out
         if len(known.tokens) == 256 + len(known.merges):
             return known
-    pairs = incremental.train_merges(words.as_dict(), BYTE_IDS, merges, min_frequency, progress)
-    return Vocabulary.from_merges(pairs)
+    return Vocabulary.from_merges(incremental.train_merges(*arguments))

@@ -3,46 +3,66 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import pairwise
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
+from bpe_scratch.layers import Layer, is_compiled, tell_before_compiling
+from bpe_scratch.patterns import refuse_lone_text, resolve_pattern, splitter, to_utf8
 
-from bpe_scratch.patterns import splitter, to_utf8
-
+MAX_WORDS = 1 << 23
+"""Distinct words held at most."""
 _BATCH = 1_000_000  # characters counted between two looks at the limit
 
 
-class Words(NamedTuple):
-    """Words one after another: word ``w`` is ``text[starts[w]:starts[w + 1]]``; empty ones count nothing."""
+def count_words(
+    documents: Iterable[str],
+    pattern: str,
+    layer: Layer = "auto",
+    on_documents: Callable[[int], None] | None = None,
+) -> Counter[bytes]:
+    """How often each distinct piece of the documents occurs.
 
-    text: npt.NDArray[np.uint8]
-    starts: npt.NDArray[np.int64]
-    counts: npt.NDArray[np.int64]
+    Once there are more than ``MAX_WORDS``, the pieces seen once are dropped, then those seen at most twice,
+    four times, ... until at most half as many are left; a piece that comes again afterwards starts from zero.
+    Below the limit counts are exact.
+    """
+    refuse_lone_text(documents)
+    counter: Any = _make_counter(pattern, layer)
+    for done in counter.add(documents):
+        if len(counter.counts) > MAX_WORDS:
+            _forget_the_rarest(counter.counts)
+        if on_documents is not None:
+            on_documents(done)
+    counts: Counter[bytes] = counter.counts
+    return counts
 
-    @classmethod
-    def of(cls, words: Mapping[bytes, int]) -> Words:
-        """The words of a dictionary."""
-        starts = np.cumsum([0, *map(len, words)], dtype=np.int64)
-        counts = np.fromiter(words.values(), np.int64, len(words))
-        return cls(np.frombuffer(b"".join(words), dtype=np.uint8), starts, counts)
 
-    def as_dict(self) -> dict[bytes, int]:
-        """The count of each word."""
-        raw, bounds = self.text.tobytes(), pairwise(self.starts.tolist())
-        return {raw[a:b]: n for (a, b), n in zip(bounds, self.counts.tolist(), strict=True) if a < b}
+def _make_counter(pattern: str, layer: Layer) -> Any:
+    if not is_compiled(layer, pattern):
+        return PlainCounter(pattern)
+    from bpe_scratch.compiled.counting import WordCounter
 
-    def without(self, token: bytes) -> Words:
-        """The words without a token's bytes: what stands before and behind them are words of their own."""
-        if token not in self.text.tobytes():
-            return self
-        parts: Counter[bytes] = Counter()
-        for word, count in self.as_dict().items():
-            for part in word.split(token):
-                parts[part] += count
-        return Words.of(parts)
+    tell_before_compiling()
+    return WordCounter(resolve_pattern(pattern)[0] or "none")
+
+
+def _forget_the_rarest(counts: Counter[bytes]) -> None:
+    dropped = 1
+    while len(counts) > MAX_WORDS // 2:
+        for word in [word for word, seen in counts.items() if seen <= dropped]:
+            del counts[word]
+        dropped *= 2
+
+
+def cut_out(token: bytes, words: Mapping[bytes, int]) -> Mapping[bytes, int]:
+    """The words without a token's bytes: what stands before and behind them are words of their own."""
+    if token not in b"".join(words):
+        return words
+    parts: Counter[bytes] = Counter()
+    for word, count in words.items():
+        for part in word.split(token):
+            parts[part] += count
+    return parts
 
 
 class PlainCounter:
@@ -50,27 +70,16 @@ class PlainCounter:
 
     def __init__(self, pattern: str) -> None:
         self._split = splitter(pattern)
-        self._counts: Counter[bytes] = Counter()
-
-    def __len__(self) -> int:
-        return len(self._counts)
+        self.counts: Counter[bytes] = Counter()
 
     def add(self, documents: Iterable[str]) -> Iterator[int]:
         """Count the pieces of documents; yields now and then the number of documents read."""
         done = held = 0
         for done, document in enumerate(documents, start=1):
             to_utf8(document)
-            self._counts.update(map(str.encode, self._split(document)))
+            self.counts.update(map(str.encode, self._split(document)))
             held += len(document)
             if held >= _BATCH:
                 yield done
                 held = 0
         yield done
-
-    def forget(self, count: int) -> None:
-        """Drop every word that was seen at most ``count`` times."""
-        self._counts = Counter({word: seen for word, seen in self._counts.items() if seen > count})
-
-    def words(self) -> Words:
-        """The words in no particular order."""
-        return Words.of(self._counts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -9,25 +10,22 @@ import numpy as np
 from bpe_scratch.compiled import encoding
 from bpe_scratch.compiled.encoder import encoding_state
 from bpe_scratch.compiled.utf8 import Texts
-from bpe_scratch.compiled.word_table import ARENA_START, INLINE, LONG, OFFSET, SLOT, WordTable
-from bpe_scratch.words import Words
+from bpe_scratch.compiled.word_table import INLINE, LONG, OFFSET, SLOT, WordTable
 
 _CHUNK = 1 << 18
-_FIRST_LOG, _FIRST_ARENA = 16, 1 << 16
-_COUNT, _LENGTH = 2, INLINE
+_FIRST_LOG, _LAST_LOG = 16, 22  # slots of the table: 2 MB to 128 MB
+_ARENA = 1 << 26  # memory that is never written is never taken
+_COUNT = 2
 
 
 class WordCounter:
-    """Counts of distinct pieces, in memory that grows with the number of distinct pieces only."""
+    """Counts distinct pieces in a table of limited size; when that is full, they move to ``counts``."""
 
     def __init__(self, pattern: str) -> None:
+        self.counts: Counter[bytes] = Counter()
         self._state = encoding_state(pattern)
         self._state["counting"] = 1
-        self._state["longest"] = np.iinfo(np.int64).max
-        self._table = WordTable(self._state, _FIRST_LOG, _FIRST_ARENA, 0)
-
-    def __len__(self) -> int:
-        return self._state["slots_used"]
+        self._table = WordTable(self._state, _FIRST_LOG, _ARENA, 0)
 
     def add(self, documents: Iterable[str]) -> Iterator[int]:
         """Count the pieces of documents; yields now and then the number of documents read."""
@@ -39,51 +37,30 @@ class WordCounter:
                 chunk.clear()
                 yield done
         self._add_chunk(chunk)
+        self._empty_table()
         yield done
 
     def _add_chunk(self, chunk: Texts) -> None:
         state, text, bounds = self._state, chunk.text, chunk.bounds
-        lengths, out = np.zeros(len(bounds) - 1, dtype=np.int64), np.zeros(0, dtype=np.uint8)
+        given = text, bounds, np.zeros(len(bounds) - 1, dtype=np.int64), np.zeros(0, dtype=np.uint8)
         state["position"] = state["document"] = 0
-        while encoding.encode_documents(state.record, text, bounds, lengths, out) != encoding.DONE:
-            if self._table.is_full():
+        while reason := encoding.encode_documents(state.record, *given):
+            if reason == encoding.LONG_PIECE:
+                self.counts[text[state["position"] : state["stop"]].tobytes()] += 1
+                state["position"] = state["stop"]
+            elif self._table.is_full() and self._table.log < _LAST_LOG:
                 self._table.rehash(self._table.log + 1)
-            needed = state["stop"] - state["position"] + 64
-            if state["arena_used"] + needed > state["arena_size"]:
-                arena = state.array("arena")
-                self._table.put("arena", np.concatenate([arena, np.zeros(arena.size + needed, np.uint8)]))
+            else:
+                self._empty_table()
 
-    def words(self) -> Words:
-        """The words in no particular order, and the counter is empty again."""
-        slots = self._table.slots
-        rows = slots.reshape(-1, SLOT).take(np.flatnonzero(slots[1::SLOT]), axis=0)
-        keys = np.ascontiguousarray(rows[:, :2]).view(np.uint8)  # [words, 16]
-        long = np.flatnonzero(keys[:, _LENGTH] > INLINE)
-        arena, pieces = self._state.array("arena").tobytes(), list[bytes]()
-        for at in (rows[long, 1] & OFFSET).tolist():
-            pieces.append(arena[at + 8 : at + 8 + int.from_bytes(arena[at : at + 8], "little")])
-        keys[long, _LENGTH] = 0
-        # bytes beside bytes: to compare numbers of eight bytes would take longer than the rest
-        short = keys[:, :INLINE][np.arange(INLINE, dtype=np.uint8) < keys[:, _LENGTH:]]
-        # those that are long stand as empty words, and come at the end
-        lengths = np.concatenate([keys[:, _LENGTH], np.array([len(piece) for piece in pieces], np.int64)])
-        counts = np.concatenate([rows[:, _COUNT], rows[long, _COUNT]]).astype(np.int64)
-        text = np.concatenate([short, np.frombuffer(b"".join(pieces), dtype=np.uint8)])
-        self._table = WordTable(self._state, _FIRST_LOG, _FIRST_ARENA, 0)
-        return Words(text, np.concatenate([[0], np.cumsum(lengths)]), counts)
-
-    def forget(self, count: int) -> None:
-        """Drop every word that was seen at most ``count`` times."""
-        table, arena = self._table, self._state.array("arena")
-        rows = table.slots.reshape(-1, SLOT)
-        rows[rows[:, _COUNT] <= count] = 0
-        kept, end = [arena[:ARENA_START]], ARENA_START
+    def _empty_table(self) -> None:
+        rows = self._table.slots.reshape(-1, SLOT)
+        rows = rows[rows[:, 1] != 0]
+        keys, arena = rows[:, :2].tobytes(), self._state.array("arena")
+        words = [keys[at : at + n] for at, n in zip(range(0, len(keys), 16), keys[INLINE::16], strict=True)]
         for row in np.flatnonzero(rows[:, 1] >= LONG).tolist():
-            begin = int(rows[row, 1] & OFFSET)
-            size = (int.from_bytes(arena[begin : begin + 8], "little") + 15) // 8 * 8
-            kept.append(arena[begin : begin + size])
-            rows[row, 1] += np.uint64(end) - np.uint64(begin)
-            end += size
-        table.put("arena", np.concatenate([*kept, np.zeros(_FIRST_ARENA, dtype=np.uint8)]))
-        table.rehash(table.log)
-        self._state["slots_used"], self._state["arena_used"] = int(np.count_nonzero(rows[:, 1])), end
+            # behind its length, which is less than 256
+            begin = int(rows[row, 1] & OFFSET) + 8
+            words[row] = arena[begin : begin + int(arena[begin - 8])].tobytes()
+        self.counts.update(dict(zip(words, rows[:, _COUNT].tolist(), strict=True)))
+        self._table = WordTable(self._state, _FIRST_LOG, _ARENA, 0)

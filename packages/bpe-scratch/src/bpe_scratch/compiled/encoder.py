@@ -15,7 +15,7 @@ from bpe_scratch.compiled.pair_table import point_to_pairs
 from bpe_scratch.compiled.pieces import KINDS
 from bpe_scratch.compiled.state import ENCODING, State, aligned_zeros
 from bpe_scratch.compiled.utf8 import Texts
-from bpe_scratch.compiled.word_table import WordTable
+from bpe_scratch.compiled.word_table import LONGEST, WordTable
 from bpe_scratch.encoders import IdArray
 from bpe_scratch.unicode_classes import class_table
 from bpe_scratch.vocabulary import Vocabulary
@@ -49,14 +49,13 @@ class CompiledEncoder:
         self._lock = threading.Lock()
         self._vocabulary = vocabulary
         self._state = encoding_state(pattern)
-        self._state["longest"] = encoding.LONGEST_SHORT
         point_to_pairs(self._state, vocabulary)
         self._words = self._seed()
 
     def _seed(self) -> WordTable:
         """A table with every token as a known piece."""
-        tokens, longest = self._vocabulary.tokens, encoding.LONGEST_SHORT
-        items = [(i, token) for i, token in enumerate(tokens) if token and len(token) <= longest]
+        tokens = self._vocabulary.tokens
+        items = [(i, token) for i, token in enumerate(tokens) if token and len(token) <= LONGEST]
         known = Texts()
         known.extend([token for _, token in items])
         # at most half full

@@ -32,7 +32,6 @@ from bpe_scratch.compiled.word_table import (
 )
 
 DONE, TABLE_FULL, LONG_PIECE = 0, 1, 2
-LONGEST_SHORT = 255
 SPARE = 4
 """Ids that may be written behind the last one."""
 # scratch: two keys and a slot for each piece; which ones are new
@@ -168,8 +167,6 @@ def encode_documents(states, text, bounds, lengths, out):
             ready, fresh = find_pieces(s, number)
             if ready < number:
                 reason = TABLE_FULL
-                # what a counter's arena has to hold
-                s.stop = load_int(s.cuts, ready + 1)
             written = take_pieces(s, ready, fresh, written)
             i = load_int(s.cuts, ready)
         lengths[document] += written - before

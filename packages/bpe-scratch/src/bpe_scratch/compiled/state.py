@@ -22,7 +22,7 @@ _ENCODING = """
     pairs pair_shift                       the merges
     pieces                                 scratch for those that are merged side by side
     out narrow                             the ids that are written, in uint16 if narrow, or else uint32
-    longest counting                       pieces of more bytes are left; pieces are counted, not encoded
+    counting                               whether pieces are counted, not encoded
     position document written              how far encoding is
     slots_used arena_used pool_used        how full the tables are
     stop                                   end of the piece that was left

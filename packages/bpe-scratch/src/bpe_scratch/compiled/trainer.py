@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from bpe_scratch.compiled import learning
 from bpe_scratch.compiled.pair_heap import COLUMNS
 from bpe_scratch.compiled.state import LEARNING, State
 from bpe_scratch.vocabulary import Pair
-from bpe_scratch.words import Words
 
 _BUDGET = 512  # merges between two looks at Ctrl-C
 _FIRST_PAIRS = 1 << 20
 
 
 def train_merges(
-    words: Words,
-    byte_ids: npt.NDArray[np.int32],
+    words: Mapping[bytes, int],
+    byte_ids: Sequence[int],
     merges: int,
     min_frequency: int,
     on_progress: Callable[[int], None] | None = None,
@@ -28,16 +26,18 @@ def train_merges(
 
     That is, up to the first merge that makes bytes which are a token already: here it makes one more token.
     """
-    merges = min(merges, words.text.size)  # each leaves a byte less: more cannot be made, nor need room
+    text = np.frombuffer(b"".join(words), dtype=np.uint8)
+    merges = min(merges, text.size)  # each leaves a byte less: more cannot be made, nor need room
     state, size = State(LEARNING), 256 + merges
     # no pair occurs more often than a count can say
     state["least"] = min(max(min_frequency, 1), np.iinfo(np.int64).max)
     state["wanted"], state["budget"] = merges, _BUDGET
-    state["words"] = words.counts.size
+    state["words"] = len(words)
     learned = np.empty((merges, 2), dtype=np.int64)
-    nodes = np.empty((words.text.size + words.starts.size + 1, learning.FIELDS), dtype=np.int32)
+    nodes = np.empty((text.size + len(words) + 2, learning.FIELDS), dtype=np.int32)
     state.point(
-        text=words.text, starts=words.starts, counts=words.counts, byte_ids=byte_ids, nodes=nodes,
+        text=text, starts=np.cumsum([0, *map(len, words)], dtype=np.int64), nodes=nodes,
+        counts=np.fromiter(words.values(), np.int64), byte_ids=np.array(byte_ids, dtype=np.int32),
         grid=np.zeros((1 << 16, 2), dtype=np.int64), lengths=np.ones(size, dtype=np.int64), merges=learned,
         around=np.zeros((2 * size, 2), dtype=np.int64), touched=np.zeros(2 * size, dtype=np.int32),
         # a merge makes two pairs at most and takes one node: memory that is never written is never taken

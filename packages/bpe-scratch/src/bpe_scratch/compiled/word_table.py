@@ -28,7 +28,7 @@ from bpe_scratch.compiled.memory import (
 from bpe_scratch.compiled.state import State, aligned_zeros
 
 SLOT = 4
-INLINE = 15
+INLINE, LONGEST = 15, 255
 _C1, _C2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)
 _ONE, LONG = np.uint64(1), np.uint64(0xFF << 56)
 OFFSET = np.uint64((1 << 56) - 1)
@@ -72,16 +72,16 @@ def ask_for_slots(s, number):
     """Make the keys of ``number`` pieces and prefetch their slots: memory answers while the others are made.
 
     ``s.batch`` receives for each piece its two keys and first slot.  Returns how many come before one of more
-    than ``s.longest`` bytes.
+    than ``LONGEST`` bytes.
     """
-    text, cuts, slots, shift, batch, longest = s.text, s.cuts, s.slots, s.shift, s.batch, s.longest
+    text, cuts, slots, shift, batch = s.text, s.cuts, s.slots, s.shift, s.batch
     i = load_int(cuts, 0)
     for q in range(number):
         end = load_int(cuts, q + 1)
         n = end - i
         if n <= INLINE:
             k0, k1 = short_key(text, i, n)
-        elif n <= longest:
+        elif n <= LONGEST:
             k0, k1 = long_key(text, i, n)
         else:
             return q
