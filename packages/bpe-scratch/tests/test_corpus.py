@@ -120,7 +120,7 @@ def test_a_stretch_has_a_limit(
 
 
 # once texts of 4 MiB were cut at a line's end, and ids changed
-@pytest.mark.parametrize("pattern", ["gpt2", "cl100k", "o200k", "whitespace", "none", r"\s+|\S+"])
+@pytest.mark.parametrize("pattern", ["gpt2", "cl100k", "o200k", "none", r"\s+|\S+"])
 def test_parts_do_not_show_in_the_ids(
     tmp_path: Path, pattern: str, shakespeare: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

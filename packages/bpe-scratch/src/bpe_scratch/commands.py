@@ -57,7 +57,7 @@ def _parser() -> ArgumentParser:
     train.set_defaults(run=_train)
     train.add_argument("--vocab-size", type=int, default=32_768, help="number of ids (%(default)s)")
     train.add_argument("--out", default="tokenizer.json", **path, help="file to write (%(default)s)")
-    train.add_argument("--pattern", default="gpt2", help="gpt2, cl100k, o200k, whitespace, none, expression")
+    train.add_argument("--pattern", default="gpt2", help="gpt2, cl100k, o200k, none, expression")
     train.add_argument("--special-token", nargs="*", default=[END_OF_TEXT], help="texts with an own id")
     train.add_argument("--min-frequency", type=int, default=2, help="least count of a pair (%(default)s)")
 

@@ -25,10 +25,8 @@ PATTERNS: dict[str, str | None] = {
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    "whitespace": r" ?\S+|\s+(?!\S)|\s+",
     "none": None,
 }
-ALIASES = {"gpt4": "cl100k", "gpt4o": "o200k"}
 
 
 def resolve_pattern(pattern: str) -> tuple[str | None, str | None]:
@@ -41,14 +39,11 @@ def resolve_pattern(pattern: str) -> tuple[str | None, str | None]:
     Raises:
         TokenizerError: If it is neither a name nor an expression that can be used.
     """
-    name = ALIASES.get(pattern, pattern)
-    if name in PATTERNS:
-        return name, PATTERNS[name]
-    known = next((known for known, expression in PATTERNS.items() if expression == pattern), None)
-    if known is not None:
-        return known, pattern
+    for name, expression in PATTERNS.items():
+        if pattern in (name, expression):
+            return name, expression
     if pattern.replace("-", "_").isidentifier():
-        raise TokenizerError(f"pattern {pattern!r} is none of {', '.join([*PATTERNS, *ALIASES])}")
+        raise TokenizerError(f"pattern {pattern!r} is none of {', '.join(PATTERNS)}")
     compile_expression(pattern)
     return None, pattern
 
@@ -67,8 +62,7 @@ def _matches_and_gaps(compiled: regex.Pattern[str], text: str) -> Iterator[str]:
     for match in compiled.finditer(text):
         if match.start() > end:
             yield text[end : match.start()]
-        if match.end() > match.start():
-            yield match.group()
+        yield match.group()
         end = match.end()
     if end < len(text):
         yield text[end:]

@@ -11,8 +11,8 @@ from bpe_scratch.compiled.kernel import inner
 from bpe_scratch.compiled.memory import bytes_within, load8, load32, lowest_bit
 from bpe_scratch.unicode_classes import LETTER, LOWER, MARK, NUMBER, OTHER, SPACE, UPPER
 
-_NONE, _WHITESPACE, GPT2, _CL100K, _O200K = range(5)
-KINDS = {"none": _NONE, "whitespace": _WHITESPACE, "gpt2": GPT2, "cl100k": _CL100K, "o200k": _O200K}
+_NONE, GPT2, _CL100K, _O200K = range(4)
+KINDS = {"none": _NONE, "gpt2": GPT2, "cl100k": _CL100K, "o200k": _O200K}
 _APOSTROPHE, _BLANK, _SLASH, _CR, _LF = 39, 32, 47, 13, 10
 
 
@@ -121,22 +121,6 @@ def contraction_end(s, i, end, any_case):
 
 
 @inner
-def whitespace_end(s, i, end):
-    """The pattern ``whitespace``."""
-    j = i + 1 if load8(s.text, i) == _BLANK and i + 1 < end else i
-    kind, width = class_at(s, j)
-    if kind == SPACE:
-        stop, last, _ = spaces_end(s, i, end)
-        return leave_one(i, stop, last, end)
-    while kind != SPACE:
-        j += width
-        if j >= end:
-            break
-        kind, width = class_at(s, j)
-    return j
-
-
-@inner
 def cl100k_end(s, i, end):
     """The pattern ``cl100k``."""
     kind, width = class_at(s, i)
@@ -237,6 +221,4 @@ def piece_end(s, i, end):
         return cl100k_end(s, i, end)
     if s.kind == _O200K:
         return o200k_end(s, i, end)
-    if s.kind == _WHITESPACE:
-        return whitespace_end(s, i, end)
     return end
