@@ -59,6 +59,9 @@ def test_help_needs_no_framework_ends_in_the_narrowest_window_and_has_flags_that
     assert (done.returncode, done.stderr) == (0, "")
     # one second is promised on a quiet machine; a framework alone takes more than this
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 2.0
+    said = " ".join(re.sub(r"[│╭╮╰╯─]", " ", done.stdout).split())
+    assert "None" not in said, "nothing is shown as a default"
+    assert set(re.findall(r"(\S) \(default:", said)) <= {"."}, "what a flag does is a sentence"
     flags = {flag for flag in re.findall(r"--[a-z0-9-]+", done.stdout) if not flag.startswith("--no-")}
     assert "--help" in flags
     missing = sorted(

@@ -48,7 +48,8 @@ class Options:
     Attributes:
         runs: Backends to train, plain or transformers; each with flags of its own in quotes:
             "gpt-jax --layers unroll".
-        preset: cpu-demo, gpt2-124m, gpt2-350m, gpt2-774m or gpt2-1.5b.
+        preset: cpu-demo, gpt2-124m, gpt2-350m, gpt2-774m or gpt2-1.5b (if not given, gpt2-124m on a GPU,
+            cpu-demo without one).
         config: TOML file with any of the settings that all have in common.
         out: Folder of the report (comparisons/PRESET-N if not given).
         init_from: Start all from the weights of a run, a step or a Hugging Face GPT-2 folder.

@@ -27,16 +27,16 @@ class Options:
 
     attention: Literal["auto", "written", "cudnn"] = field(
         default="auto",
-        metadata={"help": "attention written out, or cuDNN's kernel (auto: cuDNN on a GPU in bfloat16)"},
+        metadata={"help": "Attention written out, or cuDNN's kernel (auto: cuDNN on a GPU in bfloat16)."},
     )
     layers: Literal["auto", "scan", "unroll"] = field(
         default="auto",
         metadata={
-            "help": "loop over blocks, or compile each: slower to start, faster to run (auto: on a GPU)"
+            "help": "Loop over blocks, or compile each: slower to start, faster to run (auto: on a GPU)."
         },
     )
     preallocate: Literal["off", "on"] = field(
-        default="off", metadata={"help": "take most of the GPU's memory at the start"}
+        default="off", metadata={"help": "Take most of the GPU's memory at the start."}
     )
 
     def __post_init__(self) -> None:

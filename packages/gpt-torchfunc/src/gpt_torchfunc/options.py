@@ -28,11 +28,11 @@ class Options:
     attention: Literal["auto", "written", "sdpa", "cudnn"] = field(
         default="auto",
         metadata={
-            "help": "attention written out, torch's fused kernel, or cuDNN's own (auto: a fused one on a GPU)"
+            "help": "Attention written out, torch's fused kernel, or cuDNN's own (auto: fused on a GPU)."
         },
     )
     compile: Literal["auto", "on", "off"] = field(
-        default="auto", metadata={"help": "compile the step with torch.compile (auto: on a GPU)"}
+        default="auto", metadata={"help": "Compile the step with torch.compile (auto: on a GPU)."}
     )
 
     def __post_init__(self) -> None:

@@ -30,15 +30,15 @@ class Options:
 
     kernels: Kernels = field(
         default="auto",
-        metadata={"help": "Triton's kernels, or their reference in plain torch (auto: Triton on a GPU)"},
+        metadata={"help": "Triton's kernels, or their reference in plain torch (auto: Triton on a GPU)."},
     )
     cuda_graph: bool = field(
-        default=True, metadata={"help": "on a GPU, record a step's launches once and replay them"}
+        default=True, metadata={"help": "On a GPU, record a step's launches once and replay them."}
     )
     keep: KeepChoice = field(
         default="all",
         metadata={
-            "help": "all that the backward reads, most, or less: half the memory, the MLP computed twice"
+            "help": "Keep all that the backward reads, most, or less: half of the memory, the MLP done twice."
         },
     )
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager, redirect_stderr
 from dataclasses import MISSING, field, fields, make_dataclass
 from itertools import dropwhile, takewhile
 from types import SimpleNamespace
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn, get_type_hints
 
 from gpt_data.errors import InputError
 from gpt_data.terminal import NARROWEST_HELP, wide_enough, writing
@@ -105,7 +105,7 @@ def parse_flags(argv: Sequence[str], sections: Mapping[str, Any], *, prog: str, 
 
     known = []
     for name, given in sections.items():
-        kind = _unchecked(given if isinstance(given, type) else type(given))
+        kind = _unchecked(given)
         rest = () if isinstance(given, type) else (field(default=kind(**vars(given))),)
         known.append((name, kind, *rest))
     with wide_enough(NARROWEST_HELP if asked else UNBROKEN), writing(), _one_line():
@@ -121,9 +121,22 @@ def parse_flags(argv: Sequence[str], sections: Mapping[str, Any], *, prog: str, 
     return _checked(found)
 
 
-def _unchecked(kind: type[Any]) -> type[Any]:
-    """A dataclass that takes any values: the parser would make a page of what is one line."""
-    return type(kind.__name__, (kind,), {"__post_init__": lambda _: None, "__module__": kind.__module__})
+def _unchecked(given: Any) -> type[Any]:
+    """A dataclass that takes any values: the parser would make a page of what is one line.
+
+    Nothing is no default to be shown: what happens then is said by the flag's own words.
+    """
+    from tyro.conf import arg
+
+    kind = given if isinstance(given, type) else type(given)
+    hints = get_type_hints(kind, include_extras=True)
+    plain = {
+        item.name: Annotated[hints[item.name], arg(help_behavior_hint="")]
+        for item in fields(kind)
+        if (item.default if given is kind else getattr(given, item.name)) in (None, "", ())
+    }
+    known = {"__post_init__": lambda _: None, "__module__": kind.__module__, "__annotations__": plain}
+    return type(kind.__name__, (kind,), known)
 
 
 def _checked(flags: Any) -> Any:

@@ -49,7 +49,8 @@ class GPT2Actions(Actions):
     """What to do.
 
     Attributes:
-        preset: cpu-demo, gpt2-124m, gpt2-350m, gpt2-774m or gpt2-1.5b.
+        preset: cpu-demo, gpt2-124m, gpt2-350m, gpt2-774m or gpt2-1.5b (if not given, gpt2-124m on a GPU,
+            cpu-demo without one).
         init_from: Start from the weights of a run, a step or a Hugging Face GPT-2 folder.
         eval_only: Print the validation loss of --resume or --init-from and end.
         json: With --eval-only, print one JSON object.

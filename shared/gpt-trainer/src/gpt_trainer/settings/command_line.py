@@ -152,7 +152,8 @@ def _read(spec: TaskSpec, argv: Sequence[str], early: Early, start: Fresh, *, gp
         argv,
         {"actions": spec.actions(preset=early.preset), **parts},
         prog=spec.name + spec.suffix,
-        description=f"Train {spec.title}. Defaults are the preset's; flags have the last word.",
+        description=f"Train {spec.title}. Defaults are the preset's (--preset NAME --help shows them); "
+        "flags have the last word.",
     )
     config = compose(base, {name: getattr(flags, name) for name, _ in sections(base)})
     start.check(config, base)
