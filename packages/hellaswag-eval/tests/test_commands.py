@@ -139,10 +139,15 @@ def test_flags_decide_the_batches(
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [
-        (["--model", "none", "--data", "DATA"], 65, "none is not a folder"),
+        # no items, perhaps from a hub that does not answer, are waited for
+        (["--model", "none", "--data", "absent"], 65, "none is not a folder"),
         (["--model", "RUN", "--data", "none"], 65, "none is missing"),
-        (["--model", "RUN", "--data", "DATA", "--backend", "gpt-x"], 65, "backend 'gpt-x' is not installed"),
-        (["--model", "RUN", "--data", "DATA", "--limit", "0"], 65, "--limit 0 is not positive"),
+        (
+            ["--model", "RUN", "--data", "absent", "--backend", "gpt-x"],
+            65,
+            "backend 'gpt-x' is not installed",
+        ),
+        (["--model", "RUN", "--data", "absent", "--limit", "0"], 65, "--limit 0 is not positive"),
         (["--model", "RUN", "--data", "DATA", "--shapes", "0"], 65, "--shapes 0 is not positive"),
         (["--model", "RUN", "--data", "DATA", "--tokens-per-batch", "0"], 65, "--tokens-per-batch 0"),
         (["--model", "RUN", "--data", "DATA", "--out", "no/where"], 73, "there is no folder no"),
@@ -176,11 +181,11 @@ def test_items_without_a_title_are_known_before_the_model_is_opened(
     shown = capsys.readouterr()
     assert shown.err == f"{said}: completion alone\n"
     assert [line.partition(":")[0] for line in shown.out.splitlines()[1:]] == ["completion"]
-    # there is no such model: were it opened first, that would be said
-    assert call("--model", "none", "--data", path, "--protocol", "harness") == 65
+    # this is no model: were it opened first, that would be said
+    assert call("--model", tmp_path, "--data", path, "--protocol", "harness") == 65
     assert capsys.readouterr().err == f"hellaswag-eval: {said}\n"
     path.write_text(json.dumps({**ITEM, "endings": ["a", "[title]"], "label": 0, "activity_label": "A"}))
-    assert call("--model", "none", "--data", path) == 65
+    assert call("--model", tmp_path, "--data", path) == 65
     assert capsys.readouterr().err == "hellaswag-eval: item 0: ending 1 is empty without its markers\n"
 
 

@@ -49,7 +49,7 @@ def test_fewer_ids_than_asked_for_are_said(
     ("source", "tokenizer", "message", "status"),
     [
         ("nothing", "bytes", "unknown source 'nothing'", 65),
-        ("text:/no/such", "bytes", "no file or folder /no/such", 65),
+        ("text:/no/such", "bytes", "/no/such: there is no such file or folder", 65),
         ("shards:/tmp", "bytes", "nothing to prepare", 65),
         ("stdlib", "bpe", "unknown tokenizer 'bpe'; choose one of bytes, bpe-scratch:VOCAB", 65),
         ("stdlib", "bpe-scratch:256", "at least 257", 65),
@@ -72,7 +72,7 @@ def test_missing_gpt2_files_are_named(corpus: Path, tmp_path: Path, capsys: pyte
     assert run([*flags, "--tokenizer-files", str(corpus)]) == 65
     assert f"{corpus} holds neither encoder.json with vocab.bpe or" in capsys.readouterr().err
     assert run([*flags, "--tokenizer-files", str(corpus / "none")]) == 65
-    assert f"no folder {corpus / 'none'}\n" in capsys.readouterr().err
+    assert f"--tokenizer-files {corpus / 'none'}: there is no such folder\n" in capsys.readouterr().err
 
 
 def test_a_damaged_tokenizer_is_named(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -308,7 +308,7 @@ def test_what_is_none_of_nanogpts_files_is_named(tmp_path: Path, content: bytes 
 
 
 def test_folders_without_shards_are_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=f"no folder {tmp_path / 'none'}"):
+    with pytest.raises(InputError, match=f"shards:{tmp_path / 'none'}: there is no such folder"):
         Dataset.open(tmp_path / "none")
     with pytest.raises(InputError, match=f"{tmp_path} holds neither manifest.json nor"):
         Dataset.open(tmp_path)

@@ -305,12 +305,22 @@ def test_a_document_at_the_limit_is_taken(tmp_path: Path) -> None:
         ("text:", "unknown source 'text:'"),
         ("hf:", "unknown source 'hf:'"),
         ("hf:a:b:c:d", r"is not hf:NAME\[:CONFIG\[:SPLIT\]\]"),
-        ("text:/no/such/place", "no file or folder /no/such/place"),
+        ("text:/no/such/place", "/no/such/place: there is no such file or folder"),
     ],
 )
 def test_unknown_sources_are_named(spec: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         open_source(spec, LIMIT)
+
+
+def test_a_path_without_its_kind_is_told_what_it_may_be(tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    for name in ("a.txt", "train.bin", "shards/train-00000.bin"):
+        (tmp_path / name).touch()
+    for name, kind in (("a.txt", "text"), ("train.bin", "nanogpt"), ("shards", "shards"), ("..", "text")):
+        path = f"{tmp_path}/{name}"
+        with pytest.raises(InputError, match=rf"unknown source '{path}': perhaps you meant {kind}:{path}$"):
+            open_source(path, LIMIT)
 
 
 def test_folders_and_files_without_text_are_named(tmp_path: Path) -> None:

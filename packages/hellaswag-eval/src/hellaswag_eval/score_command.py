@@ -16,11 +16,12 @@ from gpt_data.stopping import StopFlag
 from gpt_data.terminal import can_show, emit, warn
 from gpt_trainer.backend import Precision
 from gpt_trainer.errors import InputError, WriteError
+from gpt_trainer.origin import check_folder
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hellaswag_eval.huggingface import open_huggingface
-from hellaswag_eval.models import TOKENS_PER_BATCH, Device, Model, as_model, open_checkpoint
+from hellaswag_eval.models import TOKENS_PER_BATCH, Device, Model, as_model, choose_backend, open_checkpoint
 from hellaswag_eval.protocols import Protocol, allowed_protocols, encode_items
 from hellaswag_eval.results import Evaluation, describe, write_answers
 from hellaswag_eval.scoring import MOST_SHAPES, Plan
@@ -108,8 +109,8 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 def _check(options: Options) -> None:
-    """Refuse before the model is loaded what would be refused after it."""
-    for name in ("shapes", "tokens_per_batch"):
+    """Refuse before items and model are read what would be refused after it."""
+    for name in ("shapes", "tokens_per_batch", "limit"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise InputError(f"{flag(name)} {value} is not positive")
@@ -119,6 +120,9 @@ def _check(options: Options) -> None:
         for name in ("backend", "tokenizer_files"):
             if getattr(options, name) is not None:
                 raise InputError(f"{flag(name)} does not go with --model {options.model}")
+    else:
+        check_folder(Path(options.model))
+        choose_backend(options.backend, "cpu")
 
 
 def _check_out(out: Path, data: Path | None) -> None:

@@ -58,7 +58,7 @@ def open_published(folder: Path, vocabulary: Vocabulary) -> Published:
         InputError: If there is none to train on, a file's name says both, or one is no shard.
     """
     if not folder.is_dir():
-        raise InputError(f"no folder {folder}")
+        raise InputError(f"shards:{folder}: there is no such folder")
     opened = _open({split: _files(folder, split) for split in SPLITS}, vocabulary, bare=False)
     if not opened.streams[0].tokens:
         raise InputError(f"{folder} holds neither {MANIFEST_NAME} nor a file *_train_*.bin with tokens")

@@ -114,7 +114,7 @@ def _gpt2(files: Path | None) -> bpe_scratch.Tokenizer:
 
 def _gpt2_from_folder(folder: Path) -> bpe_scratch.Tokenizer:
     if not folder.is_dir():
-        raise InputError(f"no folder {folder}")
+        raise InputError(f"--tokenizer-files {folder}: there is no such folder")
     if files := gpt2_files(folder):
         return bpe_scratch.Tokenizer.from_gpt2(*files)
     if (folder / "tokenizer.json").is_file():

@@ -59,14 +59,23 @@ def run_of_step(path: Path) -> Path:
     return path.parent.parent
 
 
+def check_folder(path: Path) -> None:
+    """Refuse a model that is no folder, before it is opened.
+
+    Raises:
+        InputError: If it is none.
+    """
+    if not path.is_dir():
+        raise InputError(f"{path} is not a folder; give a run, one of its steps or a Hugging Face GPT-2")
+
+
 def open_model(path: Path) -> Origin:
     """Load a model: a run, one of its steps, or a Hugging Face GPT-2 folder.
 
     Raises:
         InputError: If it is none of these, or damaged.
     """
-    if not path.is_dir():
-        raise InputError(f"{path} is not a folder; give a run, one of its steps or a Hugging Face GPT-2")
+    check_folder(path)
     if is_step(path) or find_steps(run_of_step(path)):
         step = resolve(path)
         saved = load_model(step)

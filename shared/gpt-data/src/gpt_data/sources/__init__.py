@@ -49,7 +49,16 @@ def open_source(
         return HubDataset(
             name, max_document_bytes, part=part, pin=pin, on_notice=on_notice, should_stop=should_stop
         )
+    if Path(spec).exists():
+        raise InputError(f"unknown source {spec!r}: perhaps you meant {_kind_of(Path(spec))}:{spec}")
     raise InputError(f"unknown source {spec!r}; choose one of {', '.join(KINDS)}")
+
+
+def _kind_of(path: Path) -> str:
+    """What a path that was given without a kind seems to be."""
+    if path.suffix == ".bin":
+        return "nanogpt"
+    return "shards" if path.is_dir() and any(path.glob("*.bin")) else "text"
 
 
 def _local(name: HubName, max_document_bytes: int, part: Part | None) -> Source:

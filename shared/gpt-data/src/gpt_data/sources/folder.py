@@ -37,7 +37,7 @@ def find_files(path: Path) -> tuple[list[Path], tuple[str, ...]]:
             raise InputError(f"{path} is none of {', '.join(KINDS)}, compressed or not")
         return [path], ()
     if not path.is_dir():
-        raise InputError(f"no file or folder {path}")
+        raise InputError(f"{path}: there is no such file or folder")
     found: dict[str, Path] = {}
     left_out: Counter[str] = Counter()
     for file, reason in _walk(path):
