@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gpt_data import pipeline
 from gpt_data.dataset import Dataset
 from gpt_data.errors import InputError, StoppedError, WriteError
 from gpt_data.journal import load_journal
@@ -28,15 +29,27 @@ WRITES = ("open", "write", "pwrite", "fsync", "ftruncate", "rename", "replace", 
 
 @pytest.mark.parametrize("stops", [[0], [1], [4], [12], [1, 1, 1], [3, 2, 5]], ids=str)
 def test_a_stopped_preparation_goes_on_to_the_same_bytes(
-    run: Run, corpus: Path, tmp_path: Path, content_of: ContentOf, stops: list[int]
+    run: Run,
+    corpus: Path,
+    tmp_path: Path,
+    content_of: ContentOf,
+    monkeypatch: pytest.MonkeyPatch,
+    stops: list[int],
 ) -> None:
+    # it is the stop that keeps what was done, and not a moment before it
+    monkeypatch.setattr(pipeline, "COMMIT_SECONDS", 3600.0)
     run(corpus, tmp_path / "clean")
-    out = tmp_path / "out"
+    out, done = tmp_path / "out", 0
     for after in stops:
         answers = iter([False] * after)
         with pytest.raises(StoppedError, match="the same command goes on") as caught:
             run(corpus, out, should_stop=lambda answers=answers: next(answers, True))
         assert caught.value.exit_status == 75
+        done += after
+        journal = load_journal(out)
+        assert journal is not None
+        # a chunk for each answer but the last, and none is done again
+        assert journal.next_document >= done
         with pytest.raises(InputError, match="not finished"):
             Dataset.open(out)
     run(corpus, out)
