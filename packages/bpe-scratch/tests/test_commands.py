@@ -99,10 +99,14 @@ def test_bad_input_is_one_line_and_a_status(
         told = capsys.readouterr().err
         assert message in told
         assert told.count("\n") == 1
-    with pytest.raises(SystemExit) as stopped:
-        main(["train", str(corpus), "--vocab-size=260", "--pattern=gpt-2"])
-    assert stopped.value.code == 65
-    assert "pattern 'gpt-2' is none of gpt2, cl100k" in capsys.readouterr().err
+    for pattern, said in (
+        ("gpt-2", "pattern 'gpt-2' is none of gpt2, cl100k"),
+        ("x\udcff", "lone surrogate"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(["train", str(corpus), "--vocab-size=260", f"--pattern={pattern}"])
+        assert stopped.value.code == 65
+        assert said in capsys.readouterr().err
 
 
 # once a page of a box and status 2

@@ -152,6 +152,8 @@ def test_flags_decide_the_batches(
         (["--model", "RUN", "--data", "DATA", "--tokens-per-batch", "0"], 65, "--tokens-per-batch 0"),
         (["--model", "RUN", "--data", "DATA", "--out", "no/where"], 73, "there is no folder no"),
         (["--model", "none", "--data", "DATA", "--out", "."], 73, "--out .: it is a folder"),
+        (["--model", "none", "--data", "DATA", "--out", "x" * 300], 73, "x: File name too long"),
+        (["--model", "x" * 300, "--data", "DATA"], 65, "x: File name too long"),
         (["--model", "none", "--data", "DATA", "--out", "DATA"], 65, "is the file of --data"),
         (["--model", "RUN", "--data", "DATA", "--tokenizer-files", "none"], 65, "has no tokenizer"),
         (["--model", "hf:none", "--data", "DATA"], 65, "--model hf:none: there is no such folder"),

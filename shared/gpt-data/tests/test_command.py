@@ -55,6 +55,7 @@ def test_fewer_ids_than_asked_for_are_said(
         ("stdlib", "bpe-scratch:256", "at least 257", 65),
         ("stdlib", "bpe-scratch:-1", "bpe-scratch:-1 needs a vocabulary", 65),
         ("stdlib", "/no/tokenizer.json", "/no/tokenizer.json is missing", 65),
+        (f"text:{'x' * 300}", "bytes", f"cannot read {'x' * 300}: File name too long", 65),
     ],
 )
 def test_bad_input_is_one_line(
@@ -83,8 +84,9 @@ def test_a_damaged_tokenizer_is_named(corpus: Path, tmp_path: Path, capsys: pyte
 
 
 def test_an_output_that_is_a_file_is_status_73(corpus: Path, capsys: pytest.CaptureFixture) -> None:
-    assert run(arguments(f"text:{corpus}", corpus / "000.txt")) == 73
-    assert "cannot write" in capsys.readouterr().err
+    for name in ("000.txt", "x" * 300):
+        assert run(arguments(f"text:{corpus}", corpus / name)) == 73
+        assert "cannot write" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_status_73_and_the_same_command_goes_on(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -77,6 +78,15 @@ def test_what_cannot_be_shown_is_replaced(encoding: str) -> None:
         PYTHONIOENCODING=encoding,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "a???\n", "")
+
+
+def test_a_file_that_the_system_refuses_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    # as somebody else's folder, which the first look into it meets
+    def fail() -> int:
+        raise PermissionError(errno.EACCES, "Permission denied", "their/run")
+
+    assert guarded("toy", fail) == 65
+    assert capsys.readouterr().err == "toy: cannot read their/run: Permission denied\n"
 
 
 def test_an_error_with_a_status_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,6 +49,8 @@ from gpt_trainer_runs import Capture, Train, pretend_gpu, the_line
         *(([f"--patience={value}"], f"patience={value}") for value in ("0.0", "nan")),
         (["--resume"], "--resume: expected one argument"),
         (["--eval-only"], "--eval-only needs a model"),
+        *(([f"--{name}={'x' * 300}"], "File name too long") for name in ("init-from", "resume")),
+        (["--sample-prompt=\udcff"], "--sample-prompt: lone surrogate U+DCFF at character 0"),
         (["--preset=cpu-demo", "--resume=."], "--preset cpu-demo does not go with --resume"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",

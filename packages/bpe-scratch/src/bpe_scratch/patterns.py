@@ -44,6 +44,7 @@ def resolve_pattern(pattern: str) -> tuple[str | None, str | None]:
             return name, expression
     if pattern.replace("-", "_").isidentifier():
         raise TokenizerError(f"pattern {pattern!r} is none of {', '.join(PATTERNS)}")
+    to_utf8(pattern)
     compile_expression(pattern)
     return None, pattern
 

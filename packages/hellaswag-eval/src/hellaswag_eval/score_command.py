@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from gpt_data.flags import flag, parse_flags
 from gpt_data.stopping import StopFlag
+from gpt_data.store.writing import write_errors
 from gpt_data.terminal import can_show, emit, warn
 from gpt_trainer.backend import Precision
 from gpt_trainer.errors import InputError, WriteError
@@ -126,10 +127,11 @@ def _check(options: Options) -> None:
 
 
 def _check_out(out: Path, data: Path | None) -> None:
-    if not out.parent.is_dir():
-        raise WriteError(f"cannot write --out {out}: there is no folder {out.parent}")
-    if out.is_dir():
-        raise WriteError(f"cannot write --out {out}: it is a folder")
+    with write_errors(f"cannot write --out {out}"):
+        if not out.parent.is_dir():
+            raise WriteError(f"cannot write --out {out}: there is no folder {out.parent}")
+        if out.is_dir():
+            raise WriteError(f"cannot write --out {out}: it is a folder")
     if not os.access(out if out.exists() else out.parent, os.W_OK):
         raise WriteError(f"cannot write --out {out}: no permission")
     if data is not None and data.exists() and out.exists() and out.samefile(data):

@@ -21,7 +21,7 @@ from gpt_data.progress import OnProgress, Progress
 from gpt_data.settings import MAX_DOCUMENT_BYTES, SHARD_TOKENS, Settings
 from gpt_data.sources import Source, open_source
 from gpt_data.store.lock import FolderLock
-from gpt_data.store.writing import probe_folder, write_atomic
+from gpt_data.store.writing import probe_folder, write_atomic, write_errors
 from gpt_data.tokenizers import build_tokenizer, tokenizer_identity
 from gpt_data.writer import SplitState
 
@@ -80,7 +80,9 @@ def prepare(
     wanted = None if part is None else parse_part(part)
     settings = Settings(max_tokens, shard_tokens, max_document_bytes, only, wanted)
     task = _Task(folder, source, tokenizer, tokenizer_files, settings, tell, should_stop)
-    if not (folder / MANIFEST_NAME).exists():
+    with write_errors(f"cannot write in {folder}"):
+        finished = (folder / MANIFEST_NAME).exists()
+    if not finished:
         probe_folder(folder)
         with FolderLock(folder, wait=wait_for_lock, should_stop=should_stop, on_wait=task.notice):
             task.run()

@@ -17,7 +17,7 @@ from importlib import import_module
 from types import FrameType
 from typing import Any, NoReturn
 
-CANNOT_WRITE, OUT_OF_MEMORY, INTERRUPTED = 73, 71, 130
+BAD_INPUT, CANNOT_WRITE, OUT_OF_MEMORY, INTERRUPTED = 65, 73, 71, 130
 MEMORY_ERRORS = ("OutOfMemoryError", "MemoryError")
 MEMORY_WORDS = ("RESOURCE_EXHAUSTED", "Failed to CUDA calloc")
 """What XLA says, and NCCL, whose error torch and JAX hand on, of a GPU that is full."""
@@ -104,6 +104,9 @@ def _explain(name: str, error: Exception) -> tuple[int | None, str]:
     # each framework has its own error for it
     if type(error).__name__ in MEMORY_ERRORS or any(words in str(error) for words in MEMORY_WORDS):
         return OUT_OF_MEMORY, f"out of memory: {text}{LESS.get(name.rpartition('-')[2], '')}"
+    # somebody else's folder, a name that is too long, a disk that fails: each where its file is looked at
+    if isinstance(error, OSError) and error.filename is not None:
+        return BAD_INPUT, f"cannot read {error.filename}: {error.strerror}"
     return None, text
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import bpe_scratch
+from bpe_scratch.patterns import to_utf8
 from gpt_data.cache import cached_dataset
 from gpt_data.dataset import Dataset
 from gpt_data.display import watched
@@ -70,8 +71,15 @@ def choose_prompt(config: TrainConfig, dataset: Dataset, tokenizer: bpe_scratch.
         config: The settings.
         dataset: The data.
         tokenizer: What it was made with, if that is known.
+
+    Raises:
+        InputError: If what is asked for is no valid Unicode.
     """
     if config.reports.sample_prompt is not None:
+        try:
+            to_utf8(config.reports.sample_prompt)
+        except ValueError as error:
+            raise InputError(f"--sample-prompt: {error}") from None
         return config.reports.sample_prompt
     if config.data.data == "stdlib":
         # its first words would be those of a licence or of an import
