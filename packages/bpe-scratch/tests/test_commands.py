@@ -113,8 +113,16 @@ def test_bad_input_is_one_line_and_a_status(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["train", "a.txt", "--vocabsize", "300"], "unknown flag --vocabsize"),
-        (["train", "a.txt", "--vocab", "300"], "unknown flag --vocab"),
+        (
+            ["train", "a.txt", "--vocabsize", "300"],
+            "unknown flag --vocabsize, perhaps --vocab-size; bpe-scratch train",
+        ),
+        (
+            ["train", "a.txt", "--vocab", "300"],
+            "unknown flag --vocab, perhaps --vocab-size; bpe-scratch train --help",
+        ),
+        (["decode", "--zzz"], "unknown flag --zzz; bpe-scratch decode --help"),
+        (["--zzz=1", "train", "a.txt"], "unknown flag --zzz=1; bpe-scratch --help"),
         (["train", "a.txt", "--vocab-size", "many"], "argument --vocab-size: invalid int value: 'many'"),
         (["train"], "the following arguments are required: PATH"),
         (["decode", "64x"], "argument ids: invalid int value: '64x'"),

@@ -10,6 +10,7 @@ import sys
 from argparse import ArgumentParser, HelpFormatter, Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -39,35 +40,45 @@ class _Parser(ArgumentParser):
         # argparse passes over what cannot be written
         print(self.format_help(), end="", file=file)
 
+    def parse_known_args(self, *given: Any, **more: Any) -> Any:
+        # of a command's own flags only its own parser knows
+        found, unknown = super().parse_known_args(*given, **more)
+        if unknown:
+            meant = get_close_matches(unknown[0].partition("=")[0], self._option_string_actions, n=1)
+            self.error(f"unknown flag {unknown[0]}{''.join(f', perhaps {name}' for name in meant)}")
+        return found, unknown
+
     def error(self, message: str) -> NoReturn:
-        said = message.replace("unrecognized arguments:", "unknown flag")
-        raise TokenizerError(f"{said}; {self.prog} --help lists what there is")
+        raise TokenizerError(f"{message}; {self.prog} --help lists what there is")
 
 
 def _parser() -> ArgumentParser:
     path: dict[str, Any] = {"type": Path, "metavar": "PATH"}
+    shown = " (default: %(default)s)"
     files, tokenizer = _Parser(add_help=False), _Parser(add_help=False)
-    files.add_argument("files", nargs="+", **path, help="texts, .jsonl, folders; also .gz, .xz, .bz2, .zst")
-    files.add_argument("--field", default="text", help="the document in JSON lines (%(default)s)")
-    tokenizer.add_argument("--tokenizer", default="tokenizer.json", **path, help="the file (%(default)s)")
+    files.add_argument("files", nargs="+", **path, help="Texts, .jsonl, folders; also .gz, .xz, .bz2, .zst.")
+    files.add_argument("--field", default="text", help=f"The document in JSON lines.{shown}")
+    tokenizer.add_argument("--tokenizer", default="tokenizer.json", **path, help=f"Its file.{shown}")
     parser = _Parser("bpe-scratch", description="Byte-level BPE. Each command has a --help of its own.")
     commands = parser.add_subparsers(required=True, metavar="train|encode|decode")
 
-    train = commands.add_parser("train", parents=[files], help="learn a tokenizer from files")
+    train = commands.add_parser("train", parents=[files], help="Learn a tokenizer from files.")
     train.set_defaults(run=_train)
-    train.add_argument("--vocab-size", type=int, default=32_768, help="number of ids (%(default)s)")
-    train.add_argument("--out", default="tokenizer.json", **path, help="file to write (%(default)s)")
-    train.add_argument("--pattern", default="gpt2", help="gpt2, cl100k, o200k, none, expression")
-    train.add_argument("--special-token", nargs="*", default=[END_OF_TEXT], help="texts with an own id")
-    train.add_argument("--min-frequency", type=int, default=2, help="least count of a pair (%(default)s)")
+    train.add_argument("--vocab-size", type=int, default=32_768, help=f"Number of ids.{shown}")
+    train.add_argument("--out", default="tokenizer.json", **path, help=f"File to write.{shown}")
+    train.add_argument("--pattern", default="gpt2", help=f"gpt2, cl100k, o200k, none, expression.{shown}")
+    train.add_argument(
+        "--special-token", nargs="*", default=[END_OF_TEXT], help=f"Texts with an own id.{shown}"
+    )
+    train.add_argument("--min-frequency", type=int, default=2, help=f"Least count of a pair.{shown}")
 
-    encode = commands.add_parser("encode", parents=[files, tokenizer], help="write ids, a document a line")
+    encode = commands.add_parser("encode", parents=[files, tokenizer], help="Write ids, a document a line.")
     encode.set_defaults(run=_encode)
-    encode.add_argument("--out", **path, help="raw uint16 or uint32, the end of text behind each document")
+    encode.add_argument("--out", **path, help="Raw uint16 or uint32, the end of text behind each document.")
 
-    decode = commands.add_parser("decode", parents=[tokenizer], help="write the text of ids")
+    decode = commands.add_parser("decode", parents=[tokenizer], help="Write the text of ids.")
     decode.set_defaults(run=_decode)
-    decode.add_argument("ids", nargs="*", type=int, help="read from standard input if there are none")
+    decode.add_argument("ids", nargs="*", type=int, help="Read from the standard input if there are none.")
     return parser
 
 
