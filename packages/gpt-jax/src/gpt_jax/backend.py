@@ -20,7 +20,7 @@ from gpt_trainer.micro_batches import target_weight
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.parameters import OptimizerState, check_optimizer_state, check_parameters
 from gpt_trainer.parameters import Parameters as Canonical
-from gpt_trainer.ranks.place import Place
+from gpt_trainer.ranks.place import ALONE, Place
 from gpt_trainer.sequences import Sequences
 from jaxtyping import Array, Float32, Int, Int32
 
@@ -64,12 +64,11 @@ class JaxBackend:
         optimizer: OptimizerConfig,
         runtime: Runtime,
         options: Options,
-        place: Place | None = None,
+        place: Place = ALONE,
     ) -> None:
         self.config = config
         self._optimizer, self._runtime = optimizer, runtime
-        count = 1 if place is None else place.devices
-        chosen = choose_devices(runtime.device, count, preallocate=options.preallocate == "on")
+        chosen = choose_devices(runtime.device, place.devices, preallocate=options.preallocate == "on")
         self._layout = Layout(tuple(chosen), runtime.shard)
         self._device = self._layout.here
         self._plan = make_plan(config, runtime, options, self._device)

@@ -13,8 +13,7 @@ Muon, whose learning rate is ``muon_lr_factor`` times as high:
     p = p - lr_muon (sqrt(max(1, columns / rows)) O + decay p)
 
 Each leaf has one rule, told by what the state keeps of it. Whether a step counts is decided on the device,
-so nothing is read back to the host. Shapes: L blocks, N matrices, R rows,
-C columns.
+so nothing is read back to the host. Shapes: L blocks, N matrices, R rows, C columns.
 
 References:
     Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization", algorithm 2.

@@ -266,7 +266,7 @@ class Ops(Protocol):
 
     def adamw_update(
         self,
-        parameters: Float[Tensor, " P"],
+        weights: Float[Tensor, " P"],
         gradients: Float[Tensor, " P"],
         first: Float[Tensor, " P"],
         second: Float[Tensor, " P"],

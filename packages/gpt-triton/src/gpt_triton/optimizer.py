@@ -111,7 +111,8 @@ def optimizer_update(
             )
             copy = None if shadow is params else matrix_stack(shadow.flat, field, params)
             ops.muon_update(w, g, m, copy, norm, scalars, config, shadow.flat.dtype)
-    return Outcome(norm[0], norm[0].isfinite() & (norm[0] <= scalars[3]))
+    skip_above = scalars[3]
+    return Outcome(norm[0], norm[0].isfinite() & (norm[0] <= skip_above))
 
 
 def matrix_stack(flat: Float[Tensor, " n"], field: str, params: Parameters) -> Float[Tensor, "L K R C"]:

@@ -2,7 +2,7 @@
 
 The trainer, the sampler and the evaluations find a backend through ``gpt_trainer.registry``, and speak to it
 in NumPy arrays.
-Shapes: B rows, T positions, V vocabulary.
+Shapes: B rows, T positions, V vocabulary, n new tokens of a sequence, R sequences of a fork.
 """
 
 from __future__ import annotations

@@ -61,8 +61,24 @@ def _root_of_sum_kernel(
 
 @triton.jit
 @no_type_check
+def counts(norm, skip_above):
+    """Whether a step does: its norm is finite and not too large."""
+    # NaN and infinity compare false with the largest float
+    return (norm <= skip_above) & (norm <= 3.4028234663852886e38)
+
+
+@triton.jit
+@no_type_check
+def clipping(norm, clip_norm):
+    """What the gradient is multiplied by."""
+    # a norm of 0 must not divide
+    return tl.where(norm > clip_norm, clip_norm / tl.maximum(norm, 1e-30), 1.0)
+
+
+@triton.jit
+@no_type_check
 def _adamw_kernel(
-    parameters_ptr,  # [P] changed
+    weights_ptr,  # [P] changed
     gradients_ptr,  # [P]
     first_ptr,  # [P] changed
     second_ptr,  # [P] changed
@@ -79,25 +95,23 @@ def _adamw_kernel(
     BLOCK: tl.constexpr,
 ):
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    learning_rate, correction1 = tl.load(scalars_ptr), tl.load(scalars_ptr + 1)
+    lr, correction1 = tl.load(scalars_ptr), tl.load(scalars_ptr + 1)
     correction2, skip_above = tl.load(scalars_ptr + 2), tl.load(scalars_ptr + 3)
     norm = tl.load(norm_ptr)
-    # NaN and infinity compare false with the largest float
-    apply = (norm <= skip_above) & (norm <= 3.4028234663852886e38)
+    apply = counts(norm, skip_above)
     keep = i < tl.where(apply, P, 0)
-    learning_rate = tl.where(apply, learning_rate, 0.0)
-    # a norm of 0 must not divide
-    clip = tl.where(norm > clip_norm, clip_norm / tl.maximum(norm, 1e-30), 1.0)
+    lr = tl.where(apply, lr, 0.0)
+    clip = clipping(norm, clip_norm)
     g = tl.load(gradients_ptr + i, mask=keep, other=0.0) * clip
-    w = tl.load(parameters_ptr + i, mask=i < P, other=0.0)
+    w = tl.load(weights_ptr + i, mask=i < P, other=0.0)
     m = tl.load(first_ptr + i, mask=keep, other=0.0)
     v = tl.load(second_ptr + i, mask=keep, other=0.0)
     m += rate1 * (g - m)
     v += rate2 * (g * g - v)
     decay = tl.where(i < decay_count, weight_decay, 0.0)
     step = m / correction1 / (tl.sqrt(v / correction2) + epsilon)
-    w -= learning_rate * (step + decay * w)
-    tl.store(parameters_ptr + i, w, mask=keep)
+    w -= lr * (step + decay * w)
+    tl.store(weights_ptr + i, w, mask=keep)
     tl.store(first_ptr + i, m, mask=keep)
     tl.store(second_ptr + i, v, mask=keep)
     if shadow_ptr is not None:
@@ -118,7 +132,7 @@ def global_norm(flat: Float[Tensor, " P"]) -> Float[Tensor, " 1"]:
 
 
 def adamw_update(
-    parameters: Float[Tensor, " P"],
+    weights: Float[Tensor, " P"],
     gradients: Float[Tensor, " P"],
     first: Float[Tensor, " P"],
     second: Float[Tensor, " P"],
@@ -131,16 +145,18 @@ def adamw_update(
     """One step in place.
 
     Args:
-        parameters: Master weights, changed.
+        weights: Master weights, changed.
         gradients: Unclipped gradients.
         first: First moment, changed.
         second: Second moment, changed.
         shadow: Copy of the weights in bfloat16, rewritten.
-        scalars: On the device: learning rate, ``1 - b1^t``, ``1 - b2^t``, ``skip_above``.
+        decay_count: Elements that decay, from the first on.
+        norm: Of the whole gradient.
+        scalars: As ``step_scalars`` makes them, on the device.
     """
-    count = parameters.numel()
+    count = weights.numel()
     _adamw_kernel[(triton.cdiv(count, FLAT_BLOCK),)](
-        parameters, gradients, first, second, shadow, norm, scalars, count, decay_count,
+        weights, gradients, first, second, shadow, norm, scalars, count, decay_count,
         1.0 - config.beta1, 1.0 - config.beta2, config.epsilon, config.weight_decay,
         config.clip_norm or math.inf, BLOCK=FLAT_BLOCK,
     )  # fmt: skip

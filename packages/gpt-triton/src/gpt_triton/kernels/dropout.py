@@ -17,6 +17,7 @@ from typing import NamedTuple, no_type_check
 import torch
 import triton
 import triton.language as tl
+from gpt_trainer import philox as rule
 from gpt_trainer.philox import MULTIPLIERS, WEYL, dropout_threshold
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -24,6 +25,7 @@ from torch import Tensor
 from gpt_triton.dropout import Dropout
 from gpt_triton.kernels.primitives import matrix_tile, narrow, widen
 
+ROUNDS = tl.constexpr(rule.ROUNDS)
 PHILOX_M0, PHILOX_M1 = tl.constexpr(MULTIPLIERS[0]), tl.constexpr(MULTIPLIERS[1])
 PHILOX_W0, PHILOX_W1 = tl.constexpr(WEYL[0]), tl.constexpr(WEYL[1])
 
@@ -68,7 +70,7 @@ def philox(
 ):
     """The four words of Philox-4x32-10."""
     c3 = tl.zeros_like(c0)
-    for _ in tl.static_range(10):
+    for _ in tl.static_range(ROUNDS):
         # one 64-bit product, not a high and a low one: one instruction instead of two
         p0, p1 = c0.to(tl.uint64) * PHILOX_M0, c2.to(tl.uint64) * PHILOX_M1
         c0, c2 = (p1 >> 32).to(tl.uint32) ^ c1 ^ k0, (p0 >> 32).to(tl.uint32) ^ c3 ^ k1

@@ -26,6 +26,7 @@ from gpt_trainer.backend import OptimizerConfig
 from jaxtyping import Float
 from torch import Tensor
 
+from gpt_triton.kernels.adamw import clipping, counts
 from gpt_triton.kernels.matmul_kernels import tile_of
 from gpt_triton.kernels.primitives import matrix_tile, narrow, operand, widen
 from gpt_triton.kernels.tiles import group_rows, stack_tiles
@@ -50,8 +51,7 @@ def _tile(R, C, K, block_stride, part_stride, row_stride, ROWS: tl.constexpr, CO
 @no_type_check
 def _changes(row, R, norm, skip_above):
     """Whether a row is changed: none are if the norm is not finite or too large."""
-    # NaN and infinity compare false with the largest float
-    return row < tl.where((norm <= skip_above) & (norm <= 3.4028234663852886e38), R, 0)
+    return row < tl.where(counts(norm, skip_above), R, 0)
 
 
 @triton.jit
@@ -75,7 +75,7 @@ def _momentum_kernel(
     at, row, _, keep = _tile(R, C, K, block_stride, part_stride, row_stride, ROWS, COLUMNS)
     norm = tl.load(norm_ptr)
     change = keep & _changes(row, R, norm, tl.load(scalars_ptr + 3))
-    clip = tl.where(norm > clip_norm, clip_norm / tl.maximum(norm, 1e-30), 1.0)
+    clip = clipping(norm, clip_norm)
     g = tl.load(gradients_ptr + at, mask=change, other=0.0) * clip
     m = momentum * tl.load(momentum_ptr + at, mask=keep, other=0.0) + g
     tl.store(momentum_ptr + at, m, mask=change)

@@ -48,7 +48,7 @@ def global_norm(flat: Float[Tensor, " P"]) -> Float[Tensor, " 1"]:
 
 
 def adamw_update(
-    parameters: Float[Tensor, " P"],
+    weights: Float[Tensor, " P"],
     gradients: Float[Tensor, " P"],
     first: Float[Tensor, " P"],
     second: Float[Tensor, " P"],
@@ -61,25 +61,27 @@ def adamw_update(
     """One step in place.
 
     Args:
-        parameters: Master weights, changed.
+        weights: Master weights, changed.
         gradients: Unclipped gradients.
         first: First moment, changed.
         second: Second moment, changed.
         shadow: Copy of the weights in bfloat16, rewritten.
-        scalars: On the device: learning rate, ``1 - b1^t``, ``1 - b2^t``, ``skip_above``.
+        decay_count: Elements that decay, from the first on.
+        norm: Of the whole gradient.
+        scalars: As ``step_scalars`` makes them, on the device.
     """
-    learning_rate, correction1, correction2, skip_above = scalars
+    lr, correction1, correction2, skip_above = scalars
     apply = (norm[0].isfinite() & (norm[0] <= skip_above)).to(norm.dtype)
     clip = (config.clip_norm / norm[0]).clamp(max=1.0) if config.clip_norm > 0 else torch.ones_like(apply)
-    rate = learning_rate * apply
+    lr = lr * apply
     # a skipped step may hold NaN: replaced, not multiplied, by zero
     g = torch.where(apply > 0, gradients * clip, 0.0)
     first.lerp_(g, (1.0 - config.beta1) * apply)
     second.lerp_(g.square(), (1.0 - config.beta2) * apply)
-    parameters[:decay_count].mul_(1.0 - rate * config.weight_decay)
-    parameters.sub_(rate * (first / correction1) / ((second / correction2).sqrt() + config.epsilon))
+    weights[:decay_count].mul_(1.0 - lr * config.weight_decay)
+    weights.sub_(lr * (first / correction1) / ((second / correction2).sqrt() + config.epsilon))
     if shadow is not None:
-        shadow.copy_(parameters)
+        shadow.copy_(weights)
 
 
 def orthogonalize(x: Float[Tensor, "N R C"], dtype: torch.dtype) -> Float[Tensor, "N R C"]:
