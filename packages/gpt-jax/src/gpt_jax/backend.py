@@ -35,7 +35,7 @@ from gpt_jax.optimizer import optimizer_init, step_scalars
 from gpt_jax.options import Options
 from gpt_jax.plan import make_plan, stacks_layers
 from gpt_jax.profiling import record
-from gpt_jax.step import TrainingState, gradient_sums, train_step
+from gpt_jax.step import TrainingState, step_gradients, train_step
 from gpt_jax.tree import canonical_names, from_canonical, leaves_from_canonical, named_leaves, to_canonical
 
 EVALUATION_MULTIPLE = 64
@@ -83,8 +83,8 @@ class JaxBackend:
             donate_argnames="state",
             compiler_options=together,
         )
-        self._gradient_sums = jax.jit(
-            gradient_sums, static_argnames=("plan", "layout"), compiler_options=together
+        self._step_gradients = jax.jit(
+            step_gradients, static_argnames=("plan", "layout"), compiler_options=together
         )
         self._log_probs = jax.jit(target_log_probs, static_argnames="plan", compiler_options=flags)
         self._logits = jax.jit(logits, static_argnames="plan", compiler_options=flags)
@@ -158,7 +158,7 @@ class JaxBackend:
         """Mean loss and its gradient by canonical name, unclipped, dropout as in ``train_step``."""
         weight = np.float32(target_weight(micro_batches, self.config))
         inputs, counter = self._inputs(micro_batches), self._counter(step)
-        sums = self._gradient_sums(
+        sums = self._step_gradients(
             self._state.params, inputs, weight, counter, plan=self._plan, layout=self._layout
         )
         return float(sums.loss), self._canonical(sums.gradients)

@@ -60,7 +60,7 @@ def train_step(
     Returns:
         The new state; and loss, gradient norm, and 1 if the weights were updated.
     """
-    sums = gradient_sums(state.params, inputs, weight, counter, plan, layout)
+    sums = step_gradients(state.params, inputs, weight, counter, plan, layout)
     params, optimizer, outcome = optimizer_update(
         state.params, sums.gradients, state.optimizer, config, StepScalars(*scalars), plan.dtype
     )
@@ -68,7 +68,7 @@ def train_step(
     return layout.keep(TrainingState(params, optimizer)), metrics
 
 
-def gradient_sums(
+def step_gradients(
     params: Parameters,
     inputs: Inputs,
     weight: Float[Array, ""],
@@ -78,7 +78,7 @@ def gradient_sums(
 ) -> Sums:
     """Loss and gradient of a step, on one device or several; arguments as in ``train_step``."""
     if layout.count == 1:
-        return sum_gradients(params, inputs, weight, counter, plan)
+        return device_gradients(params, inputs, weight, counter, plan)
     leaves, structure = jax.tree.flatten(params)
     divisions = layout.divisions(params)
     specs = [division.spec for division in divisions]
@@ -87,7 +87,7 @@ def gradient_sums(
         leaves: list[Array], inputs: Inputs, weight: Array, counter: Array
     ) -> tuple[Array, list[Array]]:
         early = jax.tree.unflatten(structure, gather_early(leaves, divisions, plan.dtype))
-        loss, gradients = sum_gradients(early, inputs, weight, counter, plan)
+        loss, gradients = device_gradients(early, inputs, weight, counter, plan)
         return lax.psum(loss, AXIS), add_up(jax.tree.leaves(gradients), divisions)
 
     divided = jax.shard_map(
@@ -102,7 +102,7 @@ def gradient_sums(
     return Sums(loss, jax.tree.unflatten(structure, summed))
 
 
-def sum_gradients(
+def device_gradients(
     params: Parameters,
     inputs: Inputs,
     weight: Float[Array, ""],
