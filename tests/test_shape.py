@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,32 @@ def test_public_names_have_not_drifted(file: str) -> None:
     known = {(backend, name) for backend, lacks in LACKING.items() for name in lacks}
     assert drifted(file) - known == set()
     assert {pair for pair in known if pair[1].startswith(f"{file}:")} <= drifted(file), "a reason too many"
+
+
+COUNT = runpy.run_path(str(Path(__file__).with_name("count.py")))
+READ = {
+    ("gpt_torchfunc",): 10,
+    ("gpt_jax",): 11,
+    ("gpt_triton", "reference"): 11,
+    ("gpt_triton", "kernels"): 19,
+    ("gpt_triton", "kernels", "kernels.hopper"): 25,
+}
+"""How many files a reader opens to follow one training step."""
+
+
+@pytest.mark.parametrize("step", COUNT["STEPS"], ids=" ".join)
+def test_a_step_takes_no_more_files_to_read(step: tuple[str, ...]) -> None:
+    package, *ops = step
+    files = COUNT["imported_files"](package, "step", *ops)
+    assert len(files) <= READ[step], [path.name for path in files]
+
+
+@pytest.mark.parametrize(
+    "member", sorted({path.parents[1] for path in ROOT.glob("*/*/src/*")}), ids=lambda path: path.name
+)
+def test_no_file_is_too_long_to_read_at_once(member: Path) -> None:
+    lines = {path: path.read_text("utf-8").count("\n") for path in member.glob("src/**/*.py")}
+    assert {path.name for path, count in lines.items() if count > 300} == set()
 
 
 def test_files_that_not_all_have_stand_in_the_readme() -> None:
