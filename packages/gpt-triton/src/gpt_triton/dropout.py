@@ -37,6 +37,16 @@ class Dropout(NamedTuple):
     key: Key
     context: int
 
+    @property
+    def keep_scale(self) -> float:
+        """What kept elements are multiplied by."""
+        return 1.0 / (1.0 - self.rate)
+
+    @property
+    def threshold(self) -> int:
+        """The smallest word of Philox that keeps its element."""
+        return dropout_threshold(self.rate)
+
 
 Drops = tuple[Dropout | None, ...]
 """The masks of a block, by ``Site``."""
@@ -94,11 +104,11 @@ def dropout_mask(
     call = torch.arange(-(-columns // WORDS), device=device)
     # the first rounds are as small as their counters: sizes meet as the words do
     words = torch.stack(philox((call, line, at, torch.zeros_like(k0)), (k0, k1)), -1)
-    return (words >= dropout_threshold(dropout.rate)).flatten(2)[:, :, :columns]
+    return (words >= dropout.threshold).flatten(2)[:, :, :columns]
 
 
 def drop(x: Float[Tensor, "M D"], dropout: Dropout) -> Float[Tensor, "M D"]:
     """``x`` with a share ``rate`` of its elements set to zero and the rest scaled by ``1 / (1 - rate)``."""
     context, width = dropout.context, x.shape[1]
     keep = dropout_mask((len(x) // context, context, width), dropout).flatten(0, 1)
-    return torch.where(keep, x * (1.0 / (1.0 - dropout.rate)), 0.0)
+    return torch.where(keep, x * dropout.keep_scale, 0.0)

@@ -255,8 +255,7 @@ def attention_fwd(
     lse = torch.empty(rows, n_head, context, dtype=torch.float32, device=qkv.device)
     mask, keep_scale = None, 1.0
     if dropout is not None:
-        mask = attention_mask(dropout, rows, context, n_head, segment_starts)
-        keep_scale = 1.0 / (1.0 - dropout.rate)
+        mask, keep_scale = attention_mask(dropout, rows, context, n_head, segment_starts), dropout.keep_scale
     if hopper_attention(qkv, head_width, segment_starts is not None):
         # imported where it runs: Gluon has no interpreter
         from gpt_triton.kernels.hopper.attention import launch_fwd

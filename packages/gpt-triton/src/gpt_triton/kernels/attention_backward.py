@@ -275,7 +275,7 @@ def attention_bwd(
     head_width = width // n_head
     padded = max(16, triton.next_power_of_2(head_width))
     d_qkv = torch.empty_like(res.qkv)
-    keep_scale = 1.0 if dropout is None else 1.0 / (1.0 - dropout.rate)
+    keep_scale = 1.0 if dropout is None else dropout.keep_scale
     scale = 1.0 / math.sqrt(head_width)
     if hopper_attention(res.qkv, head_width, res.segment_starts is not None):
         # imported where it runs: Gluon has no interpreter

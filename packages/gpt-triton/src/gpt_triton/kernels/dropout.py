@@ -12,13 +12,13 @@ Shapes: B rows, T positions, M = B*T, D width, H heads, N = B*H, C blocks.
 
 from __future__ import annotations
 
-from typing import NamedTuple, no_type_check
+from typing import no_type_check
 
 import torch
 import triton
 import triton.language as tl
 from gpt_trainer import philox as rule
-from gpt_trainer.philox import MULTIPLIERS, WEYL, dropout_threshold
+from gpt_trainer.philox import MULTIPLIERS, WEYL
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -28,25 +28,6 @@ from gpt_triton.kernels.primitives import matrix_tile, narrow, widen
 ROUNDS = tl.constexpr(rule.ROUNDS)
 PHILOX_M0, PHILOX_M1 = tl.constexpr(MULTIPLIERS[0]), tl.constexpr(MULTIPLIERS[1])
 PHILOX_W0, PHILOX_W1 = tl.constexpr(WEYL[0]), tl.constexpr(WEYL[1])
-
-
-class DropoutArguments(NamedTuple):
-    """A mask as kernels take it.
-
-    Attributes:
-        key: Key words and first row, on the device.
-        keep_scale: Scale of the kept elements.
-        threshold: Smallest Philox word that is kept.
-    """
-
-    key: Tensor
-    keep_scale: float
-    threshold: int
-
-
-def dropout_arguments(dropout: Dropout) -> DropoutArguments:
-    """Kernel arguments of a mask."""
-    return DropoutArguments(dropout.key, 1.0 / (1.0 - dropout.rate), dropout_threshold(dropout.rate))
 
 
 @triton.jit
@@ -135,10 +116,9 @@ def drop_into(
 ) -> None:
     """``y = residual + dropout(x)``, all contiguous; ``y`` may be ``x``."""
     (count, width), (rows, columns), context = x.shape, matrix_tile(), dropout.context
-    key, keep_scale, threshold = dropout_arguments(dropout)
     _dropout_kernel[(triton.cdiv(context, rows), triton.cdiv(width, columns), count // context)](
-        x, residual, y, key, context, width, keep_scale,
-        THRESHOLD=threshold, ROWS=rows, COLUMNS=columns,
+        x, residual, y, dropout.key, context, width, dropout.keep_scale,
+        THRESHOLD=dropout.threshold, ROWS=rows, COLUMNS=columns,
     )  # fmt: skip
 
 
@@ -273,9 +253,8 @@ def attention_mask(
     count = triton.cdiv(context, 32)
     blocks = count * (count + 1) // 2
     mask = torch.empty(2, rows * n_head, blocks, 32, dtype=torch.int32, device=dropout.key.device)
-    key, _, threshold = dropout_arguments(dropout)
     _mask_kernel[(rows * n_head, count)](
-        mask, segment_starts, key, context,
-        THRESHOLD=threshold, H=n_head, num_warps=1,
+        mask, segment_starts, dropout.key, context,
+        THRESHOLD=dropout.threshold, H=n_head, num_warps=1,
     )  # fmt: skip
     return mask

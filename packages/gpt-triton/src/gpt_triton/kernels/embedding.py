@@ -25,7 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gpt_triton.dropout import Dropout
-from gpt_triton.kernels.dropout import dropout_arguments, dropout_bwd, dropped
+from gpt_triton.kernels.dropout import dropout_bwd, dropped
 from gpt_triton.kernels.primitives import INTERPRET, narrow, row_tile, widen
 
 PARTS = tl.constexpr(16)
@@ -167,7 +167,9 @@ def embedding_fwd(
     count, context, width = tokens.numel(), tokens.shape[1], wte.shape[1]
     x = wte.new_empty(count, width)
     tile, block = row_tile(width)
-    key, keep_scale, threshold = (None, 1.0, 0) if dropout is None else dropout_arguments(dropout)
+    key, keep_scale, threshold = None, 1.0, 0
+    if dropout is not None:
+        key, keep_scale, threshold = dropout.key, dropout.keep_scale, dropout.threshold
     _embedding_fwd_kernel[(triton.cdiv(count, tile),)](
         tokens.contiguous(), positions.contiguous(), wte, wpe, x, key, count, width, context, keep_scale,
         THRESHOLD=threshold, ROWS=tile, BLOCK=block,
