@@ -93,8 +93,8 @@ class Preparation:
                 raise
             if chunk is None or encoded is None:
                 return
-            sealed = self._append(chunk, encoded)
-            if sealed or time.monotonic() - committed > COMMIT_SECONDS:
+            self._append(chunk, encoded)
+            if time.monotonic() - committed > COMMIT_SECONDS:
                 self._commit()
                 committed = time.monotonic()
 
@@ -103,15 +103,12 @@ class Preparation:
         parts = {split: texts for split, texts in chunk.texts.items() if wanted in (None, split)}
         return {split: encode(self.tokenizer, texts) for split, texts in parts.items()}
 
-    def _append(self, chunk: Chunk, encoded: dict[str, Encoded]) -> bool:
-        """Write a chunk; return whether a shard was finished."""
-        before = [len(writer.state.shards) for writer in self.writers.values()]
+    def _append(self, chunk: Chunk, encoded: dict[str, Encoded]) -> None:
         for split, documents in encoded.items():
             wanted = self._limit(split, documents)
             self.writers[split].append(wanted.ids, wanted.starts[:-1])
         self.text_bytes += chunk.characters
         self.journal = replace(self.journal, next_document=chunk.next_document)
-        return before != [len(writer.state.shards) for writer in self.writers.values()]
 
     def _limit(self, split: str, encoded: Encoded) -> Encoded:
         """The documents of a split up to the one that reaches ``max_tokens``."""

@@ -164,7 +164,7 @@ class SplitWriter:
             match = pattern.fullmatch(path.name)
             if match is None or int(match[1]) < current:
                 continue
-            if int(match[1]) > current or self.state.tokens == 0:
+            if int(match[1]) > current:
                 path.unlink()
             elif match[3] is None:
                 # it was sealed after the journal was written: its front part is what the journal knows

@@ -56,7 +56,7 @@ class FolderLock:
         """
         with write_errors(f"cannot lock {self.folder}"):
             make_folder(self.folder)
-            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
             descriptor = os.open(self.folder / LOCK_NAME, flags, 0o644)
             try:
                 self._take(descriptor)
