@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -82,14 +83,27 @@ def test_a_forked_worker_does_not_keep_the_run(tmp_path: Path) -> None:
         os.write(started, b"!")
         signal.pause()
     assert os.read(ready, 1) == b"!"
-    # the end of this process, as the worker would see it
-    lock.release()
-    with RunLock(tmp_path):
-        pass
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    os.close(ready)
-    os.close(started)
+    try:
+        # the end of this process, as the worker would see it
+        lock.release()
+        with RunLock(tmp_path):
+            pass
+    finally:
+        # it would keep the outputs of a test that failed
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(ready)
+        os.close(started)
+
+
+def test_a_full_disk_keeps_nobody_from_locking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # old steps are deleted under a lock, which is what such a disk needs
+    def full(*given: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with RunLock(tmp_path), pytest.raises(WriteError, match="in use by another process"):
+        RunLock(tmp_path).acquire()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": "x", "host": 1}', '{"pid": 1}', "\0" * 9999])
