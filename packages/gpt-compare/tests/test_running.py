@@ -17,7 +17,7 @@ from gpt_compare import commands
 from gpt_compare.competitor import Competitor, read_competitors
 from gpt_compare.figures import Row, failed
 from gpt_compare.gauge import Gauge
-from gpt_compare.running import last_line, run_competitor
+from gpt_compare.running import last_line, mean_power, run_competitor
 from gpt_compare_toy import SMALL, finished, metrics, text_folder
 from gpt_data.stopping import StopFlag
 from gpt_trainer.errors import InputError
@@ -144,6 +144,14 @@ class Meter(Gauge):
 
     def throttled(self) -> bool:
         return True
+
+
+def test_a_counter_that_begins_again_tells_no_power() -> None:
+    assert mean_power([(0.0, 10.0), (1.0, 110.0), (3.0, 210.0)]) == pytest.approx(200.0 / 3.0)
+    # a CPU's counters do, after some hours: once with less than was used since, once with more
+    assert mean_power([(0.0, 10.0), (1.0, 110.0), (3.0, 5.0)]) is None
+    assert mean_power([(0.0, 10.0), (1.0, 2.0), (3.0, 500.0)]) is None
+    assert mean_power([(0.0, 10.0)]) is None
 
 
 def test_power_is_that_of_the_steps_and_throttling_is_remembered(tmp_path: Path) -> None:

@@ -46,8 +46,17 @@ def test_wsd_decay_begins_after_a_long_warm_up() -> None:
     assert learning_rate("wsd", 95, peak=1.0, warmup=90, total=100, decay=0.5) == pytest.approx(0.55)
 
 
+def test_wsd_decays_in_the_nearest_whole_number_of_steps() -> None:
+    # 0.3 of 9 steps are 2.7: three, of which the first is still at the peak
+    rates = [learning_rate("wsd", step, peak=1.0, warmup=0, total=9, decay=0.3) for step in (6, 7, 8)]
+    assert rates == pytest.approx([1.0, 0.7, 0.4])
+    assert learning_rate("wsd", 8, peak=1.0, warmup=0, total=9, decay=0.0) == 1.0
+
+
 def test_constant_never_falls() -> None:
     assert at("constant", 10**9) == 2.0
+    # nor has it an end that its warm-up could pass
+    assert at("constant", 4, total=3) == pytest.approx(10 / 11)
 
 
 # the paper's formula with d_model 512: its peak is (512 * 4000)^-0.5

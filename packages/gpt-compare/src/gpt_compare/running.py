@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -116,7 +117,7 @@ def _watch(
             show(last_line(run / LOG_NAME))
             time.sleep(POLL_SECONDS)
     middle = last if first is None else (began + first + last) / 2
-    watts = _mean_power([sample for sample in samples if middle <= sample[0] <= last])
+    watts = mean_power([sample for sample in samples if middle <= sample[0] <= last])
     return Watched(first, watts, throttled, running and not stop())
 
 
@@ -125,9 +126,12 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def _mean_power(samples: Sequence[tuple[float, float]]) -> float | None:
-    """Watts between the first and the last of (seconds, joules); ``None`` from fewer than two."""
-    if len(samples) < 2:
+def mean_power(samples: Sequence[tuple[float, float]]) -> float | None:
+    """Watts between the first and the last of (seconds, joules).
+
+    ``None`` from fewer than two, and where the counter began again at zero meanwhile.
+    """
+    if len(samples) < 2 or any(after < before for (_, before), (_, after) in pairwise(samples)):
         return None
     (began, before), (ended, after) = samples[0], samples[-1]
     return (after - before) / (ended - began)
