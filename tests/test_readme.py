@@ -35,6 +35,14 @@ def test_it_opens_with_the_two_commands_and_the_second_is_what_decides() -> None
     assert (ROOT / ".ci" / "run").read_text().splitlines()[-1] == "uv run nox"
 
 
+def test_the_speed_that_it_opens_with_is_the_one_that_it_tells() -> None:
+    opening, _, rest = README.partition("```")
+    times = re.findall(r"\d\.\d\d times as (?:fast as )?\w+\W?\w*", " ".join(opening.split()))
+    assert len(times) == 2
+    told = " ".join(rest.split())
+    assert not [each for each in times if each not in told]
+
+
 def test_no_file_of_ours_narrows_what_pythons_may_be_used() -> None:
     """uv refuses a machine that has only Python 3.12 where a `.python-version` says 3.11."""
     assert not (ROOT / ".python-version").exists()
