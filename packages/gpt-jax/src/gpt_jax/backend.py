@@ -73,7 +73,7 @@ class JaxBackend:
         self._device = self._layout.here
         self._plan = make_plan(config, runtime, options, self._device)
         self._stacked = stacks_layers(options, self._device)
-        flags = compiler_options(self._device, deterministic=runtime.deterministic)
+        alone = compiler_options(self._device, deterministic=runtime.deterministic)
         together = compiler_options(
             self._device, deterministic=runtime.deterministic, several=self._layout.count > 1
         )
@@ -86,8 +86,8 @@ class JaxBackend:
         self._step_gradients = jax.jit(
             step_gradients, static_argnames=("plan", "layout"), compiler_options=together
         )
-        self._log_probs = jax.jit(target_log_probs, static_argnames="plan", compiler_options=flags)
-        self._logits = jax.jit(logits, static_argnames="plan", compiler_options=flags)
+        self._log_probs = jax.jit(target_log_probs, static_argnames="plan", compiler_options=alone)
+        self._logits = jax.jit(logits, static_argnames="plan", compiler_options=alone)
         self._state: TrainingState  # from ``load`` on
         self._whole: Parameters | None = None
 
