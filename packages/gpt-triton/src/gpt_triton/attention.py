@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from gpt_triton.model import wide_product
+
 
 def attend(
     q: Float[Tensor, "B H n K"],
@@ -19,19 +21,19 @@ def attend(
     v: Float[Tensor, "B H C K"],
     mask: Bool[Tensor, "B n C"],
 ) -> Float[Tensor, "B H n K"]:
-    """Attention of ``n`` positions to the keys that each may see.
+    """Attention of ``n`` positions to the keys that each may see; weights are rounded to the values' type.
 
     Args:
         mask: True where a query may see a key, at least once for every query.
     """
-    return (attention_weights(q, k, mask) @ v.float()).to(q.dtype)
+    return attention_weights(q, k, mask).to(v.dtype) @ v
 
 
 def attention_weights(
     q: Float[Tensor, "B H n K"], k: Float[Tensor, "B H C K"], mask: Bool[Tensor, "B n C"]
 ) -> Float[Tensor, "B H n C"]:
     """``softmax(q k^T / sqrt(K))`` over the visible keys, in float32."""
-    s = q.float() @ k.float().mT / math.sqrt(q.shape[3])  # [B, H, n, C]
+    s = wide_product(q, k.mT) / math.sqrt(q.shape[3])  # [B, H, n, C]
     return torch.softmax(s.masked_fill_(~mask[:, None], -math.inf), -1)
 
 

@@ -176,7 +176,15 @@ def head_logits(
     hidden: Float[Tensor, "M D"], wte: Float[Tensor, "Vp D"], plan: Plan
 ) -> Float32[Tensor, "M V"]:
     """Logits in float32, whatever the dtype of the model."""
-    return hidden.float() @ wte[: plan.vocab_size].float().T
+    return wide_product(hidden, wte[: plan.vocab_size].T)
+
+
+def wide_product(a: Float[Tensor, "*n M K"], b: Float[Tensor, "*n K N"]) -> Float32[Tensor, "*n M N"]:
+    """``a b`` in float32, whatever their dtype; on a GPU no copy of either is widened for it."""
+    if a.dtype == torch.float32 or not a.is_cuda:
+        return a.float() @ b.float()
+    stacks = (x.reshape(-1, *x.shape[-2:]) for x in (a, b))
+    return torch.bmm(*stacks, out_dtype=torch.float32).view(*a.shape[:-1], b.shape[-1])
 
 
 def embed(
