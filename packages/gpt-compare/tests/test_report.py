@@ -177,7 +177,10 @@ def test_a_report_of_the_first_format_is_read(folder: Path, tmp_path: Path) -> N
 
 def test_one_that_failed_is_run_again_and_takes_its_place(folder: Path) -> None:
     again = finished(BROKEN.label, LOSSES * 1.02, [1.0] * 40)
-    whole = read_report(folder).taking_in(comparison([again, finished("plain", LOSSES, [1.0] * 40)]))
+    other = replace(comparison([again, finished("plain", LOSSES, [1.0] * 40)]), date="a day later")
+    first = read_report(folder)
+    whole = first.taking_in(other)
+    assert whole.date == whole.taking_in(other).date == f"{first.date}, a day later"
     assert [row.label for row in whole.rows] == [*(row.label for row in ROWS), "plain"]
     assert whole.rows[1].figures == again.figures
     assert [row.gap for row in whole.rows] == pytest.approx([None, 0.02, 0.01, 0.0])

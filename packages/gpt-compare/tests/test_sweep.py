@@ -180,6 +180,16 @@ def test_a_line_goes_on_over_a_place_that_nobody_tried_and_stops_at_one_that_fai
     ]
 
 
+def test_sweeps_over_different_flags_are_not_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, context = ["--batch-size", "2", "4"], ["--batch-size", "2", "--context", "8", "16"]
+    for name, flags in (("a", rows), ("b", context)):
+        compare(tmp_path, monkeypatch, "--out", str(tmp_path / name), "--runs", name, *flags)
+    before = (tmp_path / "a" / "sweep.md").read_bytes()
+    with pytest.raises(InputError, match="one sweep is over batch_size, another over context"):
+        commands.run(["report", str(tmp_path / "a"), str(tmp_path / "b")])
+    assert (tmp_path / "a" / "sweep.md").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     "text", ["{}", "[3]", '[{"values": {"colour": "2"}}]', '[{"values": {"context": "../x"}}]']
 )

@@ -32,7 +32,7 @@ class Comparison:
         settings: What all had in common: every flag's value by its name.
         rows: One for each competitor.
         command: What the user typed.
-        date: UTC, ISO 8601.
+        date: UTC, ISO 8601; all of them where rows of others were taken in.
         driver: The GPU driver's version, if it is known.
         price_per_hour: Dollars for an hour of this machine, if the user said so.
         disturbances: What else went on before the first began: a line each.
@@ -117,6 +117,7 @@ class Comparison:
         joined = replace(
             self,
             command=f"{self.command}\n{other.command}",
+            date=", ".join(dict.fromkeys([*self.date.split(", "), other.date])),
             disturbances=tuple(dict.fromkeys([*self.disturbances, *other.disturbances])),
         )
         return joined.of([replace(row, gap=None) for row in rows.values()])

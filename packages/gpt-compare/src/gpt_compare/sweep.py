@@ -150,7 +150,8 @@ def merged(folders: Sequence[Path]) -> list[tuple[Point, Comparison]]:
     """The places of several sweeps; where two have the same, the rows of both.
 
     Raises:
-        InputError: If a folder holds no sweep, or two places of a name are not one comparison.
+        InputError: If a folder holds no sweep, if they are over different flags, or two places of a name
+            are not one comparison.
     """
     found: dict[str, tuple[Point, Comparison]] = {}
     for folder in folders:
@@ -159,6 +160,9 @@ def merged(folders: Sequence[Path]) -> list[tuple[Point, Comparison]]:
             if point.name in found:
                 comparison = found[point.name][1].taking_in(comparison)
             found[point.name] = point, comparison
+    axes = dict.fromkeys(" and ".join(point.values) for point, _ in found.values())
+    if len(axes) > 1:
+        raise InputError(f"one sweep is over {', another over '.join(axes)}: they are not one")
     return list(found.values())
 
 
