@@ -128,6 +128,9 @@ def test_spikes_pass_at_first_and_without_a_factor() -> None:
         assert math.isfinite(guard.bound(step)) == (step > 20)
         guard.observe(step, 1.0)
     assert guard.bound(30) == pytest.approx(2.0)
+    # a spike counts as the bound that it was held to, in a mean of the 31 norms so far
+    guard.observe(30, 1e9)
+    assert guard.bound(32) == pytest.approx(2.0 * (1.0 + 1.0 / 31.0))
     assert SpikeGuard(None, guard.state()).bound(30) == math.inf
 
 
