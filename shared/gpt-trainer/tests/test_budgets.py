@@ -206,3 +206,6 @@ def test_the_end_is_told_from_the_mean_pace() -> None:
     assert length.end(7, 0, 60.0) == 7
     assert LengthSection(steps=5).end(10, 99, 99.0) == 5
     assert LengthSection(steps=5, train_tokens=1000).end(3, 300, 9.0) == 10
+    # 1 / (1 / 49) is more than 49 in floating point, and what is as good as spent has one step more
+    assert LengthSection(steps=5, train_tokens=49 * 64).end(1, 64, 9.0) == 49
+    assert length.end(7, 0, 60.0 - 1e-9) == 8
