@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -73,6 +74,18 @@ def test_stopped_in_the_last_step_and_resumed_twice(
     for _ in range(2):
         assert train("--resume=cut") == 0
         assert lines(whole) == lines(tmp_path / "cut")
+
+
+def test_a_signal_behind_the_last_checkpoint_finds_the_run_finished(
+    whole: Path, train: Train, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def show(_: task.GPT2Task, step: int) -> None:
+        if step == 12:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(task.GPT2Task, "show", show)
+    assert train(*flags, "--out=late") == 0
+    assert lines(whole) == lines(tmp_path / "late")
 
 
 # before the first step, and in the middle of training
