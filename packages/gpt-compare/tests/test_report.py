@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import resource
 from dataclasses import replace
 from html import escape
 from pathlib import Path
@@ -19,7 +20,7 @@ from gpt_compare.figures import Row, with_gaps
 from gpt_compare.observing import Speed
 from gpt_compare.plots import COLOURS, drawn, entries_of
 from gpt_compare.reference import Reference
-from gpt_compare.report import COLUMNS, driver_version, show, write_report
+from gpt_compare.report import COLUMNS, driver_version, show, write_json, write_report
 from gpt_compare.request import ENDS
 from gpt_compare_toy import finished
 from gpt_trainer.errors import InputError, WriteError
@@ -270,8 +271,22 @@ def test_nothing_finished_is_a_report_without_plots(tmp_path: Path) -> None:
 
 
 def test_a_report_that_cannot_be_written_is_one_error(tmp_path: Path) -> None:
-    with pytest.raises(WriteError, match="cannot write the report in"):
+    with pytest.raises(WriteError, match=r"cannot write .*/none/report\.json"):
         write_report(tmp_path / "none", comparison([BROKEN]))
+
+
+def test_a_full_disk_leaves_the_report_that_is_there(tmp_path: Path) -> None:
+    """Hours of measurements may stand in it alone."""
+    write_json(tmp_path, comparison([BROKEN]))
+    before = (tmp_path / "report.json").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(WriteError, match="cannot write"):
+            write_json(tmp_path, comparison([BROKEN, BROKEN]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "report.json").read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,24 @@ def data(tmp_path: Path) -> Path:
 
 def call(*arguments: object) -> int:
     return guarded("hellaswag-eval", lambda: score([str(argument) for argument in arguments]))
+
+
+def test_a_full_disk_takes_neither_the_figures_nor_the_answers_of_before(
+    installed: Any, run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.jsonl"
+    out.write_text("what another run found\n")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        assert call("--model", run, "--data", data, "--limit", 5, "--out", out) == 73
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert out.read_text() == "what another run found\n"
+    assert not list(tmp_path.glob(".*"))
+    found = capsys.readouterr()
+    assert "harness: acc " in found.out
+    assert found.err.startswith(f"hellaswag-eval: --out: cannot write {out}: File too large")
 
 
 def test_json_holds_what_the_library_finds(

@@ -241,7 +241,7 @@ def test_answers_as_lines(tmp_path: Path) -> None:
         "truncated": False,
     }
     assert second == {**first, "protocol": "harness"}
-    with pytest.raises(WriteError, match="cannot write --out"):
+    with pytest.raises(WriteError, match="--out: cannot write"):
         write_answers(tmp_path / "none" / "out.jsonl", [found])
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gpt_data.store.writing import write_atomic
 from gpt_data.terminal import writing
 from gpt_trainer.errors import WriteError
 from rich.console import Console
@@ -228,15 +229,12 @@ def _draw(folder: Path, comparison: Comparison) -> list[Path]:
 
 
 def write_json(folder: Path, comparison: Comparison) -> None:
-    """Write ``report.json`` alone, of which ``gpt-compare report`` draws the rest.
+    """Write ``report.json`` alone, whole or not at all; ``gpt-compare report`` draws the rest of it.
 
     Raises:
         WriteError: If it cannot be written.
     """
-    try:
-        (folder / JSON_NAME).write_text(json.dumps(comparison.as_json(), indent=1) + "\n", "utf-8")
-    except OSError as error:
-        raise WriteError(f"cannot write the report in {folder}: {error.strerror or error}") from None
+    write_atomic(folder / JSON_NAME, json.dumps(comparison.as_json(), indent=1).encode() + b"\n")
 
 
 def driver_version() -> str | None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from gpt_data.flags import EarlyParser
+from gpt_data.store.writing import write_atomic
 from gpt_trainer.errors import InputError, WriteError
 
 from gpt_compare.comparison import Comparison, read_report
@@ -135,10 +136,7 @@ def list_places(folder: Path, points: Sequence[Point]) -> None:
         WriteError: If it cannot be written.
     """
     listed = [{"values": point.values, "report": point.name} for point in points]
-    try:
-        (folder / JSON_NAME).write_text(json.dumps(listed, indent=1) + "\n", "utf-8")
-    except OSError as error:
-        raise WriteError(f"cannot write the sweep in {folder}: {error.strerror or error}") from None
+    write_atomic(folder / JSON_NAME, json.dumps(listed, indent=1).encode() + b"\n")
 
 
 def is_sweep(folder: Path) -> bool:

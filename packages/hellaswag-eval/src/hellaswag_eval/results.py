@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from bpe_scratch.files import replacing
 from gpt_trainer.errors import WriteError
 
 from hellaswag_eval.protocols import Example, Protocol
@@ -129,15 +130,16 @@ def describe(evaluation: Evaluation) -> str:
 
 
 def write_answers(path: Path, evaluations: Sequence[Evaluation]) -> None:
-    """One JSON object per item and protocol.
+    """One JSON object per item and protocol, whole or not at all.
 
     Raises:
-        WriteError: If it cannot be written.
+        WriteError: If it cannot be written; a file that was there is as it was.
     """
     try:
-        path.write_text("".join(f"{line}\n" for e in evaluations for line in _lines(e)), encoding="utf-8")
+        with replacing(path) as file:
+            file.writelines(f"{line}\n".encode() for e in evaluations for line in _lines(e))
     except OSError as error:
-        raise WriteError(f"cannot write --out {path}: {error.strerror or error}") from None
+        raise WriteError(f"--out: {error}") from None
 
 
 def _lines(evaluation: Evaluation) -> Iterator[str]:

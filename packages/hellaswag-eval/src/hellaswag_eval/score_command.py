@@ -103,9 +103,12 @@ def run(argv: Sequence[str] | None = None) -> int:
             examples = encode_items(items, model.encode, protocol)
             plan = _plan(options, model, report(protocol), stop)
             evaluations.append(model.evaluate(examples, protocol, plan))
-    if options.out is not None:
-        write_answers(options.out, evaluations)
-    _print(options, model, evaluations)
+    try:
+        if options.out is not None:
+            write_answers(options.out, evaluations)
+    finally:
+        # a disk that is full by now takes nothing from what was found
+        _print(options, model, evaluations)
     return 0
 
 
