@@ -132,11 +132,12 @@ def dropout(x: Float[Array, "M D"], key: Key | None, rate: float, rows: int) -> 
     if key is None:
         return x
     shape = rows, len(x) // rows, x.shape[1]
-    bits = lax.optimization_barrier(draw_rows(shape, key, rate))
-    return _masked(x.reshape(shape), bits, rate).reshape(x.shape)
+    # tokens in one axis: else XLA puts rows innermost, and transposes before and behind each product
+    bits = lax.optimization_barrier(draw_rows(shape, key, rate).reshape(len(x), -1))
+    return _masked(x, bits, rate)
 
 
 @partial(jax.checkpoint, static_argnums=2)
-def _masked(x: Float[Array, "*B D"], bits: UInt8[Array, "*B n"], rate: float) -> Float[Array, "*B D"]:
+def _masked(x: Float[Array, "M D"], bits: UInt8[Array, "M n"], rate: float) -> Float[Array, "M D"]:
     """``x / (1 - rate)`` where it is kept, else 0; backward is left the bits."""
     return jnp.where(unpack(bits, x.shape[-1]), x * (1.0 / (1.0 - rate)), jnp.zeros_like(x))
