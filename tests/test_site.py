@@ -130,6 +130,11 @@ def test_what_was_seen_of_several_is_a_share_of_as_many_alone() -> None:
         "| gpt2-124m, `plain.py`, `torch.compile` | two, DDP | 999,999 |  | 110.3 | 1.0 | 16.1 |",
         "| gpt2-1.5b, gpt-jax, slowly | two, `--shard all` | 20,000 |  | 110.3 | 1.0-1.3 | 16.1 |",
     ]
+    ddp["tokens_per_second"] = 666_400.0
+    assert many.summary(lines) == (
+        "Two GPUs of one host give 0.97 to 0.98 times twice what one gives, and by `--shard none` so many "
+        "times the tokens/s of PyTorch's DDP around `plain.py`: gpt2-124m (gpt-jax 1.48)."
+    )
     assert many.heading(lines).startswith("2 x NVIDIA H200 of one host (jax 0.11.2, 2026-11-29), bfloat16")
     assert wire.tabulate(many.whole(lines)).count("<tr>") == 7
 

@@ -135,6 +135,28 @@ def heading(lines: list[dict[str, Any]]) -> str:
     )
 
 
+def summary(lines: list[dict[str, Any]]) -> str:
+    """The least and the most of twice one, and each backend beside DDP where both sum all gradients."""
+    found = list(rows(lines))
+    shares = [row.share for row in found if row.share > 0 and row.shard != "ddp"]
+    ddp = {row.model: row.speed for row in found if row.shard == "ddp"}
+    times = [f"{model} ({', '.join(_beside(found, model, speed))})" for model, speed in ddp.items()]
+    return (
+        f"Two GPUs of one host give {min(shares):.2f} to {max(shares):.2f} times twice what one gives, and "
+        f"by `--shard none` so many times the tokens/s of PyTorch's DDP around `plain.py`: "
+        f"{' and '.join(times)}."
+    )
+
+
+def _beside(found: list[Row], model: str, speed: float) -> Iterator[str]:
+    """Backends in the table's order, of several calls the mean."""
+    whole = [
+        (row.name.split(",")[0], row.speed) for row in found if (row.model, row.shard) == (model, "none")
+    ]
+    for name in dict.fromkeys(name for name, _ in whole):
+        yield f"{name} {_mean(its for own, its in whole if own == name) / speed:.2f}"
+
+
 if __name__ == "__main__":
     found = read_lines()
-    print(heading(found), markdown(found), sep="\n\n")
+    print(summary(found), heading(found), markdown(found), sep="\n\n")
