@@ -21,8 +21,17 @@ from aiayn_jax.checkpoints import (
 from aiayn_jax.config import TransformerConfig, parameter_shapes
 from aiayn_jax.engine import Engine
 from aiayn_jax.settings import RuntimeSection
-from gpt_trainer.checkpoint import find_steps
+from gpt_trainer.checkpoint import (
+    CheckpointState,
+    find_steps,
+    load_checkpoint,
+    save_checkpoint,
+    step_or_newest,
+)
 from gpt_trainer.errors import InputError
+from gpt_trainer.model_config import ModelConfig
+from gpt_trainer.origin import open_model
+from gpt_trainer.parameters import init_parameters
 
 CONFIG = TransformerConfig(vocab_size=11, n_layer=1, n_head=2, d_model=4, d_ff=6, longest=9)
 
@@ -85,6 +94,25 @@ def test_a_missing_file_is_refused(tmp_path: Path, name: str) -> None:
     (folder / name).unlink()
     with pytest.raises(InputError, match=rf"refused step-00000007: .*{name}.* is missing"):
         load(folder)
+
+
+# "use another step, or resume the run's folder", it said once, and that none was whole
+def test_a_run_of_the_other_kind_is_no_damaged_one(tmp_path: Path) -> None:
+    save(tmp_path / "ours", make_state())
+    refused: list[str] = []
+    config = tmp_path / "ours" / "checkpoints" / "step-00000007" / "config.json"
+    said = f"^{config}: model_type is 'aiayn-transformer', only 'gpt2' can be loaded$"
+    with pytest.raises(InputError, match=said):
+        step_or_newest(tmp_path / "ours", load_checkpoint, refused.append)
+    with pytest.raises(InputError, match=said):
+        open_model(tmp_path / "ours")
+    size = ModelConfig(n_layer=1, n_head=1, d_model=2, context=2, vocab_size=3)
+    weights = init_parameters(size, seed=0)
+    save_checkpoint(tmp_path / "gpt2", CheckpointState(1, size, weights, {}, {}, None))
+    for reader in (load, load_model):
+        with pytest.raises(InputError, match=r"/config.json: model_type is 'gpt2', expected 'aiayn-[a-z]+'$"):
+            step_or_newest(tmp_path / "gpt2", reader, refused.append)
+    assert not refused
 
 
 @pytest.mark.parametrize("place", range(3))

@@ -32,6 +32,7 @@ def test_sampling_continues_the_prompt_and_repeats_itself(
     ("given", "said"),
     [
         (["--model=nowhere"], "nowhere is not a folder"),
+        (["--model=runs"], "runs holds neither checkpoints nor config.json; give a run, one of its steps"),
         (["--model=done", "--top-p=2"], "top_p=2.0"),
         (["--model=done", "--count=0"], "--count 0"),
         (["--model=done", "--top-k=-1"], "top_k=-1"),
@@ -41,6 +42,7 @@ def test_sampling_continues_the_prompt_and_repeats_itself(
 def test_bad_input_to_sampling(
     train: Train, flags: list[str], capsys: Capture, given: list[str], said: str
 ) -> None:
+    Path("runs").mkdir()
     assert train(*flags, "--steps=1", "--out=done") == 0
     capsys.readouterr()
     assert sample_main(SPEC, given) == 65

@@ -17,7 +17,7 @@ import numpy as np
 from gpt_data.errors import shown
 from gpt_data.store.reading import read_bytes
 from gpt_data.store.strict_json import parse_object
-from gpt_trainer.checkpoint import find_steps, prune
+from gpt_trainer.checkpoint import ForeignError, find_steps, prune
 from gpt_trainer.checkpoint.load import (
     CONFIG_LIMIT,
     load_tensors,
@@ -149,11 +149,12 @@ def config_from_json(values: Mapping[str, Any], path: Path) -> TransformerConfig
     """The sizes that ``config_to_json`` wrote.
 
     Raises:
-        InputError: If it is of another kind of model, or not exactly what was written.
+        ForeignError: If it is of another kind of model.
+        InputError: If it is not exactly what was written.
     """
     kind = values.get("model_type")
     if kind != MODEL_TYPE:
-        raise InputError(f"{path}: model_type is {shown(kind)}, expected {MODEL_TYPE!r}")
+        raise ForeignError(f"{path}: model_type is {shown(kind)}, expected {MODEL_TYPE!r}")
     hints = {item.name: item.type for item in fields(TransformerConfig)}
     if values.keys() != {"model_type", *hints}:
         raise InputError(f"{path} holds {shown(sorted(values))}, expected model_type, {', '.join(hints)}")

@@ -22,8 +22,10 @@ from gpt_trainer.checkpoint import (
     resolve,
 )
 from gpt_trainer.checkpoint.discovery import CHECKPOINTS, is_step
-from gpt_trainer.checkpoint.manifest import TOKENIZER
+from gpt_trainer.checkpoint.manifest import CONFIG, TOKENIZER
 from gpt_trainer.errors import InputError
+
+A_MODEL = "give a run, one of its steps or a Hugging Face GPT-2"
 
 
 class Origin(NamedTuple):
@@ -66,7 +68,7 @@ def check_folder(path: Path) -> None:
         InputError: If it is none.
     """
     if not path.is_dir():
-        raise InputError(f"{path} is not a folder; give a run, one of its steps or a Hugging Face GPT-2")
+        raise InputError(f"{path} is not a folder; {A_MODEL}")
 
 
 def open_model(path: Path) -> Origin:
@@ -86,6 +88,8 @@ def open_model(path: Path) -> Origin:
 
 
 def _open_huggingface(path: Path) -> Origin:
+    if not (path / CONFIG).exists():
+        raise InputError(f"{path} holds neither {CHECKPOINTS} nor {CONFIG}; {A_MODEL}")
     model, parameters = load_huggingface(path)
     if (path / TOKENIZER).is_file():
         content = read_bytes(path / TOKENIZER, MAX_TOKENIZER_BYTES, follow_link=True)

@@ -83,7 +83,9 @@ def test_no_whole_step_is_an_error_that_says_so(run: Path) -> None:
     for path in run.glob("checkpoints/*/config.json"):
         path.write_bytes(b"")
     refused: list[str] = []
-    with pytest.raises(InputError, match="2 steps, none of them whole; give another run's folder") as caught:
+    with pytest.raises(
+        InputError, match=r"2 step\(s\), none of them whole; give another run's folder"
+    ) as caught:
         step_or_newest(run, load_checkpoint, refused.append)
     assert caught.value.exit_status == 65
     assert ["step-00000002" in refused[0], "step-00000001" in refused[1]] == [True, True]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from gpt_trainer.checkpoint.discovery import find_steps, resolve
 from gpt_trainer.checkpoint.huggingface import load_huggingface
 from gpt_trainer.checkpoint.load import load_checkpoint, load_model, step_or_newest, verify
-from gpt_trainer.checkpoint.manifest import NewerFormatError
+from gpt_trainer.checkpoint.manifest import ForeignError, NewerFormatError
 from gpt_trainer.checkpoint.preflight import check_writable, step_bytes
 from gpt_trainer.checkpoint.retention import prune
 from gpt_trainer.checkpoint.save import save_checkpoint
@@ -18,6 +18,7 @@ from gpt_trainer.checkpoint.state import CheckpointState, SavedModel
 
 __all__ = [
     "CheckpointState",
+    "ForeignError",
     "NewerFormatError",
     "SavedModel",
     "check_writable",

@@ -20,8 +20,8 @@ from gpt_trainer.checkpoint.manifest import (
     TOKENIZER,
     TOKENIZER_CONFIG,
     TRAINER,
+    ForeignError,
     Manifest,
-    NewerFormatError,
     read_manifest,
 )
 from gpt_trainer.checkpoint.model_json import model_from_json
@@ -150,7 +150,7 @@ def refusing(load: Callable[[Path], T]) -> Callable[[Path], T]:
     def wrapped(folder: Path) -> T:
         try:
             return load(folder)
-        except NewerFormatError:
+        except ForeignError:
             raise
         except InputError as error:
             advice = "use another step, or resume the run's folder to take the newest whole one"
@@ -199,8 +199,8 @@ def step_or_newest(path: Path, load: Callable[[Path], T], on_refused: Callable[[
         on_refused: Told of each newer step that ``load`` refuses.
 
     Raises:
-        NewerFormatError: If the newest readable step was written by a later version of the program; an
-            older step is not taken in its place.
+        ForeignError: If the newest readable step is of another kind of model, or was written by a later
+            version of the program; an older step is not taken in its place.
         InputError: If there is no whole step.
     """
     if not path.is_dir():
@@ -211,11 +211,11 @@ def step_or_newest(path: Path, load: Callable[[Path], T], on_refused: Callable[[
     for _, folder in reversed(steps):
         try:
             return load(folder)
-        except NewerFormatError:
+        except ForeignError:
             raise
         except InputError as error:
             on_refused(str(error))
-    found = f"{len(steps)} steps, none of them whole" if steps else "no checkpoint"
+    found = f"{len(steps)} step(s), none of them whole" if steps else "no checkpoint"
     raise InputError(f"{path} holds {found}; give another run's folder, or start a new run")
 
 

@@ -28,7 +28,11 @@ MANIFEST_LIMIT = 1 << 16
 STEP_NAME = re.compile(r"step-(\d{8,})", re.ASCII)
 
 
-class NewerFormatError(InputError):
+class ForeignError(InputError):
+    """A checkpoint that is whole, but of another kind of model: no other step of its run is any better."""
+
+
+class NewerFormatError(ForeignError):
     """A checkpoint of a later version of this program: whole, but not readable here."""
 
 

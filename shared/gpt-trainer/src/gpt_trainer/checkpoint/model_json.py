@@ -13,6 +13,7 @@ from typing import Any
 
 from gpt_data.errors import shown
 
+from gpt_trainer.checkpoint.manifest import ForeignError
 from gpt_trainer.errors import InputError
 from gpt_trainer.model_config import ModelConfig
 
@@ -72,12 +73,12 @@ def model_from_json(values: Mapping[str, Any], path: Path) -> ModelConfig:
     """The sizes in a ``config.json``; a rate of dropout only if all three are the same.
 
     Raises:
-        InputError: If the file describes another architecture, or a GPT-2 that this one is not; every
-            difference is named.
+        ForeignError: If the file describes another kind of model.
+        InputError: If it describes a GPT-2 that this one is not; every difference is named.
     """
     if values.get("model_type") != "gpt2":
         kind = shown(values.get("model_type"))
-        raise InputError(f"{path}: model_type is {kind}, only 'gpt2' can be loaded")
+        raise ForeignError(f"{path}: model_type is {kind}, only 'gpt2' can be loaded")
     wrong = _differences(values)
     if wrong:
         raise InputError(f"{path} describes another model: {'; '.join(wrong)}")
