@@ -84,6 +84,10 @@ def test_a_pipe_that_lacks_a_character_goes_on_to_the_end(flags: list[str], tmp_
     assert process.returncode == 0
     assert "next: gpt-toy-sample --model 'a run'" in said
     assert "gpt-toy-train --resume 'a run' --steps" in said
+    with start("train", *flags, "--out=a run", cwd=tmp_path) as process:
+        assert process.communicate()[1].endswith(
+            "a run holds a run already: go on with --resume 'a run', or choose another --out\n"
+        )
 
 
 def test_a_signal_while_the_tokenizer_is_built_is_answered(flags: list[str], tmp_path: Path) -> None:

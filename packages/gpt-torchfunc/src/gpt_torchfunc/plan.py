@@ -43,7 +43,8 @@ def _choose_attention(
     repeatable = has_repeatable(device)
     if options.attention == "cudnn" and not repeatable:
         raise ValueError(
-            "attention='cudnn' needs a Hopper GPU and a package nvidia-cudnn-frontend that fits torch's cuDNN"
+            "attention='cudnn' needs a Hopper GPU and a package nvidia-cudnn-frontend that fits torch's "
+            "cuDNN; use attention='auto'"
         )
     if options.attention != "auto":
         return options.attention
