@@ -30,14 +30,14 @@ def make_plan(config: ModelConfig, runtime: Runtime, options: Options, device: t
         n_head=config.n_head,
         vocab_size=config.vocab_size,
         dtype=DTYPES[runtime.precision],
-        attention=_choose_attention(options, runtime, device),
+        attention=_choose_attention(runtime, options, device),
         dropout=config.dropout,
         chunk=LOGITS_IN_FLIGHT[device.type],
     )
 
 
 def _choose_attention(
-    options: Options, runtime: Runtime, device: torch.device
+    runtime: Runtime, options: Options, device: torch.device
 ) -> Literal["written", "sdpa", "cudnn"]:
     """The form of attention; without ``deterministic`` torch asks cuDNN by itself."""
     repeatable = has_repeatable(device)
