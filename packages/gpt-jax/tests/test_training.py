@@ -17,6 +17,7 @@ from gpt_jax.gathering import sum_by_index
 from gpt_jax.loss import head_loss
 from gpt_jax.model import Plan
 from gpt_jax.optimizer import StepScalars, optimizer_update, step_scalars
+from gpt_jax.tree import named_leaves
 from gpt_jax_toy import SMALL, assert_close, build, make_batch, noisy_parameters
 from gpt_trainer import philox
 from gpt_trainer.backend import OptimizerConfig
@@ -193,6 +194,20 @@ def test_a_gradient_that_is_not_finite_changes_nothing(poison: float) -> None:
     assert not outcome.updated
     before = state.params, state.optimizer
     assert all(map(np.array_equal, jax.tree.leaves(before), jax.tree.leaves(after)))
+
+
+def test_zero_gradients_only_decay() -> None:
+    """A norm of 0 is not above the limit of 0, and Muon's matrices of zeros stay so."""
+    config = OptimizerConfig(optimizer="muon", muon_lr_factor=2.0, weight_decay=0.1)
+    state = build(optimizer=config)._state
+    zero = jax.tree.map(jnp.zeros_like, state.params)
+    scalars = StepScalars(*jnp.asarray(step_scalars(config, 0.1, 0, 0.0)))
+    new, _, outcome = optimizer_update(state.params, zero, state.optimizer, config, scalars)
+    assert outcome.updated
+    after = named_leaves(new)
+    for name, before in named_leaves(state.params).items():
+        rate = 0.2 if name in state.optimizer["momentum"] else 0.1 * (name in ("wte", "wpe"))
+        assert_close(name, after[name], np.asarray(before) * (1 - 0.1 * rate), rel=1e-6)
 
 
 @pytest.mark.parametrize("layers", ["scan", "unroll"])

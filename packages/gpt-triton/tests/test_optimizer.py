@@ -122,6 +122,21 @@ def test_muon_moves_each_matrix_by_an_orthogonal_step_and_the_rest_as_adamw(
             assert 0.5 < np.median(sizes) <= sizes.max() < 1.25, name
 
 
+def test_muon_leaves_matrices_of_zeros_but_for_decay(
+    config: ModelConfig, weights: Canonical, assert_close: Check
+) -> None:
+    optimizer = OptimizerConfig(optimizer="muon", muon_lr_factor=2.0, weight_decay=0.1)
+    params, gradients = from_canonical(weights, config, CPU), zeros(config, CPU)
+    state, scalars = optimizer_init(params, optimizer), torch.from_numpy(step_scalars(optimizer, 0.1, 0, 1.0))
+    assert optimizer_update(params, gradients, state, optimizer, scalars, params, reference).updated
+    after = to_canonical(Stretch(params.flat), config)
+    for name, before in weights.items():
+        rate = 0.0 if before.ndim < 2 else 0.2 if ".h." in name else 0.1
+        assert_close(
+            name, torch.from_numpy(after[name]), torch.from_numpy(before * (1 - 0.1 * rate)), "optimizer"
+        )
+
+
 def stepped(
     optimizer: OptimizerConfig, config: ModelConfig, weights: Canonical
 ) -> tuple[Canonical, dict[str, list[str]]]:
