@@ -196,6 +196,35 @@ def test_a_gradient_that_is_not_finite_changes_nothing(poison: float) -> None:
     assert all(map(np.array_equal, jax.tree.leaves(before), jax.tree.leaves(after)))
 
 
+def test_muons_second_step_is_the_rule_written_out() -> None:
+    """In float64: only from the second step on does the momentum differ from the gradient."""
+    config = OptimizerConfig(optimizer="muon", muon_lr_factor=2.0, weight_decay=0.1, clip_norm=0.0)
+    state, draw = build(optimizer=config)._state, np.random.default_rng(0)
+    params, kept = state.params, state.optimizer
+    scalars = StepScalars(*jnp.asarray(step_scalars(config, 0.1, 0, np.inf)))
+    momentum = {name: np.zeros(leaf.shape) for name, leaf in kept["momentum"].items()}
+    for _ in range(2):
+        drawn = jax.tree.map(lambda leaf: jnp.asarray(draw.standard_normal(leaf.shape), jnp.float32), params)
+        new, kept, _ = optimizer_update(params, drawn, kept, config, scalars)
+        before, after, slopes = map(named_leaves, (params, new, drawn))
+        for name in momentum:
+            g, p = (np.asarray(leaves[name], np.float64) for leaves in (slopes, before))
+            momentum[name] = 0.95 * momentum[name] + g
+            parts = np.split(g + 0.95 * momentum[name], 3 if "qkv" in name else 1, axis=-1)
+            wide = max(1.0, parts[0].shape[-1] / parts[0].shape[-2]) ** 0.5
+            step = wide * np.concatenate([newton_schulz(part) for part in parts], axis=-1) + 0.1 * p
+            assert_close(name, np.asarray(after[name], np.float64) - p, -0.2 * step, rel=1e-4)
+        params = new
+
+
+def newton_schulz(x: np.ndarray) -> np.ndarray:
+    x = x / np.linalg.norm(x, axis=(-2, -1), keepdims=True)
+    for _ in range(5):
+        gram = x @ np.swapaxes(x, -1, -2)
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x
+
+
 def test_zero_gradients_only_decay() -> None:
     """A norm of 0 is not above the limit of 0, and Muon's matrices of zeros stay so."""
     config = OptimizerConfig(optimizer="muon", muon_lr_factor=2.0, weight_decay=0.1)

@@ -122,6 +122,37 @@ def test_muon_moves_each_matrix_by_an_orthogonal_step_and_the_rest_as_adamw(
             assert 0.5 < np.median(sizes) <= sizes.max() < 1.25, name
 
 
+def test_muons_second_step_is_the_rule_written_out(
+    config: ModelConfig, weights: Canonical, assert_close: Check
+) -> None:
+    """In float64: only from the second step on does the momentum differ from the gradient."""
+    optimizer = OptimizerConfig(optimizer="muon", muon_lr_factor=2.0, weight_decay=0.1, clip_norm=0.0)
+    params, gradients = from_canonical(weights, config, CPU), zeros(config, CPU)
+    state, draw = optimizer_init(params, optimizer), torch.Generator().manual_seed(2)
+    scalars = torch.from_numpy(step_scalars(optimizer, 0.1, 0, float("inf")))
+    momentum = {name: torch.zeros(w.shape, dtype=torch.float64) for name, w in weights.items()}
+    for _ in range(2):
+        gradients.flat.normal_(generator=draw)
+        slopes, before = (to_canonical(Stretch(tree.flat.clone()), config) for tree in (gradients, params))
+        optimizer_update(params, gradients, state, optimizer, scalars, params, reference)
+        after = to_canonical(Stretch(params.flat), config)
+        for name in [name for name, w in weights.items() if ".h." in name and w.ndim == 2]:
+            g, p = (torch.from_numpy(tree[name]).double() for tree in (slopes, before))
+            momentum[name] = 0.95 * momentum[name] + g
+            parts = (g + 0.95 * momentum[name]).chunk(3 if "c_attn" in name else 1, dim=1)
+            wide = max(1.0, parts[0].shape[1] / parts[0].shape[0]) ** 0.5
+            step = wide * torch.cat([newton_schulz(part) for part in parts], dim=1) + 0.1 * p
+            assert_close(name, torch.from_numpy(after[name]).double() - p, -0.2 * step, "float32")
+
+
+def newton_schulz(x: Tensor) -> Tensor:
+    x = x / x.norm()
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x
+
+
 def test_muon_leaves_matrices_of_zeros_but_for_decay(
     config: ModelConfig, weights: Canonical, assert_close: Check
 ) -> None:

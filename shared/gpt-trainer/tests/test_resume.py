@@ -88,6 +88,29 @@ def test_a_signal_behind_the_last_checkpoint_finds_the_run_finished(
     assert lines(whole) == lines(tmp_path / "late")
 
 
+def test_a_signal_in_the_step_before_a_sample_is_answered_without_it(
+    train: Train, flags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(task.GPT2Task, "show", lambda *given: pytest.fail("a decoder may compile for long"))
+    assert train(*flags, "--out=cut", "--sample-every=6", fault="sigterm:5") == 75
+
+
+def test_metrics_are_on_disk_before_the_checkpoint_that_counts_on_them(
+    train: Train, flags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    for kind, name in ((MetricsFile, "flush"), (task.GPT2Task, "save")):
+        real = getattr(kind, name)
+
+        def call(*given: Any, name: str = name, real: Any = real) -> Any:
+            done.append(name)
+            return real(*given)
+
+        monkeypatch.setattr(kind, name, call)
+    assert train(*flags, "--out=few", "--steps=6") == 0
+    assert done[:4] == ["flush", "save", "flush", "save"]
+
+
 # before the first step, and in the middle of training
 @pytest.mark.parametrize(("evaluation", "step"), [(0, 0), (3, 4)])
 def test_stopped_in_an_evaluation_and_resumed(
@@ -270,8 +293,8 @@ def test_another_micro_batch_is_allowed_with_a_warning(
 def test_the_newest_steps_are_kept_and_the_best_of_those_that_were_saved(
     train: Train, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # step 3 is better than any other, but only even ones are saved
-    losses = iter([9.0, 8.0, 7.0, 1.0, 2.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0])
+    # steps 0 and 3 are better than any other, but only even ones are saved, and none before the first
+    losses = iter([0.5, 8.0, 7.0, 1.0, 2.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0])
     monkeypatch.setattr(task, "evaluate", lambda *given: Evaluation(next(losses), 10))
     assert train(*flags, "--out=few", "--eval-every=1", "--save-every=2", "--keep-last=2") == 0
     steps = dict(find_steps(tmp_path / "few"))
