@@ -35,7 +35,6 @@ from gpt_triton.kernels.hopper.partitions import (
     GRADIENT,
     GROUP,
     HEAD,
-    HOPPER_ATTENTION,
     PRODUCER_REGISTERS,
     as_operand,
     described,
@@ -54,10 +53,14 @@ from gpt_triton.kernels.hopper.partitions import (
 )
 from gpt_triton.kernels.primitives import LN_2, LOG2_E, multiprocessors
 
+GROUPS = gl.constexpr(4)  # consumers of a program
+STREAM, STAGES = 64, 4  # keys of a tile that is streamed past them; tiles in flight
+REGISTERS = 112  # of a thread of a consumer: four of them beside a producer cannot have more
+
 
 @gluon.jit
 @no_type_check
-def _queries_of(work, heads, T, GROUPS: gl.constexpr):
+def _queries_of(work, heads, T):
     """First query and head of a piece of work: those with the most keys come first."""
     return T - (work // heads + 1) * GROUPS * GROUP, work % heads
 
@@ -72,7 +75,6 @@ def _produce(
     heads,
     T,
     H: gl.constexpr,
-    GROUPS: gl.constexpr,
 ):
     tiles, filled, emptied = own
     WIDTH: gl.constexpr = H * HEAD
@@ -80,7 +82,7 @@ def _produce(
     n = 0
     for work in range(gl.program_id(0), heads * (T // (GROUPS * GROUP)), gl.num_programs(0)):
         turn = work // gl.num_programs(0)
-        q_first, head = _queries_of(work, heads, T, GROUPS)
+        q_first, head = _queries_of(work, heads, T)
         row, column = head // H * T, head % H * HEAD
         for group in gl.static_range(GROUPS):
             mbarrier.wait(emptied.index(group), (turn & 1) ^ 1)
@@ -152,7 +154,6 @@ def _attend(
 def _consume(
     given,  # see the kernel below
     H: gl.constexpr,
-    GROUPS: gl.constexpr,
     group: gl.constexpr,
 ):
     out_desc, own, stream, mask_ptr, lse_ptr, heads, T, scale_log2, keep_scale = given
@@ -165,7 +166,7 @@ def _consume(
     n = 0
     for work in range(gl.program_id(0), heads * (T // (GROUPS * GROUP)), gl.num_programs(0)):
         turn = work // gl.num_programs(0)
-        block_first, head = _queries_of(work, heads, T, GROUPS)
+        block_first, head = _queries_of(work, heads, T)
         q_first = block_first + group * GROUP
         last = q_first // N  # the tile on the diagonal
         mask_head = mask_ptr
@@ -226,16 +227,15 @@ def attention_fwd_hopper_kernel(
     REGISTERS: gl.constexpr,  # of a thread of a consumer
 ):
     """Attention of all queries."""
-    GROUPS: gl.constexpr = 4
     own, stream = set_up(2, GROUPS, STAGES, N)  # queries, and what is written
     given = (out_desc, own, stream, mask_ptr, lse_ptr, heads, T, scale_log2, keep_scale)
     gl.warp_specialize(
         [
-            (_consume, (given, H, GROUPS, 0)),
-            (_consume, (given, H, GROUPS, 1)),
-            (_consume, (given, H, GROUPS, 2)),
-            (_consume, (given, H, GROUPS, 3)),
-            (_produce, (q_desc, kv_desc, own, stream, heads, T, H, GROUPS)),
+            (_consume, (given, H, 0)),
+            (_consume, (given, H, 1)),
+            (_consume, (given, H, 2)),
+            (_consume, (given, H, 3)),
+            (_produce, (q_desc, kv_desc, own, stream, heads, T, H)),
         ],
         [4, 4, 4, 1],
         [REGISTERS, REGISTERS, REGISTERS, PRODUCER_REGISTERS],
@@ -251,10 +251,9 @@ def launch_fwd(
 ) -> None:
     """Write ``out`` and ``lse``, where ``tiles.hopper_attention`` says so."""
     rows, n_head, context = lse.shape
-    tiles = HOPPER_ATTENTION["forward"]
-    work = rows * n_head * (context // (tiles.groups * GROUP.value))
+    work = rows * n_head * (context // (GROUPS.value * GROUP.value))
     attention_fwd_hopper_kernel[(min(multiprocessors(qkv.device), work),)](
-        described(qkv, GROUP.value), described(qkv, tiles.stream), described(out, GROUP.value), mask, lse,
+        described(qkv, GROUP.value), described(qkv, STREAM), described(out, GROUP.value), mask, lse,
         rows * n_head, context, LOG2_E.value / math.sqrt(HEAD.value), keep_scale,
-        H=n_head, N=tiles.stream, STAGES=tiles.stages, REGISTERS=tiles.registers, num_warps=4,
+        H=n_head, N=STREAM, STAGES=STAGES, REGISTERS=REGISTERS, num_warps=4,
     )  # fmt: skip

@@ -55,7 +55,6 @@ from gpt_triton.kernels.hopper.partitions import (
     GRADIENT,
     GROUP,
     HEAD,
-    HOPPER_ATTENTION,
     NUMBERS,
     OPERAND,
     PRODUCER_REGISTERS,
@@ -82,6 +81,8 @@ from gpt_triton.kernels.hopper.partitions import (
 from gpt_triton.kernels.primitives import LOG2_E, multiprocessors
 from gpt_triton.ops import AttentionResiduals
 
+STAGES = 4  # tiles of queries in flight
+REGISTERS, D_Q_REGISTERS = 208, 72  # of a thread of the consumers of keys, and of the third
 # what a thread holds of numbers of a tile's keys, its rows, and queries
 BY_KEY = gl.constexpr(gl.SliceLayout(1, GRADIENT.value))
 BY_QUERY = gl.constexpr(gl.SliceLayout(0, GRADIENT.value))
@@ -288,11 +289,10 @@ def launch_bwd(
         res.out, d_out, res.lse, lse_log2, delta, added, context,
         H=n_head, ROWS=STREAM.value, K=HEAD.value, num_warps=4,
     )  # fmt: skip
-    choice = HOPPER_ATTENTION["backward"]
     mask = None if res.mask is None else described_numbers(res.mask[1], GROUP.value)
     attention_bwd_hopper_kernel[(min(multiprocessors(d_out.device), pieces),)](
         described(res.qkv, GROUP.value), described(d_out, STREAM.value), described(d_qkv, GROUP.value),
         mask, described_numbers(lse_log2, STREAM.value), described_numbers(delta, STREAM.value),
         sums, added, heads, context, scale, scale * LOG2_E.value, keep_scale,
-        H=n_head, STAGES=choice.stages, REGISTERS=choice.registers, D_Q_REGISTERS=72, num_warps=4,
+        H=n_head, STAGES=STAGES, REGISTERS=REGISTERS, D_Q_REGISTERS=D_Q_REGISTERS, num_warps=4,
     )  # fmt: skip

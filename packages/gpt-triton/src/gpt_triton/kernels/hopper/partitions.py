@@ -15,7 +15,7 @@ in their ``n // stages``-th turn. Beside it stands what consumers keep of their 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, no_type_check
+from typing import Any, no_type_check
 
 from jaxtyping import Float
 from torch import Tensor
@@ -38,29 +38,6 @@ GRADIENT = gl.constexpr(
     gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HEAD.value, 16])
 )  # [64, 64] of a consumer
 OPERAND = gl.constexpr(gl.DotOperandLayout(0, GRADIENT.value, 2))  # the same as a left operand, in registers
-
-
-class HopperTiles(NamedTuple):
-    """How a Hopper kernel of attention is cut: a consumer owns 64 rows.
-
-    Attributes:
-        groups: Consumers of a program.
-        stream: Rows of a tile that is streamed past them.
-        stages: Tiles in flight.
-        registers: Of a thread of a consumer.
-    """
-
-    groups: int
-    stream: int
-    stages: int
-    registers: int
-
-
-# four consumers beside a producer have 112 registers a thread each; the two of the backward 208, its third 72
-HOPPER_ATTENTION = {
-    "forward": HopperTiles(4, 64, 4, 112),
-    "backward": HopperTiles(2, 64, 4, 208),
-}
 
 
 def described(x: Float[Tensor, "B T D"], rows: int) -> Any:
