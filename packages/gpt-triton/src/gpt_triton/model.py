@@ -183,8 +183,8 @@ def wide_product(a: Float[Tensor, "*n M K"], b: Float[Tensor, "*n K N"]) -> Floa
     """``a b`` in float32, whatever their dtype; on a GPU no copy of either is widened for it."""
     if a.dtype == torch.float32 or not a.is_cuda:
         return a.float() @ b.float()
-    stacks = (x.reshape(-1, *x.shape[-2:]) for x in (a, b))
-    return torch.bmm(*stacks, out_dtype=torch.float32).view(*a.shape[:-1], b.shape[-1])
+    left, right = (x.reshape(-1, *x.shape[-2:]) for x in (a, b))
+    return torch.bmm(left, right, out_dtype=torch.float32).view(*a.shape[:-1], b.shape[-1])
 
 
 def embed(
