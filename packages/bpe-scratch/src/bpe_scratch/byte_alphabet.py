@@ -7,6 +7,8 @@ The ids of the single bytes follow the same order: first the printable ones, the
 
 from __future__ import annotations
 
+from bpe_scratch.errors import TokenizerError
+
 _PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
 _OTHER = tuple(b for b in range(256) if b not in _PRINTABLE)
 
@@ -26,9 +28,9 @@ def from_printable(text: str) -> bytes:
     """The inverse of :func:`to_printable`.
 
     Raises:
-        ValueError: If a character stands for no byte.
+        TokenizerError: If a character stands for no byte.
     """
     try:
         return bytes([CHAR_TO_BYTE[char] for char in text])
     except KeyError as missing:
-        raise ValueError(f"token {text[:60]!r}: {missing.args[0]!r} stands for no byte") from None
+        raise TokenizerError(f"token {text[:60]!r}: {missing.args[0]!r} stands for no byte") from None

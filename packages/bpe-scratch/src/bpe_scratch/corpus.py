@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import reprlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import regex
 
-from bpe_scratch.errors import FileFormatError, TextError
-from bpe_scratch.files import BOM, decoded
+from bpe_scratch.errors import FileFormatError, TokenizerError
+from bpe_scratch.files import BOM, decoded, naming
 from bpe_scratch.patterns import resolve_pattern, to_utf8
 from bpe_scratch.unpacking import COMPRESSIONS, damage, unpack
 
@@ -89,13 +92,13 @@ def _find_files(folder: Path, tell: Callable[[str], None]) -> list[Path]:
     return sorted(found)
 
 
-def _chunks(path: Path) -> Iterator[bytes]:
-    """The bytes of a file, unpacked; a stream that is cut short or followed by garbage is refused."""
+@contextmanager
+def _reading(path: Path) -> Iterator[io.BufferedIOBase]:
+    """A file through its compression; what is wrong with it, or refused meanwhile, has its name."""
     kind = path.suffix.lower()
     try:
-        with path.open("rb") as file:
-            source = unpack(file, kind) if kind in COMPRESSIONS else file
-            yield from iter(partial(source.read, _CHUNK), b"")
+        with path.open("rb") as file, naming(path):
+            yield unpack(file, kind) if kind in COMPRESSIONS else file
     except ModuleNotFoundError as error:
         raise FileFormatError(f"{path} {error}") from None
     except damage() as error:
@@ -104,63 +107,48 @@ def _chunks(path: Path) -> Iterator[bytes]:
         raise FileFormatError(f"{path} cannot be unpacked: {error}") from None
 
 
-def _lines(path: Path) -> Iterator[bytes]:
-    """Lines without their ends."""
-    pieces: list[bytes] = []
-    size = 0
-    for chunk in _chunks(path):
-        first, *rest = chunk.split(b"\n")
-        pieces.append(first)
-        size += len(first)
-        if rest:
-            yield b"".join(pieces)
-            yield from rest[:-1]
-            pieces, size = [rest[-1]], len(rest[-1])
-        if size > MAX_STRETCH:
-            raise FileFormatError(f"{path}: a line of more than {MAX_STRETCH} bytes")
-    yield b"".join(pieces)
-
-
 def _json_lines(path: Path, field: str) -> Iterator[Part]:
-    for number, line in enumerate(_lines(path), start=1):
-        place = f"{path}: line {number}"
-        line = line.removeprefix(BOM) if number == 1 else line
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line.decode())
-        except (ValueError, RecursionError) as error:
-            raise FileFormatError(f"{place}: no JSON: {str(error)[:200]}") from None
-        text = record.get(field) if isinstance(record, dict) else None
-        if not isinstance(text, str):
-            there = (
-                f"has {sorted(record)[:10]}" if isinstance(record, dict) else f"is {type(record).__name__}"
-            )
-            there = f"is {type(text).__name__}" if isinstance(record, dict) and field in record else there
-            raise FileFormatError(f"{place}: no text in field {field!r}: it {there}")
-        try:
-            to_utf8(text if b"\\u" in line else "")  # the only way for half a surrogate pair to come in
-        except TextError as error:
-            raise FileFormatError(f"{place}: {error}") from None
-        yield Part(text, True)
+    with _reading(path) as file:
+        for number, line in enumerate(iter(partial(file.readline, MAX_STRETCH + 1), b""), start=1):
+            with naming(f"line {number}"):
+                text = _text_in(line.removeprefix(BOM) if number == 1 else line, field)
+            if text is not None:
+                yield Part(text, True)
+
+
+def _text_in(line: bytes, field: str) -> str | None:
+    if len(line) > MAX_STRETCH:
+        raise TokenizerError(f"more than {MAX_STRETCH} bytes")
+    if not line.strip():
+        return None
+    try:
+        record = json.loads(line.decode())
+    except (ValueError, RecursionError) as error:
+        raise TokenizerError(f"no JSON: {str(error)[:200]}") from None
+    text = record.get(field) if isinstance(record, dict) else None
+    if not isinstance(text, str):
+        raise TokenizerError(f"no text in field {field!r} of {reprlib.repr(record)}")
+    to_utf8(text if b"\\u" in line else "")  # the only way for half a surrogate pair to come in
+    return text
 
 
 def _text_parts(path: Path, size: int) -> Iterator[Part]:
     """One document, in parts of some ``size`` bytes; where there is no place to cut it, of more."""
     held, wanted, line, mark = bytearray(), size, 1, BOM
-    for chunk in _chunks(path):
-        held += chunk
-        if len(held) >= wanted:
-            at = _place_to_cut(held) if size < MAX_STRETCH else 0
-            if at:
-                yield Part(decoded(bytes(held[:at]).removeprefix(mark), path, line), False)
-                line += held.count(b"\n", 0, at)
-                mark = b""
-                del held[:at]
-            wanted = size if at else 2 * len(held)
-        if len(held) > MAX_STRETCH:
-            raise FileFormatError(f"{path}: {MAX_STRETCH} bytes of text that cannot be cut; use JSON lines")
-    yield Part(decoded(bytes(held).removeprefix(mark), path, line), True)
+    with _reading(path) as file:
+        for chunk in iter(partial(file.read, _CHUNK), b""):
+            held += chunk
+            if len(held) >= wanted:
+                at = _place_to_cut(held) if size < MAX_STRETCH else 0
+                if at:
+                    yield Part(decoded(bytes(held[:at]).removeprefix(mark), line), False)
+                    line += held.count(b"\n", 0, at)
+                    mark = b""
+                    del held[:at]
+                wanted = size if at else 2 * len(held)
+            if len(held) > MAX_STRETCH:
+                raise TokenizerError(f"{MAX_STRETCH} bytes of text that cannot be cut; use JSON lines")
+        yield Part(decoded(bytes(held).removeprefix(mark), line), True)
 
 
 def _place_to_cut(held: bytearray) -> int:

@@ -15,31 +15,39 @@ from bpe_scratch.byte_alphabet import CHAR_TO_BYTE, from_printable
 from bpe_scratch.errors import FileFormatError, TokenizerError, WriteError
 from bpe_scratch.vocabulary import Vocabulary
 
+Merge = tuple[str, str, str]
+"""Where a merge stands, for messages, and its two parts in printable stand-ins."""
 MAX_FILE_BYTES = 256 * 2**20
 """Largest tokenizer file that is read."""
 BOM = b"\xef\xbb\xbf"
 
 
-def decoded(raw: bytes, path: Path, line: int = 1) -> str:
-    """The text of bytes that begin in a ``line`` of a file.
+@contextmanager
+def naming(name: object) -> Iterator[None]:
+    """What is refused meanwhile is refused in the name of a file."""
+    try:
+        yield
+    except TokenizerError as error:
+        raise FileFormatError(f"{name}: {error}") from None
 
-    Raises:
-        FileFormatError: If a byte is not UTF-8, naming its line.
-    """
+
+def decoded(raw: bytes, line: int = 1) -> str:
+    """The text of bytes that begin in a ``line`` of a file; what is not UTF-8 is refused by its line."""
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
         line += raw.count(b"\n", 0, error.start)
-        raise FileFormatError(f"{path}: line {line}: byte 0x{raw[error.start]:02X} is not UTF-8") from None
+        raise TokenizerError(f"line {line}: byte 0x{raw[error.start]:02X} is not UTF-8") from None
 
 
 def read_text(path: Path) -> str:
     """The text of a tokenizer file, which may not be too large; a byte-order mark is dropped."""
     with path.open("rb") as file:
         raw = file.read(MAX_FILE_BYTES + 1)
-    if len(raw) > MAX_FILE_BYTES:
-        raise FileFormatError(f"{path}: more than {MAX_FILE_BYTES} bytes: no tokenizer file is so large")
-    return decoded(raw.removeprefix(BOM), path)
+    with naming(path):
+        if len(raw) > MAX_FILE_BYTES:
+            raise TokenizerError(f"more than {MAX_FILE_BYTES} bytes: no tokenizer file is so large")
+        return decoded(raw.removeprefix(BOM))
 
 
 @contextmanager
@@ -76,23 +84,21 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
-        raise FileFormatError(f"key {twice!r} is given twice")
+        raise TokenizerError(f"key {twice!r} is given twice")
     return found
 
 
-def load_json(text: str, name: str) -> dict[str, Any]:
-    """A JSON object, with each key once; ``name`` is the file's, for messages."""
+def load_json(text: str) -> dict[str, Any]:
+    """A JSON object, with each key once."""
     try:
         value = json.loads(text, object_pairs_hook=_unique_keys)
     except json.JSONDecodeError as error:
-        raise FileFormatError(f"{name}: line {error.lineno}: {error.msg}") from None
-    except RecursionError:
-        raise FileFormatError(f"{name}: nested too deep") from None
-    except ValueError as error:
-        # a key given twice, or an integer of thousands of digits
-        raise FileFormatError(f"{name}: {error}") from None
+        raise TokenizerError(f"line {error.lineno}: {error.msg}") from None
+    except (RecursionError, ValueError) as error:
+        # nested too deep, a key given twice, or an integer of thousands of digits
+        raise TokenizerError(str(error)) from None
     if not isinstance(value, dict):
-        raise FileFormatError(f"{name}: line 1: expected a JSON object, found {type(value).__name__}")
+        raise TokenizerError(f"line 1: expected a JSON object, found {type(value).__name__}")
     return value
 
 
@@ -102,18 +108,20 @@ def read_gpt2(vocab_path: Path, merges_path: Path) -> tuple[Vocabulary, dict[str
     They do not say which tokens are special: those that neither are a byte nor made by a merge, which could
     never come out of encoding.
     """
-    vocab = load_json(read_text(vocab_path), str(vocab_path))
-    merges = parse_merges(read_text(merges_path), str(merges_path))
-    check_ids(vocab, str(vocab_path))
-    made = {char for char in CHAR_TO_BYTE if char in vocab} | {left + right for _, left, right in merges}
+    vocab_text, merges_text = read_text(vocab_path), read_text(merges_path)
+    with naming(vocab_path):
+        vocab = load_json(vocab_text)
+        check_ids(vocab)
+    with naming(merges_path):
+        merges = parse_merges(merges_text)
+        made = check_merges(vocab, merges)
     special = {text: index for text, index in vocab.items() if text not in made}
-    ordinary = {text: index for text, index in vocab.items() if text in made}
-    _refuse_missing_merges(len(merges), len(special), len(ordinary), str(merges_path))
-    return build_vocabulary(ordinary, merges, str(vocab_path), str(merges_path)), special
+    with naming(vocab_path):
+        return make_vocabulary({text: vocab[text] for text in made}, merges), special
 
 
-def parse_merges(text: str, name: str) -> list[tuple[int, str, str]]:
-    """``(line, left, right)`` of each merge, lines ended as in Unix or in Windows."""
+def parse_merges(text: str) -> list[Merge]:
+    """The merges of a ``merges.txt``, lines ended as in Unix or in Windows."""
     merges = []
     for number, line in enumerate(text.split("\n"), start=1):
         line = line.removesuffix("\r")
@@ -121,67 +129,56 @@ def parse_merges(text: str, name: str) -> list[tuple[int, str, str]]:
             continue
         left, space, right = line.partition(" ")
         if not (left and space and right) or " " in right:
-            raise FileFormatError(f"{name}: line {number}: expected two parts, found {line[:60]!r}")
-        merges.append((number, left, right))
+            raise TokenizerError(f"line {number}: expected two parts, found {line[:60]!r}")
+        merges.append((f"line {number}", left, right))
     return merges
 
 
-def build_vocabulary(
-    vocab: Mapping[str, int],
-    merges: list[tuple[int, str, str]],
-    vocab_name: str,
-    merges_name: str,
-    *,
-    whole_pieces: bool = False,
-    entry: str = "line",
-) -> Vocabulary:
-    """Check a vocabulary and its merges ``(line, left, right)`` against each other.
-
-    The names are those of the files, and ``entry`` is what ``line`` counts, for messages.
-    """
+def check_merges(vocab: Mapping[str, int], merges: list[Merge]) -> set[str]:
+    """The tokens that are a byte or made by a merge, which must be most of the vocabulary."""
     made = {char for char in CHAR_TO_BYTE if char in vocab}
     seen: set[tuple[str, str]] = set()
-    rows: list[tuple[int, int, int]] = []
-    for number, left, right in merges:
-        place = f"{merges_name}: {entry} {number}"
+    for place, left, right in merges:
         for part in (left, right):
             if part not in made:
-                raise FileFormatError(f"{place}: part {part[:60]!r} is not known yet")
+                raise TokenizerError(f"{place}: part {part[:60]!r} is not known yet")
         if (left, right) in seen:
-            raise FileFormatError(f"{place}: merge {left[:40]} {right[:40]} is given twice")
-        joined = left + right
-        if joined not in vocab:
-            raise FileFormatError(f"{place}: {joined[:60]!r} is not in the vocabulary")
+            raise TokenizerError(f"{place}: merge {left[:40]} {right[:40]} is given twice")
+        if left + right not in vocab:
+            raise TokenizerError(f"{place}: {(left + right)[:60]!r} is not in the vocabulary")
         seen.add((left, right))
-        made.add(joined)
-        rows.append((vocab[left], vocab[right], vocab[joined]))
-    _refuse_missing_merges(len(merges), len(vocab) - len(made), len(made), merges_name)
-    tokens: list[bytes | None] = [None] * (max(vocab.values()) + 1 if vocab else 0)
-    try:
-        for text, index in vocab.items():
-            tokens[index] = from_printable(text)
-        return Vocabulary(tokens, rows, whole_pieces=whole_pieces)
-    except (TokenizerError, ValueError) as error:
-        raise FileFormatError(f"{vocab_name}: {error}") from None
+        made.add(left + right)
+    unmade = len(vocab) - len(made)
+    if unmade > len(made):
+        raise TokenizerError(f"{len(merges)} merges leave {unmade} of {len(vocab)} tokens unmade")
+    return made
 
 
-def _refuse_missing_merges(merges: int, unmade: int, made: int, name: str) -> None:
-    if unmade > made:
-        raise FileFormatError(f"{name}: {merges} merges leave {unmade} of {unmade + made} tokens unmade")
+def make_vocabulary(
+    vocab: Mapping[str, int], merges: list[Merge], *, whole_pieces: bool = False
+) -> Vocabulary:
+    """The vocabulary of printable tokens and of merges that were checked."""
+    rows = [(vocab[left], vocab[right], vocab[left + right]) for _, left, right in merges]
+    tokens = by_id({from_printable(text): index for text, index in vocab.items()})
+    return Vocabulary(tokens, rows, whole_pieces=whole_pieces)
 
 
-def check_ids(vocab: Mapping[str, Any], name: str) -> None:
+def check_ids(vocab: Mapping[Any, Any]) -> None:
     """Check that ids are integers, each given once and none far beyond the others."""
-    owner: dict[int, str] = {}
+    owner: dict[int, Any] = {}
     for token, index in vocab.items():
         if type(index) is not int or not 0 <= index < 1 << 31:
-            raise FileFormatError(
-                f"{name}: token {token[:60]!r} has id {index!r}, not an integer from 0 to 2^31 - 1"
-            )
+            raise TokenizerError(f"token {token!r:.60} has id {index!r}, not an integer from 0 to 2^31 - 1")
         if index in owner:
-            raise FileFormatError(
-                f"{name}: id {index} belongs to {owner[index][:60]!r} and to {token[:60]!r}"
-            )
+            raise TokenizerError(f"id {index} belongs to {owner[index]!r:.60} and to {token!r:.60}")
         owner[index] = token
     if owner and max(owner) >= 4 * len(owner) + 1024:
-        raise FileFormatError(f"{name}: id {max(owner)} is far beyond the {len(owner)} tokens")
+        raise TokenizerError(f"id {max(owner)} is far beyond the {len(owner)} tokens")
+
+
+def by_id(vocab: Mapping[bytes, int]) -> list[bytes | None]:
+    """The token of each id; ``None`` at a gap."""
+    tokens: list[bytes | None] = [None] * (max(vocab.values(), default=-1) + 1)
+    for token, index in vocab.items():
+        tokens[index] = token
+    return tokens

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from bpe_scratch.byte_alphabet import to_printable
-from bpe_scratch.errors import FileFormatError, TokenizerError
-from bpe_scratch.files import build_vocabulary, check_ids, load_json
+from bpe_scratch.errors import TokenizerError
+from bpe_scratch.files import Merge, check_ids, check_merges, load_json, make_vocabulary, naming
 from bpe_scratch.patterns import resolve_pattern
 from bpe_scratch.special import check_special
 from bpe_scratch.vocabulary import Vocabulary
@@ -96,14 +96,13 @@ def parse_tokenizer_json(text: str, name: str) -> tuple[Vocabulary, str, dict[st
     Raises:
         FileFormatError: Naming the file, here ``name``, and the field or entry.
     """
-    document = load_json(text, name)
-    try:
-        _check(document, _TOP, "")
+    with naming(name):
+        document = _check(load_json(text), _TOP, "")
         model = _check(document.get("model"), _MODEL, "model")
         vocab = model.get("vocab")
         if not isinstance(vocab, dict):
-            raise FileFormatError("model.vocab must be an object")
-        check_ids(vocab, name)
+            raise TokenizerError("model.vocab must be an object")
+        check_ids(vocab)
         special = _parse_added(document.get("added_tokens"), vocab)
         pattern = _parse_pattern(document)
         for step in _steps(document, "post_processor", "processors"):
@@ -111,30 +110,25 @@ def parse_tokenizer_json(text: str, name: str) -> tuple[Vocabulary, str, dict[st
         _check(document.get("decoder"), _BYTE_LEVEL, "decoder")
         merges = _parse_merges(model.get("merges"))
         ordinary = {token: index for token, index in vocab.items() if token not in special}
-        whole = bool(model.get("ignore_merges"))
-        vocabulary = build_vocabulary(ordinary, merges, name, name, whole_pieces=whole, entry="merge")
+        check_merges(ordinary, merges)
+        vocabulary = make_vocabulary(ordinary, merges, whole_pieces=bool(model.get("ignore_merges")))
         return vocabulary, pattern, check_special(special, vocabulary)
-    except FileFormatError as error:
-        known = str(error).startswith(f"{name}: ")
-        raise error if known else FileFormatError(f"{name}: {error}") from None
-    except TokenizerError as error:
-        raise FileFormatError(f"{name}: {error}") from None
 
 
 def _check(value: Any, fields: Mapping[str, tuple[object, ...]], place: str) -> dict[str, Any]:
     """An object that has known fields alone, each with a value that is reproduced."""
     if not isinstance(value, dict):
-        raise FileFormatError(f"{place} is {_shown(value)}; only a byte-level BPE can be read")
+        raise TokenizerError(f"{place} is {_shown(value)}; only a byte-level BPE can be read")
     for key, found in value.items():
         where = f"{place}.{key}" if place else key
         if key not in fields:
-            raise FileFormatError(f"{where} is a field that is not known here")
+            raise TokenizerError(f"{where} is a field that is not known here")
         # True is 1 and 0.0 is False, but not in a file
         if fields[key] and not any(found == known and type(found) is type(known) for known in fields[key]):
-            raise FileFormatError(f"{where} is {_shown(found)}, which is not reproduced here")
+            raise TokenizerError(f"{where} is {_shown(found)}, which is not reproduced here")
     for key, allowed in fields.items():
         if key not in value and allowed and None not in allowed:
-            raise FileFormatError(f"{place}.{key} is missing")
+            raise TokenizerError(f"{place}.{key} is missing")
     return value
 
 
@@ -142,41 +136,41 @@ def _shown(value: Any) -> str:
     return reprlib.repr(value)
 
 
-def _parse_merges(merges: Any) -> list[tuple[int, str, str]]:
+def _parse_merges(merges: Any) -> list[Merge]:
     if not isinstance(merges, list):
-        raise FileFormatError("model.merges must be a list")
+        raise TokenizerError("model.merges must be a list")
     rows = []
     for number, entry in enumerate(merges, start=1):
         parts = entry.split(" ") if isinstance(entry, str) else entry
         if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(p, str) and p for p in parts):
-            raise FileFormatError(f"merge {number}: expected two parts, found {_shown(entry)}")
-        rows.append((number, parts[0], parts[1]))
+            raise TokenizerError(f"merge {number}: expected two parts, found {_shown(entry)}")
+        rows.append((f"merge {number}", parts[0], parts[1]))
     return rows
 
 
 def _parse_added(added: Any, vocab: Mapping[str, int]) -> dict[str, int]:
     """The special tokens; ``tokenizers`` gives them ids of the vocabulary or the next, whatever it reads."""
     if not isinstance(added, list | None):
-        raise FileFormatError("added_tokens must be a list")
+        raise TokenizerError("added_tokens must be a list")
     found: dict[str, int] = {}
     normalized: dict[bool, list[str]] = {False: [], True: []}
     for position, entry in enumerate(added or []):
         place = f"added token {position}"
         content, index = (entry.get("content"), entry.get("id")) if isinstance(entry, dict) else (None, None)
         if type(index) is not int or not isinstance(content, str):
-            raise FileFormatError(f"{place} needs an integer id and a text")
+            raise TokenizerError(f"{place} needs an integer id and a text")
         _check(entry, _ADDED, f"{place} {_shown(content)}")
         following = max([len(vocab), *(index + 1 for index in found.values())])
         if content in found or index != vocab.get(content, following):
             other = "given twice" if content in found else f"not {vocab.get(content, following)}"
-            raise FileFormatError(f"{place}, {_shown(content)} with id {index}, is {other}")
+            raise TokenizerError(f"{place}, {_shown(content)} with id {index}, is {other}")
         found[content] = index
         normalized[entry["normalized"]].append(content)
     # those that are not normalized are looked for first, wherever they stand
     for one in normalized[True]:
         for other in normalized[False]:
             if _overlap(one, other) or _overlap(other, one):
-                raise FileFormatError(f"added tokens {one!r} and {other!r} overlap; one is normalized")
+                raise TokenizerError(f"added tokens {one!r} and {other!r} overlap; one is normalized")
     return found
 
 
@@ -191,7 +185,7 @@ def _steps(document: Mapping[str, Any], part: str, key: str) -> list[Any]:
         return [] if value is None else [value]
     steps = value.get(key)
     if value.keys() != {"type", key} or not isinstance(steps, list):
-        raise FileFormatError(f"{part}: a Sequence must have its {key} and nothing else")
+        raise TokenizerError(f"{part}: a Sequence must have its {key} and nothing else")
     return steps
 
 
@@ -204,14 +198,14 @@ def _check_post_processor(step: Any) -> None:
     match step.get("single"):
         case [{"Sequence": {"id": "A"}, **others}] if not others:
             return
-    raise FileFormatError("post_processor.single adds tokens to the text")
+    raise TokenizerError("post_processor.single adds tokens to the text")
 
 
 def _parse_pattern(document: Mapping[str, Any]) -> str:
     chain = _steps(document, "pre_tokenizer", "pretokenizers")
     kinds = [step.get("type") if isinstance(step, dict) else None for step in chain]
     if not kinds or kinds[-1] != "ByteLevel" or kinds[:-1] not in ([], ["Split"]):
-        raise FileFormatError(f"pre_tokenizer {kinds} is not ByteLevel, alone or after one Split")
+        raise TokenizerError(f"pre_tokenizer {kinds} is not ByteLevel, alone or after one Split")
     uses_regex = _check(chain[-1], _BYTE_LEVEL_CUT, "pre_tokenizer").get("use_regex")
     uses_regex = uses_regex is None or uses_regex
     if len(chain) == 1:
@@ -219,4 +213,4 @@ def _parse_pattern(document: Mapping[str, Any]) -> str:
     match _check(chain[0], _SPLIT, "pre_tokenizer").get("pattern"):
         case {"Regex": str(expression), **others} if not others and not uses_regex:
             return resolve_pattern(expression)[0] or expression
-    raise FileFormatError("pre_tokenizer Split must cut by a Regex, before a plain ByteLevel")
+    raise TokenizerError("pre_tokenizer Split must cut by a Regex, before a plain ByteLevel")
