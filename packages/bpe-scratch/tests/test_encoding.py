@@ -17,6 +17,7 @@ from bpe_scratch import (
     TextError,
     Tokenizer,
     TokenizerError,
+    Vocabulary,
     encoders,
     reference,
     train,
@@ -134,6 +135,14 @@ def test_pieces_at_the_edges_of_the_tables(small: Tokenizer, layer: str, size: i
         for text in (piece, piece):
             want = reference.encode_piece(text.encode(), known.byte_ids, known.pairs)
             assert tokenizer.encode(text) == want
+
+
+# tokens longer than what is remembered: once merged instead of taken whole
+@pytest.mark.parametrize("size", [255, 256, 300])
+def test_a_piece_that_is_a_token_is_taken_whole_whatever_its_length(layer: str, size: int) -> None:
+    bytes_only = Tokenizer.from_bytes().vocabulary
+    known = Vocabulary([*bytes_only.tokens, b"x" * size], [], whole_pieces=True)
+    assert Tokenizer(known, pattern="none", layer=layer).encode("x" * size) == [256]
 
 
 def test_the_cache_is_bounded_and_forgetting_changes_nothing(

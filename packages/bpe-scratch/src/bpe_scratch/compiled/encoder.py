@@ -101,7 +101,7 @@ class CompiledEncoder:
                 if reason == encoding.TABLE_FULL:
                     self._make_room()
                 elif reason == encoding.LONG_PIECE:
-                    ids, written = self._long(), state["written"]
+                    ids, written = self._long(text[state["position"] : state["stop"]]), state["written"]
                     out[written : written + ids.size] = ids
                     lengths[state["document"]] += ids.size
                     state["written"], state["position"] = written + ids.size, state["stop"]
@@ -115,9 +115,11 @@ class CompiledEncoder:
         else:
             self._words = self._seed()
 
-    def _long(self) -> npt.NDArray[np.int32]:
+    def _long(self, piece: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
         """One piece that is too long for the cache, by the heap."""
-        n = self._state["stop"] - self._state["position"]
+        known, n = self._vocabulary, piece.size
+        if known.whole_pieces and (whole := known.id_of_token.get(piece.tobytes())) is not None:
+            return np.array([whole], dtype=np.int32)
         ids = np.empty(n, dtype=np.int32)
         links = np.empty((n, 2), dtype=np.int32)
         heap = np.empty(2 * n, dtype=np.uint64)
