@@ -10,7 +10,7 @@ from bpe_scratch.compiled.cuts import cut_pieces
 from bpe_scratch.compiled.encoder import encoding_state
 from bpe_scratch.compiled.kernel import kernel
 from bpe_scratch.compiled.memory import address, load_int
-from bpe_scratch.compiled.utf8 import Texts
+from bpe_scratch.compiled.texts import lay_out
 
 
 @kernel
@@ -29,8 +29,7 @@ def cut_all(states: Any, text: Any, bounds: Any, ends: Any) -> Any:
 
 
 def cut(pattern: str, text: str) -> list[str]:
-    raw, texts = text.encode(), Texts()
-    texts.extend([raw])
+    raw = text.encode()
     state, ends = encoding_state(pattern), np.empty(len(raw), dtype=np.int64)
-    number = cut_all(state.record, texts.text, texts.bounds, ends)
+    number = cut_all(state.record, *lay_out([raw]), ends)
     return [raw[a:b].decode() for a, b in pairwise([0, *ends[:number].tolist()])]

@@ -7,7 +7,6 @@ import importlib
 import os
 import signal
 import threading
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -273,19 +272,6 @@ def test_a_refused_document_leaves_the_tokenizer_as_it_was() -> None:
     ids, offsets = tokenizer.encode_to_numpy(documents)
     assert np.diff(offsets).tolist() == [300_000, 140, 1]
     assert tokenizer.decode(ids) == "".join(documents)
-
-
-# long texts of 16 bits a character are narrowed 64 at a time; a stranger at each place of two windows
-@pytest.mark.parametrize("char", ["\u0100", "\u2014", "\uffff", "\u2014é中", "😀"])
-def test_utf8_is_that_of_python_wherever_a_stranger_stands(char: str) -> None:
-    utf8 = pytest.importorskip("bpe_scratch.compiled.utf8")
-    texts = ["a" * place + char + "b" * (1200 - place % 3) + char for place in range(130)]
-    found = utf8.Texts()
-    for text in texts:
-        found.append(text)
-    assert [found.text[a:b].tobytes() for a, b in pairwise(found.bounds)] == [t.encode() for t in texts]
-    with pytest.raises(TextError, match=r"U\+D800 at character 1100 has"):
-        found.append("—" * 1100 + "\ud800" + "a" * 100)
 
 
 def test_pieces_are_remembered_up_to_a_limit(small: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from bpe_scratch.compiled import encoding
 from bpe_scratch.compiled.encoder import encoding_state
-from bpe_scratch.compiled.utf8 import Texts
+from bpe_scratch.compiled.texts import in_chunks, lay_out
 from bpe_scratch.compiled.word_table import INLINE, LONG, OFFSET, SLOT, WordTable
 
-_CHUNK = 1 << 18
 _FIRST_LOG, _LAST_LOG = 16, 22  # slots of the table: 2 MB to 128 MB
 _ARENA = 1 << 26  # memory that is never written is never taken
 _COUNT = 2
@@ -29,20 +28,17 @@ class WordCounter:
 
     def add(self, documents: Iterable[str]) -> Iterator[int]:
         """Count the pieces of documents; yields now and then the number of documents read."""
-        chunk, done = Texts(), 0
-        for done, text in enumerate(documents, start=1):
-            chunk.append(text)
-            if len(chunk) >= _CHUNK:
-                self._add_chunk(chunk)
-                chunk.clear()
-                yield done
-        self._add_chunk(chunk)
+        done = 0
+        for parts in in_chunks(documents):
+            self._add_chunk(parts)
+            done += len(parts)
+            yield done
         self._empty_table()
         yield done
 
-    def _add_chunk(self, chunk: Texts) -> None:
-        state, text, bounds = self._state, chunk.text, chunk.bounds
-        given = text, bounds, np.zeros(len(bounds) - 1, dtype=np.int64), np.zeros(0, dtype=np.uint8)
+    def _add_chunk(self, parts: Sequence[bytes]) -> None:
+        state, (text, bounds) = self._state, lay_out(parts)
+        given = text, bounds, np.zeros(len(parts), dtype=np.int64), np.zeros(0, dtype=np.uint8)
         state["position"] = state["document"] = 0
         while reason := encoding.encode_documents(state.record, *given):
             if reason == encoding.LONG_PIECE:

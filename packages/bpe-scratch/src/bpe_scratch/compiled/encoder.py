@@ -14,13 +14,12 @@ from bpe_scratch.compiled.cuts import CUTS
 from bpe_scratch.compiled.pair_table import point_to_pairs
 from bpe_scratch.compiled.pieces import KINDS
 from bpe_scratch.compiled.state import ENCODING, State, aligned_zeros
-from bpe_scratch.compiled.utf8 import Texts
+from bpe_scratch.compiled.texts import in_chunks, lay_out
 from bpe_scratch.compiled.word_table import LONGEST, WordTable
 from bpe_scratch.encoders import IdArray
 from bpe_scratch.unicode_classes import class_table
 from bpe_scratch.vocabulary import Vocabulary
 
-_CHUNK = 1 << 18  # bytes joined for one call, so that the text stays in the cache
 _FIRST_LOG, _LAST_LOG = 17, 20  # slots of the word table: 4 MB to 32 MB
 _GROWTH = 2  # of the power of two: to move all words costs more than the memory
 # memory that is never written is never taken
@@ -56,15 +55,14 @@ class CompiledEncoder:
         """A table with every token as a known piece."""
         tokens = self._vocabulary.tokens
         items = [(i, token) for i, token in enumerate(tokens) if token and len(token) <= LONGEST]
-        known = Texts()
-        known.extend([token for _, token in items])
+        text, bounds = lay_out([token for _, token in items])
         # at most half full
         log = max(_FIRST_LOG, (2 * len(items)).bit_length())
-        arena, pool = max(_ARENA, 2 * len(known) + 32 * len(items)), max(_POOL, len(known))
+        arena, pool = max(_ARENA, 2 * text.size + 32 * len(items)), max(_POOL, text.size)
         words = WordTable(self._state, log, arena, pool)
         indexes = np.array([i for i, _ in items], dtype=np.int64)
         whole = self._vocabulary.whole_pieces
-        encoding.enter_tokens(self._state.record, known.text, known.bounds, whole, indexes)
+        encoding.enter_tokens(self._state.record, text, bounds, whole, indexes)
         return words
 
     def encode(self, text: str) -> list[int]:
@@ -77,34 +75,31 @@ class CompiledEncoder:
         # no more ids than bytes; memory that is never written is never taken
         size = sum(len(text) if text.isascii() else 4 * len(text) for text in map(str.__str__, texts))
         out: npt.NDArray[Any] = np.empty(size + encoding.SPARE, dtype=dtype)
-        chunk, first, written = Texts(), 0, 0
-        for number, text in enumerate(texts, start=1):
-            chunk.append(text)
-            if len(chunk) >= _CHUNK or number == len(texts):
-                written = self._encode_chunk(chunk, lengths[first:number], out, written)
-                chunk.clear()
-                first = number
+        first = written = 0
+        for parts in in_chunks(texts):
+            written = self._encode_chunk(parts, lengths[first : first + len(parts)], out, written)
+            first += len(parts)
         # gives back what was not needed, in place
         out.resize(written, refcheck=False)
         return out
 
     def _encode_chunk(
-        self, chunk: Texts, lengths: npt.NDArray[np.int64], out: npt.NDArray[Any], written: int
+        self, parts: list[bytes], lengths: npt.NDArray[np.int64], out: npt.NDArray[Any], written: int
     ) -> int:
-        text, bounds = chunk.text, chunk.bounds
+        text, bounds = lay_out(parts)
+        given = text, bounds, lengths, out.view(np.uint8)
         with self._lock:
-            state, reason = self._state, -1
+            state = self._state
             state["position"] = state["document"] = 0
             state["narrow"], state["written"] = out.itemsize == 2, written
-            while reason != encoding.DONE:
-                reason = encoding.encode_documents(state.record, text, bounds, lengths, out.view(np.uint8))
+            while reason := encoding.encode_documents(state.record, *given):
                 if reason == encoding.TABLE_FULL:
                     self._make_room()
-                elif reason == encoding.LONG_PIECE:
-                    ids, written = self._long(text[state["position"] : state["stop"]]), state["written"]
-                    out[written : written + ids.size] = ids
-                    lengths[state["document"]] += ids.size
-                    state["written"], state["position"] = written + ids.size, state["stop"]
+                    continue
+                ids, written = self._long(text[state["position"] : state["stop"]]), state["written"]
+                out[written : written + ids.size] = ids
+                lengths[state["document"]] += ids.size
+                state["written"], state["position"] = written + ids.size, state["stop"]
             return state["written"]
 
     def _make_room(self) -> None:

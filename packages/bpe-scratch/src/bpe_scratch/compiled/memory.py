@@ -59,7 +59,6 @@ def _storer(doc: str, kind: Any, scale: int, stored: Any = _N) -> Any:
 
 
 load8 = _loader("Byte ``i`` as int64.", _I8, 1)
-load16 = _loader("uint16 number ``i`` as int64.", _I16, 2)
 load32 = _loader("int32 number ``i`` as int64.", _I32, 4)
 load64 = _loader("uint64 number ``i``.", _I64, 8, _U)
 load_int = _loader("int64 number ``i``.", _I64, 8)
@@ -74,9 +73,6 @@ lowest_bit = _intrinsic(
     "Position of the lowest set bit; 64 if there is none.", _N(_U), lambda b, x: b.cttz(x, cgutils.false_bit)
 )
 set_bits = _intrinsic("Number of set bits.", _N(_U), lambda b, x: b.ctpop(x))
-
-
-pointer = _intrinsic("Address that a pointer holds.", _N(types.voidptr), lambda b, p: b.ptrtoint(p, _I64))
 
 
 def _address(typing: Any, array: Any) -> Any:  # noqa: ARG001 - Numba fixes the parameters
@@ -112,17 +108,6 @@ bytes_within = _intrinsic(
     _U(_N, _N, _N, _N, _N),
     _bytes_within,
 )
-
-
-def _narrow(builder: Any, source: Any, index: Any, out: Any, at: Any) -> Any:
-    wide, bytes_ = ir.VectorType(_I16, _WINDOW), ir.VectorType(_I8, _WINDOW)
-    characters = builder.load(_at(builder, source, index, 2, wide), align=2)
-    builder.store(builder.trunc(characters, bytes_), _at(builder, out, at, 1, bytes_), align=1)
-    high = builder.icmp_unsigned(">", characters, ir.Constant(wide, [0x7F] * _WINDOW))
-    return builder.bitcast(high, ir.IntType(_WINDOW))
-
-
-narrow = _intrinsic("Write 64 uint16 as bytes; bitmap of those beyond ASCII.", _U(_N, _N, _N, _N), _narrow)
 
 
 def _equal8(builder: Any, base: Any, index: Any, value: Any) -> Any:
