@@ -10,10 +10,10 @@ import numpy as np
 from bpe_scratch.compiled import encoding
 from bpe_scratch.compiled.encoder import encoding_state
 from bpe_scratch.compiled.texts import in_chunks, lay_out
-from bpe_scratch.compiled.word_table import INLINE, LONG, OFFSET, SLOT, WordTable
+from bpe_scratch.compiled.word_table import INLINE, LONG, OFFSET, SLOT, point_to_words
 
-_FIRST_LOG, _LAST_LOG = 16, 22  # slots of the table: 2 MB to 128 MB
-_ARENA = 1 << 26  # memory that is never written is never taken
+# 32 MB of slots; memory that is never written is never taken
+_LOG, _ARENA = 20, 1 << 25
 _COUNT = 2
 
 
@@ -24,7 +24,7 @@ class WordCounter:
         self.counts: Counter[bytes] = Counter()
         self._state = encoding_state(pattern)
         self._state["counting"] = 1
-        self._table = WordTable(self._state, _FIRST_LOG, _ARENA, 0)
+        point_to_words(self._state, _LOG, _ARENA, 0)
 
     def add(self, documents: Iterable[str]) -> Iterator[int]:
         """Count the pieces of documents; yields now and then the number of documents read."""
@@ -44,13 +44,11 @@ class WordCounter:
             if reason == encoding.LONG_PIECE:
                 self.counts[text[state["position"] : state["stop"]].tobytes()] += 1
                 state["position"] = state["stop"]
-            elif self._table.is_full() and self._table.log < _LAST_LOG:
-                self._table.rehash(self._table.log + 1)
             else:
                 self._empty_table()
 
     def _empty_table(self) -> None:
-        rows = self._table.slots.reshape(-1, SLOT)
+        rows = self._state.array("slots").reshape(-1, SLOT)
         rows = rows[rows[:, 1] != 0]
         keys, arena = rows[:, :2].tobytes(), self._state.array("arena")
         words = [keys[at : at + n] for at, n in zip(range(0, len(keys), 16), keys[INLINE::16], strict=True)]
@@ -59,4 +57,4 @@ class WordCounter:
             begin = int(rows[row, 1] & OFFSET) + 8
             words[row] = arena[begin : begin + int(arena[begin - 8])].tobytes()
         self.counts.update(dict(zip(words, rows[:, _COUNT].tolist(), strict=True)))
-        self._table = WordTable(self._state, _FIRST_LOG, _ARENA, 0)
+        point_to_words(self._state, _LOG, _ARENA, 0)

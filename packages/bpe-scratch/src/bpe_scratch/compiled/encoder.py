@@ -15,15 +15,13 @@ from bpe_scratch.compiled.pair_table import point_to_pairs
 from bpe_scratch.compiled.pieces import KINDS
 from bpe_scratch.compiled.state import ENCODING, State, aligned_zeros
 from bpe_scratch.compiled.texts import in_chunks, lay_out
-from bpe_scratch.compiled.word_table import LONGEST, WordTable
+from bpe_scratch.compiled.word_table import LONGEST, point_to_words
 from bpe_scratch.encoders import IdArray
 from bpe_scratch.unicode_classes import class_table
 from bpe_scratch.vocabulary import Vocabulary
 
-_FIRST_LOG, _LAST_LOG = 17, 20  # slots of the word table: 4 MB to 32 MB
-_GROWTH = 2  # of the power of two: to move all words costs more than the memory
-# memory that is never written is never taken
-_ARENA, _POOL = 1 << 25, 1 << 23
+# 32 MB of slots for known words; memory that is never written is never taken
+_LOG, _ARENA, _POOL = 20, 1 << 25, 1 << 23
 _BUDGET = 1 << 20  # merges of a long piece between two looks at Ctrl-C
 
 
@@ -49,21 +47,20 @@ class CompiledEncoder:
         self._vocabulary = vocabulary
         self._state = encoding_state(pattern)
         point_to_pairs(self._state, vocabulary)
-        self._words = self._seed()
+        self._seed()
 
-    def _seed(self) -> WordTable:
-        """A table with every token as a known piece."""
+    def _seed(self) -> None:
+        """Begin with every token as a known piece, and nothing else."""
         tokens = self._vocabulary.tokens
         items = [(i, token) for i, token in enumerate(tokens) if token and len(token) <= LONGEST]
         text, bounds = lay_out([token for _, token in items])
         # at most half full
-        log = max(_FIRST_LOG, (2 * len(items)).bit_length())
+        log = max(_LOG, (2 * len(items)).bit_length())
         arena, pool = max(_ARENA, 2 * text.size + 32 * len(items)), max(_POOL, text.size)
-        words = WordTable(self._state, log, arena, pool)
+        point_to_words(self._state, log, arena, pool)
         indexes = np.array([i for i, _ in items], dtype=np.int64)
         whole = self._vocabulary.whole_pieces
         encoding.enter_tokens(self._state.record, text, bounds, whole, indexes)
-        return words
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text without special tokens."""
@@ -94,21 +91,13 @@ class CompiledEncoder:
             state["narrow"], state["written"] = out.itemsize == 2, written
             while reason := encoding.encode_documents(state.record, *given):
                 if reason == encoding.TABLE_FULL:
-                    self._make_room()
+                    self._seed()
                     continue
                 ids, written = self._long(text[state["position"] : state["stop"]]), state["written"]
                 out[written : written + ids.size] = ids
                 lengths[state["document"]] += ids.size
                 state["written"], state["position"] = written + ids.size, state["stop"]
             return state["written"]
-
-    def _make_room(self) -> None:
-        """More slots; at the limit, or where it is others that are short, back to the vocabulary alone."""
-        words = self._words
-        if words.is_full() and words.log < _LAST_LOG:
-            words.rehash(min(words.log + _GROWTH, _LAST_LOG))
-        else:
-            self._words = self._seed()
 
     def _long(self, piece: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
         """One piece that is too long for the cache, by the heap."""

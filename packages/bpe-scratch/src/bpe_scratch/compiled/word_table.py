@@ -9,12 +9,9 @@ second key of 0.  Slots are named by the index of their first number.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
-from bpe_scratch.compiled.kernel import inner, kernel
+from bpe_scratch.compiled.kernel import inner
 from bpe_scratch.compiled.memory import (
     load8,
     load64,
@@ -145,46 +142,12 @@ def fill_slot(s, at, i, n, k0, k1):
         s.arena_used = offset + (n + 15) // 8 * 8
 
 
-@kernel
-def rehash(old, new, shift):
-    """Move all slots into a larger, empty table of ``2**(64 - shift)`` slots."""
-    last = (np.int64(SLOT) << np.int64(64 - shift)) - 1
-    for source in range(0, old.size, SLOT):
-        k0, k1 = old[source], old[source + 1]
-        if k1 == 0:
-            continue
-        at = first_slot(k0, min(LONG, k1), shift)
-        while new[at + 1] != 0:
-            at = at + SLOT & last
-        new[at : at + SLOT] = old[source : source + SLOT]
-
-
-class WordTable:
-    """The slots, the arena and the pool that a state points to."""
-
-    def __init__(self, state: State, log: int, arena: int, pool: int) -> None:
-        self.state = state
-        self._set_slots(aligned_zeros(SLOT << log), log)
-        self.put("arena", np.zeros(arena, dtype=np.uint8))
-        self.put("pool", np.zeros(pool, dtype=np.int32))
-        state["slots_used"], state["arena_used"], state["pool_used"] = 0, ARENA_START, 0
-
-    def _set_slots(self, slots: npt.NDArray[np.uint64], log: int) -> None:
-        self.slots, self.log = slots, log
-        self.state.point(slots=slots)
-        self.state["shift"] = 64 - log
-
-    def put(self, name: str, array: npt.NDArray[Any]) -> None:
-        """Take another ``arena`` or ``pool``, which begins as the one before does."""
-        self.state.point(**{name: array})
-        self.state[f"{name}_size"] = array.size
-
-    def is_full(self) -> bool:
-        """Whether no more slots can be used."""
-        return self.state["slots_used"] >= (1 << self.log) * 3 // 4
-
-    def rehash(self, log: int) -> None:
-        """Move all slots into a table of ``2**log``."""
-        larger = aligned_zeros(SLOT << log)
-        rehash(self.slots, larger, 64 - log)
-        self._set_slots(larger, log)
+def point_to_words(state: State, log: int, arena: int, pool: int) -> None:
+    """Give a state an empty table: ``2**log`` slots, ``arena`` bytes of long pieces, ``pool`` ids."""
+    state.point(
+        slots=aligned_zeros(SLOT << log),
+        arena=np.zeros(arena, dtype=np.uint8),
+        pool=np.zeros(pool, dtype=np.int32),
+    )
+    state["shift"], state["arena_size"], state["pool_size"] = 64 - log, arena, pool
+    state["slots_used"], state["arena_used"], state["pool_used"] = 0, ARENA_START, 0
