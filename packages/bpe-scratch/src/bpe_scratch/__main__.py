@@ -1,9 +1,10 @@
-"""The command's first step: Ctrl-C ends it without a word, even while the rest is imported."""
+"""The command's first step: Ctrl-C ends it with 130 and no word, even while the rest is imported."""
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Sequence
 
 
@@ -18,7 +19,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     from bpe_scratch import commands
 
-    commands.main(argv, on_ready=signal.default_int_handler if heeded else None)
+    try:
+        if heeded:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        commands.main(argv)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

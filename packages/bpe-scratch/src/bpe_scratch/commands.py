@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
-import signal
 import sys
-from argparse import ArgumentParser, HelpFormatter, Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
-from functools import partial
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -23,18 +20,14 @@ from bpe_scratch.files import replacing
 from bpe_scratch.special import END_OF_TEXT
 from bpe_scratch.tokenizer import Tokenizer
 
-_NARROWEST = 40
 _BATCH = 1 << 24  # characters encoded at once
 
 
 class _Parser(ArgumentParser):
-    """A help of 40 columns or more, whatever the terminal says; what is mistyped is bad input."""
+    """What is mistyped is bad input."""
 
     def __init__(self, *args: Any, **given: Any) -> None:
-        width = max(_NARROWEST, shutil.get_terminal_size().columns - 2)
-        super().__init__(
-            *args, **given | {"formatter_class": partial(HelpFormatter, width=width), "allow_abbrev": False}
-        )
+        super().__init__(*args, **given | {"allow_abbrev": False})
 
     def print_help(self, file: Any = None) -> None:
         # argparse passes over what cannot be written
@@ -82,14 +75,9 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None, *, on_ready: Any = None) -> None:
-    """Run the command; exits with 65 for bad input, 73 if something cannot be written, 130 for Ctrl-C.
-
-    ``on_ready``, if given, handles Ctrl-C from now on.
-    """
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command; exits with 65 for bad input, 73 if something cannot be written."""
     try:
-        if on_ready is not None:
-            signal.signal(signal.SIGINT, on_ready)
         for stream in (sys.stdout, sys.stderr):
             # what a terminal cannot show is replaced
             if isinstance(stream, io.TextIOWrapper):
@@ -100,8 +88,6 @@ def main(argv: Sequence[str] | None = None, *, on_ready: Any = None) -> None:
         finally:
             if sys.stdout is not None:  # as it is where a shell closed it
                 sys.stdout.flush()
-    except KeyboardInterrupt:
-        sys.exit(130)
     except (TokenizerError, WriteError) as error:
         _fail(str(error), 73 if isinstance(error, WriteError) else 65)
     except OSError as error:

@@ -121,22 +121,6 @@ equal8 = _intrinsic(
 )
 
 
-def _least8(builder: Any, base: Any, index: Any) -> Any:
-    lanes = ir.VectorType(_I64, 8)
-    numbers = builder.load(_at(builder, base, index, 8, lanes), align=8)
-    high = builder.and_(numbers, ir.Constant(lanes, [(1 << 64) - (1 << 32)] * 8))
-    kind = ir.FunctionType(_I64, [lanes])
-    reduce = cgutils.get_or_insert_function(builder.module, kind, "llvm.vector.reduce.umin.v8i64")
-    return builder.call(reduce, [builder.or_(high, ir.Constant(lanes, [*range(8)]))])
-
-
-least8 = _intrinsic(
-    "The least of the upper 32 bits of the eight uint64 from number ``i`` on, the first one's place below.",
-    _U(_N, _N),
-    _least8,
-)
-
-
 def _four_storer(kind: Any) -> Any:
     def build(builder: Any, source: Any, index: Any, out: Any, at: Any) -> None:
         lanes, narrow = ir.VectorType(_I32, 4), ir.VectorType(kind, 4)

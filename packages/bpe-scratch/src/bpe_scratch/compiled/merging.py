@@ -18,7 +18,6 @@ import numpy as np
 from bpe_scratch.compiled.kernel import inner, kernel
 from bpe_scratch.compiled.memory import (
     address,
-    least8,
     load8,
     load32,
     load64,
@@ -34,7 +33,8 @@ FOUND, IDS = 16, 16 + 8 * 264
 PIECE = 67 * 64
 """An odd number of cache lines: pieces do not fall on each other in the cache."""
 _NOTHING = 0x7FFFFFFF
-_32, _LOW, _ONE = np.uint64(32), np.uint64(0xFFFFFFFF), np.uint64(1)
+_32, _ONE = np.uint64(32), np.uint64(1)
+_LOW, _RANK = np.uint64(0xFFFFFFFF), np.uint64(0xFFFFFFFF << 32)
 
 
 @inner
@@ -58,8 +58,8 @@ def merge_once(s, piece):
     """Make the strongest merge, the leftmost of equals; whether there was one."""
     n, found, ids = load_int(piece, 0), piece + FOUND, piece + IDS
     least = NO_PAIR
-    for k in range(0, n - 1, 8):
-        least = min(least, least8(found, k) + np.uint64(k))
+    for k in range(n - 1):
+        least = min(least, load64(found, k) & _RANK | np.uint64(k))
     if least >> _32 == _LOW:
         return False
     at = np.int64(least & _LOW)

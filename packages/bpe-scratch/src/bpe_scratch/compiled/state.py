@@ -52,15 +52,13 @@ class State:
 
     def __init__(self, kind: np.dtype[np.void]) -> None:
         self.record = np.zeros(1, dtype=kind)
-        self._numbers = self.record.view(np.int64)
-        self._places = {name: place for place, name in enumerate(kind.names or ())}
         self._arrays: dict[str, np.ndarray] = {}
 
     def __getitem__(self, field: str) -> int:
-        return int(self._numbers[self._places[field]])
+        return int(self.record[field][0])
 
     def __setitem__(self, field: str, value: int) -> None:
-        self._numbers[self._places[field]] = value
+        self.record[field] = value
 
     def point(self, **arrays: npt.NDArray[Any]) -> None:
         """Let fields hold the addresses of arrays."""
