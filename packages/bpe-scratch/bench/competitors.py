@@ -22,15 +22,12 @@ def encoders(tokenizer: Tokenizer, documents: list[str]) -> dict[str, Callable[[
         documents: Texts to encode.
     """
 
-    def ours(lists: bool) -> Callable[[], Run]:
-        def make() -> Run:
-            fresh = Tokenizer(tokenizer.vocabulary, pattern=tokenizer.pattern)
-            fresh.encode("")
-            return lambda: fresh.encode_batch(documents) if lists else fresh.encode_to_numpy(documents)[0]
+    def ours() -> Run:
+        fresh = Tokenizer(tokenizer.vocabulary, pattern=tokenizer.pattern)
+        fresh.encode("")
+        return lambda: fresh.encode_to_numpy(documents)[0]
 
-        return make
-
-    found = {"bpe-scratch, arrays": ours(False), "bpe-scratch, lists": ours(True)}
+    found: dict[str, Callable[[], Run]] = {"bpe-scratch, arrays": ours}
     if find_spec("gigatoken"):
         found["gigatoken, arrays"] = _gigatoken(tokenizer, documents)
     if find_spec("tiktoken"):

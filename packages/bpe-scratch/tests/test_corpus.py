@@ -215,7 +215,7 @@ def test_a_folder_is_read_and_what_is_not_is_counted(tmp_path: Path) -> None:
 
 def test_a_lone_text_is_no_list_of_texts() -> None:
     tokenizer = Tokenizer.from_bytes()
-    for work in (tokenizer.encode_batch, tokenizer.encode_to_numpy, lambda texts: train(texts, 300)):
+    for work in (tokenizer.encode_to_numpy, lambda texts: train(texts, 300)):
         with pytest.raises(TypeError, match=r"found one text: 'abc'; give \[text\]"):
             work("abc")
     with pytest.raises(TypeError, match="found one text"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import chain
 from typing import Any
 
@@ -14,9 +15,8 @@ from bpe_scratch.heap_merge import encode_piece
 from bpe_scratch.patterns import splitter, to_utf8
 from bpe_scratch.vocabulary import Vocabulary
 
-# distinct pieces remembered before the memory is emptied: about 100 MB of Python objects
-_CACHE_LIMIT = 1 << 18
-_LONGEST_CACHED = 64
+# pieces remembered: about 100 MB of Python objects
+_REMEMBERED, _LONGEST = 1 << 18, 64
 
 IdArray = npt.NDArray[np.unsignedinteger[Any]]
 
@@ -27,18 +27,20 @@ class PlainEncoder:
     def __init__(self, vocabulary: Vocabulary, pattern: str) -> None:
         self._vocabulary = vocabulary
         self._split = splitter(pattern)
-        self._known: dict[str, list[int]] = {}
+        self._short = lru_cache(_REMEMBERED)(self._merge)
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text without special tokens."""
-        known = self._known
         try:
-            parts = [known.get(piece) or self._learn(piece) for piece in self._split(text)]
+            return [
+                index
+                for piece in self._split(text)
+                for index in (self._short(piece) if len(piece) <= _LONGEST else self._merge(piece))
+            ]
         except TextError:
             # again, to name the position in the text and not in the piece
             to_utf8(text)
             raise
-        return list(chain.from_iterable(parts))
 
     def encode_array(self, texts: Sequence[str], lengths: npt.NDArray[np.int64], dtype: type) -> IdArray:
         """The ids of many texts; ``lengths`` receives the number of ids of each."""
@@ -46,13 +48,7 @@ class PlainEncoder:
         lengths[:] = list(map(len, found))
         return np.fromiter(chain.from_iterable(found), dtype, int(lengths.sum()))
 
-    def _learn(self, piece: str) -> list[int]:
-        vocabulary = self._vocabulary
-        raw = to_utf8(piece)
+    def _merge(self, piece: str) -> list[int]:
+        vocabulary, raw = self._vocabulary, to_utf8(piece)
         whole = vocabulary.id_of_token.get(raw) if vocabulary.whole_pieces else None
-        ids = encode_piece(raw, vocabulary.byte_ids, vocabulary.pairs) if whole is None else [whole]
-        if len(piece) <= _LONGEST_CACHED:
-            if len(self._known) >= _CACHE_LIMIT:
-                self._known = {}
-            self._known[piece] = ids
-        return ids
+        return encode_piece(raw, vocabulary.byte_ids, vocabulary.pairs) if whole is None else [whole]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -135,10 +134,6 @@ class Tokenizer:
         return make_encoder(self.vocabulary, self.pattern, self._layer)
 
     @cached_property
-    def _integers(self) -> npt.NDArray[np.object_]:
-        return np.arange(self.vocab_size).astype(object)
-
-    @cached_property
     def _decoder(self) -> Decoder:
         return Decoder(self._token_bytes)
 
@@ -161,17 +156,6 @@ class Tokenizer:
         for part, index in split_special(text, self.special_tokens, allowed):
             ids.extend(self._encoder.encode(part) if index is None else [index])
         return ids
-
-    def encode_batch(
-        self, texts: Iterable[str], *, allowed_special: Collection[str] = frozenset()
-    ) -> list[list[int]]:
-        """The ids of each text, all else as in :meth:`encode`."""
-        refuse_lone_text(texts)
-        if allowed_special:
-            return [self.encode(text, allowed_special=allowed_special) for text in texts]
-        ids, offsets = self.encode_to_numpy(list(texts))
-        # lists that share one object per id: faster than an object for each, and a quarter of the memory
-        return [self._integers[ids[start:end]].tolist() for start, end in pairwise(offsets.tolist())]
 
     def encode_to_numpy(self, texts: Sequence[str]) -> tuple[IdArray, npt.NDArray[np.int64]]:
         """All ids of many texts in one array.

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 
-import numpy as np
-import numpy.typing as npt
-
 from bpe_scratch.byte_alphabet import BYTES_IN_ID_ORDER
 from bpe_scratch.errors import TokenizerError
 
@@ -50,11 +47,6 @@ class Vocabulary:
     def id_of_token(self) -> dict[bytes, int]:
         """Id of each token's bytes."""
         return {token: index for index, token in enumerate(self.tokens) if token is not None}
-
-    @cached_property
-    def merge_array(self) -> npt.NDArray[np.int64]:
-        """The merges as ``[merges, 3]``."""
-        return np.array(self.merges, dtype=np.int64).reshape(-1, 3)
 
     @cached_property
     def pairs(self) -> dict[Pair, tuple[int, int]]:

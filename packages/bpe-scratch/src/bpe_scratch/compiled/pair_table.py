@@ -68,7 +68,8 @@ def point_to_pairs(state: State, vocabulary: Vocabulary) -> None:
     log = max(1, (len(vocabulary.merges) // 4).bit_length())
     pairs = aligned_zeros(16 << log).reshape(-1, 16)
     pairs[:, 15] = NO_PAIR
-    fill_pairs(vocabulary.merge_array, np.array(vocabulary.ranks, dtype=np.int64), pairs, 64 - log)
+    rows = np.array(vocabulary.merges, dtype=np.int64).reshape(-1, 3)
+    fill_pairs(rows, np.array(vocabulary.ranks, dtype=np.int64), pairs, 64 - log)
     state["pair_shift"] = 64 - log
     byte_ids, byte_pairs = np.array(vocabulary.byte_ids, dtype=np.int32), np.zeros(1 << 16, dtype=np.uint64)
     state.point(pairs=pairs, byte_ids=byte_ids, byte_pairs=byte_pairs)
