@@ -161,6 +161,12 @@ def test_weights_bring_their_sizes(tmp_path: Path) -> None:
         (["--steps", "0"], "steps=0 is not positive"),
         (["--tokens-per-step", "100"], "is not a multiple of context=128"),
         (["--runs"], "names no competitor"),
+        # once known when the competitors before had been trained
+        (["--runs", "plain", "tritn"], "--runs 'tritn': unknown name tritn: perhaps you meant gpt-triton"),
+        (
+            ["--runs", "gpt-jax --layer scan"],
+            "scan': unknown flag --layer: perhaps you meant --layers",
+        ),
         (["--resume", "run"], "unknown flag --resume"),
         (["--eval-only"], "unknown flag --eval-only"),
         (["--generate", "0"], r"generate=\(0,\) must be positive"),

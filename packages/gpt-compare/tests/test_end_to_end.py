@@ -41,10 +41,10 @@ def check(report: dict) -> None:
 
 def test_gpt_triton_and_plain_train_alike(tmp_path: Path) -> None:
     """And a competitor that this machine cannot run says why, in the trainer's own words."""
-    done, report = compare(tmp_path, "--steps", "12", "--runs", "gpt-triton", "gpt-none --x", "plain")
+    done, report = compare(tmp_path, "--steps", "12", "--runs", "gpt-triton", "absent --x", "plain")
     assert done.returncode == 1, done.stderr
     assert [bool(row["figures"]) for row in report["rows"]] == [True, False, True]
-    assert "backend 'gpt-none' is not installed" in report["rows"][1]["error"]
+    assert "backend 'absent' is not installed" in report["rows"][1]["error"]
     check(report)
     assert [row["made_by"].get("kernels") for row in report["rows"]] == ["reference", None, None]
     assert {path.name for path in (tmp_path / "out").glob("*.*") if path.is_file()} == {

@@ -14,15 +14,17 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
+from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gpt_data.flags import refuse_unknown
 from gpt_data.terminal import guarded
 from gpt_trainer.errors import InputError
-from gpt_trainer.gpt2.spec import gpt2_spec
+from gpt_trainer.gpt2.spec import GPT2Actions, gpt2_spec
 from gpt_trainer.registry import BackendSpec, find_backend, installed_backends
 from gpt_trainer.run.task import TaskSpec
 from gpt_trainer.run.training import run_command
@@ -59,6 +61,30 @@ class Competitor(NamedTuple):
     def folder(self) -> str:
         """Name of its run's folder: number and label."""
         return f"{self.place}-{re.sub(r'[^A-Za-z0-9.]+', '-', self.label).strip('-')[:60]}"
+
+    def refuse_typos(self, settings: Sequence[str]) -> None:
+        """Refuse before anyone trains a name, or a flag's, that is not there.
+
+        Args:
+            settings: Names of the flags that every trainer has.
+
+        Raises:
+            InputError: It proposes what may be meant; a name that is like none may belong to a backend that
+                is not installed here, and fails alone.
+        """
+        installed = installed_backends()
+        known = {*installed, *BASELINES, *FIRST_SHOWN}
+        meant = [] if self.name in known else get_close_matches(self.name, sorted(known), n=1)
+        try:
+            if meant:
+                raise InputError(f"unknown name {self.name}: perhaps you meant {meant[0]}")
+            if self.flags and self.name in installed:
+                kinds = (find_spec(self.name).options, GPT2Actions)
+                refuse_unknown(
+                    self.flags, [*settings, *(item.name for kind in kinds for item in fields(kind))]
+                )
+        except InputError as error:
+            raise InputError(f"--runs {self.label!r}: {error}") from None
 
     def command(self, plan: Path, out: Path, keep: bool) -> list[str]:
         """The arguments of its process, which keeps checkpoints or writes none."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -180,6 +180,9 @@ def read_request(argv: Sequence[str]) -> Request:
     early = command_line.read_early(argv)
     start = BriefRun(spec) if early.init_from is None else BriefRunFromModel(spec, early.init_from)
     read = command_line.read_request(spec, argv, early, start)
+    settings = [*flat(read.config), *(item.name for given in read.options.values() for item in fields(given))]
+    for competitor in competitors:
+        competitor.refuse_typos(settings)
     # one competitor on a GPU and one on a CPU would compare nothing
     runtime = replace(read.config.runtime, device="gpu" if read.gpu else "cpu")
     config = undisturbed(replace(read.config, runtime=runtime))
