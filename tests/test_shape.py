@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
 BACKENDS = ("gpt_jax", "gpt_torchfunc", "gpt_triton")
 FOLDERS = {name: ROOT / "packages" / name.replace("_", "-") / "src" / name for name in BACKENDS}
 
@@ -129,10 +130,16 @@ READ = {
 
 
 @pytest.mark.parametrize("step", COUNT["STEPS"], ids=" ".join)
-def test_a_step_takes_no_more_files_to_read(step: tuple[str, ...]) -> None:
+def test_a_step_takes_so_many_files_to_read(step: tuple[str, ...]) -> None:
     package, *ops = step
     files = COUNT["imported_files"](package, "step", *ops)
-    assert len(files) <= READ[step], [path.name for path in files]
+    assert len(files) == READ[step], [path.name for path in files]
+
+
+def test_the_readme_says_how_many_files_a_step_takes_to_read() -> None:
+    told = re.search(r"step takes (\d+) files of .+?, (\d+) of .+?, (\d+) of .+?, (\d+) with", README)
+    assert told is not None
+    assert [int(count) for count in told.groups()] == list(READ.values())[:4]
 
 
 @pytest.mark.parametrize(
@@ -144,7 +151,7 @@ def test_no_file_is_too_long_to_read_at_once(member: Path) -> None:
 
 
 def test_files_that_not_all_have_stand_in_the_readme() -> None:
-    table = (ROOT / "README.md").read_text("utf-8").partition("## Side by side")[2].partition("\n## ")[0]
+    table = README.partition("## Side by side")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| (`.+?) \| (.+?) \| (.+?) \|$", table, re.MULTILINE)
     told = {
         (f"gpt_{backend}", file)
