@@ -207,6 +207,17 @@ def test_results_may_differ_from_run_to_run_where_that_is_allowed(build):
         assert torch.are_deterministic_algorithms_enabled() is deterministic
 
 
+def test_each_tile_of_masks_is_compiled(build, monkeypatch):
+    """A context of 4,096 has sixteen; torch compiles a function for eight shapes unless it is told."""
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, options, **given: compile_(f, backend="eager", **given))
+    spread = build(options=Options(compile="on"))._run.spread_tile
+    for r in range(1, 17):
+        words = torch.zeros(1, 1, 2, 4 * r, dtype=torch.int32)
+        spread(torch.full((1, 1, 2, r), 0b101, dtype=torch.uint8), words)
+        assert words.view(torch.bfloat16).sum() == 4 * r
+
+
 def test_it_says_what_it_chose(build):
     choices = build(dropout=0.1, options=Options(attention="sdpa")).choices()
     assert choices["attention"].startswith("written in training")

@@ -9,11 +9,12 @@ rows (B T), H heads, K head width, D = H K, W = 3 D, R bytes of masks.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int, Shaped, UInt8
+from jaxtyping import Bool, Float, Int, Int32, Shaped, UInt8
 from torch import Tensor
 from torch.func import vmap
 
@@ -21,6 +22,7 @@ from gpt_torchfunc.dropout import Key, draw_tile, unpack
 
 Bits = tuple[UInt8[Tensor, "B H _ _"], ...]
 """The masks of all heads' weights, a tile of queries each; see ``draw_tile``."""
+BFLOAT16_ONE = 0x3F80
 TILE = 256
 """Queries of a tile: at T = 1024 five eighths of the square are computed, by four plain products."""
 
@@ -81,6 +83,28 @@ def draw_weights(shape: tuple[int, int, int], key: Key, rate: float) -> Bits:
     context = shape[2]
     stops = [(start, min(start + TILE, context)) for start in range(0, context, TILE)]
     return tuple(draw_tile(shape, start, stop, key, rate) for start, stop in stops)
+
+
+def spread_weights(
+    bits: Bits, spread: Callable[[Tensor, Tensor], None], words: Int32[Tensor, "B H T half"]
+) -> None:
+    """Write the masks of all weights into a square of bfloat16 ones and zeros, as far as a tile looks.
+
+    Args:
+        spread: ``spread_tile``, or what it is compiled to.
+        words: The square, two numbers a word: half as many instructions, which are what it costs.
+    """
+    stop = 0
+    for tile in bits:
+        start, stop = stop, stop + tile.shape[2]
+        spread(tile, words[:, :, start:stop, : stop // 2])
+
+
+def spread_tile(bits: UInt8[Tensor, "B H t R"], words: Int32[Tensor, "B H t half"]) -> None:
+    """Write a tile's mask."""
+    pair = bits[..., None].to(torch.int32) >> 2 * torch.arange(4, dtype=torch.int32, device=bits.device)
+    both = (pair & 1) * BFLOAT16_ONE + (pair & 2) * (BFLOAT16_ONE << 15)  # [B, H, t, R, 4]
+    words.copy_(both.flatten(-2))
 
 
 def _attend_tile(

@@ -200,7 +200,7 @@ class TorchFuncBackend:
     def choices(self) -> Mapping[str, str]:
         """Attention, compilation and versions."""
         attention: str = self._plan.attention
-        if self.config.dropout and attention != "written":
+        if self.config.dropout and attention == "sdpa":
             attention = "written in training (dropout), sdpa in evaluation"
         return {
             "attention": attention,
@@ -215,6 +215,7 @@ class TorchFuncBackend:
         if not self._compiled:
             return function
         options = compiler_options(self._runtime.deterministic)
+        torch._dynamo.config.recompile_limit = 64  # shapes of a function: each tile of masks has its own
         return torch.compile(function, fullgraph=True, dynamic=False, options=options)  # type: ignore[return-value]
 
     def _sum(self, micro_batches: Sequence[Batch], weight: Tensor, step: int, first_row: int = 0) -> Shared:

@@ -17,6 +17,7 @@ Vp padded vocabulary, C longest context, L blocks.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -26,7 +27,7 @@ from jaxtyping import Float, Int64, Shaped, UInt8
 from torch import Tensor
 from torch.func import vjp
 
-from gpt_torchfunc.attention import Bits, mix
+from gpt_torchfunc.attention import Bits, mix, spread_tile, spread_weights
 from gpt_torchfunc.dropout import draw_rows, dropout
 from gpt_torchfunc.gathering import sum_by_index
 from gpt_torchfunc.loss import chunk_loss_and_gradients, head_loss_and_gradients
@@ -50,7 +51,7 @@ from gpt_torchfunc.model import (
     visibility,
     written,
 )
-from gpt_torchfunc.repeatable import attend_repeatably, takes_heads
+from gpt_torchfunc.repeatable import attend_repeatably, takes
 from gpt_torchfunc.tree import leaves, map_leaves
 
 QKV = tuple[Float[Tensor, "B H T K"], Float[Tensor, "B H T K"], Float[Tensor, "B H T K"]]
@@ -62,7 +63,7 @@ class Kept(NamedTuple):
     """What a block's backward pass starts from."""
 
     x: Float[Tensor, "M D"]
-    heads: QKV
+    heads: QKV | tuple[()]
     masks: Masks
     pull_mix: Callable[[Tensor], QKV] | None
     mixed: Float[Tensor, "M D"]
@@ -156,6 +157,7 @@ class Functions(NamedTuple):
     draw_masks: Callable[..., Any] = draw_masks
     project: Callable[..., Any] = project
     mix: Callable[..., Any] = mix
+    spread_tile: Callable[..., Any] = spread_tile
     leave: Callable[..., Any] = leave
     norm: Callable[..., Any] = layer_norm
     of_chunk: Callable[..., Any] = chunk_loss_and_gradients
@@ -186,7 +188,8 @@ def add_gradients(
         weight: One over the number of targets in the whole step, so that shares add up to the mean.
         keys: Dropout keys; ``None`` means no dropout.
     """
-    plan = plan if keys is None else written(plan)
+    if keys is not None and not takes(plan, inputs, params.wte.shape[1] // plan.n_head, drops=True):
+        plan = written(plan)
     blocks, block_sums = unstack(params.blocks), unstack(sums.blocks)
     block_keys = [None] * len(blocks) if keys is None else keys.unbind(0)
     first_bits = None
@@ -254,16 +257,15 @@ def _forward(
     masks = Masks() if keys is None else run.draw_masks(keys, (*shape, x.shape[1]), plan.dropout)
     if plan.attention == "written":
         mixed, pull = run.mix(*heads, mask, None, masks.attention, plan.dropout, fused=False), None
-    elif plan.attention == "cudnn" and mask is None and inputs.boundaries is None and takes_heads(heads[0]):
-        mixed, pull = attend_repeatably(*heads)
-        heads = ()
+    elif takes(plan, inputs, heads[0].shape[-1], drops=keys is not None):
+        write = masks.attention and partial(spread_weights, masks.attention, run.spread_tile)
+        mixed, pull = attend_repeatably(*heads, write, plan.dropout)  # type: ignore[call-arg]
     else:
         mixed, pull = vjp(  # type: ignore[misc]
             lambda q, k, v: mix(q, k, v, mask, inputs.boundaries, None, 0.0, fused=True), *heads
         )
-        heads = ()
     y, hidden, out = run.leave(block, x, mixed, plan, *masks[1:])
-    return Kept(x, heads, masks, pull, mixed, y, hidden), out
+    return Kept(x, heads if pull is None else (), masks, pull, mixed, y, hidden), out
 
 
 def _backward(

@@ -17,7 +17,8 @@ class Options:
     Attributes:
         attention: ``"written"`` out; ``"sdpa"``, torch's fused kernel; ``"cudnn"``, the same but for the
             derivative, cuDNN's that repeats its bits; ``"auto"``: fused on a GPU, by cuDNN where it can be.
-            With dropout the written form is used in training, as torch's kernel has its own random numbers.
+            In training with dropout cuDNN's takes whole rows; else the written form is used, since torch's
+            kernel has its own random numbers.
         compile: Compile the step with ``torch.compile``; ``"auto"``: on a GPU, as on a CPU a compilation
             takes a minute and saves a quarter of each step.
 

@@ -16,10 +16,13 @@ from functools import cache
 from typing import Any
 
 import torch
-from jaxtyping import BFloat16, Float32
+from jaxtyping import BFloat16, Float32, Int32
 from torch import Tensor
 
+from gpt_torchfunc.model import Inputs, Plan
+
 QKV = tuple[BFloat16[Tensor, "B H T K"], BFloat16[Tensor, "B H T K"], BFloat16[Tensor, "B H T K"]]
+Shape = tuple[int, ...]
 
 
 def has_repeatable(device: torch.device) -> bool:
@@ -32,49 +35,119 @@ def has_repeatable(device: torch.device) -> bool:
 def _fits() -> bool:
     """Whether the package takes the cuDNN that torch brought: one built for a later cuDNN fails on it."""
     try:
-        _graph((1, 1, 128, 64), ((8192, 8192, 64, 1),) * 5)
+        _derivative((1, 1, 128, 64), ((8192, 8192, 64, 1),) * 5)
     except Exception:  # noqa: BLE001 - the package's own errors have no common name
         return False
     return True
 
 
-def takes_heads(q: Tensor) -> bool:
-    """Whether cuDNN has a derivative for heads of this type and these sizes."""
-    return q.dtype == torch.bfloat16 and q.shape[2] % 2 == 0 and q.shape[3] % 8 == 0 and q.shape[3] <= 128
+def takes(plan: Plan, inputs: Inputs, width: int, *, drops: bool = False) -> bool:
+    """Whether attention is cuDNN's: it is not told of documents, and has no derivative for all sizes.
+
+    Args:
+        width: Of a head, K.
+        drops: With dropout of the weights, whose mask is read by whole tiles.
+    """
+    sizes = inputs.tokens.shape[1] % (64 if drops else 2) == 0 and width % 8 == 0 and width <= 128
+    whole = inputs.segment_starts is None
+    return plan.attention == "cudnn" and plan.dtype == torch.bfloat16 and whole and sizes
 
 
 def attend_repeatably(
-    q: BFloat16[Tensor, "B H T K"], k: BFloat16[Tensor, "B H T K"], v: BFloat16[Tensor, "B H T K"]
+    q: BFloat16[Tensor, "B H T K"],
+    k: BFloat16[Tensor, "B H T K"],
+    v: BFloat16[Tensor, "B H T K"],
+    write: Callable[[Int32[Tensor, "B H T half"]], None] | None = None,
+    rate: float = 0.0,
 ) -> tuple[BFloat16[Tensor, "M D"], Callable[[BFloat16[Tensor, "M D"]], QKV]]:
-    """Causal attention, and the function that takes its result's gradient to those of q, k and v."""
-    out, log_sums, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
-        q, k, v, None, True, 0.0, True, False
-    )
+    """Causal attention, and the function that takes its result's gradient to those of q, k and v.
+
+    Args:
+        write: Writes the dropout mask of the weights, see ``spread_weights``, forward and again back, into
+            one square that all layers use: it is larger than all that a block keeps. ``None``: no dropout.
+    """
+    if write is None:
+        out, log_sums, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
+            q, k, v, None, True, 0.0, True, False
+        )
+    else:
+        out, log_sums = torch.empty_like(q), q.new_empty((*q.shape[:3], 1), dtype=torch.float32)
+        _run(_forward(*_layout(q, k, v)), q, k, v, _written(q, write), _factor(q.device, rate), out, log_sums)
 
     def pull_back(d_out: Tensor) -> QKV:
         d_heads = d_out.unflatten(0, q.shape[::2]).unflatten(-1, q.shape[1::2]).transpose(1, 2)
-        return _derivative(q, k, v, out, d_heads, log_sums)
+        given, drops = [q, k, v, out, d_heads], list[Tensor]()
+        if write is not None:
+            # the inverse factor, with which its documentation scales the sum of d_out out, is not read
+            given[3] = out * (1.0 - rate)
+            drops = [_written(q, write), _factor(q.device, rate), _factor(q.device, 0.0)]
+        grads = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        _run(_derivative(*_layout(*given), drops=bool(drops)), *given, log_sums, *drops, *grads)
+        return grads
 
     return out.transpose(1, 2).flatten(2).flatten(0, 1), pull_back
 
 
-def _derivative(
-    q: Tensor, k: Tensor, v: Tensor, out: Tensor, d_out: Tensor, log_sums: Float32[Tensor, "B H T *one"]
-) -> QKV:
-    given = q, k, v, out, d_out
-    graph, handle = _graph(tuple(q.shape), tuple(each.stride() for each in given))
-    grads = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-    space = torch.empty(graph.get_workspace_size(), dtype=torch.uint8, device=q.device)
-    _cudnn().set_stream(handle, torch.cuda.current_stream(q.device).cuda_stream)
-    graph.execute(dict(enumerate((*given, log_sums, *grads))), space, handle)
-    return grads
+def _run(planned: tuple[Any, Any], *tensors: Tensor) -> None:
+    graph, handle = planned
+    device = tensors[0].device
+    space = torch.empty(graph.get_workspace_size(), dtype=torch.uint8, device=device)
+    _cudnn().set_stream(handle, torch.cuda.current_stream(device).cuda_stream)
+    graph.execute(dict(enumerate(tensors)), space, handle)
+
+
+def _layout(*given: Tensor) -> tuple[Shape, tuple[Shape, ...]]:
+    return tuple(given[0].shape), tuple(each.stride() for each in given)
+
+
+def _written(q: Tensor, write: Callable[[Tensor], None]) -> BFloat16[Tensor, "B H T T"]:
+    square = _square(q.device, *q.shape[:3])
+    write(square.view(torch.int32))
+    return square
 
 
 @cache
-def _graph(shape: tuple[int, ...], strides: tuple[tuple[int, ...], ...]) -> Any:
-    """A plan for tensors laid out so, and its handle; tensors go by their place among the arguments."""
+def _square(device: torch.device, rows: int, heads: int, context: int) -> BFloat16[Tensor, "B H T T"]:
+    """Where the masks of each layer are written in turn; zeros where no tile looks."""
+    return torch.zeros(rows, heads, context, context, dtype=torch.bfloat16, device=device)
+
+
+@cache
+def _factor(device: torch.device, rate: float) -> Float32[Tensor, "1 1 1 1"]:
+    return torch.full((1, 1, 1, 1), 1.0 / (1.0 - rate), device=device)
+
+
+@cache
+def _forward(shape: Shape, strides: tuple[Shape, ...]) -> tuple[Any, Any]:
+    """A plan of attention with dropout for tensors laid out so, and its handle."""
+    graph, handle, given = _begin(shape, strides)
+    drops = _dropout(graph, shape, len(given), 1)
+    out, log_sums = graph.sdpa(*given, is_inference=False, dropout=drops, **_causal(shape))
+    uid = len(given) + len(drops)
+    out.set_output(True).set_dim(shape).set_stride(strides[0]).set_uid(uid)
+    dim, stride, kind = _sums(shape)
+    log_sums.set_output(True).set_dim(dim).set_stride(stride).set_data_type(kind).set_uid(uid + 1)
+    return _built(graph), handle
+
+
+@cache
+def _derivative(shape: Shape, strides: tuple[Shape, ...], *, drops: bool = False) -> tuple[Any, Any]:
+    """A plan of its derivative for tensors laid out so, and its handle."""
+    graph, handle, given = _begin(shape, strides)
+    dim, stride, kind = _sums(shape)
+    given.append(graph.tensor(dim=dim, stride=stride, data_type=kind, uid=len(given)))
+    dropped = _dropout(graph, shape, len(given), 2) if drops else ()
+    grads = graph.sdpa_backward(
+        *given, dropout=dropped or None, use_deterministic_algorithm=True, **_causal(shape)
+    )
+    for uid, (grad, stride) in enumerate(zip(grads, strides, strict=False), len(given) + len(dropped)):
+        grad.set_output(True).set_dim(shape).set_stride(stride).set_uid(uid)
+    return _built(graph), handle
+
+
+def _begin(shape: Shape, strides: tuple[Shape, ...]) -> tuple[Any, Any, list[Any]]:
+    """An empty plan, its handle, and the heads that go in; tensors go by their place among ``_run``'s."""
     cudnn = _cudnn()
-    rows, heads, context, width = shape
     handle = cudnn.create_handle()
     graph = cudnn.pygraph(
         io_data_type=cudnn.data_type.BFLOAT16,
@@ -83,19 +156,35 @@ def _graph(shape: tuple[int, ...], strides: tuple[tuple[int, ...], ...]) -> Any:
         handle=handle,
     )
     given = [graph.tensor(dim=shape, stride=stride, uid=uid) for uid, stride in enumerate(strides)]
-    sums = (rows, heads, context, 1), (heads * context, context, 1, 1)
-    log_sums = graph.tensor(dim=sums[0], stride=sums[1], data_type=cudnn.data_type.FLOAT, uid=len(given))
-    grads = graph.sdpa_backward(
-        *given,
-        log_sums,
-        attn_scale=1 / math.sqrt(width),
-        use_causal_mask=True,
-        use_deterministic_algorithm=True,
+    return graph, handle, given
+
+
+def _dropout(graph: Any, shape: Shape, first: int, factors: int) -> tuple[Any, ...]:
+    """A mask of the weights, and what cuDNN multiplies by beside it."""
+    rows, heads, context, _ = shape
+    square = context * context
+    mask = graph.tensor(
+        dim=(rows, heads, context, context), stride=(heads * square, square, context, 1), uid=first
     )
-    for uid, (grad, stride) in enumerate(zip(grads, strides, strict=False), len(given) + 1):
-        grad.set_output(True).set_dim(shape).set_stride(stride).set_uid(uid)
-    graph.build([cudnn.heur_mode.A, cudnn.heur_mode.FALLBACK])
-    return graph, handle
+    kind, ones = _cudnn().data_type.FLOAT, (1, 1, 1, 1)
+    places = range(first + 1, first + 1 + factors)
+    return mask, *(graph.tensor(dim=ones, stride=ones, data_type=kind, uid=uid) for uid in places)
+
+
+def _causal(shape: Shape) -> dict[str, Any]:
+    return {"attn_scale": 1 / math.sqrt(shape[-1]), "use_causal_mask": True}
+
+
+def _sums(shape: Shape) -> tuple[Shape, Shape, Any]:
+    """Shape, strides and type of the log-sum-exps."""
+    rows, heads, context, _ = shape
+    return (rows, heads, context, 1), (heads * context, context, 1, 1), _cudnn().data_type.FLOAT
+
+
+def _built(graph: Any) -> Any:
+    modes = _cudnn().heur_mode
+    graph.build([modes.A, modes.FALLBACK])
+    return graph
 
 
 def _cudnn() -> Any:
