@@ -2,7 +2,7 @@
 
 torch's fused attention runs cuDNN's kernels too, but does not ask for the deterministic one of the backward
 pass: where bits must not change it falls back on FlashAttention-2, which takes half as long again. NVIDIA's
-own Python package, ``nvidia-cudnn-frontend``, can ask.
+own Python package, ``nvidia-cudnn-frontend``, can ask, and can give cuDNN dropout masks of ours.
 
 Shapes: B rows, T positions, H heads, K head width, M tokens of all rows (B T).
 """
