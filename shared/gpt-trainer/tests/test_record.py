@@ -14,7 +14,7 @@ from gpt_trainer.checkpoint import find_steps
 from gpt_trainer.errors import InputError
 from gpt_trainer.gpt2.spec import gpt2_spec
 from gpt_trainer.run.folder import set_aside_later, store_record, stored_record
-from gpt_trainer.run.record import Record, RunState, read_record, read_state
+from gpt_trainer.run.record import Record, RunState, differences, read_record, read_state
 from gpt_trainer.spikes import SpikeGuard
 from gpt_trainer_runs import Capture, Train, the_line
 from gpt_trainer_toy import SPEC
@@ -124,6 +124,21 @@ def test_no_flipped_bit_in_a_byte_of_a_record_is_believed(tmp_path: Path) -> Non
         # white space may be another: the values are what is vouched for
         with contextlib.suppress(InputError):
             assert stored_record(tmp_path) == stored, f"byte {place}"
+
+
+# once "keep all -> None; attention None -> written; torch 2.15.0 -> None", a line for each of a dozen
+def test_what_another_backend_brings_goes_with_its_name() -> None:
+    before = {"backend": "gpt-triton", "numpy": "2.0", "keep": "all", "torch": "2.15", "threads": None}
+    now = {"backend": "gpt-jax", "numpy": "2.1", "jax": "0.10", "threads": 1}
+    assert differences(before, now) == [
+        "backend gpt-triton -> gpt-jax",
+        "numpy 2.0 -> 2.1",
+        "threads unset -> 1",
+    ]
+    assert differences(before, {**before, "keep": "less", "attention": "sdpa"}) == [
+        "keep all -> less",
+        "attention unset -> sdpa",
+    ]
 
 
 def test_a_record_of_the_first_versions_has_no_seal(tmp_path: Path) -> None:

@@ -213,9 +213,16 @@ def as_json(options: Any) -> dict[str, Any]:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What is not as it was, in words: ``["torch 2.11.0 -> 2.15.0"]``."""
-    return [
-        f"{name} {before.get(name)} -> {now.get(name)}"
-        for name in {**before, **now}
-        if before.get(name) != now.get(name)
-    ]
+    """What is not as it was, in words: ``["torch 2.11.0 -> 2.15.0"]``.
+
+    What only one of two backends has, its choices and libraries, goes with the backend's name.
+    """
+    names = list({**before, **now})
+    if before.get("backend") != now.get("backend"):
+        names = [name for name in before if name in now]
+    moved = [name for name in names if before.get(name) != now.get(name)]
+    return [f"{name} {_told(before.get(name))} -> {_told(now.get(name))}" for name in moved]
+
+
+def _told(value: object) -> object:
+    return "unset" if value is None else value
