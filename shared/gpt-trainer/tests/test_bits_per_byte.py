@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import bpe_scratch
 import numpy as np
 import pytest
+from gpt_data.batch import IGNORE, Batch
 from gpt_data.dataset import Dataset
 from gpt_data.prepare import prepare
-from gpt_trainer.evaluate.validation import Evaluation, token_bytes
+from gpt_trainer.evaluate.validation import Evaluation, evaluate, token_bytes
+from gpt_trainer.ranks.peers import Alone
 from gpt_trainer.report.metrics import read_metrics
 from gpt_trainer_runs import Capture, Train
 
@@ -34,6 +38,28 @@ def test_a_sure_model_needs_no_bits_and_one_that_guesses_eight() -> None:
     assert Evaluation(1.0, 7).bits_per_byte is None
     # nothing but ends of documents
     assert Evaluation(1.0, 7, 0).bits_per_byte is None
+
+
+class Fixed:
+    """A split of one batch, and a model that finds every target to cost 2 nats."""
+
+    def __init__(self, targets: list[int]) -> None:
+        self.batch = Batch(np.zeros((1, len(targets)), np.int32), np.array([targets], np.int32))
+
+    def sequential(self, rows: int) -> Iterator[Batch]:
+        yield self.batch
+
+    def evaluate(self, batch: Batch) -> tuple[float, int]:
+        return 2.0 * batch.target_count, batch.target_count
+
+
+def test_what_is_no_target_counts_no_bytes_and_costs_nothing() -> None:
+    # the last id, by which -1 would count, has bytes too
+    lengths = np.array([1, 10, 100], np.int32)
+    scored, nothing = ([IGNORE, 0, 1, IGNORE], Evaluation(2.0, 2, 11)), ([IGNORE], Evaluation(0.0, 0, 0))
+    for targets, want in (scored, nothing):
+        given: Any = Fixed(targets)
+        assert evaluate(given, given, 1, Alone(), lengths) == want
 
 
 @pytest.mark.parametrize("packing", ["stream", "documents"])
