@@ -138,9 +138,14 @@ def test_saving_other_content_over_a_whole_step_is_refused(
     assert not list((run / "checkpoints").glob(".tmp*"))
 
 
-def test_a_damaged_step_is_moved_aside_and_replaced(run: Path, make_state: Make, same_state: Same) -> None:
+@pytest.mark.parametrize("gone", ["", "manifest.json"])
+def test_a_damaged_step_is_moved_aside_and_replaced(
+    run: Path, make_state: Make, same_state: Same, gone: str
+) -> None:
     folder = run / "checkpoints" / "step-00000002"
     (folder / "trainer.json").write_bytes(b"{}")
+    if gone:
+        (folder / gone).unlink()
     save_checkpoint(run, make_state(2))
     assert same_state(load_checkpoint(folder), make_state(2))
     aside = [path for path in folder.parent.iterdir() if path.name.startswith("damaged-step-00000002-")]
