@@ -183,6 +183,9 @@ def test_a_search_goes_on_while_a_longer_one_could_still_win(log_prob: float, en
     ids, one = jnp.full((1, 2, 13), END, jnp.int32), jnp.ones(1, jnp.int32)
     state = search.Beam(jnp.int32(0), ids, open_ones, {}, ids[:, 0], jnp.array([-1.0]), one, one > 1)
     assert bool(search._continue(state, found, 13 * one, END, jnp.float32(0.6)).done[0]) == ends
+    # nor does it once as many are complete as the beam is wide
+    state = state._replace(complete=2 * one)
+    assert search._continue(state, found, 13 * one, END, jnp.float32(0.6)).done[0]
 
 
 def test_limit_is_fifty_tokens_more_than_the_source(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -181,6 +181,17 @@ def test_a_process_that_falls_silent_is_named_and_the_others_end(
     assert time.monotonic() - started < 5.0
 
 
+@pytest.mark.parametrize(("alarm", "seen"), [(False, [1]), (True, [1, 2])])
+def test_all_are_looked_at_once_a_collective_has_failed(alarm: bool, seen: list[int]) -> None:
+    table, others = Table(), {rank: watch.Seen() for rank in (1, 2)}
+    for rank in others:
+        table.set(f"sign/{rank}", json.dumps(watch.Sign(1, 0, False, "", 0)).encode())
+    first = watch.Watch(Place(0, 3, 0), table, StopFlag(), lambda: 600.0)
+    first._alarm = alarm
+    first._look(others)
+    assert [rank for rank, its in others.items() if its.sign is not None] == seen
+
+
 def test_one_that_does_not_come_on_is_named_and_ended(quick: list[CommandError]) -> None:
 
     def work(peers: Peers) -> None:
