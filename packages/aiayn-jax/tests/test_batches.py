@@ -34,6 +34,12 @@ def make_plan(lengths: list[tuple[int, int]], tokens: int, buckets: int, seed: i
     return BatchPlan(pairs, shapes, seed)
 
 
+def test_no_batch_is_taller_than_there_are_pairs_for_it() -> None:
+    plan = make_plan([(3, 4), (4, 2), (9, 12)], tokens=10**30, buckets=2)
+    assert plan.shapes == [Shape(2, 4, 4), Shape(1, 12, 12)]
+    assert make_plan([(3, 4), (4, 2), (9, 12)], tokens=4, buckets=2).shapes[0].rows == 1
+
+
 @given(LENGTHS, st.integers(1, 120), st.integers(1, 5), st.integers(0, 3))
 @settings(deadline=None)
 def test_every_pair_comes_once_an_epoch_in_one_of_the_shapes(

@@ -88,7 +88,8 @@ def command(name: str, *flags: str) -> list[str]:
 
 
 def test_the_standard_input_is_read_from_a_pipe(run: Path, tmp_path: Path) -> None:
-    flags = [f"--model={run}", "--device=cpu", "--beam=1"]
+    # no more lines are translated together than are read at a time
+    flags = [f"--model={run}", "--device=cpu", "--beam=1", f"--batch={10**19}"]
     done = subprocess.run(
         command("translate", *flags), input="5\n\n6", capture_output=True, text=True, timeout=120
     )
@@ -150,6 +151,7 @@ def test_a_signal_before_the_first_step_leaves_nothing(
         (["--data=wmt15"], 65, "--data wmt15 is none of numbers, "),
         (["--preset=huge"], 65, "unknown preset 'huge'; choose one of demo, small, base, big"),
         (["--steps=0"], 65, "steps=0 is not positive and finite"),
+        ([f"--beam={10**19}"], 65, f"beam={10**19} is above 1024"),
         (["--lr-scale=inf"], 65, "lr_scale=inf is not positive and finite"),
         (["--lr-scale=nan"], 65, "lr_scale=nan is not positive and finite"),
         (["--length-penalty=nan"], 65, "length_penalty=nan is not in [0, infinity)"),
@@ -240,6 +242,7 @@ def test_the_commands_refuse_each_others_models(
         (["--model=."], "holds no checkpoint"),
         (["--model=.", "--text=a", "--input=b"], "--text and --input do not go together"),
         (["--model=.", "--beam=0"], "--beam 0 is not positive"),
+        (["--model=.", f"--beam={10**19}"], f"--beam {10**19} is above 1024"),
         (["--model=.", "--length-penalty=-1"], "--length-penalty -1.0 is not in [0, infinity)"),
         (["--model=.", "--length-penalty=inf"], "--length-penalty inf is not in [0, infinity)"),
         (["--model=.", "--text=\udcff"], "--text is not UTF-8"),

@@ -10,6 +10,9 @@ from math import prod
 
 from gpt_trainer.model_config import MOST_LAYERS
 
+MOST_BEAM = 1024
+"""Far beyond any that helps: one that is mistyped is refused before the training that it comes behind."""
+
 
 @dataclass(frozen=True)
 class Sizes:

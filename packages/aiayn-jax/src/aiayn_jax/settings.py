@@ -12,7 +12,7 @@ from typing import Literal
 from gpt_trainer.schedules import noam
 from gpt_trainer.settings import sections
 
-from aiayn_jax.config import PRESETS, Sizes, TransformerConfig
+from aiayn_jax.config import MOST_BEAM, PRESETS, Sizes, TransformerConfig
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,8 @@ class RunConfig:
         free = ("eval_every", "save_every", "score_pairs", "length_penalty")
         sections.require_not_negative({name: getattr(reports, name) for name in free})
         sections.require_seed(self.runtime.seed)
+        if reports.beam > MOST_BEAM:
+            raise ValueError(f"beam={reports.beam} is above {MOST_BEAM}")
 
     def model_config(self, vocab_size: int) -> TransformerConfig:
         """Sizes of a model with the tokenizer's vocabulary."""

@@ -61,7 +61,7 @@ def _translate(options: TranslateOptions, stop: StopFlag) -> None:
     name: Score = "exact_match" if loaded.numbers else "bleu"
     if reference is not None:
         check_available(name)
-    decoding = Decoding(options.beam, options.length_penalty, options.batch)
+    decoding = Decoding(options.beam, options.length_penalty, min(options.batch, CHUNK_LINES))
     found: list[str] = []
     for number, chunk in enumerate(_chunks(lines)):
         first = number * CHUNK_LINES + 1

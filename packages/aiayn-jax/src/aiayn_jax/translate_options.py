@@ -12,6 +12,7 @@ from gpt_data.flags import parse_flags
 from gpt_trainer.errors import InputError
 
 from aiayn_jax import TRANSLATE
+from aiayn_jax.config import MOST_BEAM
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ def read_options(argv: Sequence[str]) -> TranslateOptions:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise InputError(f"--{name} {value} is not positive")
+    if options.beam > MOST_BEAM:
+        raise InputError(f"--beam {options.beam} is above {MOST_BEAM}")
     if not 0 <= options.length_penalty < math.inf:
         raise InputError(f"--length-penalty {options.length_penalty} is not in [0, infinity)")
     return options

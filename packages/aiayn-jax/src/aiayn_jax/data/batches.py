@@ -53,7 +53,8 @@ def choose_shapes(
     for place, width in enumerate(widths):
         inside = places == place
         sides = (_round_up(int(side[inside].max()), multiple) for side in (source, target))
-        shapes.append(Shape(max(1, tokens // width), *sides))
+        # no taller than all of its pairs, which would be rows of nothing
+        shapes.append(Shape(max(1, min(tokens // width, int(inside.sum()))), *sides))
     return shapes
 
 
