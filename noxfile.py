@@ -216,12 +216,13 @@ def parity(session: nox.Session) -> None:
     """Hold every backend against a float64 referee; `-- --device gpu` does it on a GPU."""
     sync(session, "--only-group=parity")
     place = Path(session.create_tmp()).resolve()
-    on_gpu = ["--extra=cuda13"] if "gpu" in session.posargs else []
+    on_gpu = {"gpt-jax": ["--extra=cuda13"], "gpt-torchfunc": ["--extra=cudnn"]}
+    more = on_gpu if "gpu" in session.posargs else {}
     pythons = {member: place / member / "bin" / "python" for member in BACKENDS}
     for member in BACKENDS:
         session.run_install(
             *("uv", "sync", "--quiet", "--no-default-groups", f"--package={member}", "--group=test"),
-            *(on_gpu if member == "gpt-jax" else []),
+            *more.get(member, []),
             f"--python={session.virtualenv.location}",
             env={"UV_PROJECT_ENVIRONMENT": str(place / member)},
         )

@@ -48,6 +48,7 @@ VARIANTS = (
     # one form as it stands and one as torch.compile makes it, which is the default on a GPU
     Variant("gpt-torchfunc-written", "gpt-torchfunc", ("attention=written", "compile=off"), exchanges=True),
     Variant("gpt-torchfunc-sdpa", "gpt-torchfunc", ("attention=sdpa",)),
+    Variant("gpt-torchfunc-cudnn", "gpt-torchfunc", ("attention=cudnn",), ("gpu",), ("bfloat16",)),
     Variant("gpt-triton-reference", "gpt-triton", ("kernels=reference",), exchanges=True),
     Variant("gpt-triton-kernels", "gpt-triton", ("kernels=triton",), ("gpu",), exchanges=True),
     # two steps are enough to see the optimizer's state at work, and all that the interpreter has time for
