@@ -280,6 +280,20 @@ def test_what_was_evaluated_at_the_ends_alone_is_points_without_a_line(
     assert (len(line.get_xdata()), line.get_linewidth()) == (evaluations, width)
 
 
+def test_accuracies_share_a_panel_and_counts_have_none() -> None:
+    """Six panels it was once, of which one said 200 items, and their names lay over each other."""
+    told = {"items": 200, "acc": 0.25, "acc_stderr": 0.03, "acc_norm": 0.26, "acc_bytes": 0.5, "truncated": 7}
+    line = {f"hellaswag_harness_{name}": value for name, value in told.items()}
+    panels, _ = drawn([{"step": 1, "loss": 3.0}, {"step": 5, "loss": 3.0}, {"step": 5, **line}])
+    assert [axes.get_ylabel() for axes in panels[1:]] == ["hellaswag\nharness acc"]
+    assert [curve.get_ydata()[-1] for curve in panels[1].lines] == [0.25, 0.26, 0.5]
+    assert [text.get_text() for text in panels[1].texts] == ["0.250", "0.260 norm", "0.500 bytes"]
+    panels[1].figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in panels[1].texts]
+    assert not any(a.overlaps(b) for a, b in itertools.pairwise(boxes))
+    assert panels[1].yaxis.label.get_window_extent().height < panels[1].get_window_extent().height * 1.1
+
+
 def test_the_picture_has_a_panel_for_whatever_else_is_evaluated() -> None:
     steps = [{"step": step, "loss": 3.0} for step in range(1, 9)]
     extra = [{"step": s, "hellaswag_acc": s / 8, "hellaswag_acc_stderr": 0.1} for s in (0, 4, 8)]

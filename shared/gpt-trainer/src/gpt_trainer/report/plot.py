@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import cycle
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ PLOT_NAME = "loss.png"
 SMOOTHED_SHARE, SMOOTHED_LEAST = 0.02, 10
 """The smooth curve looks at about this share of all steps, and at least at so many."""
 INK, PALE, ACCENT = "#1f4e79", "#a9c4de", "#d1495b"
+COLOURS = (ACCENT, INK, "#7a9e3f")
 ROOM = 1.14
 """The axis of steps is so much longer than the run: the last values stand there, where no line is."""
 DRAWN = ("step", "val_loss", "val_targets", "val_bits_per_byte")
@@ -38,7 +41,7 @@ def plot_losses(run: Path) -> Path | None:
 
 
 def draw_losses(lines: Sequence[Mapping[str, Any]], title: str) -> Any:
-    """The losses of a run, and below them a panel for each other figure, as a ``matplotlib`` figure.
+    """The losses of a run, and below them a panel for each other kind of figure, as a ``matplotlib`` figure.
 
     Args:
         lines: Its metrics; at least one is a step's.
@@ -59,14 +62,22 @@ def draw_losses(lines: Sequence[Mapping[str, Any]], title: str) -> Any:
     return figure
 
 
-def extra_figures(lines: Sequence[Mapping[str, Any]]) -> dict[str, Points]:
-    """What was evaluated besides the loss: each figure's values by step, errors and counts left out."""
+def extra_figures(lines: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Points]]:
+    """What was evaluated besides the loss: by panel, each figure's values by step.
+
+    Errors are left out, and counts, which are the whole numbers. A figure whose name goes on from another's,
+    as ``acc_norm`` from ``acc``, is drawn with it.
+    """
     found: dict[str, Points] = {}
     for line in lines:
         for name, value in () if "loss" in line else line.items():
-            if name not in DRAWN and not name.endswith(("_stderr", "_examples")):
+            if name not in DRAWN and not name.endswith("_stderr") and not isinstance(value, int):
                 found.setdefault(name, []).append((line["step"], value))
-    return found
+    panels: dict[str, dict[str, Points]] = {}
+    for name, points in found.items():
+        panel = next((first for first in panels if name.startswith(f"{first}_")), name)
+        panels.setdefault(panel, {})[name] = points
+    return panels
 
 
 def _draw_losses(axes: Any, lines: Sequence[Mapping[str, Any]]) -> None:
@@ -76,12 +87,12 @@ def _draw_losses(axes: Any, lines: Sequence[Mapping[str, Any]]) -> None:
     smoothed = smooth(losses)
     axes.plot(steps, losses, color=PALE, linewidth=0.8, label="training, each step")
     axes.plot(steps, smoothed, color=INK, linewidth=1.6, label="training, smoothed")
-    ends = [(smoothed[-1], INK)]
+    ends = [(smoothed[-1], INK, "")]
     if val:
         # a line from the first step to the last would claim what nobody measured
         looks = {"marker": "o", "markersize": 3.5, "linewidth": 1.4 if len(val) > 2 else 0.0}
         axes.plot(*zip(*val, strict=True), color=ACCENT, label="validation", **looks)
-        ends.append((val[-1][1], ACCENT))
+        ends.append((val[-1][1], ACCENT, ""))
     _add_bits(axes, lines)
     _write_ends(axes, int(steps[-1]), ends)
     axes.set_ylabel("loss (nats per token)")
@@ -100,10 +111,15 @@ def _add_bits(axes: Any, lines: Sequence[Mapping[str, Any]]) -> None:
         scale.spines["right"].set_visible(False)
 
 
-def _write_ends(axes: Any, step: int, ends: list[tuple[float, str]]) -> None:
-    """The last values behind their curves, one above the other where they are close."""
+def _write_ends(axes: Any, step: int, ends: list[tuple[float, str, str]], least: float = 0.055) -> None:
+    """The last values behind their curves, one above the other where they are close.
+
+    Args:
+        ends: Each with its colour, and what is written behind it.
+        least: From one to the next, as a share of the panel's height.
+    """
     low, high = axes.get_ylim()
-    least, places = 0.055 * (high - low), sorted(ends)
+    least, places = least * (high - low), [end[:2] for end in sorted(ends)]
     for place in range(1, len(places)):
         value, below = places[place][0], places[place - 1][0]
         if value - below < least:
@@ -112,16 +128,19 @@ def _write_ends(axes: Any, step: int, ends: list[tuple[float, str]]) -> None:
                 (middle - least / 2.0, places[place - 1][1]),
                 (middle + least / 2.0, places[place][1]),
             ]
-    for (at, colour), (value, _) in zip(places, sorted(ends), strict=True):
-        axes.text(1.015 * step, at, f"{value:.3f}", color=colour, va="center", fontsize=9)
+    for (at, colour), (value, _, name) in zip(places, sorted(ends), strict=True):
+        axes.text(1.015 * step, at, f"{value:.3f}{name}", color=colour, va="center", fontsize=9)
 
 
-def _draw_extra(axes: Any, name: str, points: Points) -> None:
-    axes.plot(*zip(*points, strict=True), color=ACCENT, marker="o", markersize=3.5, linewidth=1.4)
-    axes.text(
-        1.015 * points[-1][0], points[-1][1], f"{points[-1][1]:.4g}", color=ACCENT, va="center", fontsize=9
-    )
-    axes.set_ylabel(name.replace("_", " "), fontsize=9)
+def _draw_extra(axes: Any, panel: str, figures: Mapping[str, Points]) -> None:
+    ends = []
+    for (name, points), colour in zip(figures.items(), cycle(COLOURS)):
+        axes.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=3.5, linewidth=1.4)
+        ends.append((points[-1][1], colour, name.removeprefix(panel).replace("_", " ")))
+    axes.margins(y=0.25)
+    _write_ends(axes, max(points[-1][0] for points in figures.values()), ends, least=0.17)
+    # the panel is not high: a name of four words would lie over the next one's
+    axes.set_ylabel(fill(panel.replace("_", " "), 14), fontsize=9)
     _tidy(axes)
 
 
