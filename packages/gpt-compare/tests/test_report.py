@@ -150,9 +150,12 @@ def test_the_page_stands_alone_and_shows_what_the_table_shows(folder: Path) -> N
     assert "prefers-color-scheme: dark" in text
     assert text.count("<svg") == len(PLOTS)
     assert "currentColor" in text[text.index("<svg") :]
+    # no flag and no range is parted at its hyphen
+    bare, words = re.sub(r"</?span>", "", text), re.findall(r"<span>(.+?)</span>", text)
+    assert {"--", "(1"} <= {word[:2] for word in words}
     for line in table_of((folder / "report.md").read_text()):
         for cell in line.values():
-            assert escape(cell.replace("\\|", "|")) in text
+            assert escape(cell.replace("\\|", "|")) in bare
     assert "<dt>lr</dt><dd>" in text
     assert "<dt>eval_every</dt><dd>at the ends alone</dd>" in text
 

@@ -34,6 +34,7 @@ th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align
   vertical-align: top }
 th:first-child { text-align: left; position: sticky; left: 0; background: var(--back); font-weight: normal;
   color: var(--quiet) }
+th span, td span { white-space: nowrap }
 .plots { display: grid; gap: 1.5rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)) }
 figure { margin: 0 } svg { width: 100%; height: auto; color: var(--fore) } svg text { fill: currentColor }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; margin: 0 } dd { margin: 0 }
@@ -100,8 +101,13 @@ def _table(table: Sequence[Sequence[str]]) -> str:
 
 def _cells(line: Sequence[str], kind: str) -> str:
     """The first names what stands beside it."""
-    first, *others = (escape(cell) for cell in line)
+    first, *others = (_unbroken(cell) for cell in line)
     return f"<th>{first}</th>" + "".join(f"<{kind}>{cell}</{kind}>" for cell in others)
+
+
+def _unbroken(cell: str) -> str:
+    """Words that part at spaces alone: a browser would part a flag or a range at its hyphen."""
+    return " ".join(f"<span>{word}</span>" if "-" in word else word for word in escape(cell).split(" "))
 
 
 def _list(values: Mapping[str, Any]) -> str:
