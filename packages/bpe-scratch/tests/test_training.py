@@ -155,16 +155,6 @@ def test_over_the_limit_at_least_half_of_it_is_made_free(layer: Any, monkeypatch
         assert len(words.count_words([document], "gpt2", layer)) == left
 
 
-def test_progress_is_told(layer: str) -> None:
-    told: list[tuple[int, int]] = []
-    read: list[int] = []
-    train(
-        ["abab cdcd " * 30], 262, on_progress=lambda *a: told.append(a), on_documents=read.append, layer=layer
-    )
-    assert told[-1] == (5, 5)
-    assert read[-1] == 1
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

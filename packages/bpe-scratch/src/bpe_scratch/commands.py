@@ -123,19 +123,25 @@ def _train(given: Namespace) -> None:
     from bpe_scratch.training import train
 
     tokenizer = train(
-        (part.text for part in read_parts(given.files, given.field, given.pattern, _say)),
+        _counted(read_parts(given.files, given.field, given.pattern, _say)),
         given.vocab_size,
         pattern=given.pattern,
         special_tokens=given.special_token,
         min_frequency=given.min_frequency,
-        on_documents=lambda n: _show(f"counted {n} documents"),
-        on_progress=lambda done, wanted: _show(f"learned {done} of {wanted} merges"),
     )
     tokenizer.save(given.out)
     fewer = f" of {given.vocab_size} asked for: no other pair occurs {given.min_frequency} times"
     size = f"{tokenizer.vocab_size} ids{fewer if tokenizer.vocab_size < given.vocab_size else ''}"
     _show("")
     _say(f"{given.out}: {size}, sha256 {tokenizer.sha256[:16]}")
+
+
+def _counted(parts: Iterator[Part]) -> Iterator[str]:
+    for number, part in enumerate(parts):
+        if number % 1000 == 0:
+            _show(f"reading: {number} documents")
+        yield part.text
+    _show("learning merges")
 
 
 def _encode(given: Namespace) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from bpe_scratch.reference import merge_pair
 from bpe_scratch.vocabulary import Pair
@@ -65,16 +65,9 @@ def pop_most_frequent(heap: list[tuple[int, Pair]], counts: Mapping[Pair, int], 
 
 
 def train_merges(
-    words: Mapping[bytes, int],
-    byte_ids: Sequence[int],
-    merges: int,
-    min_frequency: int,
-    on_progress: Callable[[int], None] | None = None,
+    words: Mapping[bytes, int], byte_ids: Sequence[int], merges: int, min_frequency: int
 ) -> list[Pair]:
-    """Learn merges; the same ones as the reference, whose arguments these are.
-
-    ``on_progress`` is called with the number of merges learned so far.
-    """
+    """Learn merges; the same ones as the reference, whose arguments these are."""
     corpus = _Corpus(words, byte_ids)
     tokens = {index: bytes([byte]) for byte, index in enumerate(byte_ids)}
     ids = {token: index for index, token in tokens.items()}
@@ -92,6 +85,4 @@ def train_merges(
         learned.append(pair)
         for grown in corpus.merge(pair, new):
             heapq.heappush(heap, (-corpus.counts[grown], grown))
-        if on_progress is not None:
-            on_progress(len(learned))
     return learned

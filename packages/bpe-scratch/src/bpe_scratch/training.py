@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from bpe_scratch import incremental
 from bpe_scratch.byte_alphabet import BYTES_IN_ID_ORDER, CHAR_TO_BYTE
@@ -25,8 +25,6 @@ def train(
     special_tokens: Sequence[str] = (END_OF_TEXT,),
     min_frequency: int = 2,
     layer: Layer = "auto",
-    on_documents: Callable[[int], None] | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
 ) -> Tokenizer:
     """Learn a byte-level BPE.
 
@@ -42,8 +40,6 @@ def train(
         special_tokens: Texts that get an id of their own and are never merged.
         min_frequency: Least count of a pair worth merging.
         layer: ``auto`` (kernels where they can) or ``reference``; the merges are the same.
-        on_documents: Called now and then with the number of documents read.
-        on_progress: Called with merges learned and merges wanted.
 
     Raises:
         TokenizerError: If ``vocab_size`` leaves no room for the bytes and the special tokens, or a special
@@ -52,11 +48,10 @@ def train(
         TypeError: If the documents are one text.
     """
     merges = _merges_wanted(vocab_size, special_tokens, min_frequency)
-    words: Mapping[bytes, int] = count_words(documents, pattern, layer, on_documents)
-    progress = None if on_progress is None else (lambda done: on_progress(done, merges))
+    words: Mapping[bytes, int] = count_words(documents, pattern, layer)
     for token in map(to_utf8, special_tokens):
         words = cut_out(token, words)
-    vocabulary = learn(words, merges, min_frequency, layer, progress)
+    vocabulary = learn(words, merges, min_frequency, layer)
     special = {text: i for i, text in enumerate(special_tokens, start=len(vocabulary.tokens))}
     return Tokenizer(vocabulary, pattern=pattern, special_tokens=special, layer=layer)
 
@@ -76,15 +71,9 @@ def _merges_wanted(vocab_size: int, special_tokens: Sequence[str], min_frequency
     return merges
 
 
-def learn(
-    words: Mapping[bytes, int],
-    merges: int,
-    min_frequency: int,
-    layer: Layer = "auto",
-    progress: Callable[[int], None] | None = None,
-) -> Vocabulary:
+def learn(words: Mapping[bytes, int], merges: int, min_frequency: int, layer: Layer = "auto") -> Vocabulary:
     """Learn merges from words and their counts, up to 2^62 in all."""
-    arguments = words, BYTE_IDS, merges, min_frequency, progress
+    arguments = words, BYTE_IDS, merges, min_frequency
     if layer == "auto" and has_numba():
         from bpe_scratch.compiled.trainer import train_merges
 

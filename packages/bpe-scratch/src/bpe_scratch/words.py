@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
 
 from bpe_scratch.layers import Layer, is_compiled, tell_before_compiling
 from bpe_scratch.patterns import refuse_lone_text, resolve_pattern, splitter, to_utf8
@@ -14,12 +13,7 @@ MAX_WORDS = 1 << 23
 _BATCH = 1_000_000  # characters counted between two looks at the limit
 
 
-def count_words(
-    documents: Iterable[str],
-    pattern: str,
-    layer: Layer = "auto",
-    on_documents: Callable[[int], None] | None = None,
-) -> Counter[bytes]:
+def count_words(documents: Iterable[str], pattern: str, layer: Layer = "auto") -> Counter[bytes]:
     """How often each distinct piece of the documents occurs.
 
     Once there are more than ``MAX_WORDS``, the pieces seen once are dropped, then those seen at most twice,
@@ -27,23 +21,34 @@ def count_words(
     Below the limit counts are exact.
     """
     refuse_lone_text(documents)
-    counter: Any = _make_counter(pattern, layer)
-    for done in counter.add(documents):
-        if len(counter.counts) > MAX_WORDS:
-            _forget_the_rarest(counter.counts)
-        if on_documents is not None:
-            on_documents(done)
-    counts: Counter[bytes] = counter.counts
+    counts: Counter[bytes] = Counter()
+    for counts in _counting(documents, pattern, layer):
+        if len(counts) > MAX_WORDS:
+            _forget_the_rarest(counts)
     return counts
 
 
-def _make_counter(pattern: str, layer: Layer) -> Any:
+def _counting(documents: Iterable[str], pattern: str, layer: Layer) -> Iterator[Counter[bytes]]:
+    """One and the same counter, now and then, and when all is counted."""
     if not is_compiled(layer, pattern):
-        return PlainCounter(pattern)
+        return _count_plainly(documents, pattern)
     from bpe_scratch.compiled.counting import WordCounter
 
     tell_before_compiling()
-    return WordCounter(resolve_pattern(pattern)[0] or "none")
+    return WordCounter(resolve_pattern(pattern)[0] or "none").add(documents)
+
+
+def _count_plainly(documents: Iterable[str], pattern: str) -> Iterator[Counter[bytes]]:
+    split, held = splitter(pattern), 0
+    counts: Counter[bytes] = Counter()
+    for document in documents:
+        to_utf8(document)
+        counts.update(map(str.encode, split(document)))
+        held += len(document)
+        if held >= _BATCH:
+            yield counts
+            held = 0
+    yield counts
 
 
 def _forget_the_rarest(counts: Counter[bytes]) -> None:
@@ -63,23 +68,3 @@ def cut_out(token: bytes, words: Mapping[bytes, int]) -> Mapping[bytes, int]:
         for part in word.split(token):
             parts[part] += count
     return parts
-
-
-class PlainCounter:
-    """Counts with Python objects only."""
-
-    def __init__(self, pattern: str) -> None:
-        self._split = splitter(pattern)
-        self.counts: Counter[bytes] = Counter()
-
-    def add(self, documents: Iterable[str]) -> Iterator[int]:
-        """Count the pieces of documents; yields now and then the number of documents read."""
-        done = held = 0
-        for done, document in enumerate(documents, start=1):
-            to_utf8(document)
-            self.counts.update(map(str.encode, self._split(document)))
-            held += len(document)
-            if held >= _BATCH:
-                yield done
-                held = 0
-        yield done

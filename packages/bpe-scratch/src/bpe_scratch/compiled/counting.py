@@ -26,15 +26,13 @@ class WordCounter:
         self._state["counting"] = 1
         point_to_words(self._state, _LOG, _ARENA, 0)
 
-    def add(self, documents: Iterable[str]) -> Iterator[int]:
-        """Count the pieces of documents; yields now and then the number of documents read."""
-        done = 0
+    def add(self, documents: Iterable[str]) -> Iterator[Counter[bytes]]:
+        """Count the pieces of documents; yields ``counts`` now and then, and when all is in them."""
         for parts in in_chunks(documents):
             self._add_chunk(parts)
-            done += len(parts)
-            yield done
+            yield self.counts
         self._empty_table()
-        yield done
+        yield self.counts
 
     def _add_chunk(self, parts: Sequence[bytes]) -> None:
         state, (text, bounds) = self._state, lay_out(parts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -16,11 +16,7 @@ _FIRST_PAIRS = 1 << 20
 
 
 def train_merges(
-    words: Mapping[bytes, int],
-    byte_ids: Sequence[int],
-    merges: int,
-    min_frequency: int,
-    on_progress: Callable[[int], None] | None = None,
+    words: Mapping[bytes, int], byte_ids: Sequence[int], merges: int, min_frequency: int
 ) -> list[Pair]:
     """Learn merges; the same ones as the reference, whose arguments these are.
 
@@ -50,8 +46,6 @@ def train_merges(
         going = learning.learn(state.record)
         if going and state["learned"] < min(before + _BUDGET, merges):
             _make_pairs_room(state, 2 * state["pairs_room"])
-        if on_progress is not None:
-            on_progress(state["learned"])
     return [(left, right) for left, right in learned[: state["learned"]].tolist()]
 
 
