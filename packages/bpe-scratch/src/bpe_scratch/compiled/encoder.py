@@ -22,7 +22,7 @@ from bpe_scratch.vocabulary import Vocabulary
 
 # 32 MB of slots for known words; memory that is never written is never taken
 _LOG, _ARENA, _POOL = 20, 1 << 25, 1 << 23
-_BUDGET = 1 << 20  # merges of a long piece between two looks at Ctrl-C
+_BUDGET = 1 << 23  # merges of a long piece between two looks at Ctrl-C: some seconds
 
 
 def encoding_state(pattern: str) -> State:
@@ -106,8 +106,8 @@ class CompiledEncoder:
             return np.array([whole], dtype=np.int32)
         ids = np.empty(n, dtype=np.int32)
         links = np.empty((n, 2), dtype=np.int32)
-        heap = np.empty(2 * n, dtype=np.uint64)
-        size = merging.start_long(self._state.record, ids, links, heap)
-        while size > 0:
-            size = merging.continue_long(self._state.record, ids, links, heap, size, _BUDGET)
+        entries = np.empty(n, dtype=np.uint64)
+        entries = entries[: merging.start_long(self._state.record, ids, links, entries)]
+        while entries.size > 0:
+            entries = merging.continue_long(self._state.record, ids, links, entries, _BUDGET)
         return ids[ids >= 0]

@@ -13,11 +13,12 @@ What is beyond the last pair, and before the first, says that there is none, as 
 
 from __future__ import annotations
 
+import heapq
+
 import numpy as np
 
 from bpe_scratch.compiled.kernel import inner, kernel
 from bpe_scratch.compiled.memory import (
-    address,
     load8,
     load32,
     load64,
@@ -91,47 +92,13 @@ def merge_group(s, number):
                 going ^= _ONE << np.uint64(k)
 
 
-@inner
-def sift_down(heap, size, at):
-    """Restore a heap with four children a node after ``heap[at]`` grew."""
-    value = load64(heap, at)
-    while True:
-        child = 4 * at + 1
-        if child >= size:
-            break
-        least = child
-        for other in range(child + 1, min(child + 4, size)):
-            if load64(heap, other) < load64(heap, least):
-                least = other
-        if load64(heap, least) >= value:
-            break
-        store64(heap, at, load64(heap, least))
-        at = least
-    store64(heap, at, value)
-
-
-@inner
-def push(heap, size, value):
-    """Add to the heap; returns its new size."""
-    at = size
-    while at > 0:
-        parent = (at - 1) >> 2
-        if load64(heap, parent) <= value:
-            break
-        store64(heap, at, load64(heap, parent))
-        at = parent
-    store64(heap, at, value)
-    return size + 1
-
-
 @kernel
-def start_long(states, ids, links, heap):
-    """Fill symbols, links (previous, next) and the heap of ``rank << 32 | position``; returns its size.
+def start_long(states, ids, links, entries):
+    """Fill symbols, links (previous, next) and ``rank << 32 | position`` of pairs that merge; how many.
 
     The piece begins at ``position``; ``ids`` [n] receives its bytes' ids.
     """
-    s, n, size = states[0], ids.size, 0
-    heap = address(heap)
+    s, n, number = states[0], ids.size, 0
     for i in range(n):
         ids[i] = load32(s.byte_ids, load8(s.text, s.position + i))
         links[i, 0] = i - 1
@@ -139,34 +106,27 @@ def start_long(states, ids, links, heap):
     for i in range(n - 1):
         answer = find_pair(s, ids[i], ids[i + 1])
         if answer != NO_PAIR:
-            store64(heap, size, (answer >> _32) << _32 | np.uint64(i))
-            size += 1
-    for at in range((size - 2) // 4, -1, -1):
-        sift_down(heap, size, at)
-    return size
+            entries[number] = answer & _RANK | np.uint64(i)
+            number += 1
+    return number
 
 
 @inner
-def push_pair(s, heap, size, ids, i, j):
-    """Push what the symbols ``i`` and ``j`` may become; returns the new size."""
+def push_pair(s, heap, ids, i, j):
+    """Push what the symbols ``i`` and ``j`` may become."""
     answer = find_pair(s, ids[i], ids[j])
-    if answer == NO_PAIR:
-        return size
-    return push(heap, size, (answer >> _32) << _32 | np.uint64(i))
+    if answer != NO_PAIR:
+        heapq.heappush(heap, answer & _RANK | np.uint64(i))
 
 
 @kernel
-def continue_long(states, ids, links, heap, size, budget):
-    """Take up to ``budget`` entries off the heap; returns the size left. A swallowed symbol becomes -1."""
-    s, n = states[0], ids.size
-    heap = address(heap)
-    while size > 0 and budget > 0:
+def continue_long(states, ids, links, entries, budget):
+    """Take ``budget`` entries or all, the least first; those that are left. A swallowed symbol becomes -1."""
+    s, n, heap = states[0], ids.size, list(entries)
+    heapq.heapify(heap)
+    while len(heap) > 0 and budget > 0:
         budget -= 1
-        top = load64(heap, 0)
-        size -= 1
-        if size > 0:
-            store64(heap, 0, load64(heap, size))
-            sift_down(heap, size, 0)
+        top = heapq.heappop(heap)
         i = np.int64(top & _LOW)
         j = links[i, 1]
         if ids[i] < 0 or j >= n:
@@ -180,7 +140,7 @@ def continue_long(states, ids, links, heap, size, budget):
         links[i, 1] = after
         if after < n:
             links[after, 0] = i
-            size = push_pair(s, heap, size, ids, i, after)
+            push_pair(s, heap, ids, i, after)
         if before >= 0:
-            size = push_pair(s, heap, size, ids, before, i)
-    return size
+            push_pair(s, heap, ids, before, i)
+    return np.array(heap)
