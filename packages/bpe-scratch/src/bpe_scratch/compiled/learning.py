@@ -16,10 +16,13 @@ Fields of a node, int32: symbol, pair index, word.
 
 from __future__ import annotations
 
+import heapq
+
 from bpe_scratch.compiled.kernel import inner, kernel
 from bpe_scratch.compiled.memory import load8, load32, load_int, store32, store_int
-from bpe_scratch.compiled.pair_heap import BEGIN, COLUMNS, COUNT, KEY, SIZE, heap_pop, heap_push, next_pair
 
+# columns of the table of pairs, int64; the key is left << 32 | right
+KEY, COUNT, BEGIN, SIZE, COLUMNS = 0, 1, 2, 3, 4
 SEPARATOR = -2147483648
 NO_PAIR, PENDING = -1, -2
 SYMBOL, PAIR, WORD, FIELDS = 0, 1, 2, 3
@@ -81,7 +84,7 @@ def begin(states):
 
 @inner
 def open_pair(s, key, count, size):
-    """Give a pair an index, which is returned, a stretch of ``size`` places and an entry in the heap."""
+    """Give a pair an index, which is returned, and a stretch of ``size`` places."""
     index = s.pairs_used
     base = index * COLUMNS
     store_int(s.pairs, base + KEY, key)
@@ -90,7 +93,6 @@ def open_pair(s, key, count, size):
     store_int(s.pairs, base + SIZE, 0)
     s.pairs_used += 1
     s.places_used += size
-    heap_push(s, count, index)
     return index
 
 
@@ -185,7 +187,7 @@ def count_around(s, new, begin, joined, width):
 
 
 @inner
-def open_pairs(s, new, number):
+def open_pairs(s, heap, new, number):
     """Open each new pair that is frequent enough; ``around`` then holds its index instead of its count."""
     for t in range(number):
         row = load32(s.touched, t)
@@ -194,6 +196,7 @@ def open_pairs(s, new, number):
             x = row >> 1
             key = (x << 32 | new) if row & 1 == 0 else (new << 32 | x)
             index = open_pair(s, key, count, load_int(s.around, 2 * row + 1))
+            heapq.heappush(heap, entry(s, index))
         store_int(s.around, 2 * row, index)
 
 
@@ -213,19 +216,41 @@ def enter_around(s, new, begin, joined, width):
 
 
 @inner
-def merge(s, pair, a, b, new):
+def merge(s, heap, pair, a, b, new):
     """Write a new token over every occurrence of a pair, and enter the pairs beside it."""
     first = load_int(s.lengths, a)
     begin, width = load_int(s.pairs, pair * COLUMNS + BEGIN), first + load_int(s.lengths, b)
     store_int(s.lengths, new, width)
     joined = join(s, pair, new, first, width)
     number = count_around(s, new, begin, joined, width)
-    open_pairs(s, new, number)
+    open_pairs(s, heap, new, number)
     enter_around(s, new, begin, joined, width)
     for t in range(number):
         row = load32(s.touched, t)
         store_int(s.around, 2 * row, 0)
         store_int(s.around, 2 * row + 1, 0)
+
+
+@inner
+def entry(s, pair):
+    """A pair as the heap holds it: the most frequent first, of equals the one with the smaller ids."""
+    return -load_int(s.pairs, pair * COLUMNS + COUNT), load_int(s.pairs, pair * COLUMNS + KEY), pair
+
+
+@inner
+def next_pair(s, heap):
+    """Take the most frequent pair off the heap; -1 if there is none.
+
+    Counts fall without the heap hearing of it; an entry that is stale when it comes to the top is put right.
+    """
+    while len(heap) > 0:
+        negative, _, pair = heapq.heappop(heap)
+        count = load_int(s.pairs, pair * COLUMNS + COUNT)
+        if count == -negative:
+            return pair
+        if count >= s.least:
+            heapq.heappush(heap, entry(s, pair))
+    return -1
 
 
 @kernel
@@ -235,16 +260,19 @@ def learn(states):
     Returns whether there may be more to learn.
     """
     s = states[0]
+    frequent = [pair for pair in range(s.pairs_used) if load_int(s.pairs, pair * COLUMNS + COUNT) >= s.least]
+    heap = [entry(s, pair) for pair in frequent]
+    heapq.heapify(heap)
     for _ in range(min(s.budget, s.wanted - s.learned)):
-        pair = next_pair(s)
+        pair = next_pair(s, heap)
         if pair < 0:
             return False
         size, key = load_int(s.pairs, pair * COLUMNS + SIZE), load_int(s.pairs, pair * COLUMNS + KEY)
         if s.pairs_used + min(2 * size, 2 * (257 + s.learned)) > s.pairs_room:
             return True
         a, b = key >> 32, key & 0xFFFFFFFF
-        heap_pop(s)
-        merge(s, pair, a, b, 256 + s.learned)
+        merge(s, heap, pair, a, b, 256 + s.learned)
+        store_int(s.pairs, pair * COLUMNS + COUNT, 0)
         store_int(s.merges, 2 * s.learned, a)
         store_int(s.merges, 2 * s.learned + 1, b)
         s.learned += 1

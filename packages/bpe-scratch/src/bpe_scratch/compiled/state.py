@@ -33,9 +33,9 @@ _LEARNING = """
     least budget wanted                    least count of a pair; merges to learn in this call, and in all
     lengths                                [256 + wanted] of each token, in bytes
     pairs pairs_room places                the pairs; where they begin, in the nodes
-    heap around touched grid               scratch
+    around touched grid                    scratch
     merges                                 [wanted, 2] the pairs learned
-    pairs_used places_used heap_size learned
+    pairs_used places_used learned
 """
 
 

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from bpe_scratch.compiled import learning
-from bpe_scratch.compiled.pair_heap import COLUMNS
 from bpe_scratch.compiled.state import LEARNING, State
 from bpe_scratch.vocabulary import Pair
 
-_BUDGET = 512  # merges between two looks at Ctrl-C
+_BUDGET = 512  # merges until the first look at Ctrl-C; twice as many until the next: they become cheaper
 _FIRST_PAIRS = 1 << 20
 
 
@@ -39,17 +38,17 @@ def train_merges(
         # a merge makes two pairs at most and takes one node: memory that is never written is never taken
         places=np.empty(3 * len(nodes), dtype=np.int32),
     )  # fmt: skip
-    _make_pairs_room(state, _FIRST_PAIRS)
+    _make_room(state, _FIRST_PAIRS)
     learning.begin(state.record)
     going = True
     while going and (before := state["learned"]) < merges:
         going = learning.learn(state.record)
-        if going and state["learned"] < min(before + _BUDGET, merges):
-            _make_pairs_room(state, 2 * state["pairs_room"])
+        if going and state["learned"] < min(before + state["budget"], merges):
+            _make_room(state, 2 * state["pairs_room"])
+        state["budget"] *= 2
     return [(left, right) for left, right in learned[: state["learned"]].tolist()]
 
 
-def _make_pairs_room(state: State, rows: int) -> None:
-    state.lengthen("pairs", (rows, COLUMNS), np.int64)
-    state.lengthen("heap", (rows, 2), np.int64)
+def _make_room(state: State, rows: int) -> None:
+    state.lengthen("pairs", (rows, learning.COLUMNS), np.int64)
     state["pairs_room"] = rows
