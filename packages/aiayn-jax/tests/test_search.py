@@ -188,6 +188,22 @@ def test_a_search_goes_on_while_a_longer_one_could_still_win(log_prob: float, en
     assert search._continue(state, found, 13 * one, END, jnp.float32(0.6)).done[0]
 
 
+@pytest.mark.parametrize("done", [False, True])
+def test_what_is_done_or_impossible_completes_nothing(done: bool) -> None:
+    """Of two candidates that end one has no probability, and a sentence that is done keeps its best."""
+    ids, one = jnp.full((1, 2, 13), END, jnp.int32), jnp.ones(1, jnp.int32)
+    found = search.Candidates(
+        jnp.array([[-0.5, -jnp.inf, -jnp.inf, -jnp.inf]]),
+        jnp.zeros((1, 4), jnp.int32),
+        jnp.array([[END, END, END + 1, END + 1]], jnp.int32),
+    )
+    start = search.Beam(
+        jnp.int32(0), ids, jnp.zeros((1, 2)), {}, ids[:, 0], jnp.array([-1.0]), 0 * one, (one > 0) & done
+    )
+    after = search._complete(start, found, END, jnp.float32(0.6))
+    assert (int(after.complete[0]), float(after.best_score[0])) == ((0, -1.0) if done else (1, -0.5))
+
+
 def test_limit_is_fifty_tokens_more_than_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
     """Here three more, on a model whose end-of-text never is the likeliest."""
     monkeypatch.setattr(search, "EXTRA", 3)

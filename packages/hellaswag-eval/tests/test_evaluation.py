@@ -203,6 +203,10 @@ def test_it_can_be_watched_and_stopped() -> None:
     assert seen[-1] == (120, 120)
     with pytest.raises(EvaluationStoppedError, match="stopped after 0 of 120 endings") as caught:
         evaluate_backend(toy, drawn(30), plan=Plan(should_stop=lambda: True))
+    # what is asked for behind the last ending comes too late
+    told: list[tuple[int, int]] = []
+    late = Plan(should_stop=lambda: told[-1:] == [(120, 120)], on_progress=lambda *done: told.append(done))
+    assert len(evaluate_backend(toy, drawn(30), plan=late).answers) == 30
     assert caught.value.exit_status == 130
 
 

@@ -44,7 +44,7 @@ from gpt_trainer_runs import Capture, Train, pretend_gpu, the_line
         (["--batch-size=1"], "perhaps you meant --tokens-per-step or --micro-batch"),
         (["--skip-spikes=0.5"], "skip_spikes=0.5"),
         (["--device=gpu"], "device='gpu'"),
-        (["--n-layer=100000000"], "n_layer=100000000 is above 10000"),
+        (["--n-layer=10001"], "n_layer=10001 is above 10000"),
         (["--profile=-1"], "profile=-1 is not in [0, infinity)"),
         *(([f"--patience={value}"], f"patience={value}") for value in ("0.0", "nan")),
         (["--resume"], "--resume: expected one argument"),

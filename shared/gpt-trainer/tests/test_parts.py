@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gpt_data.batch import Batch
+from gpt_data.batch import IGNORE, Batch
 from gpt_trainer.backend import OptimizerConfig, Runtime
 from gpt_trainer.evaluate.validation import Evaluation
 from gpt_trainer.flops import flops_per_token, peak_flops
+from gpt_trainer.micro_batches import target_weight
 from gpt_trainer.model_config import MODEL_PRESETS, ModelConfig
 from gpt_trainer.parameters import init_parameters
 from gpt_trainer.report.display import LiveDisplay, PlainDisplay, Report, describe, duration, sparkline
@@ -164,6 +165,16 @@ def test_a_damaged_line_ends_the_file(tmp_path: Path, tail: bytes) -> None:
     file.write({"step": 2})
     file.close()
     assert path.read_bytes() == b'{"step": 1}\n{"step": 2}\n'
+
+
+def test_a_target_weighs_one_over_all_of_the_step_whoever_has_them() -> None:
+    config, row = (
+        ModelConfig(n_layer=1, n_head=1, d_model=8, context=4, vocab_size=9),
+        np.array([[1, 2, 3, 4]], np.int32),
+    )
+    batch = Batch(row, np.where(row > 3, IGNORE, row))
+    assert target_weight([batch, batch], config) == 1 / 6
+    assert target_weight([batch, batch], config, targets=12) == 1 / 12
 
 
 def test_flops_of_gpt2_by_hand() -> None:

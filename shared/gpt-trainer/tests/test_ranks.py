@@ -181,6 +181,19 @@ def test_a_process_that_falls_silent_is_named_and_the_others_end(
     assert time.monotonic() - started < 5.0
 
 
+def test_who_is_silent_for_longer_than_the_patience_is_lost() -> None:
+    table, its = Table(), watch.Seen()
+    its.take(watch.Sign(1, 0, True, "", 0))
+    its.alive -= 3.0
+    watch.Watch(Place(0, 2, 0), table, StopFlag(), lambda: 2.0)._judge(1, its)
+    assert b"rank 1 is lost: no sign of life for 3 s" in table.values[watch.VERDICT]
+
+
+def test_where_no_machine_is_told_nobody_is_known_to_be_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "this_machine", lambda: "")
+    assert not watch.is_gone(watch.Sign(1, 0, False, "", 2**30))
+
+
 @pytest.mark.parametrize(("alarm", "seen"), [(False, [1]), (True, [1, 2])])
 def test_all_are_looked_at_once_a_collective_has_failed(alarm: bool, seen: list[int]) -> None:
     table, others = Table(), {rank: watch.Seen() for rank in (1, 2)}
@@ -270,6 +283,9 @@ def test_torchrun_and_srun_say_where_a_process_stands() -> None:
     assert find_meeting({"SLURM_NTASKS": "16", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7"}) is None
     place = Place(3, 4, 1, attempt=2, restarts=3)
     assert find_meeting(TORCHRUN) == Meeting(place, "node1", 29500, alone=False, served=True)
+    loopback = find_meeting({**TORCHRUN, "MASTER_ADDR": LOOPBACK})
+    assert loopback is not None
+    assert loopback.alone
     found = find_meeting(SRUN)
     assert found is not None
     assert found == Meeting(Place(9, 16, 1), "gpu07", 20_000 + 123456 % 10_000, alone=False)

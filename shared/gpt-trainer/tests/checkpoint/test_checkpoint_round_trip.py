@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gpt_data.store.reading import UnreadableError
 from gpt_trainer.checkpoint import (
     CheckpointState,
     find_steps,
@@ -17,6 +18,7 @@ from gpt_trainer.checkpoint import (
     load_model,
     prune,
     resolve,
+    save,
     save_checkpoint,
     step_or_newest,
 )
@@ -136,6 +138,21 @@ def test_saving_other_content_over_a_whole_step_is_refused(
     assert caught.value.exit_status == 73
     assert same_state(load_checkpoint(resolve(run)), make_state(2))
     assert not list((run / "checkpoints").glob(".tmp*"))
+
+
+def test_a_step_that_cannot_be_read_is_not_taken_for_damaged(
+    run: Path, make_state: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(folder: Path) -> None:
+        raise UnreadableError(f"cannot read {folder}: Input/output error")
+
+    monkeypatch.setattr(save, "verify", refuse)
+    with pytest.raises(WriteError, match=r"step-00000002 exists: cannot read .*: Input/output error"):
+        save_checkpoint(run, make_state(2))
+    assert sorted(path.name for path in (run / "checkpoints").iterdir() if path.is_dir()) == [
+        "step-00000001",
+        "step-00000002",
+    ]
 
 
 @pytest.mark.parametrize("gone", ["", "manifest.json"])
