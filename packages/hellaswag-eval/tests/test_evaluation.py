@@ -141,6 +141,7 @@ def test_an_ending_longer_than_the_context_is_named() -> None:
     toy = ToyModel(context=16)
     fits, too_long = example([1], [2] * 16, [3]), example([1], [2], [3] * 17, row=4)
     assert evaluate_backend(toy, [fits]).truncated == 0
+    assert evaluate(toy.log_prob_fn, [fits], context=16).truncated == 0
     with pytest.raises(InputError, match="item 4: ending 1 has 17 tokens, the model's context is 16"):
         evaluate_backend(toy, [too_long])
 
