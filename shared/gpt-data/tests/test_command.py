@@ -53,6 +53,12 @@ def test_fewer_ids_than_asked_for_are_said(
         ("shards:/tmp", "bytes", "nothing to prepare", 65),
         ("stdlib", "bpe", "unknown tokenizer 'bpe'; choose one of bytes, bpe-scratch:VOCAB", 65),
         ("stdlib", "bpe-scratch:256", "at least 257", 65),
+        (
+            "stdlib",
+            "bpe-scratch",
+            "bpe-scratch needs a vocabulary of at least 257, as in bpe-scratch:4096",
+            65,
+        ),
         ("stdlib", "bpe-scratch:-1", "bpe-scratch:-1 needs a vocabulary", 65),
         ("stdlib", "/no/tokenizer.json", "/no/tokenizer.json is missing", 65),
         (f"text:{'x' * 300}", "bytes", f"cannot read {'x' * 300}: File name too long", 65),

@@ -145,7 +145,7 @@ def _explain(command: Callable[[list[str]], int]) -> int:
 def _show_again(words: list[str]) -> int:
     """``gpt-compare report DIR...`` draws again, with the rows of further folders, as of another GPU."""
     if not words:
-        raise InputError("gpt-compare report takes folders that gpt-compare made")
+        raise InputError("report takes folders that gpt-compare made")
     folders = [Path(word) for word in words]
     if any(map(is_sweep, folders)):
         found = merged(folders)
@@ -161,7 +161,7 @@ def _show_again(words: list[str]) -> int:
 def _diff(words: list[str]) -> int:
     """``gpt-compare diff A B`` says what got slower from A to B; 1 if by more than the spread."""
     if len(words) != 2:
-        raise InputError("gpt-compare diff takes two folders that gpt-compare made, the older first")
+        raise InputError("diff takes two folders that gpt-compare made, the older first")
     before, after = (read_report(Path(word)) for word in words)
     console = Screen()
     if before.title != after.title:

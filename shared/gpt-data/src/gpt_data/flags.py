@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import io
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import MISSING, field, fields, make_dataclass
@@ -18,6 +19,21 @@ from gpt_data.terminal import NARROWEST_HELP, wide_enough, writing
 HELP = ("-h", "--help", "--tyro-print-completion", "--tyro-write-completion")
 UNBROKEN = 10_000
 """Columns in which the parser breaks no line of what it says of a mistake."""
+
+PLAINLY = (
+    (r"^Missing value for argument '(.*?)'.*", r"\1 takes a value"),
+    (
+        r"^Error parsing (\S+): invalid literal for int\(\) with base 10: (.*)",
+        r"\1 takes a whole number, not \2",
+    ),
+    (r"^Error parsing (\S+): could not convert string to float: (.*)", r"\1 takes a number, not \2"),
+    (
+        r"^invalid choice (.*) for argument '(.*?)'. Expected one of \((.*?),?\)",
+        r"\2 takes one of \3, not \1",
+    ),
+    (r"^Unrecognized options: ", "no flag in front of: "),
+)
+"""What the parser says of a mistake, and how the other errors would say it."""
 
 ELSEWHERE = {
     "learning_rate": ("lr", "lr_scale"),
@@ -189,7 +205,10 @@ def _one_line() -> Iterator[None]:
     except SystemExit as end:
         if not end.code:
             raise
-        raise FlagError(f"{_first_part(page.getvalue())}; --help lists all flags") from None
+        said = _first_part(page.getvalue())
+        for theirs, ours in PLAINLY:
+            said = re.sub(theirs, ours, said)
+        raise FlagError(f"{said}; --help lists all flags") from None
 
 
 def _first_part(page: str) -> str:

@@ -155,5 +155,8 @@ def _download() -> list[Path]:
 
 def _vocab_size(text: str) -> int:
     if not text.isascii() or not text.isdecimal() or int(text) < SMALLEST_VOCAB:
-        raise InputError(f"tokenizer bpe-scratch:{text} needs a vocabulary of at least {SMALLEST_VOCAB}")
+        asked = f"bpe-scratch:{text}".rstrip(":")
+        raise InputError(
+            f"tokenizer {asked} needs a vocabulary of at least {SMALLEST_VOCAB}, as in bpe-scratch:4096"
+        )
     return int(text)
