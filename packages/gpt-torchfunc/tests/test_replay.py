@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from contextlib import nullcontext
 
 import pytest
@@ -65,6 +66,21 @@ def test_a_recording_leaves_its_callers_tensors_alone(device):
     for given in (torch.tensor([1.0]), second, torch.tensor([3.0])):
         replay(given)
     assert second.tolist() == [2.0]
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_no_older_graph_goes_while_one_is_recorded(collects, device):
+    """CUDA refuses the end of a graph meanwhile, and the recording is void."""
+    during = []
+    replay = Replay(lambda x: during.append(gc.isenabled()) or device.double(x), records=True)
+    before = gc.isenabled()
+    try:
+        (gc.enable if collects else gc.disable)()
+        for _ in range(3):
+            replay(torch.tensor([1.0]))
+        assert (during, gc.isenabled()) == ([collects, False], collects)
+    finally:
+        (gc.enable if before else gc.disable)()
 
 
 def test_a_first_call_may_be_made_before_it_counts(device):

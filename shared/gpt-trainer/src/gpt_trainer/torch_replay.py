@@ -6,8 +6,10 @@ graph of them is one launch.
 
 from __future__ import annotations
 
+import gc
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -81,11 +83,23 @@ class Replay(Generic[T]):
         # a pool ends with the last of its graphs
         pool = self._graphs[-1].pool() if self._graphs else None
         # only this thread's calls are part of the recording: another may pin memory meanwhile
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        with _no_collection(), torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             result = self._function(*held)
         self._graphs.append(graph)
         self._recorded[shapes] = recording = Recording(held, graph, result)
         return recording
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Within, nothing goes that only the collector frees: the end of an older graph voids a recording."""
+    collected = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collected:
+            gc.enable()
 
 
 def _shapes(tensors: tuple[Tensor | None, ...]) -> Shapes:
