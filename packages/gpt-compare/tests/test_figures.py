@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from gpt_compare.competitor import read_competitors
-from gpt_compare.figures import Row, failed, largest_gap, measure, smoothed, with_gaps
+from gpt_compare.figures import Row, failed, largest_gap, measure, of_turns, smoothed, with_gaps
 from gpt_compare_toy import TOKENS, finished, metrics
 
 
@@ -27,6 +29,15 @@ def test_speed_is_that_of_the_second_half_and_time_that_of_all() -> None:
 def test_the_middle_step_of_an_odd_number_counts_as_late() -> None:
     assert measure(metrics([3, 2, 1], [50.0, 2.0, 4.0])).step_seconds[1] == 3.0
     assert measure(metrics([3], [50.0])).step_seconds == (50.0, 50.0, 50.0)
+
+
+def test_of_turns_the_middle_one_counts_of_two_the_faster_and_any_may_be_throttled() -> None:
+    slow, fast, mid = (finished("x", [1.0], [seconds]) for seconds in (3.0, 1.0, 2.0))
+    three = of_turns([slow, fast, mid])
+    assert three.figures == mid.figures
+    assert (three.turns, three.spread, three.throttled) == ((3.0, 1.0, 2.0), 3.0, False)
+    two = of_turns([slow, replace(fast, throttled=True)])
+    assert (two.figures, two.throttled) == (fast.figures, True)
 
 
 def test_losses_at_the_end() -> None:
