@@ -1,11 +1,14 @@
-"""Which GPU is asked for its joules: the one that competitors train on, and no other."""
+"""Who is asked for joules: the GPU that competitors train on, and no other; of a CPU each package once."""
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pynvml
 import pytest
+from gpt_compare import gauge
 from gpt_compare.gauge import gauge_of
 
 MILLIJOULES = {"GPU-a": 1000, "GPU-b": 7000}
@@ -30,6 +33,25 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(pynvml, name, double)
 
 
+def test_a_cpus_joules_are_those_of_its_packages_and_not_of_their_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, microjoules in (("0", 3_000_000), ("0:0", 2_000_000), ("0:1", 500_000), ("1", 4_000_000)):
+        (tmp_path / f"intel-rapl:{name}").mkdir()
+        (tmp_path / f"intel-rapl:{name}" / "energy_uj").write_text(f"{microjoules}\n")
+    monkeypatch.setattr(gauge, "RAPL", tmp_path)
+    assert gauge_of("cpu").joules() == pytest.approx(7.0)
+    monkeypatch.setattr(gauge, "RAPL", tmp_path / "none")
+    assert gauge_of("cpu").joules() is None
+
+
+@pytest.mark.parametrize(("load", "told"), [(4.0, 0), (4.5, 1)])
+def test_a_load_above_the_cores_is_told(monkeypatch: pytest.MonkeyPatch, load: float, told: int) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    assert len(gauge_of("cpu").disturbances()) == told
+
+
 @pytest.mark.parametrize(
     ("visible", "joules"), [(None, 1.0), ("", 1.0), ("0", 1.0), ("1", 7.0), ("1,0", 7.0), ("GPU-b", 7.0)]
 )
@@ -40,8 +62,8 @@ def test_another_gpu_is_none_of_its_business(
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    gauge = gauge_of("gpu")
-    assert gauge.joules() == pytest.approx(joules)
+    asked = gauge_of("gpu")
+    assert asked.joules() == pytest.approx(joules)
     second = joules > 1.0
-    assert gauge.throttled() == second
-    assert any("other processes" in line for line in gauge.disturbances()) == second
+    assert asked.throttled() == second
+    assert any("other processes" in line for line in asked.disturbances()) == second
