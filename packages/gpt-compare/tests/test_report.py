@@ -190,6 +190,9 @@ def test_one_that_failed_is_run_again_and_takes_its_place(folder: Path) -> None:
     assert [row.gap for row in whole.rows] == pytest.approx([None, 0.02, 0.01, 0.0])
     with pytest.raises(InputError, match="they are not one comparison"):
         whole.taking_in(replace(whole, settings={**whole.settings, "lr": 0.5}))
+    elsewhere = [replace(row, made_by={**row.made_by, "device": "another"}) for row in whole.rows]
+    with pytest.raises(InputError, match="on another had other settings"):
+        whole.taking_in(replace(whole, rows=elsewhere))
 
 
 @pytest.mark.parametrize("text", [None, "", "[]", "{}", '{"preset": 1', "[" * 100_000])
