@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from gpt_data.errors import StoppedError, WriteError
+from gpt_data.errors import InputError, StoppedError, WriteError
 from gpt_data.store.lock import FolderLock
+from gpt_data.store.strict_json import parse_object
 from gpt_data.store.writing import probe_folder, write_atomic
 
 HOLD = """
@@ -53,6 +54,7 @@ def test_a_failed_write_leaves_the_old_file(
         write_atomic(path, b"new")
     assert caught.value.exit_status == 73
     assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_folder_that_takes_no_writes_is_refused(tmp_path: Path) -> None:
@@ -81,3 +83,18 @@ def test_a_second_writer_is_refused_by_name_and_a_dead_one_is_not_waited_for(tmp
         (tmp_path / ".lock").write_text(json.dumps({"pid": holder.pid, "host": "x" * 200}))
         with FolderLock(tmp_path):
             assert json.loads((tmp_path / ".lock").read_bytes())["pid"] == os.getpid()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("NaN", "NaN is not JSON"),
+        ("-Infinity", "-Infinity is not JSON"),
+        ("1e999", "'1e999' overflows"),
+        ('{"b": 1, "b": 2}', "key 'b' appears twice"),
+    ],
+)
+def test_what_is_json_to_python_alone_is_refused(text: str, message: str) -> None:
+    assert parse_object(b'{"a": 1e308}', Path("file")) == {"a": 1e308}
+    with pytest.raises(InputError, match=f"file is not valid JSON: {message}"):
+        parse_object(f'{{"a": {text}}}'.encode(), Path("file"))

@@ -81,7 +81,7 @@ def parse_header(path: Path, content: bytes, size: int) -> ShardInfo:
     if version != want:
         raise InputError(f"{path} has version {version}; magic {magic} goes with version {want}")
     expected = HEADER_BYTES + tokens * dtype.itemsize
-    if tokens < 0 or size != expected:
+    if size != expected:
         raise InputError(
             f"{path} has {size} bytes; its header says {tokens} tokens, which is {expected} bytes"
         )
