@@ -241,7 +241,7 @@ sys.exit(guarded('toy', show))"""
 
 @pytest.mark.parametrize("words", [["report"], ["diff", "a"], ["diff", "a", "b", "c"]])
 def test_report_and_diff_take_folders(words: list[str]) -> None:
-    with pytest.raises(InputError, match=f"gpt-compare {words[0]} takes"):
+    with pytest.raises(InputError, match=f"^{words[0]} takes"):
         commands.run(words)
 
 
