@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gpt_data.errors import InputError
-from gpt_data.shards import UINT16, UINT32, Shard, encode_header, read_documents
+from gpt_data.shards import UINT16, UINT32, Shard, encode_header, read_documents, token_dtype
 from gpt_data.stream import TokenStream
 
 
@@ -134,3 +134,7 @@ def test_a_four_byte_id_that_int32_cannot_hold_is_refused(tmp_path: Path) -> Non
     path.write_bytes(encode_header(UINT32, 1) + struct.pack("<I", 2**32 - 1))
     with pytest.raises(InputError, match="token id 4294967295"):
         Shard(path).read(0, 1)
+
+
+def test_ids_take_two_bytes_as_long_as_all_fit() -> None:
+    assert [token_dtype(size) for size in (257, 2**16, 2**16 + 1)] == [UINT16, UINT16, UINT32]
