@@ -13,15 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bpe_oracles import LAYERS, as_hugging_face, as_tiktoken, read_wiki
-from bpe_scratch import (
-    TextError,
-    Tokenizer,
-    TokenizerError,
-    Vocabulary,
-    encoders,
-    reference,
-    train,
-)
+from bpe_scratch import TextError, Tokenizer, TokenizerError, Vocabulary, encoders, reference, train
 from bpe_scratch.patterns import PATTERNS, splitter
 from hypothesis import given, settings
 from hypothesis import strategies as st

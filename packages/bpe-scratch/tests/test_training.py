@@ -9,15 +9,7 @@ from typing import Any
 
 import pytest
 from bpe_oracles import LAYERS, hugging_face_merges, our_merges, read_wiki
-from bpe_scratch import (
-    PATTERNS,
-    Tokenizer,
-    TokenizerError,
-    incremental,
-    reference,
-    train,
-    words,
-)
+from bpe_scratch import PATTERNS, Tokenizer, TokenizerError, incremental, reference, train, words
 from bpe_scratch.patterns import splitter
 from bpe_scratch.training import BYTE_IDS, learn
 from hypothesis import given, settings

@@ -24,12 +24,7 @@ from bpe_scratch.compiled.memory import (
     store_int,
 )
 from bpe_scratch.compiled.merging import GROUP, IDS, PIECE, begin_piece, merge_group
-from bpe_scratch.compiled.word_table import (
-    ask_for_slots,
-    fill_slot,
-    find_slot,
-    has_room,
-)
+from bpe_scratch.compiled.word_table import ask_for_slots, fill_slot, find_slot, has_room
 
 DONE, TABLE_FULL, LONG_PIECE = 0, 1, 2
 SPARE = 4

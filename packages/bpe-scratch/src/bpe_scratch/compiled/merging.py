@@ -8,7 +8,7 @@ A short piece has ``PIECE`` bytes of its own. Its symbols move up as they become
 
     the number of symbols     [264] what the table says of the pair that begins at each     [264] the symbols
 
-What is beyond the last pair, and before the first, says that there is none, as far as eight are read at once.
+Before the first symbol, and behind the last, stands one that merges with none.
 """
 
 from __future__ import annotations
@@ -18,15 +18,7 @@ import heapq
 import numpy as np
 
 from bpe_scratch.compiled.kernel import inner, kernel
-from bpe_scratch.compiled.memory import (
-    load8,
-    load32,
-    load64,
-    load_int,
-    lowest_bit,
-    store64,
-    store_int,
-)
+from bpe_scratch.compiled.memory import load8, load32, load64, load_int, lowest_bit, store64, store_int
 from bpe_scratch.compiled.pair_table import NO_PAIR, find_pair
 
 GROUP = 16
@@ -50,8 +42,6 @@ def begin_piece(s, piece, i, n):
         store64(found, k - 1, load64(s.byte_pairs, before << 8 | byte))
         before = byte
     store_int(ids, n, _NOTHING)
-    for k in range(n - 1, n + 7):
-        store64(found, k, NO_PAIR)
 
 
 @inner
