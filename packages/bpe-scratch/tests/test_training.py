@@ -65,6 +65,14 @@ def test_merges_equal_hugging_face(layer: str, shakespeare: str) -> None:
     assert our_merges(train(documents, 256 + 1500, special_tokens=(), layer=layer)) == want
 
 
+# 20,000 letters have some 600 pairs of bytes: room for more is made twice
+def test_room_for_pairs_is_made(shakespeare: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = pytest.importorskip("bpe_scratch.compiled.trainer")
+    monkeypatch.setattr(trainer, "_FIRST_PAIRS", 1 << 10)
+    counts = words.count_words([shakespeare[:20_000]], "gpt2")
+    assert learned(counts, 1000, "auto") == learned(counts, 1000, "reference")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("share", [5, 1], ids=["20MB", "100MB"])
 def test_merges_of_a_large_corpus_equal_hugging_face(share: int) -> None:

@@ -70,13 +70,6 @@ class State:
         """The array that a field points to."""
         return self._arrays[field]
 
-    def lengthen(self, field: str, shape: tuple[int, ...], dtype: type) -> None:
-        """Let a field point to a longer array that begins as the one it pointed to, if any."""
-        longer: npt.NDArray[Any] = np.empty(shape, dtype=dtype)
-        if field in self._arrays:
-            longer[: len(self._arrays[field])] = self._arrays[field]
-        self.point(**{field: longer})
-
 
 def aligned_zeros(size: int) -> npt.NDArray[np.uint64]:
     """Zeros from the start of a cache line on: what lies across two lines would cost two reads."""

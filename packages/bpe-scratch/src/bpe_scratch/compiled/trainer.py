@@ -37,18 +37,16 @@ def train_merges(
         around=np.zeros((2 * size, 2), dtype=np.int64), touched=np.zeros(2 * size, dtype=np.int32),
         # a merge makes two pairs at most and takes one node: memory that is never written is never taken
         places=np.empty(3 * len(nodes), dtype=np.int32),
+        pairs=np.empty((_FIRST_PAIRS, learning.COLUMNS), dtype=np.int64),
     )  # fmt: skip
-    _make_room(state, _FIRST_PAIRS)
+    state["pairs_room"] = _FIRST_PAIRS
     learning.begin(state.record)
     going = True
     while going and (before := state["learned"]) < merges:
         going = learning.learn(state.record)
         if going and state["learned"] < min(before + state["budget"], merges):
-            _make_room(state, 2 * state["pairs_room"])
+            pairs = state.array("pairs")
+            state.point(pairs=np.concatenate([pairs, np.empty_like(pairs)]))
+            state["pairs_room"] *= 2
         state["budget"] *= 2
     return [(left, right) for left, right in learned[: state["learned"]].tolist()]
-
-
-def _make_room(state: State, rows: int) -> None:
-    state.lengthen("pairs", (rows, learning.COLUMNS), np.int64)
-    state["pairs_room"] = rows
