@@ -197,6 +197,7 @@ def test_the_rows_of_parquet_are_documents(tmp_path: Path) -> None:
         ([{"a": 1}], "row 1: field 'text' is an object, expected a string"),
         ([1, 2], "row 1: field 'text' is a number, expected a string"),
         (["a" * 200], "row 1 is longer than 100 bytes; split it"),
+        (["é" * 100, "é" * 50], "row 1 is longer than 100 bytes; split it"),
     ],
 )
 def test_rows_without_usable_text_are_named(tmp_path: Path, column: list[Any], message: str) -> None:
