@@ -41,7 +41,7 @@ SCRIPTS = {
     ),
     "deaf": "signal.signal(signal.SIGTERM, signal.SIG_IGN); say('begun'); time.sleep(60)",
     "refused": "say('a warning'); say('gpt-x: --flag is no flag\\n'); sys.exit(65)",
-    "infinite": "say('gpt-x: step 3: loss nan; the last checkpoint is as it was'); sys.exit(70)",
+    "infinite": "say('gpt-x: step 3: loss nan; what was saved is as it was'); sys.exit(70)",
     "large": "say('gpt-x: out of memory: tried to allocate 20 GiB'); sys.exit(71)",
     "writer": "write(); say('step 2: sample\\nOnce upon\\n\\na time\\n\\ngenerating 8 texts failed')",
     "killed": "say('step 1'); os.kill(os.getpid(), signal.SIGKILL)",
@@ -97,7 +97,7 @@ def test_a_finished_run_has_figures_and_leaves_its_log(tmp_path: Path) -> None:
     [
         ("refused", "exit status 65: gpt-x: --flag is no flag"),
         ("killed", "killed by SIGKILL: step 1"),
-        ("infinite", "exit status 70: gpt-x: step 3: loss nan; the last checkpoint is as it was"),
+        ("infinite", "exit status 70: gpt-x: step 3: loss nan; what was saved is as it was"),
         ("large", "exit status 71: gpt-x: out of memory: tried to allocate 20 GiB"),
         ("traceback", "exit status 1: OSError: disk on fire"),
         ("advised", "exit status 1: OSError: disk on fire"),

@@ -243,7 +243,7 @@ def test_the_error_of_one_ends_the_others_with_its_words(quick: list[CommandErro
     assert isinstance(second, InputError)
     for error in (first, third):
         assert isinstance(error, PeerLostError)
-        assert str(error).startswith("rank 1 ended: shard 3 is damaged; the last checkpoint is as it was")
+        assert str(error).startswith("rank 1 ended: shard 3 is damaged; what was saved is as it was")
 
 
 def test_one_that_was_asked_to_stop_before_the_first_step_stops_all(quick: list[CommandError]) -> None:

@@ -22,7 +22,7 @@ MEMORY_ERRORS = ("OutOfMemoryError", "MemoryError")
 MEMORY_WORDS = ("RESOURCE_EXHAUSTED", "Failed to CUDA calloc")
 """What XLA says, and NCCL, whose error torch and JAX hand on, of a GPU that is full."""
 LESS = {
-    "train": "; lower --micro-batch or --context; the last checkpoint is as it was",
+    "train": "; lower --micro-batch or --context; what was saved is as it was",
     "sample": "; lower --count or --tokens",
     "translate": "; lower --batch or --beam",
     "eval": "; lower --tokens-per-batch",

@@ -20,7 +20,7 @@ def refuse_non_finite(
         run: The folder; None to write nothing.
     """
     head = f"step {step + 1}: loss {metrics.loss}, gradient norm {metrics.grad_norm}; the weights are kept"
-    advice = "the last checkpoint is as it was: resume it, or start anew with a lower --lr"
+    advice = "what was saved is as it was: resume it, or start anew with a lower --lr"
     if run is None:
         return NonFiniteError(f"{head}; {advice}")
     path = run / f"non-finite-step-{step + 1:08d}.npz"

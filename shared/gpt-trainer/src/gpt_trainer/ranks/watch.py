@@ -214,7 +214,7 @@ class Watch:
             )
 
     def _pronounce(self, status: int, line: str) -> None:
-        advice = "the last checkpoint is as it was: resume it, with as many processes as there are"
+        advice = "what was saved is as it was: resume it, with as many processes as there are"
         said = line if status == STOPPED else f"{line}; {advice}"
         with suppress(ConnectionError):
             self._store.set(VERDICT, json.dumps([status, said]).encode())

@@ -188,7 +188,7 @@ class Loop:
         self._first.measured(self._watch.lap(), int(found.line.get("val_targets", 0)))
         if found.loss is None or not math.isfinite(found.loss):
             raise NonFiniteError(
-                f"step {state.step}: validation loss {found.loss}; the last checkpoint is as it was"
+                f"step {state.step}: validation loss {found.loss}; what was saved is as it was"
             )
         state.evaluated = state.step
         if self._save_due() and (state.best_loss is None or found.loss < state.best_loss):
