@@ -119,10 +119,12 @@ def test_what_was_seen_of_several_is_a_share_of_as_many_alone() -> None:
     ddp = seen("ddp", 2, 999_999.0, backend="plain", unhidden_ms=[1.0, 1.0])
     # another call
     later = [seen("alone", 2, 1_000_000.0, unhidden_ms=[]), seen("none", 2, 970_000.0)]
-    lines = [*ones, large, seen("none", 2, 999_600.0), ddp, *later]
+    without = seen("optimizer", 2, 900_000.0)
+    lines = [without, *ones, large, seen("none", 2, 999_600.0), ddp, *later]
     assert many.markdown(lines).splitlines() == [
         "|  | GPUs | tokens/s | of two times one | ms a step | only sending | GB a GPU |",
         "| --- | --- | --: | --: | --: | --: | --: |",
+        "| gpt2-124m, gpt-jax | two, `--shard optimizer` | 900,000 |  | 110.3 | 1.0-1.3 | 16.1 |",
         "| gpt2-124m, gpt-jax | one | 510,000 |  | 110.2 |  | 16.1 |",
         "| gpt2-124m, gpt-jax | two, `--shard none` | 999,600 | 0.980 | 110.3 | 1.0-1.3 | 16.1 |",
         "| gpt2-124m, gpt-jax | one | 500,000 |  | 110.2 |  | 16.1 |",
@@ -132,11 +134,12 @@ def test_what_was_seen_of_several_is_a_share_of_as_many_alone() -> None:
     ]
     ddp["tokens_per_second"] = 666_400.0
     assert many.summary(lines) == (
-        "Two GPUs of one host give 0.97 to 0.98 times twice what one gives, and by `--shard none` so many "
-        "times the tokens/s of PyTorch's DDP around `plain.py`: gpt2-124m (gpt-jax 1.48)."
+        "Two GPUs of one host give 0.97 to 0.98 times twice what one gives, and by `--shard none` and "
+        "`optimizer` so many times the tokens/s of PyTorch's DDP around `plain.py`: "
+        "gpt2-124m (gpt-jax 1.48 and 1.35)."
     )
     assert many.heading(lines).startswith("2 x NVIDIA H200 of one host (jax 0.11.2, 2026-11-29), bfloat16")
-    assert wire.tabulate(many.whole(lines)).count("<tr>") == 7
+    assert wire.tabulate(many.whole(lines)).count("<tr>") == 8
 
 
 def test_the_readme_holds_the_table_of_what_was_seen() -> None:

@@ -3,7 +3,7 @@
     python shared/site/many.py          # what stands in the README
 
 ``packages/gpt-compare/bench/several.py`` writes the file, a line of JSON for each run; those on one GPU
-stand before those that they are compared with.
+stand before those that they are compared with, and what was measured without one before them all.
 """
 
 from __future__ import annotations
@@ -136,25 +136,29 @@ def heading(lines: list[dict[str, Any]]) -> str:
 
 
 def summary(lines: list[dict[str, Any]]) -> str:
-    """The least and the most of twice one, and each backend beside DDP where both sum all gradients."""
+    """The least and the most of twice one, and each backend beside DDP."""
     found = list(rows(lines))
     shares = [row.share for row in found if row.share > 0 and row.shard != "ddp"]
-    ddp = {row.model: row.speed for row in found if row.shard == "ddp"}
-    times = [f"{model} ({', '.join(_beside(found, model, speed))})" for model, speed in ddp.items()]
+    models = dict.fromkeys(row.model for row in found if row.shard == "ddp")
+    beside = ((model, _beside([row for row in found if row.model == model])) for model in models)
+    times = [f"{model} ({', '.join(backends)})" for model, backends in beside]
     return (
         f"Two GPUs of one host give {min(shares):.2f} to {max(shares):.2f} times twice what one gives, and "
-        f"by `--shard none` so many times the tokens/s of PyTorch's DDP around `plain.py`: "
+        f"by `--shard none` and `optimizer` so many times the tokens/s of PyTorch's DDP around `plain.py`: "
         f"{' and '.join(times)}."
     )
 
 
-def _beside(found: list[Row], model: str, speed: float) -> Iterator[str]:
-    """Backends in the table's order, of several calls the mean."""
-    whole = [
-        (row.name.split(",")[0], row.speed) for row in found if (row.model, row.shard) == (model, "none")
-    ]
-    for name in dict.fromkeys(name for name, _ in whole):
-        yield f"{name} {_mean(its for own, its in whole if own == name) / speed:.2f}"
+def _beside(found: list[Row]) -> Iterator[str]:
+    """The backends of one model in the table's order; of several calls the mean."""
+    speeds: dict[str, dict[str, list[float]]] = {}
+    for row in found:
+        speeds.setdefault(row.name.split(",")[0], {}).setdefault(row.shard, []).append(row.speed)
+    ddp = next(_mean(its["ddp"]) for its in speeds.values() if "ddp" in its)
+    for name, its in speeds.items():
+        times = [f"{_mean(its[shard]) / ddp:.2f}" for shard in ("none", "optimizer") if shard in its]
+        if times:
+            yield f"{name} {' and '.join(times)}"
 
 
 if __name__ == "__main__":
