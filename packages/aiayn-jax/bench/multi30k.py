@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from typing import Any
 
 from aiayn_jax.commands import train_main
 from aiayn_jax.finish import SCORE_NAME
+from gpt_data.stopping import STARTER
 from gpt_trainer.report.metrics import METRICS_NAME, read_metrics
 from gpt_trainer.run.folder import stored_record
 
@@ -90,12 +92,13 @@ def run_all(arguments: argparse.Namespace) -> int:
     arguments.out.mkdir(parents=True, exist_ok=True)
     waiting, failed = list(arguments.runs), False
     running: dict[str, subprocess.Popen[bytes]] = {}
+    own = os.environ | {STARTER: str(os.getpid())}
     while waiting or running:
         while waiting and len(running) < arguments.jobs:
             name = waiting.pop(0)
             command = [sys.executable, *sys.argv, f"--one={name}"]
             with (arguments.out / f"{name}.log").open("w") as log:
-                running[name] = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+                running[name] = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=own)
         time.sleep(0.5)
         for name, process in list(running.items()):
             if process.poll() is not None:

@@ -28,6 +28,7 @@ from typing import NamedTuple
 
 import numpy as np
 from gpt_data.batch import Batch
+from gpt_data.stopping import STARTER, end_with_starter
 from gpt_trainer.backend import OptimizerConfig, Runtime
 from gpt_trainer.gpt2.presets import PRESETS
 from gpt_trainer.model_config import ModelConfig
@@ -112,6 +113,7 @@ _TRAINER: list[Trainer] = []
 
 def _begin(given: argparse.Namespace, gpus: SimpleQueue[str]) -> None:
     """In a new process, before any framework: the GPU that is its own."""
+    end_with_starter()
     if given.gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus.get()
     _TRAINER.append(Trainer(given))
@@ -130,6 +132,7 @@ class Table:
         self.file = given.out.with_suffix(".csv").open("w", newline="")
         self.lines = csv.writer(self.file)
         self.lines.writerow(FIELDS)
+        os.environ[STARTER] = str(os.getpid())
         fresh = multiprocessing.get_context("spawn")
         gpus = fresh.SimpleQueue()
         for gpu in given.gpus:

@@ -269,6 +269,27 @@ def test_a_signal_ends_the_process_asking_first(
     assert last_line(tmp_path / f"1-{name}" / "output.txt") == last
 
 
+def test_a_killed_comparison_takes_its_competitor_along(tmp_path: Path) -> None:
+    child = "from gpt_data.terminal import guarded; import time; guarded('toy', lambda: time.sleep(60) or 0)"
+    code = f"""import os, sys, threading
+from pathlib import Path
+from gpt_compare.competitor import Competitor, read_competitors
+from gpt_compare.running import run_competitor
+from gpt_data.stopping import StopFlag
+child = [sys.executable, "-c", {"import os; print(os.getpid(), flush=True); " + child!r}]
+Competitor.command = lambda *_: child
+show = lambda line: line and os.kill(os.getpid(), 9)
+run_competitor(read_competitors(["toy"])[0], Path(sys.argv[1]) / "plan.toml", StopFlag(), show=show)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    process = Path("/proc") / last_line(tmp_path / "1-toy" / "output.txt")
+    end = time.monotonic() + 20.0
+    while process.exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not process.exists()
+
+
 def compare(tmp_path: Path, *names: str) -> int:
     data = text_folder(tmp_path / "text")
     where = [

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gpt_data.prepare import prepare
+from gpt_data.stopping import STARTER
 from gpt_torchfunc.options import SPEC
 from gpt_trainer.checkpoint import find_steps, load_checkpoint
 from gpt_trainer.commands import train_main
@@ -122,9 +123,11 @@ def test_two_processes_on_the_loopback_take_the_steps_of_one_and_stop_together(
         until(lambda: losses(tmp_path / "two"), "first step")
         ranks = ranks_of(process.pid)
         addresses = {address for one in (process.pid, *ranks.values()) for address in listening(one)}
+        told = [Path(f"/proc/{rank}/environ").read_bytes().split(b"\0") for rank in ranks.values()]
         os.kill(ranks[1], signal.SIGTERM)
         said = process.communicate(timeout=PATIENCE)[0]
     assert sorted(ranks) == [0, 1]
+    assert all(f"{STARTER}={process.pid}".encode() in environment for environment in told)
     assert addresses, "gloo listens somewhere"
     assert addresses <= LOOPBACK
     assert process.returncode == 75, said
@@ -134,6 +137,21 @@ def test_two_processes_on_the_loopback_take_the_steps_of_one_and_stop_together(
     # all 16 rows at once: dropout masks belong to rows
     assert train_main(SPEC, [*flags, "--micro-batch=16", "--out", str(tmp_path / "one")]) == 0
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-6)
+
+
+@pytest.mark.slow
+def test_processes_whose_launcher_is_killed_stop_together_and_are_saved(
+    flags: list[str], tmp_path: Path
+) -> None:
+    words = ["gpt_torchfunc.train", "--devices=2", "--out=two"]
+    endless = ("--steps=100000", "--schedule-steps=50", "--save-every=0")
+    with run(words, *flags, *endless, cwd=tmp_path) as process:
+        until(lambda: losses(tmp_path / "two"), "first step")
+        process.kill()
+        # ends when the last process ends that writes there
+        said = process.communicate(timeout=PATIENCE)[0]
+    assert "Traceback" not in said
+    assert len(losses(tmp_path / "two")) == find_steps(tmp_path / "two")[-1][0]
 
 
 def two_hosts(launcher: str, *flags: str, cwd: Path) -> list[subprocess.Popen[str]]:

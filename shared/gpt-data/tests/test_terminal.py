@@ -51,6 +51,34 @@ def flags(*argv: str) -> Options:
 HELP = "__import__('gpt_data.flags').flags.parse_flags(['--help'], {}, prog='toy', description='')"
 
 
+STARTER_OF = """import os, subprocess, time
+from gpt_data.stopping import STARTER
+for code in CODES:
+    words = [sys.executable, "-c", "print('begun', flush=True)\\n" + code]
+    subprocess.Popen(words, env=os.environ | {STARTER: str(os.getpid())})
+time.sleep(DELAY)
+os.kill(os.getpid(), 9)
+"""
+SLEEPS = "import time; from gpt_data.terminal import guarded; guarded('toy', lambda: time.sleep(60) or 0)"
+STOPS = """import os
+from gpt_data.stopping import STARTER, StopFlag
+from gpt_data.terminal import guarded
+stop = StopFlag()
+with stop.installed():
+    guarded('toy', lambda: [None for _ in iter(stop, True)] and 0)
+print('saved', STARTER in os.environ)
+"""
+
+
+@pytest.mark.parametrize("delay", [0.0, 1.5], ids=["before it asks", "at work"])
+def test_a_process_is_asked_to_stop_when_the_one_that_started_it_is_killed(delay: float) -> None:
+    began = time.monotonic()
+    # its output ends with the last process that has it
+    done = run_python(f"CODES, DELAY = {[SLEEPS, STOPS]}, {delay}\n{STARTER_OF}")
+    assert time.monotonic() - began < 30.0
+    assert (sorted(done.stdout.splitlines()), done.stderr) == (["begun", "begun", "saved False"], "")
+
+
 @pytest.mark.parametrize("call", ["emit('x')", "emit('x' * 10**6)", HELP])
 def test_an_output_that_is_full_is_73_and_one_line(call: str) -> None:
     done = run_python(f"sys.exit(guarded('toy', lambda: {call} and 0 or 0))", "> /dev/full")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gpt_data.stopping import StopFlag
+from gpt_data.stopping import STARTER, StopFlag
 from gpt_trainer.report.metrics import METRICS_NAME, read_metrics
 from gpt_trainer.report.profiling import FOLDER
 from gpt_trainer.run.folder import stored_record
@@ -73,7 +74,13 @@ def run_competitor(
     began = time.monotonic()
     with (run / LOG_NAME).open("wb") as log:
         command = competitor.command(plan, run, keep_checkpoints)
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {STARTER: str(os.getpid())},
+        )
         try:
             watched = _watch(process, run, stop, gauge or Gauge(), show)
         finally:

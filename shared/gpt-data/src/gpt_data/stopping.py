@@ -1,4 +1,7 @@
-"""A request to stop: the first signal is remembered, the second one ends the process at once."""
+"""A request to stop: the first signal is remembered, the second one ends the process at once.
+
+A process that another has started for its own sake gets one when that other is gone.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,30 @@ import os
 import select
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
 SOON = "it ends when what is under way is done; a second signal ends it at once"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STARTER = "GPT_STARTED_BY"
+"""In the environment of a command that is to end with the process that starts it: that process's number."""
+POLL_SECONDS = 0.5
+
+
+def end_with_starter() -> None:
+    """Stop, as by SIGTERM, once the process that started this one is gone, where ``STARTER`` says so."""
+    starter = os.environ.pop(STARTER, None)
+    if starter is not None:
+        threading.Thread(target=_follow, args=(int(starter),), name="starter", daemon=True).start()
+
+
+def _follow(starter: int) -> None:
+    # whoever has lost its parent is given another
+    while os.getppid() == starter:
+        time.sleep(POLL_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 class StopFlag:

@@ -1,6 +1,6 @@
 """What every command owes its terminal: one line for each failure, an exit status, output that ends nothing.
 
-Nothing but the standard library is imported here: a command enters ``guarded`` first and imports the rest
+Nothing beyond the standard library is imported here: a command enters ``guarded`` first and imports the rest
 inside it, so that Ctrl-C is answered from the start.
 """
 
@@ -16,6 +16,8 @@ from contextlib import contextmanager, suppress
 from importlib import import_module
 from types import FrameType
 from typing import Any, NoReturn
+
+from gpt_data.stopping import end_with_starter
 
 BAD_INPUT, CANNOT_WRITE, OUT_OF_MEMORY, INTERRUPTED = 65, 73, 71, 130
 MEMORY_ERRORS = ("OutOfMemoryError", "MemoryError")
@@ -55,6 +57,7 @@ def guarded(name: str, command: Callable[[], int]) -> int:
     wanted: status 0. Ctrl-C: status 130 and not a word.
     """
     tolerate_encodings()
+    end_with_starter()
     with _interruptions() as heard:
         try:
             try:

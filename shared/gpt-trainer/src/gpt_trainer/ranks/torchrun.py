@@ -19,6 +19,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gpt_data.stopping import STARTER
+
 from gpt_trainer.errors import STOPPED, InputError, PeerLostError
 from gpt_trainer.ranks.peers import Alone, Peers
 from gpt_trainer.ranks.place import Meeting, find_meeting
@@ -176,7 +178,7 @@ def launch(module: str, devices: int, words: Sequence[str]) -> int:
         module: The command that each runs.
         words: Its arguments; those about devices are left out.
     """
-    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    os.environ |= {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", STARTER: str(os.getpid())}
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", _SAVE_SECONDS)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
     import torch
