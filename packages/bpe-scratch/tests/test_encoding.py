@@ -193,6 +193,14 @@ def test_special_tokens_are_ordinary_text_unless_allowed(gpt2: Tokenizer, layer:
         tokenizer.encode(text, allowed_special="<|endoftext|>")
     with pytest.raises(TokenizerError, match=r"known: <\|endoftext\|>"):
         tokenizer.encode(text, allowed_special={"<pad>"})
+    with pytest.raises(TextError, match="at character 15 has"):
+        tokenizer.encode(f"{text}\ud800", allowed_special="all")
+
+
+def test_all_special_tokens_of_none_change_nothing(gpt2: Tokenizer, layer: str) -> None:
+    tokenizer = Tokenizer(gpt2.vocabulary, layer=layer)
+    text = "Hello world"
+    assert tokenizer.encode(text, allowed_special="all") == tokenizer.encode(text) == [15496, 995]
 
 
 @pytest.mark.parametrize(("text", "position"), [("\ud800", 0), ("ab\udfff", 2), ("中😀\ud83d!", 2)])

@@ -238,3 +238,15 @@ def test_a_special_token_that_is_an_ordinary_one_is_refused(token: str) -> None:
     known = Vocabulary.from_merges([(ids[97], ids[98]), (ids[32], ids[99])])
     with pytest.raises(TokenizerError, match="is also the ordinary token"):
         Tokenizer(known, special_tokens={token: 300})
+
+
+# tokenizers would give its id for the piece " d", and decodes it as that, where ours is its own text
+def test_a_special_token_that_is_written_as_a_whole_piece_is_refused(document: dict[str, Any]) -> None:
+    text = put(document, "added_tokens.1.content", "Ġd").replace('"<sep>":', '"Ġd":')
+    theirs, ours = HuggingFace.from_str(text), Tokenizer.from_json(text)
+    assert ours.encode("a d", allowed_special="all") == theirs.encode("a d").ids
+    assert (ours.decode([319]), theirs.decode([319], skip_special_tokens=False)) == ("Ġd", " d")
+    whole = put(json.loads(text), "model.ignore_merges", True)
+    assert 319 in HuggingFace.from_str(whole).encode("a d").ids
+    with pytest.raises(FileFormatError, match=r"special token 'Ġd' is written as b' d'"):
+        Tokenizer.from_json(whole)

@@ -18,18 +18,22 @@ def check_special(special: Mapping[str, int], vocabulary: Vocabulary) -> dict[st
     """The special tokens in the order of their ids.
 
     Raises:
-        TokenizerError: If a text is empty or an ordinary token's, or an id is negative or taken.
+        TokenizerError: If a text is empty or an ordinary token's, or would be in a file that takes pieces
+            whole; or if an id is negative or taken.
     """
     taken: dict[int, str] = {}
     for text, index in special.items():
         if not text:
             raise TokenizerError("a special token is empty")
         # a file holds tokens in printable stand-ins, and each text once
-        named = from_printable(text) if CHAR_TO_BYTE.keys() >= set(text) else b""
-        for token in (to_utf8(text), named):
+        own = to_utf8(text)
+        named = from_printable(text) if CHAR_TO_BYTE.keys() >= set(text) else own
+        for token in (own, named):
             if token in vocabulary.id_of_token:
                 other = vocabulary.id_of_token[token]
                 raise TokenizerError(f"special token {text!r} is also the ordinary token {other}, {token!r}")
+        if vocabulary.whole_pieces and named != own:
+            raise TokenizerError(f"special token {text!r} is written as {named!r}, and may be a whole piece")
         if (
             index < 0
             or (index < len(vocabulary.tokens) and vocabulary.tokens[index] is not None)

@@ -15,7 +15,7 @@ from bpe_scratch.decoders import Decoder, TokenStream
 from bpe_scratch.encoders import IdArray
 from bpe_scratch.files import read_gpt2, read_text, replacing
 from bpe_scratch.layers import Layer, is_compiled, make_encoder
-from bpe_scratch.patterns import refuse_lone_text, resolve_pattern
+from bpe_scratch.patterns import refuse_lone_text, resolve_pattern, to_utf8
 from bpe_scratch.special import END_OF_TEXT, all_token_bytes, check_allowed, check_special, split_special
 from bpe_scratch.tiktoken_file import read_tiktoken
 from bpe_scratch.tokenizer_json import format_tokenizer_json, parse_tokenizer_json
@@ -149,9 +149,10 @@ class Tokenizer:
             TokenizerError: If what is allowed is no special token.
             TypeError: If one text is allowed instead of a collection of texts.
         """
-        if not allowed_special:
-            return self._encoder.encode(text)
         allowed = check_allowed(allowed_special, self.special_tokens)
+        if not allowed:
+            return self._encoder.encode(text)
+        to_utf8(text)  # which names a place in the whole text
         ids: list[int] = []
         for part, index in split_special(text, self.special_tokens, allowed):
             ids.extend(self._encoder.encode(part) if index is None else [index])
