@@ -37,6 +37,7 @@ BESIDE = ("-n=auto", "--maxprocesses=4", "--dist=worksteal")
 HANGS = ("-o=faulthandler_timeout=300", "-o=faulthandler_exit_on_timeout=true")
 """A test that hangs says where it stands, and fails with the process that ran it."""
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+PINNED_EXTRAS = ("bleu", "cudnn", "data", "hf", "lm-eval", "plots", "zstd")
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "UV_OFFLINE": "1", "PIP_NO_INDEX": "1"}
 
 
@@ -275,9 +276,8 @@ def pins(session: nox.Session) -> None:
     session.run_install("uv", "lock", "--quiet", "--upgrade", external=True)
     exported = session.run(
         "uv", "export", "--quiet", "--frozen", "--all-packages", "--all-groups",
-        "--extra=hf", "--extra=zstd", "--extra=plots", "--extra=bleu", "--extra=data", "--extra=lm-eval",
-        "--no-emit-workspace", "--no-hashes", "--no-annotate",
-        "--no-header", external=True, silent=True,
+        *(f"--extra={extra}" for extra in PINNED_EXTRAS), "--no-emit-workspace", "--no-hashes",
+        "--no-annotate", "--no-header", external=True, silent=True,
     )  # fmt: skip
     write_pins(project, sorted(line for line in exported.splitlines() if "==" in line))
     session.run_install("uv", "lock", "--quiet", external=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import tomllib
 from itertools import chain
 from pathlib import Path
@@ -31,3 +32,22 @@ def test_every_pin_is_a_version_that_the_members_take(path: Path) -> None:
         if pin.name in ranges and not ranges[pin.name].contains(str(pin.specifier).removeprefix("=="))
     ]
     assert not refused
+
+
+LEFT_OUT = {
+    *("cuda12", "cuda13"),  # one excludes the other
+    *("tensorboard", "trackio", "wandb"),  # whose version is the user's
+    *("parquet", "transformers"),  # in hf
+}
+
+
+def test_every_extra_is_pinned_or_left_out_for_a_reason() -> None:
+    """An extra that the session forgets loses its pins when they are renewed."""
+    tree = ast.parse((ROOT / "noxfile.py").read_text())
+    constants = {ast.unparse(node.targets[0]): node.value for node in tree.body if type(node) is ast.Assign}
+    extras = {
+        extra
+        for path in MEMBERS
+        for extra in tomllib.loads(path.read_text())["project"].get("optional-dependencies", {})
+    }
+    assert {*ast.literal_eval(constants["PINNED_EXTRAS"])} == extras - LEFT_OUT
