@@ -24,7 +24,7 @@ from bpe_scratch.compiled.memory import load8, load32, load_int, store32, store_
 # columns of the table of pairs, int64; the key is left << 32 | right
 KEY, COUNT, BEGIN, SIZE, COLUMNS = 0, 1, 2, 3, 4
 SEPARATOR = -2147483648
-NO_PAIR, PENDING = -1, -2
+NO_PAIR = -1
 SYMBOL, PAIR, WORD, FIELDS = 0, 1, 2, 3
 
 
@@ -50,36 +50,53 @@ def lay_out(s):
     s.nodes_used = at
 
 
-@inner
-def pair_of_bytes(nodes, at):
-    """``left << 8 | right`` of the symbols at two nodes, or -1 at a separator."""
-    a, b = load32(nodes, at * FIELDS + SYMBOL), load32(nodes, (at + 1) * FIELDS + SYMBOL)
-    return a << 8 | b if a >= 0 and b >= 0 else -1
-
-
 @kernel
 def begin(states):
-    """Lay out the words, and enter all pairs of bytes that occur often enough.
-
-    ``grid`` [65536, 2], zeros, counts each pair's occurrences, weighted and not; then it holds its index.
-    """
+    """Lay out the words, and enter all pairs of bytes that occur often enough."""
     s = states[0]
     lay_out(s)
     for at in range(1, s.nodes_used - 1):
-        pair = pair_of_bytes(s.nodes, at)
-        if pair >= 0:
-            weight = load_int(s.counts, load32(s.nodes, at * FIELDS + WORD))
-            store_int(s.grid, 2 * pair, load_int(s.grid, 2 * pair) + weight)
-            store_int(s.grid, 2 * pair + 1, load_int(s.grid, 2 * pair + 1) + 1)
-    for pair in range(1 << 16):
-        count, size, index = load_int(s.grid, 2 * pair), load_int(s.grid, 2 * pair + 1), NO_PAIR
-        if count >= s.least and size > 0:
-            index = open_pair(s, (pair >> 8) << 32 | (pair & 255), count, size)
-        store_int(s.grid, 2 * pair, index)
-    for at in range(1, s.nodes_used - 1):
-        pair = pair_of_bytes(s.nodes, at)
-        if pair >= 0:
-            put_pair(s, at, load_int(s.grid, 2 * pair))
+        a, b = load32(s.nodes, at * FIELDS + SYMBOL), load32(s.nodes, (at + 1) * FIELDS + SYMBOL)
+        if a >= 0 and b >= 0:
+            note(s, at, a << 8 | b, a, b)
+    enter_noted(s)
+
+
+@inner
+def note(s, at, row, a, b):
+    """Count an occurrence, at a node, of the symbols ``a`` and ``b``, which have a row of ``rows`` for now.
+
+    A row holds count, occurrences and key; zeros while it stands for no pair.
+    """
+    base = 3 * row
+    if load_int(s.rows, base + 1) == 0:
+        store32(s.used, s.rows_used, row)
+        store_int(s.rows, base + 2, a << 32 | b)
+        s.rows_used += 1
+    weight = load_int(s.counts, load32(s.nodes, at * FIELDS + WORD))
+    store_int(s.rows, base, load_int(s.rows, base) + weight)
+    store_int(s.rows, base + 1, load_int(s.rows, base + 1) + 1)
+    store32(s.noted, 2 * s.noted_used, at)
+    store32(s.noted, 2 * s.noted_used + 1, row)
+    s.noted_used += 1
+
+
+@inner
+def enter_noted(s):
+    """Open each pair noted that is frequent enough, enter its occurrences, and clear the rows."""
+    for k in range(s.rows_used):
+        base = 3 * load32(s.used, k)
+        count, index = load_int(s.rows, base), NO_PAIR
+        if count >= s.least:
+            index = open_pair(s, load_int(s.rows, base + 2), count, load_int(s.rows, base + 1))
+        store_int(s.rows, base, index)
+    for k in range(s.noted_used):
+        put_pair(s, load32(s.noted, 2 * k), load_int(s.rows, 3 * load32(s.noted, 2 * k + 1)))
+    for k in range(s.rows_used):
+        base = 3 * load32(s.used, k)
+        store_int(s.rows, base, 0)
+        store_int(s.rows, base + 1, 0)
+    s.rows_used = s.noted_used = 0
 
 
 @inner
@@ -99,8 +116,8 @@ def open_pair(s, key, count, size):
 @inner
 def put_pair(s, at, index):
     """Enter an occurrence at its node and at the end of its pair's stretch."""
-    store32(s.nodes, at * FIELDS + PAIR, index)
     if index >= 0:
+        store32(s.nodes, at * FIELDS + PAIR, index)
         base = index * COLUMNS
         size = load_int(s.pairs, base + SIZE)
         store32(s.places, load_int(s.pairs, base + BEGIN) + size, at)
@@ -142,67 +159,23 @@ def join(s, pair, new, first, width):
         before = start_before(nodes, at)
         if before >= 0:
             drop(nodes, before, weight, pairs)
-            store32(nodes, before * FIELDS + PAIR, PENDING)
+            store32(nodes, before * FIELDS + PAIR, NO_PAIR)
         drop(nodes, at + first, weight, pairs)
         store32(nodes, (at + first) * FIELDS + PAIR, NO_PAIR)
         store32(nodes, at * FIELDS + SYMBOL, new)
         store32(nodes, (at + width - 1) * FIELDS + SYMBOL, -width - 1)
-        store32(nodes, at * FIELDS + PAIR, PENDING)
+        store32(nodes, at * FIELDS + PAIR, NO_PAIR)
         store32(places, begin + joined, at)
         joined += 1
     return joined
 
 
 @inner
-def tally(around, row, weight, touched, number):
-    """One more occurrence of a pair; new rows are noted in ``touched``. Returns their number."""
-    if load_int(around, 2 * row + 1) == 0:
-        store32(touched, number, row)
-        number += 1
-    store_int(around, 2 * row, load_int(around, 2 * row) + weight)
-    store_int(around, 2 * row + 1, load_int(around, 2 * row + 1) + 1)
-    return number
+def note_around(s, new, begin, joined, width):
+    """Note the pairs that the new token makes: ``(x, new)`` in row ``2 * x``, ``(new, x)`` in the next.
 
-
-@inner
-def count_around(s, new, begin, joined, width):
-    """Add up the pairs that the new token makes; returns the number of rows of ``around`` in use.
-
-    ``around`` [2 * tokens, 2] holds count and occurrences: row ``2 * x`` of the pair ``(x, new)``, row ``2
-    * x + 1`` of ``(new, x)``. Two new tokens side by side count as the latter.
+    Two new tokens side by side are noted once, at the first.
     """
-    nodes, counts, places, around, touched, number = s.nodes, s.counts, s.places, s.around, s.touched, 0
-    for k in range(begin, begin + joined):
-        at = load32(places, k)
-        weight = load_int(counts, load32(nodes, at * FIELDS + WORD))
-        before = start_before(nodes, at)
-        if before >= 0:
-            x = load32(nodes, before * FIELDS + SYMBOL)
-            if x != new:
-                number = tally(around, 2 * x, weight, touched, number)
-        y = load32(nodes, (at + width) * FIELDS + SYMBOL)
-        if y >= 0:
-            number = tally(around, 2 * y + 1, weight, touched, number)
-    return number
-
-
-@inner
-def open_pairs(s, heap, new, number):
-    """Open each new pair that is frequent enough; ``around`` then holds its index instead of its count."""
-    for t in range(number):
-        row = load32(s.touched, t)
-        count, index = load_int(s.around, 2 * row), NO_PAIR
-        if count >= s.least:
-            x = row >> 1
-            key = (x << 32 | new) if row & 1 == 0 else (new << 32 | x)
-            index = open_pair(s, key, count, load_int(s.around, 2 * row + 1))
-            heapq.heappush(heap, entry(s, index))
-        store_int(s.around, 2 * row, index)
-
-
-@inner
-def enter_around(s, new, begin, joined, width):
-    """Enter every pair beside a new token."""
     nodes = s.nodes
     for k in range(begin, begin + joined):
         at = load32(s.places, k)
@@ -210,25 +183,23 @@ def enter_around(s, new, begin, joined, width):
         if before >= 0:
             x = load32(nodes, before * FIELDS + SYMBOL)
             if x != new:
-                put_pair(s, before, load_int(s.around, 4 * x))
+                note(s, before, 2 * x, x, new)
         y = load32(nodes, (at + width) * FIELDS + SYMBOL)
-        put_pair(s, at, load_int(s.around, 4 * y + 2) if y >= 0 else NO_PAIR)
+        if y >= 0:
+            note(s, at, 2 * y + 1, new, y)
 
 
 @inner
 def merge(s, heap, pair, a, b, new):
     """Write a new token over every occurrence of a pair, and enter the pairs beside it."""
-    first = load_int(s.lengths, a)
+    first, known = load_int(s.lengths, a), s.pairs_used
     begin, width = load_int(s.pairs, pair * COLUMNS + BEGIN), first + load_int(s.lengths, b)
     store_int(s.lengths, new, width)
     joined = join(s, pair, new, first, width)
-    number = count_around(s, new, begin, joined, width)
-    open_pairs(s, heap, new, number)
-    enter_around(s, new, begin, joined, width)
-    for t in range(number):
-        row = load32(s.touched, t)
-        store_int(s.around, 2 * row, 0)
-        store_int(s.around, 2 * row + 1, 0)
+    note_around(s, new, begin, joined, width)
+    enter_noted(s)
+    for index in range(known, s.pairs_used):
+        heapq.heappush(heap, entry(s, index))
 
 
 @inner

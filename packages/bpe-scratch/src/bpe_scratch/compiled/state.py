@@ -33,7 +33,7 @@ _LEARNING = """
     least budget wanted                    least count of a pair; merges to learn in this call, and in all
     lengths                                [256 + wanted] of each token, in bytes
     pairs pairs_room places                the pairs; where they begin, in the nodes
-    around touched grid                    scratch
+    rows rows_used used noted noted_used   scratch: pairs beside a new token, and where they are
     merges                                 [wanted, 2] the pairs learned
     pairs_used places_used learned
 """

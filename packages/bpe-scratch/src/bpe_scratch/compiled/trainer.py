@@ -33,10 +33,12 @@ def train_merges(
     state.point(
         text=text, starts=np.cumsum([0, *map(len, words)], dtype=np.int64), nodes=nodes,
         counts=np.fromiter(words.values(), np.int64), byte_ids=np.array(byte_ids, dtype=np.int32),
-        grid=np.zeros((1 << 16, 2), dtype=np.int64), lengths=np.ones(size, dtype=np.int64), merges=learned,
-        around=np.zeros((2 * size, 2), dtype=np.int64), touched=np.zeros(2 * size, dtype=np.int32),
+        lengths=np.ones(size, dtype=np.int64), merges=learned,
+        # one row for each pair of bytes, then two for each token
+        rows=np.zeros((max(1 << 16, 2 * size), 3), dtype=np.int64),
+        used=np.empty(max(1 << 16, 2 * size), dtype=np.int32),
         # a merge makes two pairs at most and takes one node: memory that is never written is never taken
-        places=np.empty(3 * len(nodes), dtype=np.int32),
+        places=np.empty(3 * len(nodes), dtype=np.int32), noted=np.empty(2 * len(nodes), dtype=np.int32),
         pairs=np.empty((_FIRST_PAIRS, learning.COLUMNS), dtype=np.int64),
     )  # fmt: skip
     state["pairs_room"] = _FIRST_PAIRS
