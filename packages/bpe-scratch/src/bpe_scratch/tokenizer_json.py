@@ -18,6 +18,8 @@ from bpe_scratch.patterns import resolve_pattern
 from bpe_scratch.special import check_special
 from bpe_scratch.vocabulary import Vocabulary
 
+# the fields of each object and the values that are reproduced, the first of them as it is written here
+_Fields = Mapping[str, tuple[object, ...]]
 _ANYTHING: tuple[object, ...] = ()
 """Any value: the field makes no difference here."""
 _TOP = {
@@ -35,13 +37,9 @@ _ADDED = {
     "id": _ANYTHING, "content": _ANYTHING, "single_word": (False,), "lstrip": (False,), "rstrip": (False,),
     "normalized": (False, True), "special": (True,),
 }  # fmt: skip
-_FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-_BYTE_LEVEL = {
-    "type": ("ByteLevel",),
-    "add_prefix_space": _ANYTHING,
-    "trim_offsets": _ANYTHING,
-    "use_regex": _ANYTHING,
-}
+_BYTE_LEVEL = {"type": ("ByteLevel",)} | dict.fromkeys(
+    ("add_prefix_space", "trim_offsets", "use_regex"), _ANYTHING
+)
 _BYTE_LEVEL_CUT = _BYTE_LEVEL | {"add_prefix_space": (False,), "use_regex": (False, True, None)}
 _SPLIT = {"type": ("Split",), "pattern": _ANYTHING, "behavior": ("Isolated",), "invert": (False,)}
 _TEMPLATE = {"type": _ANYTHING, "single": _ANYTHING, "pair": _ANYTHING, "special_tokens": ({},)}
@@ -52,42 +50,33 @@ def format_tokenizer_json(vocabulary: Vocabulary, pattern: str, special_tokens: 
     vocab = {to_printable(token): index for index, token in enumerate(vocabulary.tokens) if token is not None}
     text = {index: printable for printable, index in vocab.items()}
     special = sorted((index, content) for content, index in special_tokens.items())
-    document = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [{"id": index, "content": content, **_FLAGS} for index, content in special],
-        "normalizer": None,
-        "pre_tokenizer": _pre_tokenizer(pattern),
-        "post_processor": None,
-        "decoder": _byte_level(use_regex=True),
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": vocabulary.whole_pieces,
-            "vocab": vocab | {content: index for index, content in special},
-            "merges": [[text[left], text[right]] for left, right, _ in vocabulary.merges],
-        },
-    }
+    model = _filled(
+        _MODEL,
+        fuse_unk=False,
+        ignore_merges=vocabulary.whole_pieces,
+        vocab=vocab | {content: index for index, content in special},
+        merges=[[text[left], text[right]] for left, right, _ in vocabulary.merges],
+    )
+    document = _filled(
+        _TOP,
+        added_tokens=[_filled(_ADDED, id=index, content=content) for index, content in special],
+        pre_tokenizer=_pre_tokenizer(pattern),
+        decoder=_filled(_BYTE_LEVEL_CUT, trim_offsets=True, use_regex=True),
+        model=model,
+    )
     return json.dumps(document, ensure_ascii=False, indent=1) + "\n"
 
 
-def _byte_level(use_regex: bool) -> dict[str, Any]:
-    return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": use_regex}
+def _filled(fields: _Fields, **given: Any) -> dict[str, Any]:
+    return {key: known[0] if known else None for key, known in fields.items()} | given
 
 
 def _pre_tokenizer(pattern: str) -> dict[str, Any]:
     name, expression = resolve_pattern(pattern)
-    whole = _byte_level(use_regex=name == "gpt2")
+    whole = _filled(_BYTE_LEVEL_CUT, trim_offsets=True, use_regex=name == "gpt2")
     if name == "gpt2" or expression is None:
         return whole
-    split = {"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated", "invert": False}
-    return {"type": "Sequence", "pretokenizers": [split, whole]}
+    return {"type": "Sequence", "pretokenizers": [_filled(_SPLIT, pattern={"Regex": expression}), whole]}
 
 
 def parse_tokenizer_json(text: str, name: str) -> tuple[Vocabulary, str, dict[str, int]]:
@@ -115,7 +104,7 @@ def parse_tokenizer_json(text: str, name: str) -> tuple[Vocabulary, str, dict[st
         return vocabulary, pattern, check_special(special, vocabulary)
 
 
-def _check(value: Any, fields: Mapping[str, tuple[object, ...]], place: str) -> dict[str, Any]:
+def _check(value: Any, fields: _Fields, place: str) -> dict[str, Any]:
     """An object that has known fields alone, each with a value that is reproduced."""
     if not isinstance(value, dict):
         raise TokenizerError(f"{place} is {_shown(value)}; only a byte-level BPE can be read")

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from bpe_scratch.compiled import encoding, merging
 from bpe_scratch.compiled.cuts import CUTS
-from bpe_scratch.compiled.pair_table import point_to_pairs
+from bpe_scratch.compiled.pair_table import NO_PAIR, point_to_pairs
 from bpe_scratch.compiled.pieces import KINDS
 from bpe_scratch.compiled.state import ENCODING, State, aligned_zeros
 from bpe_scratch.compiled.texts import in_chunks, lay_out
@@ -104,10 +104,10 @@ class CompiledEncoder:
         known, n = self._vocabulary, piece.size
         if known.whole_pieces and (whole := known.id_of_token.get(piece.tobytes())) is not None:
             return np.array([whole], dtype=np.int32)
-        ids = np.empty(n, dtype=np.int32)
-        links = np.empty((n, 2), dtype=np.int32)
-        entries = np.empty(n, dtype=np.uint64)
-        entries = entries[: merging.start_long(self._state.record, ids, links, entries)]
+        ids, places = self._state.array("byte_ids")[piece], np.arange(n, dtype=np.int32)
+        links = np.stack([places - 1, places + 1], axis=1)
+        answers = self._state.array("byte_pairs")[piece[:-1].astype(np.uint16) << 8 | piece[1:]]
+        entries = (answers & merging.RANK | places[:-1].astype(np.uint64))[answers != NO_PAIR]
         while entries.size > 0:
             entries = merging.continue_long(self._state.record, ids, links, entries, _BUDGET)
         return ids[ids >= 0]

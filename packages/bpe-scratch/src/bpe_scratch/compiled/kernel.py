@@ -29,10 +29,7 @@ def _digest() -> str:
 
 
 def _stamped(locator: type[Any]) -> type[Any]:
-    def get_source_stamp(_: Any) -> str:
-        return _digest()
-
-    return type(locator.__name__, (locator,), {"get_source_stamp": get_source_stamp})
+    return type(locator.__name__, (locator,), {"get_source_stamp": lambda _: _digest()})
 
 
 class _Implementation(caching.CompileResultCacheImpl):

@@ -27,7 +27,7 @@ PIECE = 67 * 64
 """An odd number of cache lines: pieces do not fall on each other in the cache."""
 _NOTHING = 0x7FFFFFFF
 _32, _ONE = np.uint64(32), np.uint64(1)
-_LOW, _RANK = np.uint64(0xFFFFFFFF), np.uint64(0xFFFFFFFF << 32)
+_LOW, RANK = np.uint64(0xFFFFFFFF), np.uint64(0xFFFFFFFF << 32)
 
 
 @inner
@@ -50,7 +50,7 @@ def merge_once(s, piece):
     n, found, ids = load_int(piece, 0), piece + FOUND, piece + IDS
     least = NO_PAIR
     for k in range(n - 1):
-        least = min(least, load64(found, k) & _RANK | np.uint64(k))
+        least = min(least, load64(found, k) & RANK | np.uint64(k))
     if least >> _32 == _LOW:
         return False
     at = np.int64(least & _LOW)
@@ -82,36 +82,20 @@ def merge_group(s, number):
                 going ^= _ONE << np.uint64(k)
 
 
-@kernel
-def start_long(states, ids, links, entries):
-    """Fill symbols, links (previous, next) and ``rank << 32 | position`` of pairs that merge; how many.
-
-    The piece begins at ``position``; ``ids`` [n] receives its bytes' ids.
-    """
-    s, n, number = states[0], ids.size, 0
-    for i in range(n):
-        ids[i] = load32(s.byte_ids, load8(s.text, s.position + i))
-        links[i, 0] = i - 1
-        links[i, 1] = i + 1
-    for i in range(n - 1):
-        answer = find_pair(s, ids[i], ids[i + 1])
-        if answer != NO_PAIR:
-            entries[number] = answer & _RANK | np.uint64(i)
-            number += 1
-    return number
-
-
 @inner
 def push_pair(s, heap, ids, i, j):
     """Push what the symbols ``i`` and ``j`` may become."""
     answer = find_pair(s, ids[i], ids[j])
     if answer != NO_PAIR:
-        heapq.heappush(heap, answer & _RANK | np.uint64(i))
+        heapq.heappush(heap, answer & RANK | np.uint64(i))
 
 
 @kernel
 def continue_long(states, ids, links, entries, budget):
-    """Take ``budget`` entries or all, the least first; those that are left. A swallowed symbol becomes -1."""
+    """Take ``budget`` entries or all, the least first; those that are left. A swallowed symbol becomes -1.
+
+    An entry is ``rank << 32 | position`` of a pair that merges; ``links`` [n, 2] are the previous and next.
+    """
     s, n, heap = states[0], ids.size, list(entries)
     heapq.heapify(heap)
     while len(heap) > 0 and budget > 0:

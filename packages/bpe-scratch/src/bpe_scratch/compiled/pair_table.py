@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from bpe_scratch.compiled.kernel import inner, kernel
-from bpe_scratch.compiled.memory import equal8, load32, load64, lowest_bit, store64
+from bpe_scratch.compiled.memory import equal8, load64, lowest_bit
 from bpe_scratch.compiled.state import State, aligned_zeros
 from bpe_scratch.vocabulary import Vocabulary
 
@@ -54,23 +54,19 @@ def fill_pairs(rows, ranks, pairs, shift):
         pairs[bucket, at + 8] = np.uint64(ranks[m]) << _32 | np.uint64(rows[m, 2])
 
 
-@kernel
-def look_up_bytes(states):
-    """What the table says of each two bytes ``left << 8 | right``: a word starts with these."""
-    s = states[0]
-    for both in range(1 << 16):
-        left, right = load32(s.byte_ids, both >> 8), load32(s.byte_ids, both & 255)
-        store64(s.byte_pairs, both, find_pair(s, left, right))
-
-
 def point_to_pairs(state: State, vocabulary: Vocabulary) -> None:
-    """Make the table of a vocabulary's merges for a state."""
+    """Make the table of a vocabulary's merges for a state, and one of what two bytes become."""
     log = max(1, (len(vocabulary.merges) // 4).bit_length())
     pairs = aligned_zeros(16 << log).reshape(-1, 16)
     pairs[:, 15] = NO_PAIR
     rows = np.array(vocabulary.merges, dtype=np.int64).reshape(-1, 3)
-    fill_pairs(rows, np.array(vocabulary.ranks, dtype=np.int64), pairs, 64 - log)
+    ranks = np.array(vocabulary.ranks, dtype=np.int64)
+    fill_pairs(rows, ranks, pairs, 64 - log)
     state["pair_shift"] = 64 - log
-    byte_ids, byte_pairs = np.array(vocabulary.byte_ids, dtype=np.int32), np.zeros(1 << 16, dtype=np.uint64)
+    byte_ids, byte_pairs = np.array(vocabulary.byte_ids, dtype=np.int32), np.full(1 << 16, NO_PAIR)
+    byte_of = np.full(len(vocabulary.tokens), -1)
+    byte_of[byte_ids] = range(256)
+    left, right = byte_of[rows[:, :2]].T
+    both = (left >= 0) & (right >= 0)
+    byte_pairs[(left << 8 | right)[both]] = (ranks << 32 | rows[:, 2])[both]
     state.point(pairs=pairs, byte_ids=byte_ids, byte_pairs=byte_pairs)
-    look_up_bytes(state.record)
