@@ -17,6 +17,8 @@ import numpy as np
 from bpe_scratch.corpus import Part, read_parts
 from bpe_scratch.errors import TokenizerError, WriteError
 from bpe_scratch.files import replacing
+from bpe_scratch.layers import say
+from bpe_scratch.patterns import batches
 from bpe_scratch.special import END_OF_TEXT
 from bpe_scratch.tokenizer import Tokenizer
 
@@ -103,27 +105,21 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    _say(f"bpe-scratch: {message}")
+    say(f"bpe-scratch: {message}")
     sys.exit(status)
-
-
-def _say(message: str, end: str = "\n") -> None:
-    # a standard error that takes nothing ends no work
-    with suppress(OSError):
-        print(message, end=end, file=sys.stderr, flush=True)
 
 
 def _show(message: str) -> None:
     """A line on a terminal that the next one takes the place of."""
     if sys.stderr.isatty():
-        _say(f"\r\x1b[K{message}", end="")
+        say(f"\r\x1b[K{message}", end="")
 
 
 def _train(given: Namespace) -> None:
     from bpe_scratch.training import train
 
     tokenizer = train(
-        _counted(read_parts(given.files, given.field, given.pattern, _say)),
+        _counted(read_parts(given.files, given.field, given.pattern, say)),
         given.vocab_size,
         pattern=given.pattern,
         special_tokens=given.special_token,
@@ -133,7 +129,7 @@ def _train(given: Namespace) -> None:
     fewer = f" of {given.vocab_size} asked for: no other pair occurs {given.min_frequency} times"
     size = f"{tokenizer.vocab_size} ids{fewer if tokenizer.vocab_size < given.vocab_size else ''}"
     _show("")
-    _say(f"{given.out}: {size}, sha256 {tokenizer.sha256[:16]}")
+    say(f"{given.out}: {size}, sha256 {tokenizer.sha256[:16]}")
 
 
 def _counted(parts: Iterator[Part]) -> Iterator[str]:
@@ -146,14 +142,15 @@ def _counted(parts: Iterator[Part]) -> Iterator[str]:
 
 def _encode(given: Namespace) -> None:
     tokenizer = Tokenizer.load(given.tokenizer)
-    parts = read_parts(given.files, given.field, tokenizer.pattern, _say)
+    parts = read_parts(given.files, given.field, tokenizer.pattern, say)
     if given.out is None:
         for part in parts:
             print(*tokenizer.encode(part.text), end="\n" if part.last else " ")
         return
     with replacing(given.out) as file:
-        number = sum(_write_ids(tokenizer, batch, file) for batch in _batches(parts))
-    _say(f"{given.out}: {number} ids of {np.dtype(tokenizer.dtype)}")
+        held = batches(parts, _BATCH, lambda part: len(part.text))
+        number = sum(_write_ids(tokenizer, batch, file) for batch in held)
+    say(f"{given.out}: {number} ids of {np.dtype(tokenizer.dtype)}")
 
 
 def _decode(given: Namespace) -> None:
@@ -162,18 +159,6 @@ def _decode(given: Namespace) -> None:
     except ValueError as error:
         raise TokenizerError(f"standard input holds what is no id: {error}") from None
     print(Tokenizer.load(given.tokenizer).decode(ids), end="")
-
-
-def _batches(parts: Iterator[Part]) -> Iterator[list[Part]]:
-    batch: list[Part] = []
-    size = 0
-    for part in parts:
-        batch.append(part)
-        size += len(part.text)
-        if size >= _BATCH:
-            yield batch
-            batch, size = [], 0
-    yield batch
 
 
 def _write_ids(tokenizer: Tokenizer, batch: list[Part], file: IO[bytes]) -> int:

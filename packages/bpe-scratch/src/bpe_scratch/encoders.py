@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bpe_scratch.errors import TextError
 from bpe_scratch.heap_merge import encode_piece
 from bpe_scratch.patterns import splitter, to_utf8
 from bpe_scratch.vocabulary import Vocabulary
@@ -31,16 +30,12 @@ class PlainEncoder:
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text without special tokens."""
-        try:
-            return [
-                index
-                for piece in self._split(text)
-                for index in (self._short(piece) if len(piece) <= _LONGEST else self._merge(piece))
-            ]
-        except TextError:
-            # again, to name the position in the text and not in the piece
-            to_utf8(text)
-            raise
+        to_utf8(text)  # what has none is refused by its position in the text, not in a piece
+        return [
+            index
+            for piece in self._split(text)
+            for index in (self._short(piece) if len(piece) <= _LONGEST else self._merge(piece))
+        ]
 
     def encode_array(self, texts: Sequence[str], lengths: npt.NDArray[np.int64], dtype: type) -> IdArray:
         """The ids of many texts; ``lengths`` receives the number of ids of each."""

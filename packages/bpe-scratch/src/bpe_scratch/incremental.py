@@ -12,10 +12,10 @@ from bpe_scratch.vocabulary import Pair
 
 
 class _Corpus:
-    """Distinct words as lists of ids, the count of each pair, and the words each pair was seen in."""
+    """Distinct words as their ids, the count of each pair, and the words each pair was seen in."""
 
     def __init__(self, words: Mapping[bytes, int], byte_ids: Sequence[int]) -> None:
-        self.words = [[byte_ids[byte] for byte in word] for word in words]
+        self.words = [tuple(byte_ids[byte] for byte in word) for word in words]
         self.weights = list(words.values())
         self.counts: Counter[Pair] = Counter()
         self.places: defaultdict[Pair, set[int]] = defaultdict(set)
@@ -28,23 +28,17 @@ class _Corpus:
         """Merge a pair everywhere; returns the pairs whose count grew."""
         grown: set[Pair] = set()
         for index in self.places.pop(pair, ()):
-            self._merge_word(index, pair, new, grown)
+            word, weight = self.words[index], self.weights[index]
+            merged = self.words[index] = merge_pair(word, pair, new)
+            for old in itertools.pairwise(word):
+                self.counts[old] -= weight
+            for now in itertools.pairwise(merged):
+                self.counts[now] += weight
+                if new in now:
+                    self.places[now].add(index)
+                    grown.add(now)
         self.counts.pop(pair, None)
         return grown
-
-    def _merge_word(self, index: int, pair: Pair, new: int, grown: set[Pair]) -> None:
-        word, weight = self.words[index], self.weights[index]
-        merged = list(merge_pair(word, pair, new))
-        if len(merged) == len(word):
-            return
-        for old in itertools.pairwise(word):
-            self.counts[old] -= weight
-        for now in itertools.pairwise(merged):
-            self.counts[now] += weight
-            if new in now:
-                self.places[now].add(index)
-                grown.add(now)
-        self.words[index] = merged
 
 
 def pop_most_frequent(heap: list[tuple[int, Pair]], counts: Mapping[Pair, int], least: int) -> Pair | None:

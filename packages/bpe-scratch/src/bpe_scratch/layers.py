@@ -27,7 +27,7 @@ def has_numba() -> bool:
     """Whether Numba is installed; where it is not, standard error is told once."""
     found = find_spec("numba") is not None
     if not found:
-        _tell("Numba is not installed, so the reference does the work: right, and slow")
+        say("bpe-scratch: Numba is not installed, so the reference does the work: right, and slow")
     return found
 
 
@@ -50,10 +50,10 @@ def tell_before_compiling() -> None:
     from bpe_scratch.compiled.kernel import is_cached
 
     if not is_cached(encode_documents):
-        _tell("compiling kernels for this machine, once; takes some seconds")
+        say("bpe-scratch: compiling kernels for this machine, once; takes some seconds")
 
 
-def _tell(line: str) -> None:
-    # a standard error that takes nothing ends no work
+def say(line: str, end: str = "\n") -> None:
+    """Write to standard error; one that takes nothing ends no work."""
     with suppress(OSError):
-        print(f"bpe-scratch: {line}", file=sys.stderr, flush=True)
+        print(line, end=end, file=sys.stderr, flush=True)

@@ -9,13 +9,15 @@ The texts below match the same pieces in ``regex``, in Oniguruma (Hugging Face) 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import regex
 
 from bpe_scratch.errors import TextError, TokenizerError
 from bpe_scratch.expressions import compile_expression
 
+_T = TypeVar("_T", bound=Any)
 PATTERNS: dict[str, str | None] = {
     "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
     "cl100k": r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -81,6 +83,20 @@ def to_utf8(text: str) -> bytes:
     except UnicodeEncodeError as error:
         code = ord(text[error.start])
         raise TextError(f"lone surrogate U+{code:04X} at character {error.start} has no UTF-8 form") from None
+
+
+def batches(items: Iterable[_T], size: int, length: Callable[[_T], int] = len) -> Iterator[list[_T]]:
+    """Some items at a time, as many as reach a size together; the last ones as they are."""
+    batch: list[_T] = []
+    held = 0
+    for item in items:
+        batch.append(item)
+        held += length(item)
+        if held >= size:
+            yield batch
+            batch, held = [], 0
+    if batch:
+        yield batch
 
 
 def refuse_lone_text(texts: object) -> None:

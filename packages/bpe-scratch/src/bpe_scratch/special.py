@@ -44,15 +44,6 @@ def check_special(special: Mapping[str, int], vocabulary: Vocabulary) -> dict[st
     return dict(sorted(special.items(), key=lambda item: item[1]))
 
 
-def all_token_bytes(vocabulary: Vocabulary, special: Mapping[str, int]) -> list[bytes | None]:
-    """The bytes of every id, special ones included; ``None`` at a gap."""
-    size = max([len(vocabulary.tokens), *(index + 1 for index in special.values())])
-    table: list[bytes | None] = [*vocabulary.tokens, *[None] * (size - len(vocabulary.tokens))]
-    for text, index in special.items():
-        table[index] = to_utf8(text)
-    return table
-
-
 def check_allowed(allowed: Collection[str], special: Mapping[str, int]) -> Collection[str]:
     """The special tokens that may be recognised: all of them for ``"all"``.
 

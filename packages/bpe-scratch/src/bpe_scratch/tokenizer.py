@@ -13,10 +13,10 @@ import numpy.typing as npt
 
 from bpe_scratch.decoders import Decoder, TokenStream
 from bpe_scratch.encoders import IdArray
-from bpe_scratch.files import read_gpt2, read_text, replacing
+from bpe_scratch.files import by_id, read_gpt2, read_text, replacing
 from bpe_scratch.layers import Layer, is_compiled, make_encoder
 from bpe_scratch.patterns import refuse_lone_text, resolve_pattern, to_utf8
-from bpe_scratch.special import END_OF_TEXT, all_token_bytes, check_allowed, check_special, split_special
+from bpe_scratch.special import END_OF_TEXT, check_allowed, check_special, split_special
 from bpe_scratch.tiktoken_file import read_tiktoken
 from bpe_scratch.tokenizer_json import format_tokenizer_json, parse_tokenizer_json
 from bpe_scratch.vocabulary import Vocabulary
@@ -44,7 +44,8 @@ class Tokenizer:
         self.vocabulary = vocabulary
         self.pattern: str = name or expression or "none"
         self.special_tokens = check_special(special_tokens or {}, vocabulary)
-        self._token_bytes = all_token_bytes(vocabulary, self.special_tokens)
+        special = {to_utf8(text): index for text, index in self.special_tokens.items()}
+        self._token_bytes = by_id(vocabulary.id_of_token | special)
         self._layer = layer
 
     @classmethod

@@ -41,6 +41,8 @@ class Vocabulary:
             raise TokenizerError(
                 f"vocabulary has no token for byte 0x{missing[0]:02X} ({len(missing)} missing)"
             )
+        if len(ids) < sum(token is not None for token in self.tokens):
+            raise TokenizerError("two ids of the vocabulary stand for the same bytes")
         self.byte_ids = tuple(ids[bytes([byte])] for byte in range(256))
 
     @cached_property

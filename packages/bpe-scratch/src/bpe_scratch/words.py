@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
 from bpe_scratch.layers import Layer, is_compiled, tell_before_compiling
-from bpe_scratch.patterns import refuse_lone_text, resolve_pattern, splitter, to_utf8
+from bpe_scratch.patterns import batches, refuse_lone_text, resolve_pattern, splitter, to_utf8
 
 MAX_WORDS = 1 << 23
 """Distinct words held at most."""
@@ -39,16 +39,13 @@ def _counting(documents: Iterable[str], pattern: str, layer: Layer) -> Iterator[
 
 
 def _count_plainly(documents: Iterable[str], pattern: str) -> Iterator[Counter[bytes]]:
-    split, held = splitter(pattern), 0
+    split = splitter(pattern)
     counts: Counter[bytes] = Counter()
-    for document in documents:
-        to_utf8(document)
-        counts.update(map(str.encode, split(document)))
-        held += len(document)
-        if held >= _BATCH:
-            yield counts
-            held = 0
-    yield counts
+    for batch in batches(documents, _BATCH):
+        for document in batch:
+            to_utf8(document)
+            counts.update(map(str.encode, split(document)))
+        yield counts
 
 
 def _forget_the_rarest(counts: Counter[bytes]) -> None:

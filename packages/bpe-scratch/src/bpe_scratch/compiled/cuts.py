@@ -1,4 +1,3 @@
-# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 r"""Where pieces start, many at once: GPT-2's pattern over bitmaps of 64 bytes, the others piece by piece.
 
 A window of 64 bytes is looked at as a whole; bit ``k`` of a bitmap belongs to byte ``k``.  With a bitmap of

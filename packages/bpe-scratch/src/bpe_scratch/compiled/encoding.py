@@ -1,4 +1,3 @@
-# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 """From UTF-8 bytes to ids, or to counts of pieces: cut pieces, look them up, merge those that are new.
 
 ``s`` is the record that carries the kernel across calls; it stops and says why whenever Python has to make

@@ -1,4 +1,3 @@
-# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 """Learning merges with an index of pairs.
 
 The words stand one after another in nodes, a separator between them.  The first node of a symbol holds its

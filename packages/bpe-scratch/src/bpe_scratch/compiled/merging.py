@@ -1,4 +1,3 @@
-# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 """Applying merges: to short pieces side by side, to a long one by a heap.
 
 A merge has to wait for what the table of pairs says of the two pairs that the merge before it made. So the

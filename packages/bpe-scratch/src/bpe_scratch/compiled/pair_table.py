@@ -1,4 +1,3 @@
-# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 """The merges as a hash table of buckets: a search compares all keys of a bucket at once.
 
 A bucket is two cache lines: seven keys, ``left << 32 | right`` plus one, and a zero; then their answers,

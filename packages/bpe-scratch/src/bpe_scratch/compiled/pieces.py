@@ -1,4 +1,3 @@
-# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 r"""Where a piece ends: the named patterns as automata over UTF-8 bytes.
 
 Each function takes the record ``s`` with valid UTF-8 ``s.text`` (with at least 64 bytes after ``end``), the

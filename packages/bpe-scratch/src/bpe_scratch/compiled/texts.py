@@ -8,7 +8,7 @@ from itertools import accumulate
 import numpy as np
 import numpy.typing as npt
 
-from bpe_scratch.patterns import to_utf8
+from bpe_scratch.patterns import batches, to_utf8
 
 _CHUNK = 1 << 18  # bytes for one call of a kernel: they stay in the cache
 _MARGIN = bytes(64)
@@ -16,16 +16,7 @@ _MARGIN = bytes(64)
 
 def in_chunks(texts: Iterable[str]) -> Iterator[list[bytes]]:
     """UTF-8 of some texts at a time; raises as :func:`to_utf8` does."""
-    parts: list[bytes] = []
-    size = 0
-    for text in texts:
-        parts.append(to_utf8(text))
-        size += len(parts[-1])
-        if size >= _CHUNK:
-            yield parts
-            parts, size = [], 0
-    if parts:
-        yield parts
+    return batches(map(to_utf8, texts), _CHUNK)
 
 
 def lay_out(parts: Sequence[bytes]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:

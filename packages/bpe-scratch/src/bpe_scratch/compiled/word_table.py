@@ -1,4 +1,3 @@
-# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 """Pieces as keys of a hash table, with no Python object per piece.
 
 A slot is four 64-bit numbers: two of key, two of value. A piece of up to 15 bytes *is* its key: eight bytes,
