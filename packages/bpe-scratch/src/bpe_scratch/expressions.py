@@ -50,9 +50,6 @@ _SECONDS = 2.0
 def compile_expression(expression: str) -> regex.Pattern[str]:
     """An expression that both libraries read alike, compiled.
 
-    Args:
-        expression: A regular expression that matches at least one character.
-
     Raises:
         TokenizerError: Naming where a construct stands that is read differently, or what is not valid.
     """

@@ -34,11 +34,8 @@ def check_special(special: Mapping[str, int], vocabulary: Vocabulary) -> dict[st
                 raise TokenizerError(f"special token {text!r} is also the ordinary token {other}, {token!r}")
         if vocabulary.whole_pieces and named != own:
             raise TokenizerError(f"special token {text!r} is written as {named!r}, and may be a whole piece")
-        if (
-            index < 0
-            or (index < len(vocabulary.tokens) and vocabulary.tokens[index] is not None)
-            or index in taken
-        ):
+        ordinary = index < len(vocabulary.tokens) and vocabulary.tokens[index] is not None
+        if index < 0 or ordinary or index in taken:
             raise TokenizerError(f"special token {text!r} has id {index}, which is taken or negative")
         taken[index] = text
     return dict(sorted(special.items(), key=lambda item: item[1]))

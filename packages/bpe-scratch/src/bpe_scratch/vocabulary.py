@@ -36,8 +36,7 @@ class Vocabulary:
         self.ranks = tuple(range(len(self.merges))) if ranks is None else tuple(ranks)
         self.whole_pieces = whole_pieces
         ids = self.id_of_token
-        missing = [byte for byte in range(256) if bytes([byte]) not in ids]
-        if missing:
+        if missing := [byte for byte in range(256) if bytes([byte]) not in ids]:
             raise TokenizerError(
                 f"vocabulary has no token for byte 0x{missing[0]:02X} ({len(missing)} missing)"
             )

@@ -9,8 +9,9 @@ import numpy as np
 
 from bpe_scratch.compiled import encoding
 from bpe_scratch.compiled.encoder import encoding_state
-from bpe_scratch.compiled.texts import in_chunks, lay_out
+from bpe_scratch.compiled.texts import CHUNK, lay_out
 from bpe_scratch.compiled.word_table import INLINE, LONG, OFFSET, SLOT, point_to_words
+from bpe_scratch.patterns import batches, to_utf8
 
 # 32 MB of slots; memory that is never written is never taken
 _LOG, _ARENA = 20, 1 << 25
@@ -28,7 +29,7 @@ class WordCounter:
 
     def add(self, documents: Iterable[str]) -> Iterator[Counter[bytes]]:
         """Count the pieces of documents; yields ``counts`` now and then, and when all is in them."""
-        for parts in in_chunks(documents):
+        for parts in batches(map(to_utf8, documents), CHUNK):
             self._add_chunk(parts)
             yield self.counts
         self._empty_table()

@@ -14,9 +14,10 @@ from bpe_scratch.compiled.cuts import CUTS
 from bpe_scratch.compiled.pair_table import NO_PAIR, point_to_pairs
 from bpe_scratch.compiled.pieces import KINDS
 from bpe_scratch.compiled.state import ENCODING, State, aligned_zeros
-from bpe_scratch.compiled.texts import in_chunks, lay_out
+from bpe_scratch.compiled.texts import CHUNK, lay_out
 from bpe_scratch.compiled.word_table import LONGEST, point_to_words
 from bpe_scratch.encoders import IdArray
+from bpe_scratch.patterns import batches, to_utf8
 from bpe_scratch.unicode_classes import class_table
 from bpe_scratch.vocabulary import Vocabulary
 
@@ -73,7 +74,7 @@ class CompiledEncoder:
         size = sum(len(text) if text.isascii() else 4 * len(text) for text in map(str.__str__, texts))
         out: npt.NDArray[Any] = np.empty(size + encoding.SPARE, dtype=dtype)
         first = written = 0
-        for parts in in_chunks(texts):
+        for parts in batches(map(to_utf8, texts), CHUNK):
             written = self._encode_chunk(parts, lengths[first : first + len(parts)], out, written)
             first += len(parts)
         # gives back what was not needed, in place

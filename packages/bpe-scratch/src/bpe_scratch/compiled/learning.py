@@ -18,7 +18,7 @@ from __future__ import annotations
 import heapq
 
 from bpe_scratch.compiled.kernel import inner, kernel
-from bpe_scratch.compiled.memory import load8, load32, load_int, store32, store_int
+from bpe_scratch.compiled.memory import load32, load_int, store32, store_int
 
 # columns of the table of pairs, int64; the key is left << 32 | right
 KEY, COUNT, BEGIN, SIZE, COLUMNS = 0, 1, 2, 3, 4
@@ -27,34 +27,11 @@ NO_PAIR = -1
 SYMBOL, PAIR, WORD, FIELDS = 0, 1, 2, 3
 
 
-@inner
-def put_node(nodes, at, symbol, word):
-    """Write a node that begins no pair."""
-    store32(nodes, at * FIELDS + SYMBOL, symbol)
-    store32(nodes, at * FIELDS + PAIR, NO_PAIR)
-    store32(nodes, at * FIELDS + WORD, word)
-
-
-@inner
-def lay_out(s):
-    """Fill the nodes: a separator, then each word and a separator."""
-    put_node(s.nodes, 0, SEPARATOR, 0)
-    at = 1
-    for w in range(s.words):
-        for k in range(load_int(s.starts, w), load_int(s.starts, w + 1)):
-            put_node(s.nodes, at, load32(s.byte_ids, load8(s.text, k)), w)
-            at += 1
-        put_node(s.nodes, at, SEPARATOR, 0)
-        at += 1
-    s.nodes_used = at
-
-
 @kernel
 def begin(states):
-    """Lay out the words, and enter all pairs of bytes that occur often enough."""
+    """Enter all pairs of bytes that occur often enough."""
     s = states[0]
-    lay_out(s)
-    for at in range(1, s.nodes_used - 1):
+    for at in range(1, s.size - 1):
         a, b = load32(s.nodes, at * FIELDS + SYMBOL), load32(s.nodes, (at + 1) * FIELDS + SYMBOL)
         if a >= 0 and b >= 0:
             note(s, at, a << 8 | b, a, b)

@@ -127,11 +127,8 @@ def _four_storer(kind: Any) -> Any:
         numbers = builder.load(_at(builder, source, index, 8, lanes), align=8)
         low = builder.and_(numbers, ir.Constant(lanes, [(1 << 28) - 1] * 4))
         size = kind.width // 8
-        builder.store(
-            low if kind is _I32 else builder.trunc(low, narrow),
-            _at(builder, out, at, size, narrow),
-            align=size,
-        )
+        stored = low if kind is _I32 else builder.trunc(low, narrow)
+        builder.store(stored, _at(builder, out, at, size, narrow), align=size)
 
     doc = f"Write the lower 28 bits of the four uint32 from uint64 number ``index`` on as uint{kind.width}."
     return _intrinsic(doc, types.void(_N, _N, _N, _N), build)

@@ -12,10 +12,10 @@ import numpy as np
 from bpe_scratch.compiled.kernel import inner, kernel
 from bpe_scratch.compiled.memory import equal8, load64, lowest_bit
 from bpe_scratch.compiled.state import State, aligned_zeros
+from bpe_scratch.compiled.word_table import C1, C2
 from bpe_scratch.vocabulary import Vocabulary
 
 NO_PAIR = np.uint64(0xFFFFFFFFFFFFFFFF)
-_C1, _C2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)
 _32, _ONE, _EIGHTH = np.uint64(32), np.uint64(1), np.uint64(1 << 7)
 
 
@@ -23,8 +23,8 @@ _32, _ONE, _EIGHTH = np.uint64(32), np.uint64(1), np.uint64(1 << 7)
 def key_and_bucket(left, right, shift):
     """The key of a pair, and where the search for it begins in a table of ``2**(64 - shift)`` buckets."""
     key = (np.uint64(left) << _32 | np.uint64(right)) + _ONE
-    h = key * _C1
-    return key, np.int64((h ^ h >> _32) * _C2 >> np.uint64(shift))
+    h = key * C1
+    return key, np.int64((h ^ h >> _32) * C2 >> np.uint64(shift))
 
 
 @inner

@@ -92,12 +92,6 @@ def spaces_end(s, i, end):
 
 
 @inner
-def leave_one(i, stop, last, end):
-    r"""``\s+(?!\S)|\s+``: all white space if the text ends, else all but its last character, at least one."""
-    return stop if stop == end or last == i else last
-
-
-@inner
 def contraction_end(s, i, end, any_case):
     """End of ``'s 't 'm 'd 'll 've 're`` at the apostrophe ``i``, or ``i``.
 
@@ -155,7 +149,8 @@ def rest_end(s, i, end, kind, width, wide):
     stop, last, line = spaces_end(s, i, end)
     if line > 0 and (wide or stop < end):
         return line
-    return leave_one(i, stop, last, end)
+    # all of it if the text ends, else all but its last character, at least one
+    return stop if stop == end or last == i else last
 
 
 @inner

@@ -28,8 +28,7 @@ _ENCODING = """
     stop                                   end of the piece that was left
 """
 _LEARNING = """
-    text starts counts words byte_ids      [words] one after another; where they begin [words + 1]
-    nodes nodes_used                       the words as linked symbols
+    nodes size counts                      the words as linked symbols; [words] how often each occurs
     least budget wanted                    least count of a pair; merges to learn in this call, and in all
     lengths                                [256 + wanted] of each token, in bytes
     pairs pairs_room places                the pairs; where they begin, in the nodes

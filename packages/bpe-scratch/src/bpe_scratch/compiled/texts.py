@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
 
-from bpe_scratch.patterns import batches, to_utf8
-
-_CHUNK = 1 << 18  # bytes for one call of a kernel: they stay in the cache
+CHUNK = 1 << 18  # bytes for one call of a kernel: they stay in the cache
 _MARGIN = bytes(64)
-
-
-def in_chunks(texts: Iterable[str]) -> Iterator[list[bytes]]:
-    """UTF-8 of some texts at a time; raises as :func:`to_utf8` does."""
-    return batches(map(to_utf8, texts), _CHUNK)
 
 
 def lay_out(parts: Sequence[bytes]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:

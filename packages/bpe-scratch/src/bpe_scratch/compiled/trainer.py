@@ -22,17 +22,21 @@ def train_merges(
     That is, up to the first merge that makes bytes which are a token already: here it makes one more token.
     """
     text = np.frombuffer(b"".join(words), dtype=np.uint8)
+    # a separator, then each word and a separator
+    word = np.repeat(np.arange(len(words)), np.fromiter(map(len, words), np.int64, len(words)))
+    nodes = np.empty((text.size + len(words) + 2, learning.FIELDS), dtype=np.int32)
+    nodes[:] = learning.SEPARATOR, learning.NO_PAIR, 0
+    at = 1 + word + np.arange(text.size)
+    nodes[at, learning.SYMBOL], nodes[at, learning.WORD] = np.array(byte_ids, dtype=np.int32)[text], word
     merges = min(merges, text.size)  # each leaves a byte less: more cannot be made, nor need room
     state, size = State(LEARNING), 256 + merges
     # no pair occurs more often than a count can say
     state["least"] = min(max(min_frequency, 1), np.iinfo(np.int64).max)
     state["wanted"], state["budget"] = merges, _BUDGET
-    state["words"] = len(words)
+    state["size"] = len(nodes) - 1
     learned = np.empty((merges, 2), dtype=np.int64)
-    nodes = np.empty((text.size + len(words) + 2, learning.FIELDS), dtype=np.int32)
     state.point(
-        text=text, starts=np.cumsum([0, *map(len, words)], dtype=np.int64), nodes=nodes,
-        counts=np.fromiter(words.values(), np.int64), byte_ids=np.array(byte_ids, dtype=np.int32),
+        nodes=nodes, counts=np.fromiter(words.values(), np.int64),
         lengths=np.ones(size, dtype=np.int64), merges=learned,
         # one row for each pair of bytes, then two for each token
         rows=np.zeros((max(1 << 16, 2 * size), 3), dtype=np.int64),

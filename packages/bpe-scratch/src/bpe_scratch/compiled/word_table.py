@@ -25,7 +25,7 @@ from bpe_scratch.compiled.state import State, aligned_zeros
 
 SLOT = 4
 INLINE, LONGEST = 15, 255
-_C1, _C2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)
+C1, C2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)
 _ONE, LONG = np.uint64(1), np.uint64(0xFF << 56)
 OFFSET = np.uint64((1 << 56) - 1)
 # a long piece at the arena's very start would look like one that is looked for
@@ -43,14 +43,14 @@ def short_key(text, i, n):
 @inner
 def long_key(text, i, n):
     """``(first, second)`` key of a piece of 16 bytes or more; the second lacks the arena offset."""
-    h = np.uint64(n) * _C2
+    h = np.uint64(n) * C2
     j = i
     while j + 8 <= i + n:
-        h = (h ^ load_bytes(text, j)) * _C1
+        h = (h ^ load_bytes(text, j)) * C1
         h ^= h >> np.uint64(29)
         j += 8
     if j < i + n:
-        h = (h ^ (load_bytes(text, j) & (~np.uint64(0) >> np.uint64(64 - 8 * (i + n - j))))) * _C1
+        h = (h ^ (load_bytes(text, j) & (~np.uint64(0) >> np.uint64(64 - 8 * (i + n - j))))) * C1
         h ^= h >> np.uint64(29)
     return h, LONG
 
@@ -58,9 +58,9 @@ def long_key(text, i, n):
 @inner
 def first_slot(k0, k1, shift):
     """Where the search for a key begins in a table of ``2**(64 - shift)`` slots."""
-    h = (k0 ^ (k1 * _C2)) * _C1
+    h = (k0 ^ (k1 * C2)) * C1
     h ^= h >> np.uint64(32)
-    return np.int64((h * _C2) >> np.uint64(shift)) * SLOT
+    return np.int64((h * C2) >> np.uint64(shift)) * SLOT
 
 
 @inner
