@@ -170,7 +170,7 @@ def test_weights_bring_their_sizes(tmp_path: Path) -> None:
         (["--resume", "run"], "unknown flag --resume"),
         (["--eval-only"], "unknown flag --eval-only"),
         (["--generate", "0"], r"generate=\(0,\) must be positive"),
-        (["--reference", "none.csv"], "cannot read --reference none.csv"),
+        (["--reference", "none.csv"], "--reference: none.csv is missing"),
     ],
 )
 def test_what_does_not_fit_is_refused(flags: list[str], words: str) -> None:

@@ -20,14 +20,13 @@ from gpt_compare.figures import Row, with_gaps
 from gpt_compare.observing import Speed
 from gpt_compare.plots import COLOURS, drawn, entries_of
 from gpt_compare.reference import Reference
-from gpt_compare.report import COLUMNS, driver_version, show, write_json, write_report
+from gpt_compare.report import COLUMNS, Screen, driver_version, show, write_json, write_report
 from gpt_compare.request import ENDS
 from gpt_compare_toy import finished
 from gpt_trainer.errors import InputError, WriteError
 from gpt_trainer.gpt2.presets import CPU_DEMO
 from gpt_trainer.settings.values import flat
 from matplotlib.image import imread
-from rich.console import Console
 
 PLOTS = ("speed", "memory", "energy", "loss-by-step", "loss-by-time")
 BROKEN = Row("gpt-x | --flag", "exit status 65: gpt-x is not [installed] | here")
@@ -217,7 +216,7 @@ def test_it_warns_of_what_makes_it_unfair(tmp_path: Path) -> None:
     assert said == "plain: a fifth of its steps took 1.98 times the median or longer: something disturbed it"
     write_report(tmp_path, unfair)
     out = io.StringIO()
-    show(Console(file=out, width=200), unfair)
+    show(Screen(file=out, width=200), unfair)
     for text in (out.getvalue(), *((tmp_path / name).read_text() for name in ("report.md", "report.html"))):
         assert all(warning in text for warning in unfair.warnings)
     assert comparison(ROWS).warnings == []
@@ -246,7 +245,7 @@ def test_a_diff_names_what_got_worse_by_more_than_the_spread() -> None:
 
 def test_the_terminal_shows_the_same_figures() -> None:
     out = io.StringIO()
-    show(Console(file=out, width=80), comparison(ROWS))
+    show(Screen(file=out, width=80), comparison(ROWS))
     text = out.getvalue()
     for words in ("45.7%", "gpt-triton", "1 %", "4.3462"):
         assert words in text
@@ -257,7 +256,7 @@ def test_the_terminal_shows_the_same_figures() -> None:
 def test_more_competitors_than_fit_a_terminal_are_a_table_below() -> None:
     out = io.StringIO()
     seven = [finished(f"gpt-{number}", [4.0, 3.0], [1.0, 1.0]) for number in range(7)]
-    show(Console(file=out, width=80), comparison(seven))
+    show(Screen(file=out, width=80), comparison(seven))
     heads = [line for line in out.getvalue().splitlines() if "gpt-" in line]
     assert [line.count("gpt-") for line in heads] == [3, 4]
     assert "30,000" in out.getvalue()
@@ -272,7 +271,7 @@ def test_nothing_finished_is_a_report_without_plots(tmp_path: Path) -> None:
     ]
     assert "unknown device" in (tmp_path / "report.md").read_text()
     out = io.StringIO()
-    show(Console(file=out, width=80), comparison([BROKEN]))
+    show(Screen(file=out, width=80), comparison([BROKEN]))
     assert "unknown device" in " ".join(out.getvalue().split("\n")[:2]), "no title of one letter a line"
 
 

@@ -120,7 +120,7 @@ def compare(
 
     keep(())
     labels = ", ".join(competitor.label for competitor in request.competitors)
-    console.print(f"{folder}: {labels}, one after another", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{folder}: {labels}, one after another", soft_wrap=True)
     comparison = comparison.of(run_all(request, folder, stop, gauge, console, keep))
     _publish(folder, comparison, console, pictures)
     return comparison
@@ -165,10 +165,10 @@ def _diff(words: list[str]) -> int:
     before, after = (read_report(Path(word)) for word in words)
     console = Screen()
     if before.title != after.title:
-        console.print(f"not the same: {before.title}; {after.title}", markup=False, highlight=False)
+        console.print(f"not the same: {before.title}; {after.title}")
     lines = list(differences(before, after))
     for line, _ in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
     return FAILED if any(worse for _, worse in lines) else 0
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from gpt_data.store.reading import read_bytes
 from gpt_trainer.errors import InputError
 from gpt_trainer.run.record import PACKAGES
 
@@ -145,10 +146,9 @@ def read_report(folder: Path) -> Comparison:
         InputError: If there is no such report, or it is damaged.
     """
     path = folder / JSON_NAME
+    raw = read_bytes(path, LARGEST_REPORT, follow_link=True)
     try:
-        if path.stat().st_size > LARGEST_REPORT:
-            raise ValueError(f"more than {LARGEST_REPORT >> 20} MiB")
-        values = json.loads(path.read_text("utf-8"))
+        values = json.loads(raw)
         return Comparison(
             values["preset"],
             values["config"],
@@ -160,7 +160,5 @@ def read_report(folder: Path) -> Comparison:
             tuple(values.get("disturbances", ())),
             reference_from_json(values.get("reference")),
         )
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise InputError(f"{path} is not a report of gpt-compare: {error}") from None

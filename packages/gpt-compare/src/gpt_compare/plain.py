@@ -14,12 +14,9 @@ import torch
 import torch.nn.functional as F
 from gpt_data.batch import IGNORE
 from gpt_trainer.model_config import ModelConfig
-from gpt_trainer.parameters import Parameters
+from gpt_trainer.parameters import Parameters, padded_vocabulary
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
-
-HEAD_MULTIPLE = 128
-"""The head's product needs a vocabulary that is a multiple of it: 50257 columns take seven times as long."""
 
 
 class Block(nn.Module):
@@ -58,9 +55,8 @@ class Plain(nn.Module):
     def __init__(self, config: ModelConfig, bias: bool = True) -> None:
         super().__init__()
         self.vocab_size = config.vocab_size
-        padded = -(-config.vocab_size // HEAD_MULTIPLE) * HEAD_MULTIPLE
         self.transformer = nn.Module()
-        self.transformer.wte = nn.Embedding(padded, config.d_model)
+        self.transformer.wte = nn.Embedding(padded_vocabulary(config.vocab_size), config.d_model)
         self.transformer.wpe = nn.Embedding(config.context, config.d_model)
         self.transformer.h = nn.ModuleList([Block(config, bias) for _ in range(config.n_layer)])
         self.transformer.ln_f = nn.LayerNorm(config.d_model, bias=bias)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gpt_trainer.errors import WriteError
+from gpt_data.store.writing import write_atomic
 
 PLAN_NAME = "plan.toml"
 
@@ -25,10 +25,6 @@ def write_plan(folder: Path, settings: Mapping[str, Any]) -> Path:
         WriteError: If it cannot be written.
     """
     # a JSON string, number or truth value is also TOML's
-    given = {name: value for name, value in settings.items() if value is not None}
-    path = folder / PLAN_NAME
-    try:
-        path.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in given.items()), "utf-8")
-    except OSError as error:
-        raise WriteError(f"cannot write {path}: {error.strerror or error}") from None
-    return path
+    lines = [f"{name} = {json.dumps(value)}\n" for name, value in settings.items() if value is not None]
+    write_atomic(folder / PLAN_NAME, "".join(lines).encode())
+    return folder / PLAN_NAME

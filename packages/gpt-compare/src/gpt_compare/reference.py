@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gpt_data.store.reading import read_bytes
 from gpt_trainer.errors import InputError
 
 LARGEST = 1 << 20
@@ -33,13 +34,13 @@ def read_reference(path: Path) -> Reference:
         InputError: If it cannot be read or is of another form.
     """
     try:
-        if path.stat().st_size > LARGEST:
-            raise ValueError(f"more than {LARGEST >> 20} MiB")
-        name, *lines = path.read_text("utf-8").splitlines()
+        raw = read_bytes(path, LARGEST, follow_link=True)
+    except InputError as error:
+        raise InputError(f"--reference: {error}") from None
+    try:
+        name, *lines = raw.decode().splitlines()
         points = [(float(tokens), float(loss)) for tokens, loss in csv.reader(lines)]
         tokens, losses = zip(*points, strict=True)
-    except OSError as error:
-        raise InputError(f"cannot read --reference {path}: {error.strerror or error}") from None
     except ValueError as error:
         raise InputError(
             f"--reference {path} is no name with lines of tokens,loss below it: {error}"

@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gpt_data.store.writing import write_atomic
+from gpt_data.store.writing import write_atomic, write_errors
 from gpt_data.terminal import writing
-from gpt_trainer.errors import WriteError
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -137,7 +136,10 @@ def origin(comparison: Comparison) -> str:
 
 
 class Screen(Console):
-    """The standard output, which may be full or read by nobody any more."""
+    """The standard output in lines as they are; it may be full, or read by nobody any more."""
+
+    def __init__(self, **how: Any) -> None:
+        super().__init__(markup=False, highlight=False, **how)
 
     def print(self, *given: Any, **how: Any) -> None:
         """As rich prints; what the output does not take is an ``OutputError``."""
@@ -151,7 +153,7 @@ class Screen(Console):
 
 def show(console: Console, comparison: Comparison) -> None:
     """Print the table, turned by a quarter, so that it fits a terminal."""
-    console.print(comparison.title, markup=False, highlight=False)
+    console.print(comparison.title)
     finished = [cells(row, comparison) for row in comparison.rows if row.figures is not None]
     beside = max(1, (console.width - LABELS_WIDE) // COMPETITOR_WIDE)
     tables = -(-len(finished) // beside)
@@ -161,9 +163,9 @@ def show(console: Console, comparison: Comparison) -> None:
         )
     for row in comparison.rows:
         if row.error is not None:
-            console.print(f"{row.label}: {row.error}", markup=False, highlight=False)
+            console.print(f"{row.label}: {row.error}")
     for warning in comparison.warnings:
-        console.print(f"beware: {warning}", markup=False, highlight=False)
+        console.print(f"beware: {warning}")
 
 
 def _show_table(console: Console, finished: Sequence[Sequence[str]]) -> None:
@@ -192,12 +194,10 @@ def write_report(folder: Path, comparison: Comparison, pictures: bool = True) ->
         WriteError: If something cannot be written.
     """
     path = folder / MARKDOWN_NAME
-    try:
+    with write_errors(f"cannot write the report in {folder}"):
         write_json(folder, comparison)
         drawn = _draw(folder, comparison) if pictures else []
         path.write_text(markdown(comparison, drawn), "utf-8")
-    except OSError as error:
-        raise WriteError(f"cannot write the report in {folder}: {error.strerror or error}") from None
     return path
 
 

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 from gpt_data.flags import EarlyParser
-from gpt_data.store.writing import write_atomic
-from gpt_trainer.errors import InputError, WriteError
+from gpt_data.store.reading import read_bytes
+from gpt_data.store.writing import write_atomic, write_errors
+from gpt_trainer.errors import InputError
 
 from gpt_compare.comparison import Comparison, read_report
 from gpt_compare.figures import Row
@@ -24,7 +25,8 @@ from gpt_compare.figures import Row
 AXES = ("preset", "context", "batch_size")
 JSON_NAME = "sweep.json"
 MAX = "max"
-LARGEST = 1 << 14
+LARGEST, LARGEST_LIST = 1 << 14, 1 << 20
+"""Rows that are tried, and bytes of ``sweep.json``."""
 
 
 @dataclass(frozen=True)
@@ -106,14 +108,11 @@ def write_sweep(folder: Path, places: Sequence[tuple[Point, Comparison]]) -> Pat
         WriteError: If something cannot be written.
     """
     places = _by_number(places)
-    try:
+    with write_errors(f"cannot write the sweep in {folder}"):
         list_places(folder, [point for point, _ in places])
         _draw(places).savefig(folder / "sweep.png")
-        path = folder / "sweep.md"
-        path.write_text(_markdown(places), "utf-8")
-    except OSError as error:
-        raise WriteError(f"cannot write the sweep in {folder}: {error.strerror or error}") from None
-    return path
+        (folder / "sweep.md").write_text(_markdown(places), "utf-8")
+    return folder / "sweep.md"
 
 
 def _by_number(places: Sequence[tuple[Point, Comparison]]) -> list[tuple[Point, Comparison]]:
@@ -166,13 +165,11 @@ def merged(folders: Sequence[Path]) -> list[tuple[Point, Comparison]]:
 
 def _read_places(folder: Path) -> list[Point]:
     path = folder / JSON_NAME
+    raw = read_bytes(path, LARGEST_LIST, follow_link=True)
     try:
         values = [
-            {str(axis): str(value) for axis, value in place["values"].items()}
-            for place in json.loads(path.read_text("utf-8"))
+            {str(axis): str(value) for axis, value in place["values"].items()} for place in json.loads(raw)
         ]
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} is not a sweep of gpt-compare: {error}") from None
     given = [item for place in values for item in place.items()]

@@ -91,7 +91,7 @@ def _largest(
         good = run_competitor(probe, plan, stop).error is None
         shutil.rmtree(plan.parent / probe.folder, ignore_errors=True)
         told = "fit" if good else "do not fit"
-        console.print(f"{competitor.label}: {rows} rows {told}", markup=False, highlight=False)
+        console.print(f"{competitor.label}: {rows} rows {told}")
         return good
 
     rows = largest_batch(fits, request.config.batch.micro_batch)
@@ -110,5 +110,5 @@ def _run_one(
 
         row = run_competitor(competitor, plan, stop, turn=turn, gauge=gauge, keep_checkpoints=keep, show=tell)
     how = row.error or f"{row.total_seconds:.0f} s"
-    console.print(f"{label}: {how}", markup=False, highlight=False)
+    console.print(f"{label}: {how}")
     return row
