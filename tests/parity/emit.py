@@ -20,12 +20,12 @@ from typing import Any
 
 import cases
 import numpy as np
+from cases import save
 from gpt_data.batch import IGNORE, Batch
 from gpt_trainer.backend import Backend, OptimizerConfig, Runtime
 from gpt_trainer.checkpoint import CheckpointState, load_checkpoint, save_checkpoint, step_or_newest
 from gpt_trainer.model_config import ModelConfig
 from gpt_trainer.registry import find_backend
-from safetensors.numpy import save_file
 
 EXCHANGE_CASES = ("stream", "muon")
 HALF = cases.STEPS // 2
@@ -131,12 +131,6 @@ def train(
     """Take the steps; return their losses."""
     pending = [backend.train_step(batches_of(facts, inputs, s), facts["learning_rate"], s) for s in steps]
     return [each.fetch().loss for each in pending]
-
-
-def save(values: dict[str, np.ndarray], path: Path) -> None:
-    """Write arrays, making the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: np.ascontiguousarray(value) for name, value in values.items()}, path)
 
 
 def emit(arguments: argparse.Namespace) -> None:

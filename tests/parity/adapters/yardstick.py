@@ -22,15 +22,12 @@ from torch import Tensor
 torch.backends.cuda.matmul.allow_tf32 = False
 
 
-class Done:
+class Done(StepMetrics):
     """Metrics that are there already."""
-
-    def __init__(self, loss: float, norm: float) -> None:
-        self.metrics = StepMetrics(loss, norm, True)
 
     def fetch(self) -> StepMetrics:
         """The step's metrics."""
-        return self.metrics
+        return self
 
 
 class Yardstick:
@@ -87,9 +84,7 @@ class Yardstick:
         )
         rows, time, width = x.shape
         starts = np.zeros((rows, time)) if batch.segment_starts is None else batch.segment_starts
-        index = np.arange(time)
-        seen = (index[:, None] >= index) & (index >= starts[:, :, None])
-        hidden = self.tensor(~seen)[:, None]
+        hidden = self.tensor(_hidden(starts))
         for layer in range(self.config.n_layer):
             n = f"h.{layer}."
             h = F.layer_norm(x, (width,), p[n + "ln_1.weight"], p[n + "ln_1.bias"])
@@ -151,7 +146,7 @@ class Yardstick:
         self.adamw.step()
         if self.muon is not None:
             self.step_muon(self.muon, lr * self.optimizer_config.muon_lr_factor)
-        return Done(loss, norm.item())
+        return Done(loss, norm.item(), True)
 
     def step_muon(self, muon: torch.optim.Muon, lr: float) -> None:
         """Gradients to the turned copies, a step there, and the copies back."""
