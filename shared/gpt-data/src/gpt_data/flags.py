@@ -36,50 +36,34 @@ PLAINLY = (
 """What the parser says of a mistake, and how the other errors would say it."""
 
 ELSEWHERE = {
-    "learning_rate": ("lr", "lr_scale"),
-    "max_lr": ("lr", "lr_scale"),
-    "lr": ("lr_scale",),
-    "min_lr": ("lr_floor",),
-    "wd": ("weight_decay",),
-    "grad_clip": ("clip_norm",),
-    "max_grad_norm": ("clip_norm",),
-    "batch_size": ("tokens_per_step", "batch_tokens", "micro_batch", "tokens_per_batch", "batch"),
-    "gradient_accumulation_steps": ("tokens_per_step", "micro_batch"),
-    "epochs": ("steps",),
-    "iters": ("steps",),
-    "max_iters": ("steps",),
-    "max_steps": ("steps",),
-    "warmup_steps": ("warmup",),
-    "warmup_iters": ("warmup",),
-    "eval_interval": ("eval_every",),
-    "log_interval": ("log_every",),
-    "save_steps": ("save_every",),
-    "block_size": ("context", "longest"),
-    "seq_len": ("context", "longest"),
-    "sequence_length": ("context", "longest"),
-    "max_length": ("context", "longest", "tokens"),
-    "max_new_tokens": ("tokens",),
-    "num_samples": ("count",),
-    "n_embd": ("d_model",),
-    "hidden_size": ("d_model",),
-    "num_layers": ("n_layer",),
-    "layers": ("n_layer",),
-    "heads": ("n_head",),
-    "num_heads": ("n_head",),
-    "dtype": ("precision",),
-    "bf16": ("precision",),
-    "dataset": ("data",),
-    "input": ("data",),
-    "output": ("out",),
-    "output_dir": ("out",),
-    "out_dir": ("out",),
-    "checkpoint": ("resume", "model"),
-    "ckpt": ("resume", "model"),
-    "model": ("preset", "init_from"),
-    "compile": ("layers", "kernels"),
-    "vocab_size": ("vocab", "tokenizer"),
+    "lr lr_scale": "learning_rate max_lr",
+    "lr_scale": "lr",
+    "lr_floor": "min_lr",
+    "weight_decay": "wd",
+    "clip_norm": "grad_clip max_grad_norm",
+    "tokens_per_step batch_tokens micro_batch tokens_per_batch batch": "batch_size",
+    "tokens_per_step micro_batch": "gradient_accumulation_steps",
+    "steps": "epochs iters max_iters max_steps",
+    "warmup": "warmup_steps warmup_iters",
+    "eval_every": "eval_interval",
+    "log_every": "log_interval",
+    "save_every": "save_steps",
+    "context longest": "block_size seq_len sequence_length",
+    "context longest tokens": "max_length",
+    "tokens": "max_new_tokens",
+    "count": "num_samples",
+    "d_model": "n_embd hidden_size",
+    "n_layer": "num_layers layers",
+    "n_head": "heads num_heads",
+    "precision": "dtype bf16",
+    "data": "dataset input",
+    "out": "output output_dir out_dir",
+    "resume model": "checkpoint ckpt",
+    "preset init_from": "model",
+    "layers kernels": "compile",
+    "vocab tokenizer": "vocab_size",
 }
-"""What other programs call it, and which of our flags, those that a command has, come closest."""
+"""Our flags, of which those that a command has come closest, and what other programs call it."""
 
 
 def flag(name: str) -> str:
@@ -224,6 +208,7 @@ def _is_text(line: str) -> bool:
 
 def _meant(name: str, names: Sequence[str]) -> list[str]:
     """The flags that come closest to a name, as they are typed."""
-    found = [ours for ours in ELSEWHERE.get(name, ()) if ours in names]
+    meant = next((ours for ours, theirs in ELSEWHERE.items() if name in theirs.split()), "")
+    found = [ours for ours in meant.split() if ours in names]
     found = found or difflib.get_close_matches(name, names, n=2)
     return [flag(ours) for ours in found]
