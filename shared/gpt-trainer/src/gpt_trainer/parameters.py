@@ -31,20 +31,22 @@ END_NAMES = {
     "ln_f_gain": "transformer.ln_f.weight",
     "ln_f_bias": "transformer.ln_f.bias",
 }
-BLOCK_NAMES = {
-    "ln1_gain": "ln_1.weight",
-    "ln1_bias": "ln_1.bias",
-    "qkv_weight": "attn.c_attn.weight",
-    "qkv_bias": "attn.c_attn.bias",
-    "out_weight": "attn.c_proj.weight",
-    "out_bias": "attn.c_proj.bias",
-    "ln2_gain": "ln_2.weight",
-    "ln2_bias": "ln_2.bias",
-    "up_weight": "mlp.c_fc.weight",
-    "up_bias": "mlp.c_fc.bias",
-    "down_weight": "mlp.c_proj.weight",
-    "down_bias": "mlp.c_proj.bias",
+BLOCK = {
+    "ln1_gain": ("ln_1.weight", (1,)),
+    "ln1_bias": ("ln_1.bias", (1,)),
+    "qkv_weight": ("attn.c_attn.weight", (1, 3)),
+    "qkv_bias": ("attn.c_attn.bias", (3,)),
+    "out_weight": ("attn.c_proj.weight", (1, 1)),
+    "out_bias": ("attn.c_proj.bias", (1,)),
+    "ln2_gain": ("ln_2.weight", (1,)),
+    "ln2_bias": ("ln_2.bias", (1,)),
+    "up_weight": ("mlp.c_fc.weight", (1, 4)),
+    "up_bias": ("mlp.c_fc.bias", (4,)),
+    "down_weight": ("mlp.c_proj.weight", (4, 1)),
+    "down_bias": ("mlp.c_proj.bias", (1,)),
 }
+"""By the fields of a backend's ``Block``: names, and shapes in widths of the model."""
+BLOCK_NAMES = {field: name for field, (name, _) in BLOCK.items()}
 """By the fields of a backend's ``Parameters`` and ``Block``; those of block N behind ``transformer.h.N.``."""
 
 VOCABULARY_MULTIPLE = 128
@@ -59,27 +61,12 @@ def padded_vocabulary(vocab_size: int) -> int:
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Every parameter's name and shape, in canonical order; the head is ``wte`` transposed."""
     d = config.d_model
-    shapes: dict[str, tuple[int, ...]] = {
-        "transformer.wte.weight": (config.vocab_size, d),
-        "transformer.wpe.weight": (config.context, d),
-    }
-    block = {
-        "ln_1.weight": (d,),
-        "ln_1.bias": (d,),
-        "attn.c_attn.weight": (d, 3 * d),
-        "attn.c_attn.bias": (3 * d,),
-        "attn.c_proj.weight": (d, d),
-        "attn.c_proj.bias": (d,),
-        "ln_2.weight": (d,),
-        "ln_2.bias": (d,),
-        "mlp.c_fc.weight": (d, 4 * d),
-        "mlp.c_fc.bias": (4 * d,),
-        "mlp.c_proj.weight": (4 * d, d),
-        "mlp.c_proj.bias": (d,),
-    }
+    shapes: dict[str, tuple[int, ...]] = {END_NAMES["wte"]: (config.vocab_size, d)}
+    shapes[END_NAMES["wpe"]] = (config.context, d)
     for layer in range(config.n_layer):
-        shapes.update({f"transformer.h.{layer}.{name}": shape for name, shape in block.items()})
-    return shapes | {"transformer.ln_f.weight": (d,), "transformer.ln_f.bias": (d,)}
+        for name, widths in BLOCK.values():
+            shapes[f"transformer.h.{layer}.{name}"] = tuple(width * d for width in widths)
+    return shapes | {END_NAMES["ln_f_gain"]: (d,), END_NAMES["ln_f_bias"]: (d,)}
 
 
 def parameter_count(config: ModelConfig) -> int:

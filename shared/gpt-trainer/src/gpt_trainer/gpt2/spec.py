@@ -23,20 +23,9 @@ from gpt_trainer.registry import BackendSpec
 from gpt_trainer.run.record import is_count, is_size
 from gpt_trainer.run.task import Actions, TaskSpec
 from gpt_trainer.schedules import ends
+from gpt_trainer.settings.sections import LENGTHS
 
-HARMLESS = frozenset(
-    (
-        "steps",
-        "train_tokens",
-        "minutes",
-        "schedule_steps",
-        "device",
-        "data",
-        "tokenizer",
-        "tokenizer_files",
-        "data_cache",
-    )
-)
+HARMLESS = LENGTHS.union(("schedule_steps", "device", "data", "tokenizer", "tokenizer_files", "data_cache"))
 """May change on resume, like all that only reports; data and tokenizer if the tokens stay the same."""
 READY_TOKENS = frozenset(("shards", "nanogpt"))
 LATER = frozenset(("schedule_steps", "train_tokens", "minutes", "shard", "optimizer", "muon_lr_factor"))

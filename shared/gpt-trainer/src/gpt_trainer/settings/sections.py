@@ -49,6 +49,8 @@ class ReportSection:
 
 UNKNOWN = sys.maxsize
 """The end of a run of which nothing is known yet."""
+LENGTHS = frozenset(("steps", "train_tokens", "minutes"))
+"""Settings that decide how long a run goes on."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,7 @@ def decided_anew(length: LengthSection, names: Collection[str]) -> LengthSection
     Args:
         names: Of settings that are given to replace others.
     """
-    lengths = ("steps", "train_tokens", "minutes")
-    return replace(length, train_tokens=None, minutes=None) if set(lengths) & set(names) else length
+    return replace(length, train_tokens=None, minutes=None) if LENGTHS.intersection(names) else length
 
 
 def require_length(length: LengthSection) -> None:
