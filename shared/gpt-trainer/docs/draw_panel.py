@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gpt_trainer.report.display import LiveDisplay, Report
+from gpt_trainer.report.display import LiveDisplay
 from gpt_trainer.report.metrics import METRICS_NAME, read_metrics
 from rich.console import Console, Group
 
@@ -21,7 +21,7 @@ def main(argv: Sequence[str]) -> int:
     run, step, target = Path(argv[0]), int(argv[1]), Path(argv[2])
     lines = [line for line in read_metrics(run / METRICS_NAME) if line["step"] <= step]
     last = max(line["step"] for line in read_metrics(run / METRICS_NAME))
-    display, clock, val = LiveDisplay(), 0.0, None
+    display, clock = LiveDisplay(), 0.0
     bar = display._bar
     bar.get_time = lambda: clock
     # an estimate looks at no more of the past than a panel that is drawn four times a second would
@@ -30,17 +30,11 @@ def main(argv: Sequence[str]) -> int:
         task._get_time = lambda: clock
     for line in lines:
         if "val_loss" in line:
-            val = line["val_loss"], line["step"]
-            display.validated(val)
+            display.validated((line["val_loss"], line["step"]))
         if "loss" in line:
             clock += line["seconds"]
             display.doing("training", line["step"], last)
-            display.report(
-                Report(
-                    line["step"], last, line["loss"], val, line["lr"], line["grad_norm"],
-                    line["tokens_per_second"], line.get("mfu"), line["peak_memory_bytes"],
-                )
-            )  # fmt: skip
+            display.report(line, last)
     console = Console(record=True, width=96, force_terminal=True, file=io.StringIO())
     shown = display._live.renderable
     assert isinstance(shown, Group), "at least one step is shown"

@@ -18,7 +18,7 @@ from gpt_trainer.flops import flops_per_token, peak_flops
 from gpt_trainer.micro_batches import target_weight
 from gpt_trainer.model_config import MODEL_PRESETS, ModelConfig
 from gpt_trainer.parameters import init_parameters
-from gpt_trainer.report.display import LiveDisplay, PlainDisplay, Report, describe, duration, sparkline
+from gpt_trainer.report.display import LiveDisplay, PlainDisplay, describe, duration, sparkline
 from gpt_trainer.report.metrics import MetricsFile, read_metrics
 from gpt_trainer.report.plot import draw_losses, smooth
 from gpt_trainer.sample.drawing import SamplingConfig
@@ -194,13 +194,14 @@ def test_device_peaks() -> None:
         assert peak_flops(name, "bfloat16") is None, name
 
 
-REPORT = Report(4, 10, 3.25, None, 1e-3, 0.5, 12_345.6, None, 2_000_000_000)
+LINE = {"step": 4, "loss": 3.25, "lr": 1e-3, "grad_norm": 0.5, "tokens_per_second": 12_345.6}
+LINE |= {"peak_memory_bytes": 2_000_000_000}
 
 
 def test_a_report_in_one_line() -> None:
-    assert describe(REPORT) == "loss 3.2500  lr 1.00e-03  norm 0.50  12,346 tok/s  2.00 GB"
-    assert "val 3.5000 at 2" in describe(REPORT._replace(val_loss=(3.5, 2), mfu=0.412))
-    assert "MFU 41.2%" in describe(REPORT._replace(mfu=0.412))
+    assert describe(LINE, None) == "loss 3.2500  lr 1.00e-03  norm 0.50  12,346 tok/s  2.00 GB"
+    assert "val 3.5000 at 2" in describe(LINE, (3.5, 2))
+    assert "MFU 41.2%" in describe(LINE | {"mfu": 0.412}, None)
     assert duration(3725.4) == "1:02:05"
 
 
@@ -208,9 +209,11 @@ def test_plain_lines_come_every_so_many_steps(capsys: pytest.CaptureFixture[str]
     display = PlainDisplay(every=4)
     with display:
         for step in range(1, 11):
-            display.report(REPORT._replace(step=step))
-    shown = [line.split()[1] for line in capsys.readouterr().out.splitlines()]
-    assert shown == ["1/10", "4/10", "8/10", "10/10"]
+            display.report(LINE | {"step": step}, 10)
+            display.validated((2.5, step))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines] == ["1/10", "4/10", "8/10", "10/10"]
+    assert ["val 2.5000 at 3" in line for line in lines] == [False, True, False, False]
 
 
 def test_the_live_display_shows_what_is_said_and_the_numbers(
@@ -221,7 +224,7 @@ def test_the_live_display_shows_what_is_said_and_the_numbers(
         display.doing("evaluating", 0, None)
         display.say("step 4: saved [here]")
         display.doing("training", 3, 10)
-        display.report(REPORT)
+        display.report(LINE, 10)
         display.validated((2.5, 4))
     said = capsys.readouterr().out
     assert "saved [here]" in said

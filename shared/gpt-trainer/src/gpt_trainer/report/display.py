@@ -8,7 +8,8 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
 
 from gpt_data.terminal import can_show, give_up_stdout
 from rich.console import Console, Group
@@ -30,32 +31,6 @@ REDRAWS_PER_SECOND = 4
 SPARKLINE_WIDTH = 40
 
 
-class Report(NamedTuple):
-    """The numbers of one step.
-
-    Attributes:
-        step: Steps taken.
-        steps: Steps in all, as far as can be told; None if nothing is known yet.
-        loss: Training loss of the step.
-        val_loss: Latest validation loss, and the step that it is of.
-        lr: Learning rate.
-        grad_norm: Gradient norm before clipping.
-        tokens_per_second: Speed of the step.
-        mfu: Share of the device's peak; None if that is not known.
-        peak_memory_bytes: Highest memory in use.
-    """
-
-    step: int
-    steps: int | None
-    loss: float
-    val_loss: tuple[float, int] | None
-    lr: float
-    grad_norm: float
-    tokens_per_second: float
-    mfu: float | None
-    peak_memory_bytes: int
-
-
 @runtime_checkable
 class Display(Protocol):
     """Shows a run."""
@@ -64,8 +39,8 @@ class Display(Protocol):
         """Show a line that stays."""
         ...
 
-    def report(self, report: Report) -> None:
-        """Show the numbers of a step."""
+    def report(self, line: Mapping[str, Any], steps: int | None) -> None:
+        """Show the numbers of a step, as the metrics have them, and how many steps there will be if known."""
         ...
 
     def doing(self, what: str, step: int, steps: int | None) -> None:
@@ -73,7 +48,7 @@ class Display(Protocol):
         ...
 
     def validated(self, val_loss: tuple[float, int]) -> None:
-        """Show a validation loss, and the step that it is of, beside the numbers of the last step."""
+        """Show a validation loss, and the step that it is of, beside the numbers of steps from here on."""
         ...
 
     def __enter__(self) -> Display: ...
@@ -81,15 +56,16 @@ class Display(Protocol):
     def __exit__(self, *exception: object) -> None: ...
 
 
-def describe(report: Report) -> str:
-    """A step's numbers in one line, all but the step itself."""
-    parts = [f"loss {report.loss:.4f}"]
-    if report.val_loss is not None:
-        parts.append(f"val {report.val_loss[0]:.4f} at {report.val_loss[1]}")
-    parts += [f"lr {report.lr:.2e}", f"norm {report.grad_norm:.2f}", f"{report.tokens_per_second:,.0f} tok/s"]
-    if report.mfu is not None:
-        parts.append(f"MFU {report.mfu:.1%}")
-    parts.append(f"{report.peak_memory_bytes / 1e9:.2f} GB")
+def describe(line: Mapping[str, Any], val_loss: tuple[float, int] | None) -> str:
+    """A step's numbers in one line, all but the step itself, and the latest validation loss."""
+    parts = [f"loss {line['loss']:.4f}"]
+    if val_loss is not None:
+        parts.append(f"val {val_loss[0]:.4f} at {val_loss[1]}")
+    speed = f"{line['tokens_per_second']:,.0f} tok/s"
+    parts += [f"lr {line['lr']:.2e}", f"norm {line['grad_norm']:.2f}", speed]
+    if "mfu" in line:
+        parts.append(f"MFU {line['mfu']:.1%}")
+    parts.append(f"{line['peak_memory_bytes'] / 1e9:.2f} GB")
     return "  ".join(parts)
 
 
@@ -111,6 +87,7 @@ class PlainDisplay:
         self.every = every
         self._open = True
         self._began: tuple[float, int] | None = None
+        self._val_loss: tuple[float, int] | None = None
 
     def say(self, line: str) -> None:
         """Print a line."""
@@ -122,25 +99,25 @@ class PlainDisplay:
             self._open = False
             give_up_stdout()
 
-    def report(self, report: Report) -> None:
+    def report(self, line: Mapping[str, Any], steps: int | None) -> None:
         """Print the step's line if it is one that is shown."""
-        now = time.monotonic()
+        now, step = time.monotonic(), line["step"]
         if self._began is None:
-            self._began = (now, report.step)
-        if report.step % self.every and report.step not in (1, report.steps):
+            self._began = (now, step)
+        if step % self.every and step not in (1, steps):
             return
         began, first = self._began
-        pace = (now - began) / (report.step - first) if report.step > first else 0.0
-        steps = report.steps
-        left = f"  {duration(pace * (steps - report.step))} left" if pace and steps is not None else ""
+        pace = (now - began) / (step - first) if step > first else 0.0
+        left = f"  {duration(pace * (steps - step))} left" if pace and steps is not None else ""
         width = len(str(steps or ""))
-        self.say(f"step {report.step:>{width}}/{steps or '?'}  {describe(report)}{left}")
+        self.say(f"step {step:>{width}}/{steps or '?'}  {describe(line, self._val_loss)}{left}")
 
     def doing(self, what: str, step: int, steps: int | None) -> None:
         """Nothing: lines are for what is done."""
 
     def validated(self, val_loss: tuple[float, int]) -> None:
-        """Nothing: the evaluation has a line."""
+        """Keep it for the steps' lines; the evaluation has its own."""
+        self._val_loss = val_loss
 
     def __enter__(self) -> PlainDisplay:
         return self
@@ -198,7 +175,8 @@ class LiveDisplay:
             expand=True,
         )
         self._task = self._bar.add_task("starting", total=None)
-        self._report: Report | None = None
+        self._line: Mapping[str, Any] | None = None
+        self._val_loss: tuple[float, int] | None = None
         self._losses: deque[float] = deque(maxlen=SPARKLINE_WIDTH)
         self._live = Live(self._bar, console=self.console, refresh_per_second=REDRAWS_PER_SECOND)
         self._open = True
@@ -211,11 +189,12 @@ class LiveDisplay:
             except OSError:
                 self._open = False
 
-    def report(self, report: Report) -> None:
+    def report(self, line: Mapping[str, Any], steps: int | None) -> None:
         """Redraw the bar and the numbers."""
-        self._losses.append(report.loss)
-        self._bar.update(self._task, total=report.steps, completed=report.step)
-        self._draw(report)
+        self._line = line
+        self._losses.append(line["loss"])
+        self._bar.update(self._task, total=steps, completed=line["step"])
+        self._draw()
 
     def doing(self, what: str, step: int, steps: int | None) -> None:
         """Write it before the bar."""
@@ -223,12 +202,13 @@ class LiveDisplay:
 
     def validated(self, val_loss: tuple[float, int]) -> None:
         """Redraw the numbers with it."""
-        if self._report is not None:
-            self._draw(self._report._replace(val_loss=val_loss))
+        self._val_loss = val_loss
+        self._draw()
 
-    def _draw(self, report: Report) -> None:
-        self._report = report
-        lines = (Text(describe(report)), Text(curve(self._losses), style="cyan"))
+    def _draw(self) -> None:
+        if self._line is None:
+            return
+        lines = (Text(describe(self._line, self._val_loss)), Text(curve(self._losses), style="cyan"))
         try:
             self._live.update(Group(self._bar, *lines))
         except OSError:

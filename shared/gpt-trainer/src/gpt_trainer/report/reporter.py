@@ -9,7 +9,7 @@ from typing import Any
 
 from gpt_data.terminal import warn
 
-from gpt_trainer.report.display import Report, choose_display
+from gpt_trainer.report.display import choose_display
 from gpt_trainer.report.metrics import MetricsFile
 from gpt_trainer.report.sinks import open_sinks
 from gpt_trainer.run.start import Fresh
@@ -58,7 +58,6 @@ class Reporter:
         self._sinks = open_sinks(config.reports, run, flat(config))
         self._display = choose_display(plain=config.reports.plain, every=config.reports.log_every)
         self._metrics: MetricsFile | None = None
-        self._val_loss: tuple[float, int] | None = None
         self._open = ExitStack()
 
     def __enter__(self) -> Reporter:
@@ -99,25 +98,12 @@ class Reporter:
         self._write(line)
         if not line.get("updated", True):
             self.say(f"step {line['step']}: left out, gradient norm {line['grad_norm']:.2f}")
-        self._display.report(
-            Report(
-                line["step"],
-                _known(end),
-                line["loss"],
-                self._val_loss,
-                line["lr"],
-                line["grad_norm"],
-                line["tokens_per_second"],
-                line.get("mfu"),
-                line["peak_memory_bytes"],
-            )
-        )
+        self._display.report(line, _known(end))
 
     def measured(self, step: int, found: Measured) -> None:
         """Write and show what was measured after a step."""
         if found.loss is not None:
-            self._val_loss = found.loss, step
-            self._display.validated(self._val_loss)
+            self._display.validated((found.loss, step))
         self._write({"step": step, **found.line})
         self.say(f"step {step}: {found.said}")
 
