@@ -135,19 +135,21 @@ def parse_merges(text: str) -> list[Merge]:
 
 
 def check_merges(vocab: Mapping[str, int], merges: list[Merge]) -> set[str]:
-    """The tokens that are a byte or made by a merge, which must be most of the vocabulary."""
-    made = {char for char in CHAR_TO_BYTE if char in vocab}
+    """The tokens that are a byte or made by a merge, which must be most of the vocabulary.
+
+    A merge may stand before those that make its parts, as in files made of tiktoken's.
+    """
+    made = {char for char in CHAR_TO_BYTE if char in vocab} | {left + right for _, left, right in merges}
     seen: set[tuple[str, str]] = set()
     for place, left, right in merges:
         for part in (left, right):
             if part not in made:
-                raise TokenizerError(f"{place}: part {part[:60]!r} is not known yet")
+                raise TokenizerError(f"{place}: part {part[:60]!r} is no byte, and no merge makes it")
         if (left, right) in seen:
             raise TokenizerError(f"{place}: merge {left[:40]} {right[:40]} is given twice")
         if left + right not in vocab:
             raise TokenizerError(f"{place}: {(left + right)[:60]!r} is not in the vocabulary")
         seen.add((left, right))
-        made.add(left + right)
     unmade = len(vocab) - len(made)
     if unmade > len(made):
         raise TokenizerError(f"{len(merges)} merges leave {unmade} of {len(vocab)} tokens unmade")
