@@ -54,7 +54,7 @@ HELP = "__import__('gpt_data.flags').flags.parse_flags(['--help'], {}, prog='toy
 STARTER_OF = """import os, subprocess, time
 from gpt_data.stopping import STARTER
 for code in CODES:
-    words = [sys.executable, "-c", "print('begun', flush=True)\\n" + code]
+    words = [sys.executable, "-c", "print('begun\\\\n', end='', flush=True)\\n" + code]
     subprocess.Popen(words, env=os.environ | {STARTER: str(os.getpid())})
 time.sleep(DELAY)
 os.kill(os.getpid(), 9)
