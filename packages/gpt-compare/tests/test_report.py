@@ -363,6 +363,20 @@ def test_the_clock_begins_behind_the_first_step_and_evaluations_lie_on_it(tmp_pa
     assert (published.get_label(), published.get_xdata().tolist()) == ("another text", [1.0, 20.0])
 
 
+def test_a_run_of_a_few_steps_is_a_point_that_can_be_seen() -> None:
+    figures = ROWS[0].figures
+    assert figures is not None
+    few = replace(
+        ROWS[0], figures=replace(figures, steps=4, losses=figures.losses[:4], seconds=figures.seconds[:4])
+    )
+    made = drawn([ROWS[0], few], None)
+    for name in ("loss-by-step", "loss-by-time"):
+        long, short = made[name].axes[0].get_lines()[:2]
+        assert (len(short.get_xdata()), short.get_marker()) == (1, "o")
+        assert len(long.get_xdata()) > 1
+        assert long.get_marker() == "None"
+
+
 def test_a_steps_parts_add_up_to_it(tmp_path: Path) -> None:
     (axes,) = drawn(budgeted(tmp_path).rows, None)["step"].axes
     widths = [bar.get_width() for bar in axes.patches if bar.get_y() < 0.0]

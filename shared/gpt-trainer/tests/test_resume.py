@@ -67,13 +67,14 @@ def test_stopped_by_a_signal_and_resumed(
 
 
 def test_stopped_in_the_last_step_and_resumed_twice(
-    whole: Path, train: Train, flags: list[str], tmp_path: Path
+    whole: Path, train: Train, flags: list[str], tmp_path: Path, capsys: Capture
 ) -> None:
     """Its checkpoint is written before the last evaluation, which each resume finds missing."""
     assert train(*flags, "--out=cut", fault="sigterm:11") == 75
     for _ in range(2):
         assert train("--resume=cut") == 0
         assert lines(whole) == lines(tmp_path / "cut")
+        assert "step 12: nothing is left to train\n" in capsys.readouterr().out
 
 
 def test_a_signal_behind_the_last_checkpoint_finds_the_run_finished(

@@ -247,4 +247,9 @@ def _with_start(entry: Entry) -> str:
 
 
 def _line(axes: Axes, entry: Entry, x: np.ndarray, y: np.ndarray, label: str | None = None) -> None:
-    axes.plot(x, y, color=entry.colour, linestyle=entry.line, linewidth=1.6, label=label or entry.label)
+    drawn = axes.plot(
+        x, y, color=entry.colour, linestyle=entry.line, linewidth=1.6, label=label or entry.label
+    )
+    if len(x) == 1:
+        # a run of no more steps than one mean takes: a line would show nothing
+        drawn[0].set_marker("o")

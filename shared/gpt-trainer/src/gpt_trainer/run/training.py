@@ -67,8 +67,11 @@ def train(spec: TaskSpec, request: Request, start: Fresh, peers: Peers) -> int:
         )
         loop = Loop(task, run, pace, record, start.state, start.saved_step, reporter, peers)
         with peers.stop.installed(PROMISE), reporter:
+            if loop.state.step >= loop.end:
+                reporter.say(f"step {loop.state.step}: nothing is left to train")
             finished = loop.run()
             shows = task.conclude(run, reporter.say) if finished else None
+            reporter.doing("done" if finished else "stopped", loop.state.step, loop.end)
         return _end(spec, request, run, loop, shows)
 
 
