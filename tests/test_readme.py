@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 NAMES = r"gpt-[a-z]+-(?:train|sample)|aiayn-jax-(?:train|translate)|hellaswag-eval|gpt-compare"
+MEMBERS = {path.parent.name: path.parent for path in ROOT.glob("*/*/pyproject.toml")}
 COMMANDS = re.findall(rf"^uv run ((?:{NAMES})\b[^#\n]*)", README, re.MULTILINE)
 
 
@@ -48,9 +49,9 @@ def test_no_file_of_ours_narrows_what_pythons_may_be_used() -> None:
     assert not (ROOT / ".python-version").exists()
 
 
-@pytest.mark.parametrize("member", sorted(path.parent.name for path in ROOT.glob("*/*/pyproject.toml")))
+@pytest.mark.parametrize("member", sorted(MEMBERS))
 def test_every_member_is_listed_and_says_how_it_is_installed(member: str) -> None:
-    folder = next(ROOT.glob(f"*/{member}")).relative_to(ROOT)
+    folder = MEMBERS[member].relative_to(ROOT)
     assert f"[{member}]({folder})" in README
     assert f"uv pip install ./{folder}" in README
     assert (ROOT / folder / "README.md").read_text().startswith(f"# {member}\n")
@@ -61,6 +62,29 @@ def test_every_flag_that_it_shows_exists(line: str) -> None:
     command, *words = shlex.split(line)
     for flag in (word for word in words if word.startswith("--")):
         assert re.search(rf"{flag}[ ,]", help_of(command)), f"{command} has no {flag}"
+
+
+# the two others list what is read first
+@pytest.mark.parametrize("member", sorted(MEMBERS.keys() - {"bpe-scratch", "gpt-data"}))
+def test_a_list_of_files_lacks_none(member: str) -> None:
+    page, sources = (MEMBERS[member] / "README.md").read_text(), MEMBERS[member] / "src"
+    named = {*re.findall(r"(\w+)\.py\b", page), *re.findall(r"`(\w+)`", page), "__init__"}
+    rooms = {*re.findall(r"\b(\w+)/", page)} - {path.name for path in sources.iterdir()}
+    files = [path for path in sources.rglob("*.py") if path.parent.name not in rooms]
+    assert [path.name for path in files if path.stem not in named] == []
+
+
+def test_recipes_reckon_with_the_speed_that_is_published() -> None:
+    row = re.search(r"^\| gpt-triton \| [^|]+ \| ([\d,]+) \|", README, re.MULTILINE)
+    assert row is not None
+    speed = int(row[1].replace(",", ""))
+    recipes = ROOT / "shared/gpt-trainer/recipes"
+    for recipe in recipes.glob("gpt2-124m-*.toml"):
+        assert f"({round(speed / 1e3)} k tokens/s, gpt-triton," in recipe.read_text(), recipe.name
+    assert (
+        f"it takes {1e10 / speed / 3600:.1f} hours"
+        in (recipes / "gpt2-124m-fineweb-edu-10b.toml").read_text()
+    )
 
 
 def test_links_lead_somewhere() -> None:
