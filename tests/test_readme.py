@@ -74,6 +74,57 @@ def test_a_list_of_files_lacks_none(member: str) -> None:
     assert [path.name for path in files if path.stem not in named] == []
 
 
+GOALS = "packages/{}/docs/performance.md"
+SPEED = r"over nanoGPT \(`torch.compile`, no biases\), B=64 \|[^|]*\| \*\*([\d.]+)"
+TOLD = {
+    r"gpt-triton is ([\d.]+) times as fast as llm\.c": (
+        GOALS.format("gpt-triton"),
+        r"over llm\.c \([^|]*B=64 \|[^|]*\| \*\*([\d.]+)",
+    ),
+    r"([\d.]+) times as nanoGPT": (GOALS.format("gpt-triton"), SPEED),
+    r"trains in ([\d.]+) GB": (GOALS.format("gpt-triton"), r"`--keep less`[^|]*\|[^|]*\| \*\*([\d.]+) GB;"),
+    r"at ([\d.]+) of its speed": (
+        GOALS.format("gpt-triton"),
+        r"`--keep less`[^|]*\|[^|]*\|[^|]*; ([\d.]+)\*\*",
+    ),
+    r"with its extra `cudnn` ([\d.]+) times": (GOALS.format("gpt-torchfunc"), SPEED),
+    r"takes (\d+) % of the steps": (
+        "packages/gpt-compare/README.md",
+        r"\*\*(\d+) % of the steps \(20 to 27\)\*\*",
+    ),
+    r"gpt-jax ([\d.]+) s,": ("packages/hellaswag-eval/README.md", r"\| gpt-jax \|[^|]*\| \*\*([\d.]+)"),
+    r"gpt-triton ([\d.]+) s,": ("packages/hellaswag-eval/README.md", r"\| gpt-triton \|[^|]*\| \*\*([\d.]+)"),
+    r"gpt-torchfunc ([\d.]+) s\.": (
+        "packages/hellaswag-eval/README.md",
+        r"\| gpt-torchfunc \|[^|]*\| \*\*([\d.]+)",
+    ),
+    r"([\d.]+) to [\d.]+ times the speed of": (
+        "packages/hellaswag-eval/README.md",
+        r"\*\*([\d.]+) to [\d.]+ times the harness",
+    ),
+    r"\): ([\d.]+) ms a step": ("packages/aiayn-jax/README.md", r"--no-wide-logits` \| ([\d.]+)"),
+    r"tokens/s, ([\d.]+) GB\), beside": (
+        "packages/aiayn-jax/README.md",
+        r"--no-wide-logits` \|.*\| ([\d.]+) GB \|\n",
+    ),
+    r"beside ([\d.]+) to": ("packages/aiayn-jax/README.md", r"CUDA graphs\) \| ([\d.]+)"),
+    r"([\d.]+) BLEU": ("packages/aiayn-jax/README.md", r"\*\*([\d.]+) BLEU"),
+}
+"""What the README says of figures that other pages have, and where."""
+
+
+@pytest.mark.parametrize("said", TOLD)
+def test_it_says_what_the_page_says_where_it_was_measured(said: str) -> None:
+    page, measured = TOLD[said]
+    numbers = re.findall(said, " ".join(README.partition("## What each costs")[2].split()))
+    numbers = numbers or re.findall(said, " ".join(README.split()))
+    found = re.search(measured, (ROOT / page).read_text())
+    assert found is not None, "not measured there any more"
+    assert numbers
+    for number in numbers:
+        assert number == f"{float(found[1]):.{len(number.partition('.')[2])}f}"
+
+
 def test_recipes_reckon_with_the_speed_that_is_published() -> None:
     row = re.search(r"^\| gpt-triton \| [^|]+ \| ([\d,]+) \|", README, re.MULTILINE)
     assert row is not None
