@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pynvml
 import pytest
 from gpt_compare import gauge
-from gpt_compare.gauge import gauge_of
+from gpt_compare.gauge import driver_version, gauge_of
 
 MILLIJOULES = {"GPU-a": 1000, "GPU-b": 7000}
 PROCESSES = {"GPU-a": [], "GPU-b": [SimpleNamespace(pid=1)]}
@@ -22,6 +22,7 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     hot = pynvml.nvmlClocksThrottleReasonHwSlowdown
     doubles = {
         "nvmlInit": lambda: None,
+        "nvmlSystemGetDriverVersion": lambda: "580.95.05",
         "nvmlDeviceGetCount": lambda: len(names),
         "nvmlDeviceGetHandleByIndex": names.__getitem__,
         "nvmlDeviceGetHandleByUUID": lambda name: names[names.index(name)],
@@ -67,3 +68,12 @@ def test_another_gpu_is_none_of_its_business(
     second = joules > 1.0
     assert asked.throttled() == second
     assert any("other processes" in line for line in asked.disturbances()) == second
+
+
+def test_the_driver_is_told_if_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+
+    assert driver_version() == "580.95.05"
+    monkeypatch.setattr(pynvml, "nvmlInit", refuse)
+    assert driver_version() is None

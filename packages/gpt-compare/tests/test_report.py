@@ -20,7 +20,7 @@ from gpt_compare.figures import Row, with_gaps
 from gpt_compare.observing import Speed
 from gpt_compare.plots import COLOURS, drawn, entries_of
 from gpt_compare.reference import Reference
-from gpt_compare.report import COLUMNS, Screen, driver_version, show, write_json, write_report
+from gpt_compare.report import COLUMNS, Screen, show, write_json, write_report
 from gpt_compare.request import ENDS
 from gpt_compare_toy import finished
 from gpt_trainer.errors import InputError, WriteError
@@ -292,20 +292,6 @@ def test_a_full_disk_leaves_the_report_that_is_there(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert (tmp_path / "report.json").read_bytes() == before
-
-
-@pytest.mark.parametrize(
-    ("script", "version"),
-    [("echo 580.95.05; echo 580.95.05", "580.95.05"), ("echo no driver; exit 9", None), ("true", None)],
-)
-def test_the_driver_is_told_if_its_tool_answers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, version: str | None
-) -> None:
-    tool = tmp_path / "nvidia-smi"
-    tool.write_text(f"#!/bin/sh\n{script}\n")
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    assert driver_version() == version
 
 
 def budgeted(tmp_path: Path) -> Comparison:

@@ -26,8 +26,8 @@ from gpt_trainer.run.folder import create_folder
 from gpt_compare.comparison import Comparison, read_report
 from gpt_compare.difference import differences
 from gpt_compare.figures import Row
-from gpt_compare.gauge import Gauge, gauge_of
-from gpt_compare.report import Screen, driver_version, show, write_json, write_report
+from gpt_compare.gauge import Gauge, driver_version, gauge_of
+from gpt_compare.report import Screen, show, write_json, write_report
 from gpt_compare.request import Request, point_request
 from gpt_compare.sweep import Point, is_sweep, list_places, merged, points_of, write_sweep
 from gpt_compare.turns import run_all

@@ -92,6 +92,15 @@ class GpuGauge(Gauge):
             return False
 
 
+def driver_version() -> str | None:
+    """NVIDIA's driver, if it answers."""
+    try:
+        pynvml.nvmlInit()
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    except pynvml.NVMLError:
+        return None
+
+
 def gauge_of(device: str) -> Gauge:
     """The gauge of ``gpu`` or ``cpu``."""
     if device != "gpu":

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -235,16 +233,3 @@ def write_json(folder: Path, comparison: Comparison) -> None:
         WriteError: If it cannot be written.
     """
     write_atomic(folder / JSON_NAME, json.dumps(comparison.as_json(), indent=1).encode() + b"\n")
-
-
-def driver_version() -> str | None:
-    """NVIDIA's driver, if its tool is there and answers."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return None
-    query = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, check=False, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return (done.stdout.splitlines() or [""])[0].strip() or None if done.returncode == 0 else None

@@ -102,12 +102,8 @@ class TokenStream:
 
     def _refuse(self, start: int, ids: Int32[np.ndarray, " n"]) -> None:
         at = start + int(np.argmax(ids >= self.vocab_size))
-        shard, inside = self._locate(at)
+        ((shard, inside, _, _),) = self._pieces(at, at + 1)
         raise InputError(
             f"{shard.path} holds token id {ids[at - start]} at position {inside}, "
             f"outside the vocabulary of {self.vocab_size}"
         )
-
-    def _locate(self, position: int) -> tuple[Shard, int]:
-        ((shard, inside, _, _),) = self._pieces(position, position + 1)
-        return shard, inside

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,6 +116,12 @@ class SplitWriter:
         stem = f"{self.split}-{index:05d}"
         return self.folder / f"{stem}.bin", self.folder / f"{stem}.docs"
 
+    def _ends(self) -> Iterator[tuple[Path, int]]:
+        """The unfinished files, and where in them ends what the state knows."""
+        tokens, starts = self._paths(len(self.state.shards))
+        yield tokens, HEADER_BYTES + self.state.tokens * self.dtype.itemsize
+        yield starts, self.state.documents * INT64.itemsize
+
     def _append_piece(self, ids: Integer[np.ndarray, " n"], starts: Int64[np.ndarray, " d"]) -> None:
         with write_errors(f"cannot write {self.folder}"):
             tokens_file, starts_file = self._open()
@@ -127,12 +134,8 @@ class SplitWriter:
     def _open(self) -> tuple[int, int]:
         """Open the unfinished files at the end of what is committed."""
         if self._handles is None:
-            ends = (
-                HEADER_BYTES + self.state.tokens * self.dtype.itemsize,
-                self.state.documents * INT64.itemsize,
-            )
             handles = []
-            for path, end in zip(self._paths(len(self.state.shards)), ends, strict=True):
+            for path, end in self._ends():
                 handle = os.open(f"{path}{PARTIAL}", os.O_RDWR | os.O_CREAT, 0o644)
                 os.ftruncate(handle, end)
                 os.lseek(handle, end, os.SEEK_SET)
@@ -169,14 +172,7 @@ class SplitWriter:
             elif match[3] is None:
                 # it was sealed after the journal was written: its front part is what the journal knows
                 path.rename(f"{path}{PARTIAL}")
-        self._check_partial(current)
-
-    def _check_partial(self, current: int) -> None:
-        needs = (
-            HEADER_BYTES + self.state.tokens * self.dtype.itemsize,
-            self.state.documents * INT64.itemsize,
-        )
-        for path, need in zip(self._paths(current), needs, strict=True):
+        for path, need in self._ends():
             partial = Path(f"{path}{PARTIAL}")
             size = partial.stat().st_size if partial.exists() else 0
             if self.state.tokens and size < need:

@@ -25,31 +25,31 @@ class Document(NamedTuple):
 
 @runtime_checkable
 class Source(Protocol):
-    """Documents in a fixed order, from any place in it.
+    """Documents in a fixed order, from any place in it; a kind of source is a class below it.
 
     Attributes:
         total_bytes: Bytes of text in all, if that is known beforehand.
         notes: What the user should know about what is read, one line each.
     """
 
-    total_bytes: int | None
-    notes: tuple[str, ...]
+    total_bytes: int | None = None
+    notes: tuple[str, ...] = ()
 
     def identity(self) -> dict[str, Any]:
         """What decides the documents, as JSON: another identity is another corpus."""
         ...
 
     def pin(self) -> dict[str, str]:
-        """What has to be kept so that a later process reads the same version of the corpus."""
-        ...
+        """What has to be kept so that a later process reads the same version: nothing of files at hand."""
+        return {}
 
     def documents(self, start: int = 0) -> Iterator[Document]:
         """The documents from number ``start`` on."""
         ...
 
     def sample(self) -> Iterator[str]:
-        """Training documents to train a tokenizer on, the most telling first."""
-        ...
+        """Training documents to train a tokenizer on, the most telling first: in order if all are alike."""
+        return (document.text for document in self.documents() if document.split == "train")
 
 
 class HoldOut:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from gpt_data.errors import CommandError, InputError, StoppedError, first_line
 from gpt_data.hub import ANSWER_SECONDS, HubBusyError, ask, client
 from gpt_data.parts import Part
-from gpt_data.sources.base import Document, HoldOut, check_document
+from gpt_data.sources.base import Document, HoldOut, Source, check_document
 from gpt_data.store.json_lines import text_field
 
 HELD_OUT_EVERY = 200
@@ -58,7 +58,7 @@ class RetryPolicy:
 RETRY = RetryPolicy()
 
 
-class HubDataset:
+class HubDataset(Source):
     """The records of one split, in the order in which the hub streams them.
 
     A stream that breaks is opened again at the exact record. When the retry budget is spent the error
@@ -87,8 +87,6 @@ class HubDataset:
         self.name = name
         self.limit = max_document_bytes
         self.part = part
-        self.total_bytes: int | None = None
-        self.notes: tuple[str, ...] = ()
         self.hold_out = HoldOut(self._texts, HELD_OUT_EVERY)
         self.on_notice = on_notice
         self.should_stop = should_stop
@@ -110,10 +108,6 @@ class HubDataset:
     def documents(self, start: int = 0) -> Iterator[Document]:
         """The records from number ``start`` on."""
         return self.hold_out.documents(start)
-
-    def sample(self) -> Iterator[str]:
-        """The training records in order."""
-        return (document.text for document in self.documents() if document.split == "train")
 
     def _texts(self, start: int) -> Iterator[str]:
         for number, record in enumerate(self.records(start), start):

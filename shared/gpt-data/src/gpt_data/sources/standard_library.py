@@ -13,7 +13,7 @@ from typing import Any
 
 from gpt_data.errors import InputError
 from gpt_data.parts import Part
-from gpt_data.sources.base import Document
+from gpt_data.sources.base import Document, Source
 
 HELD_OUT_EVERY = 50
 FOREIGN = frozenset({"site-packages", "dist-packages", "__pycache__"})
@@ -23,7 +23,7 @@ UNTYPICAL = frozenset({"encodings", "pydoc_data", "test", "tests", "idle_test"})
 TABLES = frozenset({"html/entities.py", "locale.py"})
 
 
-class StandardLibrary:
+class StandardLibrary(Source):
     """Every ``*.py`` file that is UTF-8, one document each, in the order of relative paths.
 
     Tests are left out, and what is mostly tables: ``encodings``, ``pydoc_data`` and two modules.
@@ -46,17 +46,12 @@ class StandardLibrary:
         if not self.sizes:
             raise InputError(f"source stdlib: no *.py files under {self.root}")
         self.names = list(self.sizes) if part is None else part.of([*self.sizes])
-        self.total_bytes: int | None = sum(self.sizes[name] for name in self.names)
-        self.notes: tuple[str, ...] = ()
+        self.total_bytes = sum(self.sizes[name] for name in self.names)
 
     def identity(self) -> dict[str, Any]:
         """Python's version and the files' names and sizes."""
         listing = hashlib.sha256(json.dumps(self.sizes).encode()).hexdigest()
         return {"source": "stdlib", "python": platform.python_version(), "files": listing}
-
-    def pin(self) -> dict[str, str]:
-        """Nothing: the files are at hand."""
-        return {}
 
     def documents(self, start: int = 0) -> Iterator[Document]:
         """The files from number ``start`` on; one that is not UTF-8 comes as an empty text."""

@@ -17,7 +17,7 @@ from typing import Any
 
 from gpt_data.errors import InputError
 from gpt_data.parts import Part
-from gpt_data.sources.base import TOO_LONG_ADVICE, Document, HoldOut, check_document, too_long
+from gpt_data.sources.base import TOO_LONG_ADVICE, Document, HoldOut, Source, check_document, too_long
 from gpt_data.sources.folder import PARQUET, TEXT_KINDS, find_files, is_compressed, kind_of, split_of
 from gpt_data.sources.parquet import read_texts
 from gpt_data.store.json_lines import BOM, is_blank, parse_record, read_lines, text_field
@@ -30,7 +30,7 @@ ESCAPE = re.compile(rb"\\u")
 """By which half a surrogate pair may come in; an expression finds it in a third of the time of ``in``."""
 
 
-class TextFiles:
+class TextFiles(Source):
     """The documents of a file or of a folder, in the order of relative paths.
 
     Args:
@@ -72,7 +72,7 @@ class TextFiles:
         read = [*self.val, *self.train]
         sizes = [file.stat().st_size for file in read]
         packed = any(is_compressed(file) for file in read)
-        self.total_bytes: int | None = None if packed else sum(sizes)
+        self.total_bytes = None if packed else sum(sizes)
 
     def identity(self) -> dict[str, Any]:
         """The files' names, sizes and times, and what of them is held out."""
@@ -81,10 +81,6 @@ class TextFiles:
         files = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()]
         return {"source": f"text:{self.root.resolve()}", "files": files, "held_out": self.held_out}
 
-    def pin(self) -> dict[str, str]:
-        """Nothing: the files are at hand."""
-        return {}
-
     def documents(self, start: int = 0) -> Iterator[Document]:
         """The documents from number ``start`` on; held-out files come first."""
         if not self.named:
@@ -92,10 +88,6 @@ class TextFiles:
         held = (Document("val", text) for text in self._texts(self.val))
         rest = (Document("train", text) for text in self._texts(self.train))
         return islice(chain(held, rest), start, None)
-
-    def sample(self) -> Iterator[str]:
-        """The training documents in order."""
-        return (document.text for document in self.documents() if document.split == "train")
 
     def _texts(self, files: list[Path], start: int = 0) -> Iterator[str]:
         return islice(chain.from_iterable(read_documents(file, self.limit) for file in files), start, None)

@@ -200,18 +200,15 @@ class Watch:
         now, patience = time.monotonic(), self._patience()
         alarm = self._alarm or (seen.sign is not None and is_gone(seen.sign))
         silence = min(ALARM_SECONDS if alarm else SILENCE_SECONDS, patience)
+        said = None
         if seen.sign is None:
-            if now - seen.alive > patience:
-                self._pronounce(PeerLostError.exit_status, f"rank {rank} has not come in {patience:.0f} s")
+            said = f"has not come in {patience:.0f} s" if now - seen.alive > patience else None
         elif now - seen.alive > silence:
-            self._pronounce(
-                PeerLostError.exit_status,
-                f"rank {rank} is lost: no sign of life for {now - seen.alive:.0f} s",
-            )
+            said = f"is lost: no sign of life for {now - seen.alive:.0f} s"
         elif now - seen.moved > patience:
-            self._pronounce(
-                PeerLostError.exit_status, f"rank {rank} hangs: it has not come on for {patience:.0f} s"
-            )
+            said = f"hangs: it has not come on for {patience:.0f} s"
+        if said is not None:
+            self._pronounce(PeerLostError.exit_status, f"rank {rank} {said}")
 
     def _pronounce(self, status: int, line: str) -> None:
         advice = "what was saved is as it was: resume it, with as many processes as there are"

@@ -9,7 +9,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from gpt_data.terminal import can_show, give_up_stdout
 from rich.console import Console, Group
@@ -29,31 +29,6 @@ BARS, ASCII_BARS = "▁▂▃▄▅▆▇█", "_.-=+*%#"
 """From low to high; the second where the output's encoding lacks the first."""
 REDRAWS_PER_SECOND = 4
 SPARKLINE_WIDTH = 40
-
-
-@runtime_checkable
-class Display(Protocol):
-    """Shows a run."""
-
-    def say(self, line: str) -> None:
-        """Show a line that stays."""
-        ...
-
-    def report(self, line: Mapping[str, Any], steps: int | None) -> None:
-        """Show the numbers of a step, as the metrics have them, and how many steps there will be if known."""
-        ...
-
-    def doing(self, what: str, step: int, steps: int | None) -> None:
-        """Show what takes the time now, after which step, and how many there will be if that is known."""
-        ...
-
-    def validated(self, val_loss: tuple[float, int]) -> None:
-        """Show a validation loss, and the step that it is of, beside the numbers of steps from here on."""
-        ...
-
-    def __enter__(self) -> Display: ...
-
-    def __exit__(self, *exception: object) -> None: ...
 
 
 def describe(line: Mapping[str, Any], val_loss: tuple[float, int] | None) -> str:
@@ -225,6 +200,6 @@ class LiveDisplay:
             give_up_stdout()
 
 
-def choose_display(*, plain: bool, every: int) -> Display:
+def choose_display(*, plain: bool, every: int) -> PlainDisplay | LiveDisplay:
     """The live display on a terminal, lines otherwise."""
     return PlainDisplay(every) if plain or not sys.stdout.isatty() else LiveDisplay()
