@@ -20,6 +20,8 @@ nox.options.sessions = ["lint", "tests", "workspace", "install"]
 # containers forbid Python to keep what it compiles: each of the hundreds of processes that tests start would
 # compile torch and JAX anew, which takes longer than most tests
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+# a command that `uv run` started says so in what it proposes to type; what tests start is not one
+os.environ.pop("UV_RUN_RECURSION_DEPTH", None)
 
 ROOT = Path(__file__).parent
 MEMBERS = {
@@ -280,7 +282,8 @@ def pins(session: nox.Session) -> None:
         "--no-annotate", "--no-header", external=True, silent=True,
     )  # fmt: skip
     write_pins(project, sorted(line for line in exported.splitlines() if "==" in line))
-    session.run_install("uv", "lock", "--quiet", external=True)
+    # what it warns of, each newcomer would read first
+    session.run_install("uv", "lock", external=True)
 
 
 def write_pins(project: Path, pins: list[str]) -> None:

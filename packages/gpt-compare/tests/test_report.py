@@ -368,3 +368,8 @@ def test_a_steps_parts_add_up_to_it(tmp_path: Path) -> None:
     widths = [bar.get_width() for bar in axes.patches if bar.get_y() < 0.0]
     assert sum(widths) == pytest.approx(100.0)
     assert sorted(width for width in widths if width) == pytest.approx([20.0, 30.0, 50.0])
+
+    # a busy CPU takes seconds
+    long = replace(budgeted(tmp_path).rows[0], breakdown=Breakdown(1, 3.0, 2.1012, {"nvjet_a": (8, 2.1012)}))
+    (axes,) = drawn([long], None)["step"].axes
+    assert {"2,101", "899"} <= {text.get_text() for text in axes.texts}

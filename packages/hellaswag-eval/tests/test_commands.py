@@ -208,7 +208,7 @@ def test_items_without_a_title_are_known_before_the_model_is_opened(
     assert [line.partition(":")[0] for line in shown.out.splitlines()[1:]] == ["completion"]
     # this is no model: were it opened first, that would be said
     assert call("--model", tmp_path, "--data", path, "--protocol", "harness") == 65
-    assert capsys.readouterr().err == f"hellaswag-eval: {said}\n"
+    assert capsys.readouterr().err == f"hellaswag-eval: {said}; completion does without it\n"
     path.write_text(json.dumps({**ITEM, "endings": ["a", "[title]"], "label": 0, "activity_label": "A"}))
     assert call("--model", tmp_path, "--data", path) == 65
     assert capsys.readouterr().err == "hellaswag-eval: item 0: ending 1 is empty without its markers\n"

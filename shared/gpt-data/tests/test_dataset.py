@@ -22,6 +22,7 @@ from gpt_data.errors import InputError
 from gpt_data.loader import BatchLoader
 from gpt_data.manifest import load_manifest
 from gpt_data.prepare import prepare
+from gpt_data.progress import Progress
 from gpt_data.published import Vocabulary
 from gpt_data.tokenizers import load_tokenizer
 
@@ -204,7 +205,9 @@ def test_the_fingerprint_follows_the_content_and_not_the_place(
 
 def test_one_split_alone_is_prepared_where_nobody_needs_the_other(corpus: Path, tmp_path: Path) -> None:
     source, cache = f"text:{corpus}", tmp_path / "cache"
-    held = cached_dataset(source, "bytes", cache_dir=cache, only="val")
+    told: list[Progress] = []
+    held = cached_dataset(source, "bytes", cache_dir=cache, only="val", on_progress=told.append)
+    assert told[-1].tokens == held.val.tokens
     assert held.train.tokens == 0
     whole = cached_dataset(source, "bytes", cache_dir=cache)
     assert held.val.read(0, held.val.tokens).tolist() == whole.val.read(0, whole.val.tokens).tolist()

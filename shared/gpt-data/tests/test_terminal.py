@@ -11,9 +11,10 @@ import time
 from dataclasses import dataclass
 
 import pytest
+from gpt_data.display import waiting
 from gpt_data.errors import InputError
 from gpt_data.flags import FlagError, parse_flags
-from gpt_data.terminal import guarded
+from gpt_data.terminal import guarded, typed
 
 
 def run_python(code: str, shell: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
@@ -275,3 +276,26 @@ def test_a_signal_is_heard_at_once_and_the_second_one_ends_the_process() -> None
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=30) == 130
         assert time.monotonic() - began < 2.0
+
+
+def test_a_command_is_proposed_as_its_user_types_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("UV_RUN_RECURSION_DEPTH", raising=False)
+    assert typed("gpt-toy-sample", "--model", "a run") == "gpt-toy-sample --model 'a run'"
+    monkeypatch.setenv("UV_RUN_RECURSION_DEPTH", "1")
+    assert typed("gpt-toy-sample", "--model", "a run") == "uv run gpt-toy-sample --model 'a run'"
+
+
+def test_what_takes_the_time_is_said_on_a_terminal_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wait(**how: bool) -> str:
+        with waiting("loading", **how) as tell:
+            tell("drawing 2 of 5")
+        said = capsys.readouterr()
+        assert said.out == ""
+        return said.err
+
+    assert wait() == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert "drawing 2 of 5" in wait()
+    assert wait(plain=True) == ""

@@ -24,7 +24,6 @@ def main(argv: Sequence[str]) -> int:
     display, clock = LiveDisplay(), 0.0
     bar = display._bar
     bar.get_time = lambda: clock
-    # an estimate looks at no more of the past than a panel that is drawn four times a second would
     for task in bar.tasks:
         task.start_time = 0.0
         task._get_time = lambda: clock

@@ -80,12 +80,17 @@ def test_no_terminal_ends_a_run(flags: list[str], tmp_path: Path, encoding: str,
 def test_a_pipe_that_lacks_a_character_goes_on_to_the_end(flags: list[str], tmp_path: Path) -> None:
     """The untrained model's samples hold bytes that are no text."""
     with start(
-        "train", *flags, "--out=a run", cwd=tmp_path, environment={"PYTHONIOENCODING": "ascii"}
+        "train",
+        *flags,
+        "--out=a run",
+        cwd=tmp_path,
+        environment={"PYTHONIOENCODING": "ascii", "UV_RUN_RECURSION_DEPTH": "1"},
     ) as process:
         said, _ = process.communicate()
     assert process.returncode == 0
-    assert "next: gpt-toy-sample --model 'a run'" in said
-    assert "gpt-toy-train --resume 'a run' --steps" in said
+    # who typed `uv run` has no other way to our commands
+    assert "next: uv run gpt-toy-sample --model 'a run'" in said
+    assert "   or train on: uv run gpt-toy-train --resume 'a run' --steps" in said
     with start("train", *flags, "--out=a run", cwd=tmp_path) as process:
         assert process.communicate()[1].endswith(
             "a run holds a run already: go on with --resume 'a run', or choose another --out\n"

@@ -18,7 +18,7 @@ from gpt_trainer.flops import flops_per_token, peak_flops
 from gpt_trainer.micro_batches import target_weight
 from gpt_trainer.model_config import MODEL_PRESETS, ModelConfig
 from gpt_trainer.parameters import init_parameters
-from gpt_trainer.report.display import LiveDisplay, PlainDisplay, describe, duration, sparkline
+from gpt_trainer.report.display import Ahead, LiveDisplay, PlainDisplay, describe, duration, sparkline
 from gpt_trainer.report.metrics import MetricsFile, read_metrics
 from gpt_trainer.report.plot import draw_losses, smooth
 from gpt_trainer.sample.drawing import SamplingConfig
@@ -231,10 +231,30 @@ def test_the_live_display_shows_what_is_said_and_the_numbers(
     assert "loss 3.2500  val 2.5000 at 4" in said
     # the first word is how long it took, the second how long it takes still
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said)
-    assert re.search(r"4/10 in 0:00:0\d +(--:--|\d\d:\d\d) left\s", plain)
+    assert re.search(r"4/10 in 0:00:0\d +--:-- left\s", plain)
     # what the highest and the lowest bar stand for
     assert "loss 3.250 ▁ 3.250, the last 1 steps" in said
     assert "training" in said
+
+
+def test_what_is_left_goes_by_the_steps_behind_the_first_which_compiles(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    clock = 1000.0
+    with LiveDisplay() as display:
+        display._bar.get_time = lambda: clock
+        display.doing("first step", 600, 640)
+        for step, seconds in ((601, 11.0), (602, 0.5), (603, 0.5)):
+            clock += seconds
+            display.report({**LINE, "step": step}, 640)
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().out)
+    # 37 steps of half a second; by all three it would be 2:28
+    assert re.search(r"603/640 in \S+ 00:18 left\s", plain)
+    ahead = Ahead()
+    assert ahead.left(4, 10, 5.0) is None
+    assert ahead.left(6, 10, 7.0) == 4.0
+    assert ahead.left(7, None, 8.0) is None
 
 
 def test_the_live_display_says_what_takes_the_time(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from gpt_trainer_toy import SPEC
 
 
 def test_sampling_continues_the_prompt_and_repeats_itself(
-    train: Train, flags: list[str], capsys: Capture
+    train: Train, flags: list[str], capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert train(*flags, "--out=done") == 0
     outputs = []
@@ -24,8 +25,13 @@ def test_sampling_continues_the_prompt_and_repeats_itself(
         outputs.append(capsys.readouterr().out)
     assert outputs[0] == outputs[1] != outputs[2]
     assert outputs[0].startswith("def ")
+    # nothing is printed until all are drawn: a terminal says how far they are
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert sample_main(SPEC, ["--model=done", "--count=3", "--tokens=5", "--top-k=0"]) == 0
-    assert capsys.readouterr().out.count("---") == 3
+    shown = capsys.readouterr()
+    assert shown.out.count("---") == 3
+    assert "loading the model" in shown.err
+    assert "drawing 3 texts: 5 of 5 tokens each" in shown.err
 
 
 @pytest.mark.parametrize(

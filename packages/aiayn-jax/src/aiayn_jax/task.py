@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import count
@@ -13,7 +12,7 @@ import numpy as np
 from gpt_data.batch import IGNORE
 from gpt_data.errors import InputError, StoppedError
 from gpt_data.stopping import StopFlag
-from gpt_data.terminal import warn
+from gpt_data.terminal import typed, warn
 from gpt_jax.profiling import record
 from gpt_trainer.backend import Profile
 from gpt_trainer.ranks.peers import Peers
@@ -22,6 +21,7 @@ from gpt_trainer.run.start import Fresh
 from gpt_trainer.run.task import Measured, Measurement, Request
 from jaxtyping import Array, Float32
 
+from aiayn_jax import TRANSLATE
 from aiayn_jax.checkpoints import Named, Saved, keep_newest, save
 from aiayn_jax.config import parameter_count
 from aiayn_jax.data.preparation import Prepared, prepare
@@ -171,7 +171,7 @@ class TranslationTask:
         corpus = self.prepared.corpus
         if score_test(run, self.config, corpus, self._translate_by, say) is None:
             return None
-        return shlex.join(("aiayn-jax-translate", "--model", str(run), "--text", corpus.test.source[0]))
+        return typed(TRANSLATE, "--model", str(run), "--text", corpus.test.source[0])
 
     def profile(self, folder: Path) -> AbstractContextManager[Profile]:
         """Record with JAX's profiler."""

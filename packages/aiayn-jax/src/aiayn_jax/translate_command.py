@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gpt_data.display import waiting
 from gpt_data.stopping import SOON, StopFlag
 from gpt_data.terminal import INTERRUPTED, emit, warn
 from gpt_trainer.checkpoint import step_or_newest
@@ -57,7 +58,8 @@ def _translate(options: TranslateOptions, stop: StopFlag) -> None:
     if options.reference is not None:
         lines = list(lines)
         reference = _reference(options.reference, lines)
-    loaded = load(options)
+    with waiting("loading the model"):
+        loaded = load(options)
     name: Score = "exact_match" if loaded.numbers else "bleu"
     if reference is not None:
         check_available(name)

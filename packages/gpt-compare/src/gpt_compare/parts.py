@@ -69,7 +69,7 @@ def step(figure: Figure, entries: Sequence[Entry]) -> None:
             if each[name] > LEAST * longest:
                 ink = "#1b1b1b" if name in PALE else "#ffffff"
                 axes.text(
-                    left + each[name] / 2.0, place, f"{each[name]:.3g}", ha="center", va="center",
+                    left + each[name] / 2.0, place, _three_digits(each[name]), ha="center", va="center",
                     fontsize=8, color=ink,
                 )  # fmt: skip
             left += each[name]
@@ -81,6 +81,15 @@ def step(figure: Figure, entries: Sequence[Entry]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     handles = [axes.barh(0.0, 0.0, color=PARTS[name], label=name) for name in drawn]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=8.5)
+
+
+def _three_digits(milliseconds: float) -> str:
+    """A number of at least three digits, never by a power of ten.
+
+    >>> _three_digits(2101.2), _three_digits(56.78), _three_digits(0.1234)
+    ('2,101', '56.8', '0.123')
+    """
+    return f"{milliseconds:,.0f}" if milliseconds >= 100.0 else f"{milliseconds:.3g}"
 
 
 def generation(figure: Figure, entries: Sequence[Entry]) -> None:

@@ -134,7 +134,10 @@ def harness_texts(item: Item) -> tuple[str, tuple[str, ...]]:
         InputError: If it has no title, or an ending is nothing but markers.
     """
     if item.activity is None:
-        raise InputError(f"item {item.row} has no activity_label, which the protocol harness needs")
+        raise InputError(
+            f"item {item.row} has no activity_label, which the protocol harness needs; "
+            "completion does without it"
+        )
     first, second = item.parts if item.parts is not None else split_context(item)
     endings = tuple(clean(ending) for ending in item.endings)
     if not all(endings):

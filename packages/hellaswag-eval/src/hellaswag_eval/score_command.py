@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from gpt_data.display import waiting
 from gpt_data.flags import flag, parse_flags
 from gpt_data.stopping import StopFlag
 from gpt_data.store.writing import write_errors
@@ -95,7 +96,8 @@ def run(argv: Sequence[str] | None = None) -> int:
     _check(options)
     items = choose(read_items(options.data), options.limit, options.seed)
     protocols = allowed_protocols(options.protocol, items, warn)
-    model = _open(options)
+    with waiting("loading the model", plain=options.plain):
+        model = _open(options)
     stop = StopFlag()
     evaluations = []
     with stop.installed(PROMISE), progress_bar(plain=options.plain or not sys.stderr.isatty()) as report:

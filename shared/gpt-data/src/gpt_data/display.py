@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -69,6 +70,16 @@ def display(*, plain: bool) -> Iterator[OnProgress]:
             )
 
         yield show
+
+
+@contextmanager
+def waiting(what: str, *, plain: bool = False) -> Iterator[Callable[[str], None]]:
+    """Say on a terminal what takes the time, and take other words for it; within, nothing else is printed."""
+    if plain or sys.stderr is None or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    with Console(stderr=True).status(what) as status:
+        yield status.update
 
 
 class PlainLines:

@@ -158,7 +158,7 @@ class Preparation:
         return Progress(
             "tokens",
             documents=self.journal.next_document,
-            tokens=self.writers["train"].state.total,
+            tokens=self.writers[self.settings.only or "train"].state.total,
             max_tokens=self.settings.max_tokens,
             text_bytes=self.text_bytes,
             total_bytes=self.source.total_bytes,

@@ -13,7 +13,7 @@ class Progress(NamedTuple):
         stage: ``"tokenizer"`` (it is being trained), ``"tokens"``, or ``"notice"``.
         message: For a notice, one line.
         documents: Documents of the source done.
-        tokens: Tokens of the training split.
+        tokens: Tokens of the training split, or of the only one that is prepared.
         max_tokens: Tokens at which it ends, if that was asked for.
         text_bytes: Text encoded by this process, in characters.
         total_bytes: Text in all, if the source knows it.

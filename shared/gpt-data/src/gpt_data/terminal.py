@@ -7,6 +7,7 @@ inside it, so that Ctrl-C is answered from the start.
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -31,6 +32,8 @@ LESS = {
 }
 """By the last word of a command's name: what makes it need less memory."""
 NARROWEST_HELP = 40
+BY_UV = "UV_RUN_RECURSION_DEPTH"
+"""What ``uv run`` sets for what it starts, whose commands the user's own shell does not find."""
 
 
 class OutputError(Exception):
@@ -111,6 +114,11 @@ def _explain(name: str, error: Exception) -> tuple[int | None, str]:
     if isinstance(error, OSError) and error.filename is not None:
         return BAD_INPUT, f"cannot read {error.filename}: {error.strerror}"
     return None, text
+
+
+def typed(*words: str) -> str:
+    """A command line as the user has to type it: behind ``uv run`` if that started this one."""
+    return shlex.join(("uv", "run", *words) if BY_UV in os.environ else words)
 
 
 def warn(line: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from gpt_data.display import waiting
 from gpt_data.stopping import SOON
 from gpt_data.terminal import emit, warn
 
@@ -33,7 +34,8 @@ def evaluate_only(spec: TaskSpec, request: Request, start: Fresh, peers: Peers) 
         start.check_data(make_record(spec, request, task, start.init_from))
         if task.validation is None:
             raise InputError(f"--data {section.data} has no validation text to evaluate on")
-        with peers.stop.installed(SOON, after=1.0):
+        quiet = peers.place.rank > 0
+        with peers.stop.installed(SOON, after=1.0), waiting("evaluating", plain=quiet):
             found = task.evaluate()  # type: ignore[attr-defined]
     if found is None:
         return STOPPED

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -14,6 +13,7 @@ from typing import Any
 from gpt_data.batch import Batch
 from gpt_data.dataset import Dataset
 from gpt_data.loader import BatchLoader
+from gpt_data.terminal import typed
 from gpt_data.tokenizers import size_said
 
 from gpt_trainer.backend import Backend, Pending, Profile, StepMetrics
@@ -277,7 +277,7 @@ class GPT2Task:
         """Nothing follows the last step but a sample by the user."""
         del say
         prompt = ("--prompt", self._prompt) if self._prompt else ()
-        return shlex.join((f"{self._name}-sample", "--model", str(run), *prompt))
+        return typed(f"{self._name}-sample", "--model", str(run), *prompt)
 
     def profile(self, folder: Path) -> AbstractContextManager[Profile]:
         """Record with the backend's profiler."""

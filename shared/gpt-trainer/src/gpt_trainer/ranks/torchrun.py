@@ -7,6 +7,7 @@ between CPUs; small values through a store, see ``gpt_trainer.ranks``.
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import socket
 import sys
@@ -189,6 +190,8 @@ def launch(module: str, devices: int, words: Sequence[str]) -> int:
     there = torch.cuda.device_count()
     if there and devices > there and not _on_cpu(words):
         raise InputError(f"--devices {devices}: this host has {there} GPUs")
+    # processes that are ended because another failed are no news: that one has said why
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
         flags = ["--rdzv-backend=c10d", f"--rdzv-endpoint={Path(folder) / 'rendezvous'}"]
         flags += ["--rdzv-conf=store_type=file", "--local-addr=127.0.0.1", f"--nproc-per-node={devices}"]

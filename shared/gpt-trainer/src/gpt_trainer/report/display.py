@@ -18,10 +18,10 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     Task,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 from rich.text import Text
 
@@ -55,13 +55,29 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minute:02d}:{second:02d}"
 
 
+class Ahead:
+    """The time ahead, by the mean pace of the steps behind the first of this process, which compiles."""
+
+    def __init__(self) -> None:
+        self._began: tuple[float, int] | None = None
+
+    def left(self, step: int, steps: int | None, now: float) -> float | None:
+        """Seconds until the end; None if they cannot be told: after the first step, or for an unknown end."""
+        if self._began is None:
+            self._began = (now, step)
+        began, first = self._began
+        if steps is None or step <= first:
+            return None
+        return (now - began) / (step - first) * (steps - step)
+
+
 class PlainDisplay:
     """Lines on the standard output, one every ``every`` steps."""
 
     def __init__(self, every: int) -> None:
         self.every = every
         self._open = True
-        self._began: tuple[float, int] | None = None
+        self._ahead = Ahead()
         self._val_loss: tuple[float, int] | None = None
 
     def say(self, line: str) -> None:
@@ -76,16 +92,13 @@ class PlainDisplay:
 
     def report(self, line: Mapping[str, Any], steps: int | None) -> None:
         """Print the step's line if it is one that is shown."""
-        now, step = time.monotonic(), line["step"]
-        if self._began is None:
-            self._began = (now, step)
+        step = line["step"]
+        left = self._ahead.left(step, steps, time.monotonic())
         if step % self.every and step not in (1, steps):
             return
-        began, first = self._began
-        pace = (now - began) / (step - first) if step > first else 0.0
-        left = f"  {duration(pace * (steps - step))} left" if pace and steps is not None else ""
+        until = "" if left is None else f"  {duration(left)} left"
         width = len(str(steps or ""))
-        self.say(f"step {step:>{width}}/{steps or '?'}  {describe(line, self._val_loss)}{left}")
+        self.say(f"step {step:>{width}}/{steps or '?'}  {describe(line, self._val_loss)}{until}")
 
     def doing(self, what: str, step: int, steps: int | None) -> None:
         """Nothing: lines are for what is done."""
@@ -122,13 +135,16 @@ def curve(losses: deque[float]) -> str:
     return f"loss {max(losses):.3f} {sparkline(losses)} {min(losses):.3f}, the last {len(losses)} steps"
 
 
-class LeftColumn(TimeRemainingColumn):
+class LeftColumn(ProgressColumn):
     """What is left, in words: two times beside each other would not tell which is which."""
 
     def render(self, task: Task) -> Text:
         """The time, if the end is known."""
-        time = super().render(task)
-        return time.append(" left", style="default") if time else time
+        if task.total is None:
+            return Text()
+        left = task.fields["left"]
+        time = "--:--" if left is None else duration(left).removeprefix("0:")
+        return Text.assemble((time, "progress.remaining"), " left")
 
 
 class LiveDisplay:
@@ -145,13 +161,14 @@ class LiveDisplay:
             MofNCompleteColumn(),
             TextColumn("in"),
             TimeElapsedColumn(),
-            LeftColumn(compact=True),
+            LeftColumn(),
             console=self.console,
             expand=True,
         )
-        self._task = self._bar.add_task("starting", total=None)
+        self._task = self._bar.add_task("starting", total=None, left=None)
         self._line: Mapping[str, Any] | None = None
         self._val_loss: tuple[float, int] | None = None
+        self._ahead = Ahead()
         self._losses: deque[float] = deque(maxlen=SPARKLINE_WIDTH)
         self._live = Live(self._bar, console=self.console, refresh_per_second=REDRAWS_PER_SECOND)
         self._open = True
@@ -168,7 +185,8 @@ class LiveDisplay:
         """Redraw the bar and the numbers."""
         self._line = line
         self._losses.append(line["loss"])
-        self._bar.update(self._task, total=steps, completed=line["step"])
+        left = self._ahead.left(line["step"], steps, self._bar.get_time())
+        self._bar.update(self._task, total=steps, completed=line["step"], left=left)
         self._draw()
 
     def doing(self, what: str, step: int, steps: int | None) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from gpt_data.terminal import typed
 
 from gpt_trainer.errors import STOPPED
 from gpt_trainer.ranks.peers import Peers
@@ -102,7 +103,7 @@ def _settle(
 def _end(spec: TaskSpec, request: Request, run: Path, loop: Loop, shows: str | None) -> int:
     """Draw the losses, say what to type next, and give the exit status."""
     say, step = loop.reporter.say, loop.state.step
-    resume = shlex.join((f"{spec.name}-train", "--resume", str(run)))
+    resume = typed(f"{spec.name}-train", "--resume", str(run))
     length = request.config.schedule
     if shows is None:
         received = loop.peers.stop.received

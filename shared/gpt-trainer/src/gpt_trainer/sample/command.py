@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import bpe_scratch
 import numpy as np
+from gpt_data.display import waiting
 from gpt_data.flags import parse_flags
 from gpt_data.stopping import SOON, StopFlag
 from gpt_data.terminal import INTERRUPTED, emit
@@ -64,11 +65,12 @@ def sample(spec: BackendSpec, argv: Sequence[str]) -> int:
     tokenizer = tokenizer_of(origin, options.model, options.tokenizer_files)
     prompt = _encode(tokenizer, options.prompt)
     runtime = Runtime(options.precision, options.device)
-    try:
-        backend = spec.create(origin.saved.model, OptimizerConfig(), runtime, backend_options)
-    except ValueError as error:
-        raise InputError(str(error)) from None
-    backend.load(origin.saved.parameters)
+    with waiting("loading the model"):
+        try:
+            backend = spec.create(origin.saved.model, OptimizerConfig(), runtime, backend_options)
+        except ValueError as error:
+            raise InputError(str(error)) from None
+        backend.load(origin.saved.parameters)
     stop = StopFlag()
     with stop.installed(SOON, after=1.0):
         _print_samples(backend, tokenizer, prompt, options, drawing, stop)
@@ -119,17 +121,18 @@ def _print_samples(
     open_rows = set(range(options.count))
     if options.count == 1:
         emit(options.prompt, end="")
-    for _, drawn in zip(
-        range(options.tokens), generate(backend, prompt, options.count, drawing), strict=False
-    ):
-        open_rows -= {row for row in open_rows if int(drawn[row]) == tokenizer.end_of_text}
-        if stop() or not open_rows:
-            break
-        for row in open_rows:
-            piece = streams[row].feed(int(drawn[row]))
-            texts[row] += piece
-            if options.count == 1:
-                emit(piece, end="")
+    draws = zip(range(options.tokens), generate(backend, prompt, options.count, drawing), strict=False)
+    with waiting("drawing", plain=options.count == 1) as tell:
+        for before, drawn in draws:
+            open_rows -= {row for row in open_rows if int(drawn[row]) == tokenizer.end_of_text}
+            if stop() or not open_rows:
+                break
+            tell(f"drawing {options.count} texts: {before + 1} of {options.tokens} tokens each")
+            for row in open_rows:
+                piece = streams[row].feed(int(drawn[row]))
+                texts[row] += piece
+                if options.count == 1:
+                    emit(piece, end="")
     tails = [stream.flush() for stream in streams]
     if options.count == 1:
         emit(tails[0])
