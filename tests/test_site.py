@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
 import importlib.util
 import re
 import sys
@@ -155,3 +157,16 @@ def test_the_readme_holds_the_table_of_what_each_costs() -> None:
     assert table in readme, "run shared/site/costs.py"
     assert len(table.splitlines()) == 9, "seven competitors, to the end"
     assert "stopped" not in table
+
+
+def test_what_a_docstring_says_is_raised_is_there_and_told_once() -> None:
+    sources = [ast.parse(path.read_text("utf-8")) for path in SITE.parents[1].glob("*/*/src/**/*.py")]
+    nodes = [node for source in sources for node in ast.walk(source)]
+    known = {*dir(builtins), *(node.name for node in nodes if isinstance(node, ast.ClassDef))}
+    wrong = []
+    for node in nodes:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            told = (ast.get_docstring(node) or "").partition("Raises:\n")[2].partition("\n\n")[0]
+            names = re.findall(r"^ {4}(\w+):", told, re.MULTILINE)
+            wrong += [(node.name, name) for name in names if name not in known or names.count(name) > 1]
+    assert wrong == []

@@ -230,8 +230,8 @@ def open_task(request: Request, start: Fresh, peers: Peers) -> Iterator[Translat
         peers: This process, whose devices share a batch's rows.
 
     Raises:
-        InputError: If this machine lacks what was asked for.
-        DataError: If the data is unusable, or a signal came before the first step.
+        InputError: If this machine lacks what was asked for, or the data is unusable.
+        StoppedError: If a signal came before the first step.
     """
     config, saved, stop = request.config, start.saved, peers.stop
     with stop.installed(), ended_at_once(stop):

@@ -42,8 +42,7 @@ def translate(options: TranslateOptions) -> int:
     """Print translations; the exit status is 0, or 130 if a signal came.
 
     Raises:
-        InputError: If the model, a file or a value is unusable.
-        InputError: If a line is not UTF-8.
+        InputError: If the model, a file or a value is unusable, or a line is not UTF-8.
         KeyboardInterrupt: If a signal came while a line was waited for, or before the first.
     """
     stop = StopFlag()

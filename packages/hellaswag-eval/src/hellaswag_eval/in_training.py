@@ -49,9 +49,8 @@ def prepare(options: Options, model: ModelConfig, tokenizer: bpe_scratch.Tokeniz
     """Read and encode the items.
 
     Raises:
-        InputError: If the file of items cannot be read.
-        InputError: If an item does not fit, the tokenizer is not known or has other ids than the model, or
-            an ending is longer than the model's context.
+        InputError: If the items cannot be read, one does not fit, the tokenizer is not known or has other ids
+            than the model, or an ending is longer than the model's context.
     """
     if options.eval_hellaswag_items < 1:
         raise InputError(f"--eval-hellaswag-items {options.eval_hellaswag_items} is not positive")

@@ -81,8 +81,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         argv: Arguments; those of the process if None.
 
     Raises:
-        InputError: If a flag is unknown, or the data cannot be read.
-        InputError: If the model, an item or a value is unusable.
+        InputError: If a flag is unknown, the data cannot be read, or model, item or value are unusable.
         WriteError: If ``--out`` cannot be written.
         OutputError: If the standard output does not take the figures.
         EvaluationStoppedError: If a signal came.

@@ -27,8 +27,7 @@ def read_items(data: Path | None) -> list[Item]:
         data: JSON lines, compressed or not; None for the hub.
 
     Raises:
-        InputError: If the file cannot be read, is too long or a line is not a JSON object; the line is named.
-        InputError: If it is empty, a line is not an item, or the hub does not answer.
+        InputError: As ``read_file`` or ``read_hub``.
     """
     return read_hub() if data is None else read_file(data)
 
@@ -36,12 +35,8 @@ def read_items(data: Path | None) -> list[Item]:
 def read_file(path: Path) -> list[Item]:
     """The items of a file of JSON lines.
 
-    Args:
-        path: The file.
-
     Raises:
-        InputError: If it cannot be read, is too long or a line is not a JSON object.
-        InputError: If it is empty, or a line is not an item.
+        InputError: If it cannot be read, is too long or empty, or a line, which is named, is not an item.
     """
     lines = enumerate(read_json_lines(path, LONGEST_LINE, LONGEST_FILE))
     items = [read_item(values, row, where) for row, (where, values) in lines]

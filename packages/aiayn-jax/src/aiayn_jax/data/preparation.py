@@ -49,8 +49,7 @@ def prepare(corpus: Corpus, config: RunConfig, tokenizer_json: bytes | None = No
         tokenizer_json: A tokenizer that exists; learned from the training pairs if None.
 
     Raises:
-        InputError: If the vocabulary is too small, or no pair is short enough.
-        InputError: If the tokenizer cannot be read.
+        InputError: If the vocabulary is too small, no pair is short enough, or the tokenizer cannot be read.
     """
     if tokenizer_json is None:
         tokenizer = learn_tokenizer(corpus.train, config.data.vocab, corpus.pattern)

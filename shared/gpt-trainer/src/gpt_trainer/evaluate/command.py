@@ -22,8 +22,7 @@ def evaluate_only(spec: TaskSpec, request: Request, start: Fresh, peers: Peers) 
         peers: The processes that share the rows; the first prints.
 
     Raises:
-        InputError: If there is no model, or no text to evaluate on.
-        InputError: If the data cannot be had.
+        InputError: If there is no model or no text to evaluate on, or the data cannot be had.
     """
     section = request.config.data
     if start.saved is None:
