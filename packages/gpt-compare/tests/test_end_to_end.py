@@ -17,7 +17,7 @@ AGREEMENT = 1e-5
 
 def compare(folder: Path, *words: str) -> tuple[subprocess.CompletedProcess[str], dict]:
     data = ["--data", f"text:{text_folder(folder / 'text')}", "--data-cache", str(folder / "cache")]
-    command = [sys.executable, "-c", "from gpt_compare.commands import main; main()"]
+    command = [sys.executable, "-c", "from gpt_compare.entry import main; main()"]
     given = [*SMALL, *data, "--out", str(folder / "out"), *words]
     # such small products gain nothing from a second thread
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from gpt_compare.competitor import read_competitors
-from gpt_compare.figures import Row, failed, largest_gap, measure, of_turns, smoothed, with_gaps
+from gpt_compare.figures import Row, largest_gap, measure, of_turns, smoothed, with_gaps
 from gpt_compare_toy import TOKENS, finished, metrics
 
 
@@ -88,5 +87,5 @@ def test_gaps_are_from_the_first_that_finished() -> None:
 
 
 def test_a_failure_has_no_figures() -> None:
-    row = failed(read_competitors(["gpt-x --flag"])[0], "exit status 1: why")
+    row = Row("gpt-x --flag", "exit status 1: why")
     assert (row.label, row.error, row.figures) == ("gpt-x --flag", "exit status 1: why", None)

@@ -6,7 +6,7 @@ import io
 import json
 import re
 import resource
-from dataclasses import replace
+from dataclasses import asdict, replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -329,7 +329,7 @@ def test_a_budget_has_its_steps_bits_and_parts_in_the_table(tmp_path: Path) -> N
     assert "    Once <upon>\n    a time\n" in (tmp_path / "report.md").read_text()
     again = read_report(tmp_path)
     assert again == replace(made, rows=again.rows)
-    assert [row.as_json() for row in again.rows] == [row.as_json() for row in made.rows]
+    assert [asdict(row) for row in again.rows] == [asdict(row) for row in made.rows]
     assert again.rows[0].breakdown == made.rows[0].breakdown
 
 

@@ -15,11 +15,12 @@ from pathlib import Path
 import pytest
 from gpt_compare import commands
 from gpt_compare.competitor import Competitor, read_competitors
-from gpt_compare.figures import Row, failed
+from gpt_compare.figures import Row
 from gpt_compare.gauge import Gauge
 from gpt_compare.running import last_line, mean_power, run_competitor
 from gpt_compare_toy import SMALL, finished, metrics, text_folder
 from gpt_data.stopping import StopFlag
+from gpt_data.terminal import guarded
 from gpt_trainer.errors import InputError
 
 GOOD = [json.dumps(line) for line in metrics([3.0, 2.0], [2.0, 1.0])]
@@ -181,7 +182,7 @@ def test_turns_go_forth_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     def run(competitor: Competitor, *_: object, turn: int, **__: object) -> Row:
         order.append(f"{competitor.name}{turn}")
         if competitor.name == "refused":
-            return failed(competitor, "no")
+            return Row(competitor.label, "no")
         seconds = {"good1": 3.0, "good2": 1.0, "good3": 2.0}[order[-1]]
         return finished("good", [3.0, 2.0], [9.0, seconds])
 
@@ -300,10 +301,7 @@ def compare(tmp_path: Path, *names: str) -> int:
         "--out",
         str(tmp_path / "out"),
     ]
-    with pytest.raises(SystemExit) as caught:
-        commands.main([*SMALL, *where, "--runs", *names])
-    assert isinstance(caught.value.code, int)
-    return caught.value.code
+    return guarded("gpt-compare", lambda: commands.run([*SMALL, *where, "--runs", *names]))
 
 
 def rows_of(tmp_path: Path) -> dict[str, str | None]:
@@ -374,10 +372,9 @@ def test_what_keeps_all_from_running_is_one_line_and_leaves_nothing(
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(SystemExit) as caught:
-        commands.main(["--device", "cpu", "--runs", "good", *flags])
+    typed = ["--device", "cpu", "--runs", "good", *flags]
+    assert guarded("gpt-compare", lambda: commands.run(typed)) == status
     error = capsys.readouterr().err
-    assert caught.value.code == status
     assert words in error
     assert (error.startswith("gpt-compare: "), error.count("\n")) == (True, 1)
     assert not list(tmp_path.glob("comparisons/*"))
@@ -387,8 +384,7 @@ def test_comparisons_are_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     data = text_folder(tmp_path / "text")
     for _ in range(2):
-        with pytest.raises(SystemExit):
-            commands.main([*SMALL, "--data", f"text:{data}", "--data-cache", "cache", "--runs", "good"])
+        commands.run([*SMALL, "--data", f"text:{data}", "--data-cache", "cache", "--runs", "good"])
     assert sorted(path.name for path in Path("comparisons").iterdir()) == ["cpu-demo-1", "cpu-demo-2"]
 
 

@@ -115,34 +115,29 @@ def read_profile(folder: Path, steps: int) -> Breakdown | None:
     return _summed(events, steps) if events else None
 
 
-def _of_torch(raw: Sequence[Mapping[str, Any]]) -> Iterator[Event]:
+def _event(raw: Mapping[str, Any], name: str) -> Event:
+    return Event(name, (raw["pid"], raw["tid"]), raw["ts"], raw["dur"])
+
+
+def _of_torch(raw: Sequence[Mapping[str, Any]]) -> Iterable[Event]:
     """Kernels and copies; without a GPU the operators, each for itself."""
-    device = [event for event in raw if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")]
-    if device:
-        yield from (Event(e["name"], (e["pid"], e["tid"]), e["ts"], e["dur"]) for e in device)
-        return
-    operators = (e for e in raw if e.get("cat") == "cpu_op" and "dur" in e)
-    yield from _without_inner(Event(e["name"], (e["pid"], e["tid"]), e["ts"], e["dur"]) for e in operators)
+    device = [e for e in raw if e.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")]
+    operators = [] if device else [e for e in raw if e.get("cat") == "cpu_op" and "dur" in e]
+    found = [_event(e, e["name"]) for e in device or operators]
+    return found if device else _without_inner(found)
 
 
-def _of_jax(raw: Sequence[Mapping[str, Any]]) -> Iterator[Event]:
+def _of_jax(raw: Sequence[Mapping[str, Any]]) -> Iterable[Event]:
     """What runs on the streams of a GPU, or, without one, the compiled program's operations."""
     names = {e["pid"]: e["args"]["name"] for e in raw if e.get("name") == "process_name"}
     threads = {(e["pid"], e["tid"]): e["args"]["name"] for e in raw if e.get("name") == "thread_name"}
-    found = [
-        Event(_place(e), (e["pid"], e["tid"]), e["ts"], e["dur"])
-        for e in raw
-        if e.get("ph") == "X"
-        and "GPU" in names.get(e["pid"], "")
-        and "Stream" in threads.get((e["pid"], e["tid"]), "")
-    ]
-    if found:
-        yield from found
-        return
-    inner = (e for e in raw if e.get("ph") == "X" and "hlo_op" in e.get("args", {}))
-    yield from _without_inner(
-        Event(re.sub(r"\.\d+$", "", e["name"]), (e["pid"], e["tid"]), e["ts"], e["dur"]) for e in inner
-    )
+    done = [e for e in raw if e.get("ph") == "X"]
+    device = [e for e in done if "GPU" in names.get(e["pid"], "")]
+    device = [e for e in device if "Stream" in threads.get((e["pid"], e["tid"]), "")]
+    if device:
+        return [_event(e, _place(e)) for e in device]
+    inner = (e for e in done if "hlo_op" in e.get("args", {}))
+    return _without_inner(_event(e, re.sub(r"\.\d+$", "", e["name"])) for e in inner)
 
 
 def _place(event: Mapping[str, Any]) -> str:

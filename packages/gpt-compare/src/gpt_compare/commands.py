@@ -18,7 +18,7 @@ from functools import reduce
 from pathlib import Path
 
 from gpt_data.stopping import StopFlag
-from gpt_data.terminal import emit, guarded
+from gpt_data.terminal import emit
 from gpt_trainer.errors import InputError
 from gpt_trainer.gpt2.data import open_data
 from gpt_trainer.run.folder import create_folder
@@ -36,24 +36,14 @@ COMPARISONS = Path("comparisons")
 FAILED, INTERRUPTED = 1, 130
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command and end the process.
-
-    Args:
-        argv: Arguments; those of the process if None.
-    """
-    words = list(sys.argv[1:] if argv is None else argv)
-    sys.exit(guarded("gpt-compare", lambda: run(words)))
-
-
-def run(argv: list[str] | None = None) -> int:
+def run(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 if every competitor finished, 1 if one failed, 130 after a signal.
 
     Raises:
         InputError: If a value is unusable, or the data cannot be had.
         WriteError: If the report cannot be written.
     """
-    argv = sys.argv[1:] if argv is None else argv
+    argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0] in AFTERWARDS:
         run_again = AFTERWARDS[argv[0]]
         return _explain(run_again) if {"-h", "--help"} & {*argv} else run_again(argv[1:])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +135,7 @@ class Comparison:
             "config": dict(self.settings), "percentiles": list(SPREAD), "window": WINDOW,
             "price_per_hour": self.price_per_hour, "disturbances": list(self.disturbances),
             "reference": None if self.reference is None else self.reference._asdict(),
-            "rows": [row.as_json() for row in self.rows],
+            "rows": [asdict(row) for row in self.rows],
         }  # fmt: skip
 
 

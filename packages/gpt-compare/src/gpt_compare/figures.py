@@ -6,14 +6,13 @@ A step's time is the loop's own: launch and wait, data included, evaluation and 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from gpt_compare.breakdown import Breakdown, breakdown_from_json
-from gpt_compare.competitor import Competitor
 from gpt_compare.observing import Speed
 
 WINDOW = 10
@@ -117,10 +116,6 @@ class Row:
         """The slowest turn's median over the fastest's; 1 for a single turn."""
         return max(self.turns) / min(self.turns) if self.turns else 1.0
 
-    def as_json(self) -> dict[str, Any]:
-        """The row as JSON values."""
-        return asdict(self)
-
 
 def measure(lines: Sequence[Mapping[str, Any]]) -> Figures:
     """The figures of a finished run.
@@ -213,7 +208,7 @@ def of_turns(rows: Sequence[Row]) -> Row:
 
 
 def row_from_json(values: Mapping[str, Any]) -> Row:
-    """The row that ``Row.as_json`` wrote, by this version or one before it."""
+    """The row that ``Comparison.as_json`` wrote, by this version or one before it."""
     figures, breakdown = values["figures"], values.get("breakdown")
     if figures is not None:
         lists = {name: tuple(value) for name, value in figures.items() if isinstance(value, list)}
@@ -228,8 +223,3 @@ def row_from_json(values: Mapping[str, Any]) -> Row:
             "breakdown": None if breakdown is None else breakdown_from_json(breakdown),
         }
     )
-
-
-def failed(competitor: Competitor, error: str) -> Row:
-    """The row of a competitor that did not finish."""
-    return Row(competitor.label, error)

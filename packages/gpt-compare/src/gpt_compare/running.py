@@ -21,7 +21,7 @@ from gpt_trainer.run.folder import stored_record
 
 from gpt_compare.breakdown import read_profile
 from gpt_compare.competitor import Competitor
-from gpt_compare.figures import Row, failed, measure
+from gpt_compare.figures import Row, measure
 from gpt_compare.gauge import Gauge
 from gpt_compare.observing import OBSERVED_NAME, Speed
 
@@ -87,7 +87,9 @@ def run_competitor(
             _end(process)
     total = time.monotonic() - began
     if watched.silent:
-        return failed(competitor, f"wrote nothing for {SILENCE_SECONDS:.0f} s: {complaint(run / LOG_NAME)}")
+        return Row(
+            competitor.label, f"wrote nothing for {SILENCE_SECONDS:.0f} s: {complaint(run / LOG_NAME)}"
+        )
     row = _read(competitor, run, process.returncode, stop)
     return replace(
         row,
@@ -160,10 +162,10 @@ def _read(competitor: Competitor, run: Path, status: int, stop: StopFlag) -> Row
     lines = read_metrics(run / METRICS_NAME)
     if stop():
         step = max((line["step"] for line in lines), default=0)
-        return failed(competitor, f"stopped after step {step}")
+        return Row(competitor.label, f"stopped after step {step}")
     if status:
         how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
-        return failed(competitor, f"{how}: {complaint(run / LOG_NAME)}")
+        return Row(competitor.label, f"{how}: {complaint(run / LOG_NAME)}")
     record = stored_record(run)
     assert record is not None, "a run that ends well has a record"
     seen = _observed(run)

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from gpt_compare.competitor import Competitor
-from gpt_compare.figures import Row, failed, of_turns
+from gpt_compare.figures import Row, of_turns
 from gpt_compare.gauge import Gauge
 from gpt_compare.plan import write_plan
 from gpt_compare.request import Request
@@ -51,7 +51,7 @@ def run_all(
         for competitor in competitors if turn % 2 else reversed(competitors):
             rows = turns[competitor.label]
             if stop():
-                rows.append(failed(competitor, "not begun"))
+                rows.append(Row(competitor.label, "not begun"))
             elif all(row.error is None for row in rows):
                 rows.append(
                     _run_one(competitor, plan, turn, request.options.keep_checkpoints, stop, gauge, console)
