@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from html import escape
 from pathlib import Path
@@ -13,6 +14,7 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 from sphinx.application import Sphinx
+from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -183,8 +185,27 @@ def _plain_bars(*arguments: Any) -> None:
     lines[:] = [line.replace("|", r"\|") for line in lines]
 
 
+def _as_text(app: Sphinx, page: nodes.document, name: str) -> None:
+    """A README's link to what lies beside it leads nowhere from a page."""
+    del app, name
+    for link in list(page.findall(nodes.reference)):
+        if "/" in link.get("refid", ""):
+            link.replace_self(link.children)
+
+
+def _look_for_dead_ends(app: Sphinx, error: Exception | None) -> None:
+    """Warn of links to a place that the page does not have."""
+    for path in [] if error else sorted(Path(app.outdir).glob("*.html")):
+        text = path.read_text("utf-8")
+        places = {*re.findall(r'\bid="([^"]+)"', text)}
+        for link in sorted({*re.findall(r'href="#([^"]+)"', text)} - places):
+            logging.getLogger(__name__).warning(f"{path.name} has no place #{link}, to which it links")
+
+
 def setup(app: Sphinx) -> None:
-    """Register the directives and the formulas' renderer."""
+    """Register the directives, the formulas' renderer, and what looks after links."""
+    app.connect("doctree-resolved", _as_text)
+    app.connect("build-finished", _look_for_dead_ends)
     app.connect("autodoc-process-docstring", _plain_bars)
     app.add_directive("training-step", TrainingStep)
     app.add_directive("calls", Calls)
