@@ -11,9 +11,11 @@ import time
 from dataclasses import dataclass
 
 import pytest
-from gpt_data.display import waiting
+from gpt_data.display import display, waiting
 from gpt_data.errors import InputError
 from gpt_data.flags import FlagError, parse_flags
+from gpt_data.progress import Progress
+from gpt_data.stopping import StopFlag
 from gpt_data.terminal import guarded, typed
 
 
@@ -299,3 +301,17 @@ def test_what_takes_the_time_is_said_on_a_terminal_alone(
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert "drawing 2 of 5" in wait()
     assert wait(plain=True) == ""
+
+
+def test_a_signal_is_said_above_a_live_display(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Written beside it, the line was drawn over with the next picture, a quarter of a second later."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    stop = StopFlag()
+    with display(plain=False) as show, stop.installed("it ends soon"):
+        show(Progress("tokens", documents=3))
+        os.kill(os.getpid(), signal.SIGINT)
+        while not stop():
+            time.sleep(0.01)
+    assert "SIGINT heard: it ends soon\n" in capsys.readouterr().err

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -123,5 +124,13 @@ class StopFlag:
             heard = True
             # what comes meanwhile is the second signal, or the end
             if promise is not None and not (after and select.select([source], [], [], after)[0]):
-                with suppress(OSError):
-                    os.write(2, f"{signal.Signals(number[0]).name} heard: {promise}\n".encode())
+                _say(f"{signal.Signals(number[0]).name} heard: {promise}\n")
+
+
+def _say(line: str) -> None:
+    """Write on the standard error; above a live display in its place, which would draw over it."""
+    with suppress(OSError, ValueError):
+        if hasattr(sys.stderr, "rich_proxied_file"):
+            sys.stderr.write(line)
+        else:
+            os.write(2, line.encode())
