@@ -199,7 +199,12 @@ def test_a_value_that_a_section_refuses_is_one_line() -> None:
         ("--lr fast", "--lr takes a number, not 'fast'"),
         ("--micro-batch 2.5", "--micro-batch takes a whole number, not '2.5'"),
         ("--micro-batch 2 stray", "no flag in front of: stray"),
-        ("--kind blue", "--kind takes one of 'red', 'green', not 'blue'"),
+        ("--kind blue", "--kind takes one of green, red, not 'blue'"),
+        ("--most 1e9", "--most takes a whole number, not '1e9'"),
+        ("--hours soon", "--hours takes a number, not 'soon'"),
+        ("--tint blue", "--tint takes one of green, red, not 'blue'"),
+        ("--tint None", "--tint takes one of green, red, not 'None'"),
+        ("--sizes x", "--sizes does not take 'x'"),
     ],
 )
 def test_a_mistyped_flag_is_65_and_one_line(argv: str, said: str, encoding: str) -> None:
@@ -213,6 +218,10 @@ class Options:
     lr: float = 1.0
     micro_batch: int = 2
     kind: Literal['red', 'green'] = 'red'
+    most: int | None = None
+    hours: float | None = None
+    tint: Literal['red', 'green'] | None = None
+    sizes: tuple[int, ...] = ()
 given = {'options': Options()}
 sys.exit(guarded('toy', lambda: parse_flags(ARGV, given, prog='toy', description='') and 0))
 """

@@ -6,7 +6,7 @@ import argparse
 import difflib
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import MISSING, field, fields, make_dataclass
 from itertools import dropwhile, takewhile
@@ -20,17 +20,29 @@ HELP = ("-h", "--help", "--tyro-print-completion", "--tyro-write-completion")
 UNBROKEN = 10_000
 """Columns in which the parser breaks no line of what it says of a mistake."""
 
-PLAINLY = (
+
+def _choices(said: re.Match[str]) -> str:
+    """What somebody types, in an order: of a flag that may be missing the parser has a set, None in it."""
+    kinds = sorted({*re.split(r"[', ]+", said["kinds"])} - {"", "None"})
+    return f"{said['flag']} takes one of {', '.join(kinds)}, not {said['word']}"
+
+
+PLAINLY: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"^Missing value for argument '(.*?)'.*", r"\1 takes a value"),
+    # an argument of one type, or of one that may be missing
     (
         r"^Error parsing (\S+): invalid literal for int\(\) with base 10: (.*)",
         r"\1 takes a whole number, not \2",
     ),
+    (r"^Error parsing (\S+): no type matching INT .*\[(.*)\]", r"\1 takes a whole number, not \2"),
     (r"^Error parsing (\S+): could not convert string to float: (.*)", r"\1 takes a number, not \2"),
+    (r"^Error parsing (\S+): no type matching FLOAT .*\[(.*)\]", r"\1 takes a number, not \2"),
     (
-        r"^invalid choice (.*) for argument '(.*?)'. Expected one of \((.*?),?\)",
-        r"\2 takes one of \3, not \1",
+        r"^invalid choice (?P<word>.*) for argument '(?P<flag>.*?)'. Expected one of \((?P<kinds>.*)\)",
+        _choices,
     ),
+    (r"^Error parsing (?P<flag>\S+): no type matching \{(?P<kinds>.*)\} .*\[(?P<word>.*)\]", _choices),
+    (r"^Error parsing (\S+): Could not find valid parse for arguments: \[(.*)\]", r"\1 does not take \2"),
     (r"^Unrecognized options: ", "no flag in front of: "),
 )
 """What the parser says of a mistake, and how the other errors would say it."""
