@@ -86,7 +86,7 @@ class Bench:
         self.dataset = Dataset.open(given.shards)
         size = MODEL_PRESETS[given.preset]
         layers, heads, width = given.sizes or (size.n_layer, size.n_head, size.d_model)
-        self.config = ModelConfig(layers, heads, width, given.context, self.dataset.vocab_size)
+        self.config = ModelConfig(layers, heads, width, given.context, self.dataset.vocabulary.size)
         draw = quick_parameters if parameter_count(self.config) > MANY else drawn_parameters
         self.parameters = draw(self.config)
 

@@ -41,7 +41,7 @@ def test_fewer_ids_than_asked_for_are_said(
     corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     assert run([*arguments(f"text:{corpus}", tmp_path / "out"), "--tokenizer", "bpe-scratch:50257"]) == 0
-    size = Dataset.open(tmp_path / "out").vocab_size
+    size = Dataset.open(tmp_path / "out").vocabulary.size
     assert f"vocabulary {size:,} of 50,257 asked for; " in capsys.readouterr().out
 
 

@@ -39,8 +39,8 @@ def data_files(folder: Path) -> list[Path]:
 
 def test_open_gives_both_splits(folder: Path) -> None:
     dataset = Dataset.open(folder)
-    assert (dataset.vocab_size, dataset.end_of_text) == (257, 256)
-    assert dataset.tokenizer_json == (folder / "tokenizer.json").read_bytes()
+    assert (dataset.vocabulary.size, dataset.vocabulary.end_of_text) == (257, 256)
+    assert dataset.vocabulary.tokenizer_json == (folder / "tokenizer.json").read_bytes()
     tokenizer = bpe_scratch.Tokenizer.from_bytes()
     assert dataset.train.read(0, 7).tolist() == [256, *tokenizer.encode("file 0")]
     held = max(path.read_text() for path in folder.parent.glob("corpus/*"))[-10:]
@@ -228,7 +228,11 @@ def test_published_shards_are_read_as_they_are(tmp_path: Path) -> None:
     published(tmp_path, "edu_fineweb_val_000000.bin", [50256, 7, 7])
     before = sorted(path.name for path in tmp_path.iterdir())
     dataset = cached_dataset(f"shards:{tmp_path}", "gpt2", cache_dir=tmp_path / "cache")
-    assert (dataset.vocab_size, dataset.end_of_text, dataset.tokenizer_json) == (50257, 50256, None)
+    assert (dataset.vocabulary.size, dataset.vocabulary.end_of_text, dataset.vocabulary.tokenizer_json) == (
+        50257,
+        50256,
+        None,
+    )
     assert dataset.train.read(0, 10).tolist() == [50256, 1, 2, 3, 50256, 8, 9, 50256, 4, 5]
     assert dataset.train.document_starts(1, 10).tolist() == [4, 7]
     assert dataset.val.tokens == 3
@@ -256,8 +260,8 @@ def test_published_shards_need_a_tokenizer_that_fits(tmp_path: Path) -> None:
     dataset = cached_dataset(f"shards:{tmp_path}", "bytes", cache_dir=tmp_path)
     with pytest.raises(InputError, match="token id 50256"):
         dataset.train.read(0, 4)
-    assert Dataset.open(tmp_path, Vocabulary(50304, 50256)).vocab_size == 50304
-    assert cached_dataset(f"shards:{tmp_path}", None).vocab_size == 50257
+    assert Dataset.open(tmp_path, Vocabulary(50304, 50256)).vocabulary.size == 50304
+    assert cached_dataset(f"shards:{tmp_path}", None).vocabulary.size == 50257
 
 
 @pytest.mark.parametrize("name", ["medieval", "constrained", "interval.train", "train_stained"])
@@ -287,7 +291,7 @@ def test_nanogpts_files_are_read_by_name(tmp_path: Path) -> None:
     assert cached_dataset(f"nanogpt:{tmp_path / 'train.bin'}", None).val.tokens == 0
     np.array([50256, 7], "<u2").tofile(tmp_path / "val.bin")
     dataset = cached_dataset(f"nanogpt:{tmp_path / 'train.bin'}", None)
-    assert (dataset.vocab_size, dataset.end_of_text) == (50257, 50256)
+    assert (dataset.vocabulary.size, dataset.vocabulary.end_of_text) == (50257, 50256)
     assert dataset.train.read(0, 5).tolist() == [50256, 1, 2, 50256, 3]
     assert dataset.train.document_starts(0, 605).tolist() == [0, 3]
     assert dataset.val.read(0, 2).tolist() == [50256, 7]

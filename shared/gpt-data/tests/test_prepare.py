@@ -32,9 +32,9 @@ def documents_of(dataset: Dataset, split: str) -> list[str]:
     stream = getattr(dataset, split)
     tokens = stream.read(0, stream.tokens)
     starts = [*stream.document_starts(0, stream.tokens).tolist(), stream.tokens]
-    assert dataset.tokenizer_json is not None
+    assert dataset.vocabulary.tokenizer_json is not None
     tokenizer = bpe_scratch.Tokenizer.load(dataset.folder / "tokenizer.json")
-    assert all(tokens[start] == dataset.end_of_text for start in starts[:-1])
+    assert all(tokens[start] == dataset.vocabulary.end_of_text for start in starts[:-1])
     return [tokenizer.decode(tokens[a + 1 : b].tolist()) for a, b in pairwise(starts)]
 
 

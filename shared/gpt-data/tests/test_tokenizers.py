@@ -53,9 +53,9 @@ def test_documents_are_framed_and_come_back(texts: list[str]) -> None:
 def test_a_trained_tokenizer_is_kept_beside_the_shards(corpus: Path, tmp_path: Path) -> None:
     first = prepare(f"text:{corpus}", "bpe-scratch:270", tmp_path / "a")
     again = prepare(f"text:{corpus}", "bpe-scratch:270", tmp_path / "b")
-    assert 257 < first.vocab_size <= 270
-    assert first.end_of_text == first.vocab_size - 1
-    assert first.tokenizer_json == again.tokenizer_json
+    assert 257 < first.vocabulary.size <= 270
+    assert first.vocabulary.end_of_text == first.vocabulary.size - 1
+    assert first.vocabulary == again.vocabulary
     assert first.fingerprint == again.fingerprint
     # the file is a tokenizer specification of its own, and gives the same tokens
     third = prepare(f"text:{corpus}", str(tmp_path / "a" / "tokenizer.json"), tmp_path / "c")
@@ -71,7 +71,7 @@ def test_gpt2_from_its_files(tmp_path: Path) -> None:
         tmp_path / "out",
         tokenizer_files=DATA / "gpt2-tokenizer",
     )
-    assert (dataset.vocab_size, dataset.end_of_text) == (50257, 50256)
+    assert (dataset.vocabulary.size, dataset.vocabulary.end_of_text) == (50257, 50256)
     assert dataset.train.read(0, 3).tolist() == [50256, 15496, 995]
     assert Dataset.open(tmp_path / "out").train.document_starts(0, 9).tolist() == [0, 3]
 

@@ -76,7 +76,7 @@ def test_a_run_and_its_evaluation_count_the_bytes_that_they_score(
     found = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
     data = Dataset.open(tmp_path / "shards")
     targets = data.val.read(0, 65)[1:]
-    ends = int(np.count_nonzero(targets == data.end_of_text))
+    ends = int(np.count_nonzero(targets == data.vocabulary.end_of_text))
     data.close()
     assert found["val_targets"] == 64
     assert ends > 2

@@ -97,10 +97,7 @@ class Baseline:
     """What the training loop asks of ``gpt_trainer.backend.Backend``; it does not resume.
 
     Args:
-        name: The competitor's.
-        network: What is trained.
         compiled: ``"auto"`` compiles on a GPU.
-        more: What else was chosen.
         wrap: Goes around the network, below the compiler, as ``DistributedDataParallel`` does.
 
     Raises:

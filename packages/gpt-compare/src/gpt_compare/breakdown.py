@@ -95,12 +95,7 @@ def class_of(name: str) -> str:
 
 
 def read_profile(folder: Path, steps: int) -> Breakdown | None:
-    """The profile that a run left; None if there is none, or it holds nothing.
-
-    Args:
-        folder: ``profile`` in the run's folder.
-        steps: That were recorded.
-    """
+    """The profile that a run left; None if there is none, or it holds nothing."""
     torches = [folder / "trace.json"]
     traces = [*sorted(folder.glob("plugins/profile/*/*.trace.json.gz")), *filter(Path.is_file, torches)]
     if not traces:

@@ -131,7 +131,6 @@ class Observer:
     """Goes with a competitor through its run.
 
     Args:
-        name: The backend.
         generate: Texts at once, a number or several.
     """
 
@@ -144,8 +143,6 @@ class Observer:
         """Train, and write down what was seen; the exit status is the trainer's.
 
         Args:
-            spec: The backend.
-            train: The training command.
             run: Its folder; nothing is written if None.
         """
         with listening(self._name, self._clock):

@@ -81,11 +81,7 @@ class Plain(nn.Module):
 
     @torch.no_grad()
     def take_over(self, parameters: Parameters) -> None:
-        """Copy canonical parameters; the vocabulary's padding becomes zeros.
-
-        Args:
-            parameters: float32 arrays by canonical name.
-        """
+        """Copy canonical parameters; the vocabulary's padding becomes zeros."""
         for name, own in self.named_parameters():
             value = torch.tensor(_turned(name, parameters[name]))
             own.zero_()

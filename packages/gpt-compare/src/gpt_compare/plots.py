@@ -39,11 +39,6 @@ MINUTE = 60.0
 def draw_all(folder: Path, rows: Sequence[Row], title: str, reference: Reference | None = None) -> list[Path]:
     """Write as PNG what ``drawn`` draws.
 
-    Args:
-        rows: All competitors.
-        title: Stands above each.
-        reference: A published curve.
-
     Returns:
         The files; none if no competitor finished.
     """
@@ -71,8 +66,6 @@ def drawn(rows: Sequence[Row], title: str | None, reference: Reference | None = 
 
     Args:
         rows: Competitors that did not finish are left out; nothing is drawn if no one did.
-        title: Stands above, if there is one.
-        reference: A published curve beside the losses by step.
     """
     entries = entries_of(rows)
     rows = [entry.row for entry in entries]

@@ -67,7 +67,6 @@ def run_competitor(
         plan: TOML file with the settings that all have in common; the run gets a folder beside it.
         turn: Which of its turns this is, from 1; each has a folder of its own.
         gauge: Of the device; none counts nothing.
-        keep_checkpoints: Whether it writes any.
     """
     run = plan.parent / (competitor.folder if turn == 1 else f"{competitor.folder}-turn-{turn}")
     run.mkdir()

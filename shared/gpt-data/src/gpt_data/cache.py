@@ -51,8 +51,6 @@ def cached_dataset(
         max_tokens: Each split ends with the document that brings it to this many tokens.
         only: The split that is wanted; both are prepared if None, or if they are there already, or if
             ``max_tokens`` needs them.
-        on_progress: As for ``prepare``.
-        should_stop: As for ``prepare``.
 
     Raises:
         InputError: As for ``prepare``, or if shards and tokenizer do not fit.
@@ -91,7 +89,7 @@ def _mixed(weights: Mapping[str, float], tokenizer: str | None, given: dict[str,
     for source in weights:
         datasets[source] = cached_dataset(source, tokenizer, **given)
         trained = tokenizer is None or tokenizer.startswith("bpe-scratch:")
-        if trained and datasets[source].tokenizer_json is not None:
+        if trained and datasets[source].vocabulary.tokenizer_json is not None:
             tokenizer = str(datasets[source].folder / TOKENIZER_NAME)
     return mixed(datasets, weights)
 
@@ -112,12 +110,6 @@ def default_cache() -> Path:
 def cache_folder(cache_dir: Path, source: str, tokenizer: str, max_tokens: int | None) -> Path:
     """The folder for a source and a tokenizer, named by a hash over all that decides its content.
 
-    Args:
-        cache_dir: Where prepared folders are kept.
-        source: One of ``gpt_data.sources.KINDS``, shards excepted.
-        tokenizer: One of ``gpt_data.tokenizers.KINDS``.
-        max_tokens: Each split ends with the document that brings it to this many tokens.
-
     Raises:
         InputError: If source or tokenizer are unknown or missing.
     """
@@ -131,9 +123,7 @@ def open_shards(folder: Path, tokenizer: str | None, tokenizer_files: Path | Non
     """Open ready shards, and refuse a tokenizer that did not make them.
 
     Args:
-        folder: Where the shards are.
         tokenizer: One of ``gpt_data.tokenizers.KINDS``; None for the shards' own.
-        tokenizer_files: Folder with GPT-2's tokenizer files.
 
     Raises:
         InputError: If shards or tokenizer are missing, damaged or do not fit each other.

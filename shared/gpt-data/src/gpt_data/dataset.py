@@ -60,21 +60,6 @@ class Dataset:
         self.manifest = manifest
         self.sources = sources or {}
 
-    @property
-    def vocab_size(self) -> int:
-        """Every token id is below this."""
-        return self.vocabulary.size
-
-    @property
-    def end_of_text(self) -> int:
-        """The id that opens each document."""
-        return self.vocabulary.end_of_text
-
-    @property
-    def tokenizer_json(self) -> bytes | None:
-        """Content of the tokenizer's file, if there is one."""
-        return self.vocabulary.tokenizer_json
-
     @staticmethod
     def open(folder: Path | str, vocabulary: Vocabulary = GPT2_VOCABULARY) -> Dataset:
         """Open a prepared folder, one that holds the folders of all parts, or published shards.

@@ -133,9 +133,6 @@ class BatchLoader:
 
         An error in the thread is raised where the batch would have come. Leaving the context ends the
         thread.
-
-        Args:
-            first_step: The first batch's step.
         """
         with read_ahead(map(self.batch, count(first_step)), PREFETCH_DEPTH) as batches:
             yield batches

@@ -33,8 +33,6 @@ class Preparation:
 
     Args:
         folder: Where the shards go; this process holds its lock.
-        source: The documents.
-        settings: What was asked for.
         journal: Where to go on.
         tokenizer: That of the journal, if it has just been made; read from ``folder`` if None.
 

@@ -49,7 +49,6 @@ def prepare(
     Args:
         source: One of ``gpt_data.sources.KINDS``, shards excepted.
         tokenizer: One of ``gpt_data.tokenizers.KINDS``.
-        out: The folder.
         tokenizer_files: Folder with GPT-2's tokenizer files.
         max_tokens: Each split ends with the document that brings it to this many tokens.
         shard_tokens: Tokens of a full shard.

@@ -50,9 +50,6 @@ class PrepareOptions:
 def prepare_command(argv: Sequence[str] | None = None) -> int:
     """Prepare what the flags say; the exit status is 0.
 
-    Args:
-        argv: Arguments; those of the process if None.
-
     Raises:
         InputError: If it cannot be prepared.
     """
@@ -87,7 +84,7 @@ def summary(dataset: Dataset) -> str:
     # a part is of use with the others beside it
     shards = dataset.folder.parent if "part" in plan else dataset.folder
     together = f", once all {plan['part'].partition('/')[2]} parts lie there" if "part" in plan else ""
-    vocabulary = size_said(plan.get("tokenizer"), dataset.vocab_size)
+    vocabulary = size_said(plan.get("tokenizer"), dataset.vocabulary.size)
     return (
         f"{dataset.folder}: {dataset.train.tokens:,} tokens to train on, "
         f"{dataset.val.tokens:,} held out{how}, vocabulary {vocabulary}; "

@@ -63,7 +63,6 @@ def parse_header(path: Path, content: bytes, size: int) -> ShardInfo:
 
     Args:
         content: The file's first 1024 bytes, or fewer if it is shorter.
-        size: The file's size in bytes.
 
     Raises:
         InputError: If magic, version, token count or file size are wrong.
@@ -90,10 +89,6 @@ def parse_header(path: Path, content: bytes, size: int) -> ShardInfo:
 
 def parse_bare(path: Path, content: bytes, size: int) -> ShardInfo:
     """What nanoGPT's shard holds, by its size alone.
-
-    Args:
-        content: The file's first bytes.
-        size: The file's size in bytes.
 
     Raises:
         InputError: If it begins as a shard with a header, or is no whole number of tokens.

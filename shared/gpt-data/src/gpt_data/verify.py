@@ -25,9 +25,6 @@ def verify(folder: Path, manifest: Manifest) -> None:
     Sizes are looked at every time. A file is hashed once for as long as its inode, size and time stay the
     same, the vocabulary compared once for a tokenizer.
 
-    Args:
-        manifest: What they must be.
-
     Raises:
         InputError: Naming the first file that is missing, damaged or does not fit.
     """

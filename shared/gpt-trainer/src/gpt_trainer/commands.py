@@ -14,20 +14,12 @@ from gpt_trainer.sample.command import sample
 
 
 def train_main(spec: BackendSpec, argv: Sequence[str] | None = None) -> int:
-    """Run ``gpt-*-train`` and return its exit status.
-
-    Args:
-        argv: Arguments; those of the process if None.
-    """
+    """Run ``gpt-*-train`` and return its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
     return guarded(f"{spec.name}-train", lambda: run_command(gpt2_spec(spec), words))
 
 
 def sample_main(spec: BackendSpec, argv: Sequence[str] | None = None) -> int:
-    """Run ``gpt-*-sample`` and return its exit status.
-
-    Args:
-        argv: Arguments; those of the process if None.
-    """
+    """Run ``gpt-*-sample`` and return its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
     return guarded(f"{spec.name}-sample", lambda: sample(spec, words))

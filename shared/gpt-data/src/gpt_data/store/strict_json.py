@@ -47,10 +47,6 @@ def seal(values: Mapping[str, Any]) -> dict[str, Any]:
 def check_seal(values: Mapping[str, Any], path: Path) -> None:
     """Refuse values that are not those that were sealed.
 
-    Args:
-        values: What ``seal`` gave, read again.
-        path: The file it came from, for the message.
-
     Raises:
         InputError: If anything differs, or there is no seal.
     """

@@ -30,9 +30,7 @@ def open_data(section: DataSection, stop: StopFlag, *, plain: bool, only: str | 
     """Prepare the data if that was not done before, and open it.
 
     Args:
-        section: What data.
         stop: Ends the preparation, which can be gone on with.
-        plain: No progress bar.
         only: The split that is wanted; both if None.
 
     Raises:
@@ -59,18 +57,13 @@ def likely_vocab(config: TrainConfig) -> int:
 
 def data_tokenizer(dataset: Dataset) -> bpe_scratch.Tokenizer | None:
     """The tokenizer that the data was made with, if it is known."""
-    if dataset.tokenizer_json is None:
+    if dataset.vocabulary.tokenizer_json is None:
         return None
-    return parse_tokenizer(dataset.tokenizer_json, str(dataset.folder))
+    return parse_tokenizer(dataset.vocabulary.tokenizer_json, str(dataset.folder))
 
 
 def choose_prompt(config: TrainConfig, dataset: Dataset, tokenizer: bpe_scratch.Tokenizer | None) -> str:
     """What samples continue: as asked for, or the held-out text's first words.
-
-    Args:
-        config: The settings.
-        dataset: The data.
-        tokenizer: What it was made with, if that is known.
 
     Raises:
         InputError: If what is asked for is no valid Unicode.
@@ -95,18 +88,12 @@ def choose_prompt(config: TrainConfig, dataset: Dataset, tokenizer: bpe_scratch.
 def check_model(model: ModelConfig, saved_tokenizer: bytes | None, dataset: Dataset, where: str) -> None:
     """Refuse data that a loaded model cannot read.
 
-    Args:
-        model: The model's sizes.
-        saved_tokenizer: The tokenizer that came with it, if one did.
-        dataset: The data.
-        where: The model's folder, for messages.
-
     Raises:
         InputError: If the vocabulary or the tokenizer is another one.
     """
-    if dataset.vocab_size != model.vocab_size:
+    if dataset.vocabulary.size != model.vocab_size:
         raise InputError(
-            f"the data has a vocabulary of {dataset.vocab_size}, the model of {where} one of "
+            f"the data has a vocabulary of {dataset.vocabulary.size}, the model of {where} one of "
             f"{model.vocab_size}; choose the --tokenizer that it was trained with"
         )
     tokenizer = data_tokenizer(dataset)
@@ -119,21 +106,13 @@ def check_model(model: ModelConfig, saved_tokenizer: bytes | None, dataset: Data
 
 
 def val_loader(config: TrainConfig, dataset: Dataset, cut: Cut, place: Place) -> BatchLoader | None:
-    """Validation batches of one micro-batch; None if the data holds too little for a row.
-
-    Args:
-        cut: How this process's rows are cut.
-        place: Where it stands; each takes other rows.
-    """
+    """Validation batches of one micro-batch; None if the data holds too little for a row."""
     stream = long_enough(dataset.val, config.model.context)
     return None if stream is None else _loader(config, stream, cut.size * place.world, place)
 
 
 def train_loader(config: TrainConfig, dataset: Dataset, place: Place) -> BatchLoader:
     """Training batches, each a process's rows of an optimizer step.
-
-    Args:
-        place: Where the process stands.
 
     Raises:
         InputError: If the training split is shorter than a row.
@@ -179,6 +158,6 @@ def describe(dataset: Dataset, tokenizer: bpe_scratch.Tokenizer | None) -> dict[
     sources = {"sources": dataset.sources} if dataset.sources else {}
     return sources | {
         "fingerprint": dataset.fingerprint,
-        "vocab_size": dataset.vocab_size,
+        "vocab_size": dataset.vocabulary.size,
         "tokenizer_sha256": None if tokenizer is None else tokenizer.sha256,
     }

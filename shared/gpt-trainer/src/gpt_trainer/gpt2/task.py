@@ -44,9 +44,6 @@ def open_task(spec: BackendSpec, request: Request, start: Fresh, peers: Peers) -
     """Data and model, checked against each other, the weights loaded.
 
     Args:
-        spec: The backend.
-        request: What was asked for.
-        start: What it begins from.
         peers: The processes of the run; one of each host prepares the data.
 
     Raises:
@@ -90,7 +87,7 @@ def _create(spec: BackendSpec, request: Request, model: ModelConfig, place: Plac
 def _model(config: TrainConfig, dataset: Dataset, start: Fresh) -> ModelConfig:
     """The sizes of the model, checked against the data."""
     if start.saved is None:
-        return config.model_config(dataset.vocab_size)
+        return config.model_config(dataset.vocabulary.size)
     data.check_model(start.saved.model, start.saved.tokenizer_json, dataset, start.where)
     model: ModelConfig = replace(start.saved.model, dropout=config.model.dropout)
     return model
@@ -185,11 +182,7 @@ class GPT2Task:
         return batch.target_count
 
     def launch(self, batch: Batch, lr: float, step: int, weight: int) -> Pending:
-        """Launch a step over micro-batches of this process's rows.
-
-        Args:
-            weight: Targets of all rows.
-        """
+        """Launch a step over micro-batches of this process's rows."""
         cut = self._cut
         micro_batches = [batch.rows(first, first + cut.size) for first in range(0, cut.rows, cut.size)]
         return self.backend.train_step(

@@ -26,7 +26,6 @@ class Peers:
     """The processes of a run, seen from one of them.
 
     Args:
-        place: Where this one stands.
         open_store: A connection of its own to the table of all; called twice, since one that waits must not
             keep the other.
 

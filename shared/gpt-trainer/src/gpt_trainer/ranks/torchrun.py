@@ -39,9 +39,6 @@ _SAVE_SECONDS = "120"
 def join(devices: int) -> Peers:
     """Meet the other processes, if torchrun or srun started more than this one.
 
-    Args:
-        devices: As asked for.
-
     Raises:
         InputError: If both they and ``--devices`` say how many there are, or they say too little.
         PeerLostError: If the others cannot be reached.

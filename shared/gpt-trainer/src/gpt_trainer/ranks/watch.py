@@ -97,8 +97,6 @@ class Watch:
     """The thread that gives signs of life and looks for the next rank's.
 
     Args:
-        place: Where this process stands.
-        store: Its own connection.
         stop: Every loop asks it, which counts as coming on.
         patience: Seconds that a process may take between.
     """

@@ -45,7 +45,6 @@ def draw_losses(lines: Sequence[Mapping[str, Any]], title: str) -> Any:
 
     Args:
         lines: Its metrics; at least one is a step's.
-        title: Stands above.
     """
     extras = extra_figures(lines)
     heights = [3.0, *[1.0] * len(extras)]

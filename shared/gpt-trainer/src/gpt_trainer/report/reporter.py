@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -19,28 +19,15 @@ from gpt_trainer.settings.values import flat
 
 
 class Silence:
-    """A ``Reporter`` of the processes that have nothing to say: all but the first."""
+    """A ``Reporter`` of the processes that have nothing to say, all but the first: its methods do nothing."""
 
     def __enter__(self) -> Silence:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        """Nothing is open."""
+    def __exit__(self, *exception: object) -> None: ...
 
-    def say(self, text: str) -> None:
-        """Nothing is shown."""
-
-    def doing(self, what: str, step: int, end: int) -> None:
-        """Nothing is shown."""
-
-    def step(self, line: Mapping[str, Any], end: int) -> None:
-        """Nothing is written."""
-
-    def measured(self, step: int, found: Measured) -> None:
-        """Nothing is written."""
-
-    def flush(self) -> None:
-        """Nothing is under way."""
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_: None
 
 
 class Reporter:
@@ -80,21 +67,11 @@ class Reporter:
         self._display.say(text)
 
     def doing(self, what: str, step: int, end: int) -> None:
-        """Show what takes the time now.
-
-        Args:
-            what: In a word.
-            step: Steps taken.
-            end: The last step, as far as it can be told.
-        """
+        """Show what takes the time now."""
         self._display.doing(what, step, _known(end))
 
     def step(self, line: Mapping[str, Any], end: int) -> None:
-        """Write and show the figures of a step.
-
-        Args:
-            end: The last step, as far as it can be told.
-        """
+        """Write and show the figures of a step."""
         self._write(line)
         if not line.get("updated", True):
             self.say(f"step {line['step']}: left out, gradient norm {line['grad_norm']:.2f}")

@@ -238,9 +238,8 @@ class TaskSpec:
         title: What it trains.
         format: Tells its records from those of other tasks.
         actions: A subclass of ``Actions``.
-        presets: Configurations by name: dataclasses of sections, with ``schedule`` (a
-            ``LengthSection``), ``runtime`` and
-            ``reports`` among them.
+        presets: Configurations by name: dataclasses of sections, with ``schedule`` (a ``LengthSection``),
+            ``runtime`` and ``reports`` among them.
         fitting: The preset's name for the flags and the file's keys that decide, and for a GPU or none.
         suit: The preset for the flags and keys that decide.
         has_gpu: Whether the framework can use a GPU here; it may be imported for the answer.

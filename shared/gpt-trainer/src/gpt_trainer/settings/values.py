@@ -64,9 +64,6 @@ def field_names(kind: type[Any]) -> set[str]:
 def overlay(config: S, values: Mapping[str, Any], where: str) -> S:
     """A configuration of sections with some values replaced; keys that it does not have are passed over.
 
-    Args:
-        config: The values otherwise.
-
     Raises:
         InputError: If a value has the wrong type or does not fit.
     """
@@ -112,9 +109,6 @@ def overlay_section(section: S, values: Mapping[str, Any], where: str) -> S:
 
 def check_choices(section: Any) -> None:
     """Refuse what is none of a field's choices: of a bool, and of a Literal.
-
-    Args:
-        section: A dataclass.
 
     Raises:
         ValueError: Naming the field and its choices.
