@@ -347,7 +347,11 @@ def test_a_failure_leaves_the_others_alone_and_shows_in_the_status(
     shown = capsys.readouterr().out
     assert shown.startswith(f"{tmp_path / 'out'}: killed, good, refused, one after another\n")
     assert "refused: exit status 65: gpt-x: --flag is no flag" in shown
-    assert "report.md" in shown
+    assert "report.md and report.html, with report.json and the plots beside them" in shown
+    # nothing was trained, so nothing is drawn
+    (tmp_path / "none").mkdir()
+    assert compare(tmp_path / "none", "refused") == 1
+    assert "report.md and report.html, with report.json beside them" in capsys.readouterr().out
 
 
 def test_a_folder_with_anything_in_it_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

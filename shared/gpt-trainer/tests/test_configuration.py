@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from gpt_trainer.gpt2.presets import PRESETS
 from gpt_trainer.gpt2.settings import TrainConfig
 from gpt_trainer.gpt2.spec import gpt2_spec
 from gpt_trainer.model_config import MODEL_PRESETS
+from gpt_trainer.ranks.place import Place
 from gpt_trainer.run.start import Fresh
 from gpt_trainer.run.task import Request
 from gpt_trainer.settings.command_line import read_early, read_request
@@ -29,6 +31,17 @@ def test_help_shows_what_a_flag_takes(capsys: pytest.CaptureFixture[str]) -> Non
     assert "--out PATH" in said
     assert "{None}" not in said
     assert "``" not in said
+
+
+def test_a_terminal_says_that_a_framework_is_asked_for_a_gpu(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first import takes seconds: nothing was to be seen meanwhile."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    spec = gpt2_spec(SPEC)
+    for place, said in ((Place(), True), (Place(1, 2, 1), False)):
+        read_request(spec, [], read_early([]), Fresh(spec), place)
+        assert ("starting" in capsys.readouterr().err) == said
 
 
 def test_preset_then_file_then_flags(tmp_path: Path) -> None:

@@ -119,7 +119,8 @@ def compare(
 def _publish(folder: Path, comparison: Comparison, console: Screen, pictures: bool = True) -> None:
     report = write_report(folder, comparison, pictures)
     show(console, comparison)
-    others = f" and {report.stem}.html, with report.json and the plots beside them" if pictures else ""
+    plots = " and the plots" if any(row.figures is not None for row in comparison.rows) else ""
+    others = f" and {report.stem}.html, with report.json{plots} beside them" if pictures else ""
     console.print(f"{report}{others}", soft_wrap=True)
 
 

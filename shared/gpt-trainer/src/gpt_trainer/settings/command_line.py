@@ -8,13 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gpt_data.display import waiting
 from gpt_data.flags import EarlyParser, flag, parse_flags
 from gpt_data.store.lock import RunLock
 
 from gpt_trainer.errors import InputError
 from gpt_trainer.evaluate.extra import refuse_missing
 from gpt_trainer.machine import driver_sees_gpu
-from gpt_trainer.ranks.place import Place
+from gpt_trainer.ranks.place import ALONE, Place
 from gpt_trainer.run.folder import holds_run
 from gpt_trainer.run.start import Continued, Fresh, existing_run
 from gpt_trainer.run.task import Request, TaskSpec
@@ -54,7 +55,7 @@ def read_command(
     if early.resume is not None and not early.eval_only and place.rank == 0:
         locks.enter_context(RunLock(existing_run(early.resume)))
     start = choose_start(spec, early)
-    request = read_request(spec, argv, early, start)
+    request = read_request(spec, argv, early, start, place)
     if early.eval_only and early.resume is None and early.init_from is None:
         raise InputError("--eval-only needs a model: give --resume or --init-from")
     return start, request
@@ -118,8 +119,15 @@ def _devices(word: str) -> int:
     return int(word) if word.isascii() and word.isdecimal() else 0
 
 
-def read_request(spec: TaskSpec, argv: Sequence[str], early: Early, start: Fresh) -> Request:
+def read_request(
+    spec: TaskSpec, argv: Sequence[str], early: Early, start: Fresh, place: Place = ALONE
+) -> Request:
     """The complete request.
+
+    Args:
+        early: From ``read_early``.
+        start: How the run begins.
+        place: Where this process stands among those of the run.
 
     Raises:
         InputError: If a name is unknown or values do not fit.
@@ -127,8 +135,9 @@ def read_request(spec: TaskSpec, argv: Sequence[str], early: Early, start: Fresh
     seen = driver_sees_gpu()
     request = _read(spec, argv, early, start, gpu=seen)
     device = request.config.runtime.device
-    # the framework has the last word, and is asked when the command line is known to be good
-    gpu = device == "gpu" or (device == "auto" and spec.has_gpu())
+    # the framework, seconds to import, has the last word once the command line is known to be good
+    with waiting("starting", plain=place.rank > 0):
+        gpu = device == "gpu" or (device == "auto" and spec.has_gpu())
     if device == "auto" and gpu != seen:
         request = _read(spec, argv, early, start, gpu=gpu)
     runtime = request.config.runtime
