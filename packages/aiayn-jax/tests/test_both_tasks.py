@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from aiayn_compare import assert_same_run
 from aiayn_runs import TRAINERS, Trainer, plant, start, write_pairs, write_texts
-from gpt_data.store.lock import RunLock
+from gpt_data.store.lock import FolderLock
 from gpt_trainer.checkpoint import find_steps
 from gpt_trainer.report.metrics import read_metrics
 
@@ -103,7 +103,7 @@ def test_a_run_that_another_process_holds_is_left_alone(
 ) -> None:
     given = [] if begin(whole).startswith("--resume") else flags
     before = {path: path.read_bytes() for path in whole.rglob("*") if path.suffix in (".jsonl", ".json")}
-    with RunLock(whole):
+    with FolderLock(whole):
         assert trainer.main([*given, begin(whole)]) == 73
     said = capsys.readouterr().err.splitlines()
     assert said[-1].startswith(f"{trainer.command}: ")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from gpt_data.dataset import Dataset
 from gpt_data.prepare_command import summary
-from gpt_data.store.lock import RunLock
+from gpt_data.store.lock import FolderLock
 from gpt_trainer.checkpoint import find_steps, load_checkpoint
 from gpt_trainer.report.metrics import read_metrics
 from gpt_trainer_runs import Capture, Train, pretend_gpu, the_line
@@ -116,7 +116,7 @@ def test_an_existing_run_is_not_overwritten(
 
 
 def test_a_folder_in_use_is_refused(train: Train, flags: list[str], tmp_path: Path, capsys: Capture) -> None:
-    with RunLock(tmp_path / "busy"):
+    with FolderLock(tmp_path / "busy"):
         assert train(*flags, "--out=busy") == 73
         assert f"in use by process {os.getpid()}" in the_line(capsys)
     assert train(*flags, "--steps=1", "--out=busy") == 0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import bpe_scratch
 import pytest
-from gpt_data.store.lock import RunLock
+from gpt_data.store.lock import FolderLock
 from gpt_trainer.checkpoint import find_steps, load_checkpoint
 from gpt_trainer.checkpoint.model_json import model_to_json
 from gpt_trainer.errors import InputError
@@ -63,7 +63,7 @@ def test_evaluation_only(train: Train, flags: list[str], tmp_path: Path, capsys:
     assert train(*flags, "--out=done") == 0
     last = [line for line in read_metrics(tmp_path / "done" / "metrics.jsonl") if "val_loss" in line][-1]
     capsys.readouterr()
-    with RunLock(tmp_path / "done"):
+    with FolderLock(tmp_path / "done"):
         assert train("--resume=done", "--eval-only", "--json") == 0
     assert json.loads(capsys.readouterr().out)["val_loss"] == last["val_loss"]
 

@@ -15,6 +15,7 @@ import time
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 from gpt_data.errors import StoppedError, WriteError
@@ -25,8 +26,23 @@ HOLDER_BYTES = 4096
 POLL_SECONDS = 0.2
 
 
+_HELD: weakref.WeakSet[FolderLock] = weakref.WeakSet()
+
+
+@cache
+def _let_go_in_children() -> None:
+    def let_go() -> None:
+        for lock in list(_HELD):
+            lock.release()
+
+    # a forked worker that outlives a killed process would otherwise keep its folder locked
+    os.register_at_fork(after_in_child=let_go)
+
+
 class FolderLock:
     """A context manager that holds a folder for one process; the folder is created if missing.
+
+    A forked child does not inherit it.
 
     Args:
         should_stop: Asked while waiting; True gives up.
@@ -65,6 +81,8 @@ class FolderLock:
                 os.close(descriptor)
                 raise
         self._descriptor = descriptor
+        _let_go_in_children()
+        _HELD.add(self)
         return self
 
     def release(self) -> None:
@@ -93,32 +111,6 @@ class FolderLock:
                 self.on_wait(f"waiting for {_holder(descriptor)}, which uses {self.folder}")
             told = True
             time.sleep(POLL_SECONDS)
-
-
-class RunLock(FolderLock):
-    """Holds a run's folder for the life of the run: ``with RunLock(run): train()``."""
-
-    def acquire(self) -> RunLock:
-        """Take the lock; a forked child does not inherit it.
-
-        Raises:
-            WriteError: As ``FolderLock``.
-        """
-        super().acquire()
-        _release_in_children(self)
-        return self
-
-
-def _release_in_children(lock: FolderLock) -> None:
-    # a forked worker that outlives a killed run would otherwise keep the run's folder locked
-    reference = weakref.ref(lock)
-
-    def release() -> None:
-        held = reference()
-        if held is not None:
-            held.release()
-
-    os.register_at_fork(after_in_child=release)
 
 
 def _try(descriptor: int) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt_data.flags import flag
-from gpt_data.store.lock import LOCK_NAME, RunLock
+from gpt_data.store.lock import LOCK_NAME, FolderLock
 from gpt_data.terminal import warn
 
 from gpt_trainer.checkpoint import check_writable, find_steps, step_or_newest
@@ -89,7 +89,7 @@ class Fresh:
             WriteError: If it cannot be written, is in use, or has too little space.
         """
         run = create_folder(request.actions.out, self.spec.prefix + request.preset)
-        with RunLock(run):
+        with FolderLock(run):
             refuse_existing(run)
             try:
                 check_writable(run, self.spec.room(request.config))

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from gpt_data.display import waiting
 from gpt_data.flags import EarlyParser, flag, parse_flags
-from gpt_data.store.lock import RunLock
+from gpt_data.store.lock import FolderLock
 
 from gpt_trainer.errors import InputError
 from gpt_trainer.evaluate.extra import refuse_missing
@@ -53,7 +53,7 @@ def read_command(
     """
     early = _again(early, place)
     if early.resume is not None and not early.eval_only and place.rank == 0:
-        locks.enter_context(RunLock(existing_run(early.resume)))
+        locks.enter_context(FolderLock(existing_run(early.resume)))
     start = choose_start(spec, early)
     request = read_request(spec, argv, early, start, place)
     if early.eval_only and early.resume is None and early.init_from is None:
