@@ -75,6 +75,8 @@ def test_no_terminal_ends_a_run(flags: list[str], tmp_path: Path, encoding: str,
     assert find_steps(tmp_path / "done")[-1][0] == 12
     # what the panel that stays says, in bold
     assert columns == "1" or b"\x1b[1mdone\x1b" in shown
+    assert columns == "1" or b"loading the model" in shown
+    assert b" left" not in shown.rpartition(b"12/12")[2]
 
 
 def test_a_pipe_that_lacks_a_character_goes_on_to_the_end(flags: list[str], tmp_path: Path) -> None:

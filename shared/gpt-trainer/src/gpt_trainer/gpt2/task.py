@@ -12,6 +12,7 @@ from typing import Any
 
 from gpt_data.batch import Batch
 from gpt_data.dataset import Dataset
+from gpt_data.display import waiting
 from gpt_data.loader import BatchLoader
 from gpt_data.terminal import typed
 from gpt_data.tokenizers import size_said
@@ -59,10 +60,11 @@ def open_task(spec: BackendSpec, request: Request, start: Fresh, peers: Peers) -
     with peers.in_turn():
         dataset = data.open_data(config.data, peers.stop, plain=plain, only=only)
     try:
-        backend = _create(spec, request, _model(config, dataset, start), peers.place)
-        task = GPT2Task(spec.name, request, backend, dataset, start, peers, cut)
-        # after the evaluations are seen to fit: this takes seconds where weights are large
-        _load(backend, request, start)
+        with waiting("loading the model", plain=plain or peers.place.rank > 0):
+            backend = _create(spec, request, _model(config, dataset, start), peers.place)
+            task = GPT2Task(spec.name, request, backend, dataset, start, peers, cut)
+            # after the evaluations are seen to fit: this takes seconds where weights are large
+            _load(backend, request, start)
         yield task
     finally:
         dataset.close()

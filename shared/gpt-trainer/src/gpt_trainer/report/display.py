@@ -139,8 +139,8 @@ class LeftColumn(ProgressColumn):
     """What is left, in words: two times beside each other would not tell which is which."""
 
     def render(self, task: Task) -> Text:
-        """The time, if the end is known."""
-        if task.total is None:
+        """The time, if the end is known and not reached."""
+        if task.total is None or task.completed >= task.total:
             return Text()
         left = task.fields["left"]
         time = "--:--" if left is None else duration(left).removeprefix("0:")
