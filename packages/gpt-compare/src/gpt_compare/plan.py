@@ -13,13 +13,10 @@ PLAN_NAME = "plan.toml"
 
 
 def write_plan(folder: Path, settings: Mapping[str, Any]) -> Path:
-    """Write the settings as TOML.
+    """Write the settings as TOML; the file's path.
 
     Args:
         settings: Values by name; TOML has no word for those that are None, which is their default.
-
-    Returns:
-        The file's path.
 
     Raises:
         WriteError: If it cannot be written.

@@ -37,11 +37,7 @@ MINUTE = 60.0
 
 
 def draw_all(folder: Path, rows: Sequence[Row], title: str, reference: Reference | None = None) -> list[Path]:
-    """Write as PNG what ``drawn`` draws.
-
-    Returns:
-        The files; none if no competitor finished.
-    """
+    """Write as PNG what ``drawn`` draws; the files, none if no competitor finished."""
     figures = drawn(rows, title, reference)
     for name, figure in figures.items():
         figure.savefig(folder / f"{name}.png", dpi=DPI)

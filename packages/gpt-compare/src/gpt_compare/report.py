@@ -180,13 +180,10 @@ def _show_table(console: Console, finished: Sequence[Sequence[str]]) -> None:
 
 
 def write_report(folder: Path, comparison: Comparison, pictures: bool = True) -> Path:
-    """Write ``report.json``, the plots, ``report.md`` and ``report.html``.
+    """Write ``report.json``, the plots, ``report.html`` and ``report.md``, whose path is returned.
 
     Args:
         pictures: Whether there are to be plots, and the page around them.
-
-    Returns:
-        The path of ``report.md``.
 
     Raises:
         WriteError: If something cannot be written.

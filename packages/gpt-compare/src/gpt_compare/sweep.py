@@ -96,13 +96,10 @@ def largest_batch(fits: Callable[[int], bool], first: int) -> int:
 
 
 def write_sweep(folder: Path, places: Sequence[tuple[Point, Comparison]]) -> Path:
-    """Write ``sweep.md``, ``sweep.json`` and ``sweep.png``: speed and memory over the places.
+    """Write speed and memory over the places: ``sweep.json``, ``sweep.png``, and ``sweep.md``; its path.
 
     Args:
         folder: Where to; each place's own report lies below it.
-
-    Returns:
-        The path of ``sweep.md``.
 
     Raises:
         WriteError: If something cannot be written.

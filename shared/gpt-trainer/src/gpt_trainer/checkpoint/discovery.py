@@ -13,16 +13,13 @@ ADVICE = f"give a run's folder or one of its {CHECKPOINTS}/step-..."
 
 
 def find_steps(run: Path) -> list[tuple[int, Path]]:
-    """The steps of a run, ascending by step number; times of files play no part.
+    """Step and folder of each step of a run, ascending by step number; times of files play no part.
 
     Counted are folders named exactly as ``save_checkpoint`` names them, unless empty. Links, files,
     leftovers and other names are passed over.
 
     Args:
         run: The run's folder; it may be missing.
-
-    Returns:
-        Step and folder of each.
     """
     try:
         with os.scandir(run / CHECKPOINTS) as entries:

@@ -15,7 +15,7 @@ from gpt_trainer.errors import InputError
 
 
 def prune(run: Path, keep_last: int, best_step: int | None) -> list[int]:
-    """Delete the steps older than the newest ``keep_last`` whole ones, except the best.
+    """Delete the steps older than the newest ``keep_last`` whole ones, except the best; their numbers.
 
     A step counts as whole only after it has been verified. If there are not ``keep_last`` whole steps,
     nothing is deleted.
@@ -23,9 +23,6 @@ def prune(run: Path, keep_last: int, best_step: int | None) -> list[int]:
     Args:
         keep_last: Number of newest steps to keep, at least 1.
         best_step: Step to keep whatever its age, or ``None``.
-
-    Returns:
-        The steps that were deleted, ascending.
 
     Raises:
         ValueError: If ``keep_last`` is below 1.

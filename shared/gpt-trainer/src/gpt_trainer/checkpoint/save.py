@@ -72,16 +72,13 @@ def save_step(
     files: Mapping[str, bytes],
     tensors: Mapping[str, Mapping[str, np.ndarray]],
 ) -> Path:
-    """Save the files of any model's step, whole or not at all, as ``save_checkpoint`` does GPT-2's.
+    """Save any model's step, whole or not at all, as ``save_checkpoint`` does GPT-2's; the step's folder.
 
     Args:
         trainer: The trainer's own state as JSON values.
         files: ``config.json``, and ``tokenizer.json`` if there is one; the caller has seen that they can be
             read again. What ``transformers`` must know of a tokenizer is added.
         tensors: Float32 arrays by name, for each file that holds them.
-
-    Returns:
-        The step's folder.
 
     Raises:
         ValueError: If a file is too long to be read again, or ``tokenizer.json`` is not a tokenizer's, or

@@ -111,12 +111,9 @@ def stored_record(run: Path) -> dict[str, Any] | None:
 
 
 def set_aside_later(run: Path, step: int) -> list[int]:
-    """Rename the steps after ``step``: the run goes on from there and will take them again.
+    """Rename the steps after ``step``, which are returned: the run goes on from there and takes them again.
 
     Nothing is deleted; ``superseded-step-...`` is passed over by whatever looks for steps.
-
-    Returns:
-        The steps that were renamed.
     """
     later = [(number, folder) for number, folder in find_steps(run) if number > step]
     for _, folder in later:
