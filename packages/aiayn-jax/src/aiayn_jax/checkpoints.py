@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from gpt_data.errors import shown
+from gpt_data.errors import naming, shown
 from gpt_data.store.reading import read_bytes
 from gpt_data.store.strict_json import parse_object
 from gpt_trainer.checkpoint import ForeignError, find_steps, prune
@@ -163,10 +163,8 @@ def config_from_json(values: Mapping[str, Any], path: Path) -> TransformerConfig
             raise InputError(f"{path}: {name} is {shown(values[name])}")
     if values["n_layer"] > LAYER_LIMIT:
         raise InputError(f"{path}: n_layer is {values['n_layer']}, at most {LAYER_LIMIT} are accepted")
-    try:
+    with naming(path):
         return TransformerConfig(**{name: values[name] for name in hints})
-    except ValueError as error:
-        raise InputError(f"{path}: {error}") from None
 
 
 def scheduled_steps(run: Path, every: int, last: int | None) -> list[tuple[int, Path]]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from gpt_data.batch import IGNORE
-from gpt_data.errors import InputError, StoppedError
+from gpt_data.errors import StoppedError, naming
 from gpt_data.stopping import StopFlag
 from gpt_data.terminal import typed, warn
 from gpt_jax.profiling import record
@@ -238,12 +238,10 @@ def open_task(request: Request, start: Fresh, peers: Peers) -> Iterator[Translat
         corpus = open_corpus(config.data, pin=dict(start.pin) or None, on_notice=warn, should_stop=stop)
         check_available(corpus.score)
         prepared = prepare(corpus, config, saved.tokenizer_json if saved else None)
-    try:
+    with naming():
         engine = Engine(
             config.model_config(prepared.tokenizer.vocab_size), config.runtime, peers.place.devices
         )
-    except ValueError as error:
-        raise InputError(str(error)) from None
     if saved is not None:
         engine.load(saved.parameters, saved.moments)
     yield TranslationTask(config, engine, prepared, stop, overlap=request.gpu)

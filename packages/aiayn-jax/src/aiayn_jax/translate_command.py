@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gpt_data.display import waiting
+from gpt_data.errors import naming
 from gpt_data.stopping import SOON, StopFlag
 from gpt_data.terminal import INTERRUPTED, emit, warn
 from gpt_trainer.checkpoint import step_or_newest
@@ -118,10 +119,8 @@ def load(options: TranslateOptions) -> Loaded:
             f"{options.model}: the tokenizer has {tokenizer.vocab_size} ids, "
             f"the model {saved.config.vocab_size}"
         )
-    try:
+    with naming():
         plan = make_plan(saved.config, precision=options.precision, device=options.device)
-    except ValueError as error:
-        raise InputError(str(error)) from None
     record = read_record(saved.trainer, SPEC, f"trainer.json of step {saved.step}")
     translator = Translator(saved.config, plan, tokenizer)
     return Loaded(

@@ -164,7 +164,7 @@ def measure(lines: Sequence[Mapping[str, Any]]) -> Figures:
 
 
 def smoothed(losses: Float[np.ndarray, " S"]) -> Float[np.ndarray, " W"]:
-    """Means over ``WINDOW`` consecutive steps, one for each that ends a window; over all if there are fewer."""
+    """Means over ``WINDOW`` steps, one for each step that ends a window; over all if there are fewer."""
     window = min(WINDOW, len(losses))
     return np.convolve(losses, np.full(window, 1.0 / window), mode="valid")
 

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 import bpe_scratch
 import numpy as np
+from gpt_data.errors import naming
 from gpt_trainer.backend import Backend, OptimizerConfig, Precision, Runtime
 from gpt_trainer.errors import InputError
 from gpt_trainer.origin import open_model, tokenizer_of
@@ -77,10 +78,8 @@ def open_checkpoint(
     tokenizer = tokenizer_of(origin, path, tokenizer_files)
     spec, place = choose_backend(backend, device)
     runtime = Runtime(precision or ("bfloat16" if place == "gpu" else "float32"), device)
-    try:
+    with naming():
         made = spec.create(origin.saved.model, OptimizerConfig(), runtime, spec.options())
-    except ValueError as error:
-        raise InputError(str(error)) from None
     made.load(origin.saved.parameters)
     return Opened(made, tokenizer, spec.name, runtime, place)
 
@@ -96,10 +95,8 @@ def choose_backend(name: str | None, device: Device) -> tuple[BackendSpec, str]:
     """
     installed = installed_backends()
     names = [name] if name is not None else [known for known in FASTEST["gpu"] if known in installed]
-    try:
+    with naming("--backend"):
         specs = {known: find_backend(known) for known in (names or installed)}
-    except ValueError as error:
-        raise InputError(f"--backend: {error}") from None
     if not specs:
         raise InputError("no backend is installed; install gpt-jax, gpt-torchfunc or gpt-triton")
     if device != "cpu":

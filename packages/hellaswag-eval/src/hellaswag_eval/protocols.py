@@ -18,6 +18,7 @@ from itertools import accumulate
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
+from gpt_data.errors import naming
 from gpt_trainer.errors import InputError
 from jaxtyping import Int32
 
@@ -175,10 +176,8 @@ def split_context(item: Item) -> tuple[str, str]:
 
 
 def _encoded(encode: Encode, texts: list[str]) -> list[Ids]:
-    try:
+    with naming("the tokenizer cannot encode the data"):
         return encode(texts)
-    except ValueError as error:
-        raise InputError(f"the tokenizer cannot encode the data: {error}") from None
 
 
 def _examples(

@@ -6,7 +6,8 @@ bad input (65) without reading messages.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 SHOWN_NAMES = 10
 SHOWN_CHARACTERS = 80
@@ -38,6 +39,15 @@ class StoppedError(CommandError):
     """Work ended early; the same command goes on where it stopped."""
 
     exit_status = 75
+
+
+@contextmanager
+def naming(where: object = "") -> Iterator[None]:
+    """Within, a ``ValueError`` is an ``InputError``, in the name of a file or a flag if there is one."""
+    try:
+        yield
+    except ValueError as error:
+        raise InputError(f"{where}: {error}" if where else str(error)) from None
 
 
 def first_line(error: BaseException) -> str:

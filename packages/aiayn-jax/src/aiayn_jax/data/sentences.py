@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import bpe_scratch
 import numpy as np
-from gpt_data.errors import InputError
+from gpt_data.errors import InputError, naming
 from jaxtyping import Bool, Int32, Int64
 
 from aiayn_jax.data.pairs import TextPairs, shown_numbers
@@ -69,10 +69,8 @@ def learn_tokenizer(pairs: TextPairs, vocab_size: int, pattern: str) -> bpe_scra
     Raises:
         InputError: If ``vocab_size`` does not hold the bytes and the end of text.
     """
-    try:
+    with naming(f"--vocab {vocab_size}"):
         return bpe_scratch.train(chain(pairs.source, pairs.target), vocab_size, pattern=pattern)
-    except ValueError as error:
-        raise InputError(f"--vocab {vocab_size}: {error}") from None
 
 
 def end_of_text(tokenizer: bpe_scratch.Tokenizer) -> int:

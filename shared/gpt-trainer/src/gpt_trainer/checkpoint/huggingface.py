@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from gpt_data.errors import shown
+from gpt_data.errors import naming, shown
 from gpt_data.store.reading import read_bytes
 from gpt_data.store.strict_json import parse_object
 
@@ -58,12 +58,10 @@ def load_huggingface(folder: Path) -> tuple[ModelConfig, Parameters]:
         values: Parameters = {}
         for file in files:
             values |= {_canonical(name): value for name, value in file.read(file.entries).items()}
-    try:
+    with naming(folder):
         for name in sorted(extra):
             _check_extra(name, values.pop(name), values[EMBEDDING], model.context)
         check_parameters(values, model)
-    except ValueError as error:
-        raise InputError(f"{folder}: {error}") from None
     return model, {name: values[name] for name in shapes}
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gpt_data.errors import shown
+from gpt_data.errors import naming, shown
 from gpt_data.manifest import MAX_TOKENIZER_BYTES
 from gpt_data.store.reading import RegularFile, read_bytes
 from gpt_data.store.strict_json import parse_object
@@ -88,10 +88,8 @@ def _load_config(folder: Path, manifest: Manifest) -> ModelConfig:
 
 def _load_parameters(folder: Path, manifest: Manifest, model: ModelConfig) -> Parameters:
     values = load_tensors(folder / MODEL, manifest, parameter_shapes(model))
-    try:
+    with naming(folder / MODEL):
         check_parameters(values, model)
-    except ValueError as error:
-        raise InputError(f"{folder / MODEL}: {error}") from None
     return values
 
 
@@ -106,10 +104,8 @@ def _load_optimizer_state(folder: Path, manifest: Manifest, model: ModelConfig) 
     for name, value in values.items():
         tree, _, of = split[name]
         state.setdefault(tree, {})[of] = value
-    try:
+    with naming(path):
         check_optimizer_state(state, model)
-    except ValueError as error:
-        raise InputError(f"{path}: {error}") from None
     return state
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gpt_data.errors import shown
+from gpt_data.errors import naming, shown
 from gpt_data.store.reading import FileRecord, read_bytes
 from gpt_data.store.strict_json import parse_object
 
@@ -119,10 +119,8 @@ def read_manifest(folder: Path) -> Manifest:
     step = values.get("step")
     if type(step) is not int or step < 0:
         raise InputError(f"{path}: step is {shown(step)}")
-    try:
+    with naming(path):
         manifest = Manifest(step, _parse_files(values.get("files"), version), version)
-    except ValueError as error:
-        raise InputError(f"{path}: {error}") from None
     named = parse_step_name(folder.name)
     if named is not None and named != step:
         raise InputError(f"{path}: written for step {step}, but the folder is that of step {named}")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gpt_data.errors import shown
+from gpt_data.errors import naming, shown
 
 from gpt_trainer.checkpoint.manifest import ForeignError
 from gpt_trainer.errors import InputError
@@ -84,10 +84,8 @@ def model_from_json(values: Mapping[str, Any], path: Path) -> ModelConfig:
         raise InputError(f"{path} describes another model: {'; '.join(wrong)}")
     sizes = {field: values.get(key, default) for field, (key, default) in SIZES.items()}
     rates = {float(values.get(key, DEFAULT_RATE)) for key in DROPOUT_KEYS}
-    try:
+    with naming(path):
         return ModelConfig(**sizes, dropout=rates.pop() if len(rates) == 1 else 0.0)
-    except ValueError as error:
-        raise InputError(f"{path}: {error}") from None
 
 
 def _differences(values: Mapping[str, Any]) -> list[str]:

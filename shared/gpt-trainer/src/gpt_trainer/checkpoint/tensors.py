@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from gpt_data.errors import shown
+from gpt_data.errors import naming, shown
 from gpt_data.store.reading import FileRecord, RegularFile
 from gpt_data.store.strict_json import parse_object
 from gpt_data.store.writing import write_file
@@ -128,13 +128,11 @@ def parse_header(raw: bytes, payload: int, path: Path) -> dict[str, TensorEntry]
         raise InputError(f"{path}: {len(header)} tensors, at most {TENSOR_LIMIT} are accepted")
     entries: dict[str, TensorEntry] = {}
     for name, value in header.items():
-        try:
+        with naming(f"{path}: {shown(name)}"):
             if name == "__metadata__":
                 _check_metadata(value)
             else:
                 entries[name] = _entry(name, value)
-        except ValueError as error:
-            raise InputError(f"{path}: {shown(name)}: {error}") from None
     _check_layout(entries, payload, path)
     return dict(sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)))
 

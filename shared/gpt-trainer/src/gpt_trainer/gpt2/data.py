@@ -9,6 +9,7 @@ from bpe_scratch.patterns import to_utf8
 from gpt_data.cache import cached_dataset
 from gpt_data.dataset import Dataset
 from gpt_data.display import watched
+from gpt_data.errors import naming
 from gpt_data.loader import BatchLoader
 from gpt_data.mixture import Mixture, long_enough
 from gpt_data.published import GPT2_VOCABULARY
@@ -69,10 +70,8 @@ def choose_prompt(config: TrainConfig, dataset: Dataset, tokenizer: bpe_scratch.
         InputError: If what is asked for is no valid Unicode.
     """
     if config.reports.sample_prompt is not None:
-        try:
+        with naming("--sample-prompt"):
             to_utf8(config.reports.sample_prompt)
-        except ValueError as error:
-            raise InputError(f"--sample-prompt: {error}") from None
         return config.reports.sample_prompt
     if config.data.data == "stdlib":
         # its first words would be those of a licence or of an import

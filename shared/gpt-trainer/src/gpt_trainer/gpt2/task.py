@@ -13,13 +13,13 @@ from typing import Any
 from gpt_data.batch import Batch
 from gpt_data.dataset import Dataset
 from gpt_data.display import waiting
+from gpt_data.errors import naming
 from gpt_data.loader import BatchLoader
 from gpt_data.terminal import typed
 from gpt_data.tokenizers import size_said
 
 from gpt_trainer.backend import Backend, Pending, Profile, StepMetrics
 from gpt_trainer.checkpoint import CheckpointState, prune, save_checkpoint
-from gpt_trainer.errors import InputError
 from gpt_trainer.evaluate.extra import prepare_evaluations
 from gpt_trainer.evaluate.validation import Evaluation, evaluate, token_bytes
 from gpt_trainer.flops import flops_per_token, peak_flops
@@ -80,10 +80,8 @@ def _refuse_missing_gpu(spec: BackendSpec, request: Request) -> None:
 def _create(spec: BackendSpec, request: Request, model: ModelConfig, place: Place) -> Backend:
     # a backend of one process need not know of others
     config, others = request.config, [place] if place.shares > 1 else []
-    try:
+    with naming():
         return spec.create(model, config.optimizer, config.runtime, request.options["backend"], *others)
-    except ValueError as error:
-        raise InputError(str(error)) from None
 
 
 def _model(config: TrainConfig, dataset: Dataset, start: Fresh) -> ModelConfig:
@@ -102,10 +100,8 @@ def _load(backend: Backend, request: Request, start: Fresh) -> None:
     )
     # a model to begin from has no optimizer
     optimizer_state = saved.optimizer_state if isinstance(saved, CheckpointState) else None
-    try:
+    with naming(start.where):
         backend.load(weights, optimizer_state)
-    except ValueError as error:
-        raise InputError(f"{start.where}: {error}") from None
 
 
 class GPT2Task:

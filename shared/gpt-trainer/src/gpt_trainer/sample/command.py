@@ -10,6 +10,7 @@ from typing import Any, Literal
 import bpe_scratch
 import numpy as np
 from gpt_data.display import waiting
+from gpt_data.errors import naming
 from gpt_data.flags import parse_flags
 from gpt_data.stopping import SOON, StopFlag
 from gpt_data.terminal import INTERRUPTED, emit
@@ -66,10 +67,8 @@ def sample(spec: BackendSpec, argv: Sequence[str]) -> int:
     prompt = _encode(tokenizer, options.prompt)
     runtime = Runtime(options.precision, options.device)
     with waiting("loading the model"):
-        try:
+        with naming():
             backend = spec.create(origin.saved.model, OptimizerConfig(), runtime, backend_options)
-        except ValueError as error:
-            raise InputError(str(error)) from None
         backend.load(origin.saved.parameters)
     stop = StopFlag()
     with stop.installed(SOON, after=1.0):
@@ -91,17 +90,13 @@ def _check(options: SampleOptions) -> SamplingConfig:
     for name in ("count", "tokens"):
         if getattr(options, name) < 1:
             raise InputError(f"--{name} {getattr(options, name)} is not positive")
-    try:
+    with naming():
         return SamplingConfig(options.temperature, options.top_k or None, options.top_p, options.seed)
-    except ValueError as error:
-        raise InputError(str(error)) from None
 
 
 def _encode(tokenizer: bpe_scratch.Tokenizer, prompt: str) -> np.ndarray:
-    try:
+    with naming("--prompt"):
         ids = encode_prompt(tokenizer, prompt)
-    except ValueError as error:
-        raise InputError(f"--prompt: {error}") from None
     if len(ids) == 0:
         raise InputError("--prompt is empty, and the tokenizer has no end-of-text token to start from")
     return ids

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from gpt_data.errors import InputError, shown
+from gpt_data.errors import InputError, naming, shown
 from gpt_data.store.reading import read_bytes
 
 CONFIG_LIMIT = 1 << 20
@@ -83,10 +83,8 @@ def compose(config: S, parts: Mapping[str, Any], where: str = "") -> S:
     Raises:
         InputError: If they do not fit each other.
     """
-    try:
+    with naming(where):
         return type(config)(**parts)
-    except ValueError as error:
-        raise InputError(f"{where}: {error}" if where else str(error)) from None
 
 
 def overlay_section(section: S, values: Mapping[str, Any], where: str) -> S:
@@ -101,10 +99,8 @@ def overlay_section(section: S, values: Mapping[str, Any], where: str) -> S:
     hints = get_type_hints(type(section))
     known = field_names(type(section))
     given = {name: convert(name, values[name], hints[name], where) for name in known & values.keys()}
-    try:
+    with naming(where):
         return replace(section, **given)  # type: ignore[type-var]
-    except ValueError as error:
-        raise InputError(f"{where}: {error}") from None
 
 
 def check_choices(section: Any) -> None:
