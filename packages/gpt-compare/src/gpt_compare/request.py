@@ -18,11 +18,10 @@ from gpt_trainer.gpt2.settings import GPTReportSection, TrainConfig
 from gpt_trainer.gpt2.spec import gpt2_spec
 from gpt_trainer.gpt2.start import FromModel
 from gpt_trainer.registry import BackendSpec
-from gpt_trainer.run.record import as_json
 from gpt_trainer.run.start import Fresh
 from gpt_trainer.run.task import TaskSpec
 from gpt_trainer.settings import command_line
-from gpt_trainer.settings.values import flat, overlay
+from gpt_trainer.settings.values import as_json, flat, overlay
 
 from gpt_compare.competitor import Competitor, default_competitors, find_spec, read_competitors
 from gpt_compare.reference import Reference, read_reference

@@ -9,16 +9,15 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from gpt_data.errors import shown
 
 from gpt_trainer.errors import InputError, one_line
 from gpt_trainer.run.task import Request, Task, TaskSpec
-from gpt_trainer.settings.values import flat, overlay
+from gpt_trainer.settings.values import as_json, flat, overlay
 
 PARTS = ("data", "pin", "made_by", "options", "evaluations")
 FLAGS = ("options", "evaluations")
@@ -205,11 +204,6 @@ def package_version(package: str) -> str:
     except PackageNotFoundError:
         # run from its sources, without being installed
         return "unknown"
-
-
-def as_json(options: Any) -> dict[str, Any]:
-    """A dataclass of flags as JSON values."""
-    return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(options).items()}
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

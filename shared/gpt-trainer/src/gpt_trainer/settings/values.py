@@ -52,8 +52,12 @@ def _leaves(table: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
 
 def flat(config: Any) -> dict[str, Any]:
     """Every field of every section of a configuration by name, as JSON values."""
-    values = {name: value for section in asdict(config).values() for name, value in section.items()}
-    return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+    return {name: value for _, section in sections(config) for name, value in as_json(section).items()}
+
+
+def as_json(section: Any) -> dict[str, Any]:
+    """A dataclass of settings as JSON values."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(section).items()}
 
 
 def field_names(kind: type[Any]) -> set[str]:
