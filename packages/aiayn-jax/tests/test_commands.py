@@ -52,6 +52,18 @@ def test_the_start_says_what_is_learnt_from_and_the_end_what_to_type(
     assert any(line.startswith("test: BLEU ") and "tok:13a" in line for line in said)
 
 
+def test_a_terminal_says_what_is_waited_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of what is then not there, which is sooner tested."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.chdir(tmp_path)
+    assert train_main([f"--data=multi30k:{tmp_path}"]) == 65
+    assert "preparing the pairs" in capsys.readouterr().err
+    assert translate_main([f"--model={tmp_path}", "--text=7"]) == 65
+    assert "loading the model" in capsys.readouterr().err
+
+
 def test_a_line_out_for_every_line_in(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = ["12", "", "4,096\r", "a line that is longer than twenty tokens\u2028is cut, and said so"]
     (tmp_path / "in").write_bytes("\n".join(lines).encode())

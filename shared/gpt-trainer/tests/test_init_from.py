@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import bpe_scratch
@@ -69,7 +70,7 @@ def test_evaluation_only(train: Train, flags: list[str], tmp_path: Path, capsys:
 
 
 def test_evaluation_says_first_what_it_scores_on_and_nothing_of_training(
-    train: Train, flags: list[str], capsys: Capture
+    train: Train, flags: list[str], capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert train(*flags, "--out=done", "--steps=3") == 0
     capsys.readouterr()
@@ -77,6 +78,12 @@ def test_evaluation_says_first_what_it_scores_on_and_nothing_of_training(
     assert train(*flags, "--resume=done", "--eval-only", "--steps=1000", "--micro-batch=4") == 0
     said = capsys.readouterr().err.splitlines()
     assert said == [f"scored on the held-out text of {flags[-2].replace('=', ' ', 1)}, tokenizer bytes"]
+    # and a terminal what it waits for
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    for plain, shown in (("--plain", []), ("--no-plain", ["loading the model", "evaluating"])):
+        assert train(*flags, "--resume=done", "--eval-only", plain) == 0
+        said = capsys.readouterr().err
+        assert [what for what in ("loading the model", "evaluating") if what in said] == shown
 
 
 def test_a_presets_name_is_not_its_size(

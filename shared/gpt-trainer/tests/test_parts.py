@@ -251,6 +251,10 @@ def test_what_is_left_goes_by_the_steps_behind_the_first_which_compiles(
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().out)
     # 37 steps of half a second; by all three it would be 2:28
     assert re.search(r"603/640 in \S+ 00:18 left\s", plain)
+    with LiveDisplay() as display:
+        display.report(LINE, 4)
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().out)
+    assert re.search(r"4/4 in \S+\s*\n", plain), "nothing is left at the end"
     ahead = Ahead()
     assert ahead.left(4, 10, 5.0) is None
     assert ahead.left(6, 10, 7.0) == 4.0

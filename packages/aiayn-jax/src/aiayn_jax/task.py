@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from gpt_data.batch import IGNORE
+from gpt_data.display import waiting
 from gpt_data.errors import StoppedError, naming
 from gpt_data.stopping import StopFlag
 from gpt_data.terminal import typed, warn
@@ -234,7 +235,8 @@ def open_task(request: Request, start: Fresh, peers: Peers) -> Iterator[Translat
         StoppedError: If a signal came before the first step.
     """
     config, saved, stop = request.config, start.saved, peers.stop
-    with stop.installed(), ended_at_once(stop):
+    quiet = config.reports.plain
+    with stop.installed(), ended_at_once(stop), waiting("preparing the pairs", plain=quiet):
         corpus = open_corpus(config.data, pin=dict(start.pin) or None, on_notice=warn, should_stop=stop)
         check_available(corpus.score)
         prepared = prepare(corpus, config, saved.tokenizer_json if saved else None)

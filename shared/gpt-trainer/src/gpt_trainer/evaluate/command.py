@@ -33,7 +33,7 @@ def evaluate_only(spec: TaskSpec, request: Request, start: Fresh, peers: Peers) 
         start.check_data(make_record(spec, request, task, start.init_from))
         if task.validation is None:
             raise InputError(f"--data {section.data} has no validation text to evaluate on")
-        quiet = peers.place.rank > 0
+        quiet = request.config.reports.plain or peers.place.rank > 0
         with peers.stop.installed(SOON, after=1.0), waiting("evaluating", plain=quiet):
             found = task.evaluate()  # type: ignore[attr-defined]
     if found is None:
