@@ -213,6 +213,16 @@ def test_ctrl_c_while_modules_are_imported_says_nothing(tmp_path: Path, module: 
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, b"", b"")
 
 
+# Python prints a traceback where it falls into an object's end, and goes on
+def test_ctrl_c_in_the_end_of_what_an_import_makes_is_not_lost(tmp_path: Path) -> None:
+    end = "class E:\n def __del__(self): os.kill(os.getpid(), signal.SIGINT)\n"
+    (tmp_path / "numba.py").write_text(f"import os, signal, time\n{end}E()\ntime.sleep(9)\n", "utf-8")
+    (tmp_path / "a.txt").write_text("ab ab", "utf-8")
+    paths = os.pathsep.join([str(tmp_path), *sys.path])
+    ended = run("train", tmp_path / "a.txt", environment={"PYTHONPATH": paths}, cwd=tmp_path)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, b"", b"")
+
+
 def test_ctrl_c_ends_the_work_without_a_word(tmp_path: Path) -> None:
     Tokenizer.from_bytes().save(tmp_path / "tokenizer.json")
     command = [sys.executable, "-m", "bpe_scratch", "decode"]

@@ -102,6 +102,28 @@ def test_ctrl_c_is_130_and_not_a_word() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
+# once one in twenty during imports: Python printed a traceback there, and the command went on
+def test_ctrl_c_in_an_objects_end_is_not_lost() -> None:
+    code = """import signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+class Ending:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+def work():
+    Ending()
+    time.sleep(50)
+    return 0
+sys.exit(guarded('toy', work))"""
+    done = run_python(code)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+    assert (
+        "ValueError: lost"
+        in run_python(
+            code.replace("signal.raise_signal(signal.SIGINT)", "raise ValueError('lost')").replace("50", "0")
+        ).stderr
+    )
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_what_cannot_be_shown_is_replaced(encoding: str) -> None:
     done = run_python(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
+from typing import Any
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -22,9 +24,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         if heeded:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+            sys.unraisablehook = _once_more
         commands.main(argv)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _once_more(error: Any) -> None:
+    """A Ctrl-C that fell into an object's end or an import's callback, where Python prints it and goes on."""
+    if isinstance(error.exc_value, KeyboardInterrupt):
+        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
+    else:
+        sys.__unraisablehook__(error)
 
 
 if __name__ == "__main__":

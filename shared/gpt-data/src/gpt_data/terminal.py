@@ -32,6 +32,7 @@ LESS = {
 }
 """By the last word of a command's name: what makes it need less memory."""
 NARROWEST_HELP = 40
+AGAIN_SECONDS = 0.05
 BY_UV = "UV_RUN_RECURSION_DEPTH"
 """What ``uv run`` sets for what it starts, whose commands the user's own shell does not find."""
 
@@ -84,21 +85,34 @@ def guarded(name: str, command: Callable[[], int]) -> int:
 
 @contextmanager
 def _interruptions() -> Iterator[list[int]]:
-    """The interruptions that came: a library whose import one breaks off may turn it into another error."""
+    """The interruptions that came: a library whose import one breaks off may turn it into another error.
+
+    One that falls into an object's end, or into a callback as imports have them, comes again: there Python
+    prints it and goes on.
+    """
     heard: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> NoReturn:
         heard.append(number)
         signal.default_int_handler(number, frame)
 
+    def lost(error: Any) -> None:
+        if isinstance(error.exc_value, KeyboardInterrupt):
+            # once Python is out of what swallowed it
+            threading.Timer(AGAIN_SECONDS, os.kill, (os.getpid(), signal.SIGINT)).start()
+        else:
+            before(error)
+
     in_main_thread = threading.current_thread() is threading.main_thread()
     if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield heard
         return
     signal.signal(signal.SIGINT, interrupt)
+    before, sys.unraisablehook = sys.unraisablehook, lost
     try:
         yield heard
     finally:
+        sys.unraisablehook = before
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
