@@ -93,13 +93,16 @@ def test_other_settings_are_refused_in_a_begun_and_in_a_finished_folder(
         run(corpus, out)
 
 
-def test_shards_that_no_journal_knows_are_not_touched(run: Run, corpus: Path, tmp_path: Path) -> None:
+# a manifest beside a run's checkpoints made --resume take the run for a step of another
+@pytest.mark.parametrize("name", ["train-00000.bin", "run.json"])
+def test_a_folder_of_something_else_is_not_touched(name: str, run: Run, corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    (out / "train-00000.bin").write_bytes(b"precious")
-    with pytest.raises(InputError, match=r"holds train-00000\.bin, which no journal knows"):
+    (out / name).write_bytes(b"precious")
+    with pytest.raises(InputError, match=f"holds {name}, which no journal knows"):
         run(corpus, out)
-    assert (out / "train-00000.bin").read_bytes() == b"precious"
+    assert (out / name).read_bytes() == b"precious"
+    assert {path.name for path in out.iterdir()} <= {name, ".lock"}
 
 
 @pytest.mark.parametrize("text", [None, ""], ids=["no document", "an empty document"])

@@ -144,7 +144,9 @@ class _Task:
 
     def _begin(self, source: Source) -> tuple[Journal, bpe_scratch.Tokenizer]:
         """Build the tokenizer and write the first journal."""
-        strangers = [path.name for split in SPLITS for path in self.folder.glob(f"{split}-*.bin*")]
+        # a beginning that was cut off leaves its tokenizer, and hidden files
+        names = sorted(path.name for path in self.folder.iterdir())
+        strangers = [name for name in names if name[0] != "." and name != TOKENIZER_NAME]
         if strangers:
             raise InputError(
                 f"{self.folder} holds {strangers[0]}, which no journal knows; choose an empty folder"
