@@ -10,7 +10,7 @@ from bpe_scratch.compiled.cuts import cut_pieces
 from bpe_scratch.compiled.encoder import encoding_state
 from bpe_scratch.compiled.kernel import kernel
 from bpe_scratch.compiled.memory import address, load_int
-from bpe_scratch.compiled.texts import lay_out
+from bpe_scratch.compiled.state import lay_out
 
 
 @kernel

@@ -37,9 +37,8 @@ _ADDED = {
     "id": _ANYTHING, "content": _ANYTHING, "single_word": (False,), "lstrip": (False,), "rstrip": (False,),
     "normalized": (False, True), "special": (True,),
 }  # fmt: skip
-_BYTE_LEVEL = {"type": ("ByteLevel",)} | dict.fromkeys(
-    ("add_prefix_space", "trim_offsets", "use_regex"), _ANYTHING
-)
+_SWITCHES = ("add_prefix_space", "trim_offsets", "use_regex")
+_BYTE_LEVEL = {"type": ("ByteLevel",), **dict.fromkeys(_SWITCHES, _ANYTHING)}
 _BYTE_LEVEL_CUT = _BYTE_LEVEL | {"add_prefix_space": (False,), "use_regex": (False, True, None)}
 _SPLIT = {"type": ("Split",), "pattern": _ANYTHING, "behavior": ("Isolated",), "invert": (False,)}
 _TEMPLATE = {"type": _ANYTHING, "single": _ANYTHING, "pair": _ANYTHING, "special_tokens": ({},)}

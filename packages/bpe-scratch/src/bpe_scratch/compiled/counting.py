@@ -9,7 +9,7 @@ import numpy as np
 
 from bpe_scratch.compiled import encoding
 from bpe_scratch.compiled.encoder import encoding_state
-from bpe_scratch.compiled.texts import CHUNK, lay_out
+from bpe_scratch.compiled.state import CHUNK, lay_out
 from bpe_scratch.compiled.word_table import INLINE, LONG, OFFSET, SLOT, point_to_words
 from bpe_scratch.patterns import batches, to_utf8
 

@@ -13,8 +13,7 @@ from bpe_scratch.compiled import encoding, merging
 from bpe_scratch.compiled.cuts import CUTS
 from bpe_scratch.compiled.pair_table import NO_PAIR, point_to_pairs
 from bpe_scratch.compiled.pieces import KINDS
-from bpe_scratch.compiled.state import ENCODING, State, aligned_zeros
-from bpe_scratch.compiled.texts import CHUNK, lay_out
+from bpe_scratch.compiled.state import CHUNK, ENCODING, State, aligned_zeros, lay_out
 from bpe_scratch.compiled.word_table import LONGEST, point_to_words
 from bpe_scratch.encoders import IdArray
 from bpe_scratch.patterns import batches, to_utf8

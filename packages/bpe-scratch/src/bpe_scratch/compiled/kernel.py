@@ -56,8 +56,7 @@ def _undisturbed() -> Iterator[None]:
     """Signals are handled afterwards: LLVM calls Python while it loads, and crashes where that raises."""
     heard: list[int] = []
     numbers = SIGNALS if threading.current_thread() is threading.main_thread() else ()
-    handlers = {number: signal.getsignal(number) for number in numbers}
-    before = {number: handler for number, handler in handlers.items() if callable(handler)}
+    before = {number: handler for number in numbers if callable(handler := signal.getsignal(number))}
     for number in before:
         signal.signal(number, lambda number, _: heard.append(number))
     try:

@@ -9,8 +9,6 @@ All occurrences of a pair with the new token come to be in the one pass that mak
 occurrences are written once, in order, into a stretch of one long array, and later read in order; those
 that have gone meanwhile are known by their node's pair index.  A pair whose count is too low at birth can
 never be merged, since counts only fall, and is not kept at all.
-
-Fields of a node, int32: symbol, pair index, word.
 """
 
 from __future__ import annotations
@@ -24,6 +22,7 @@ from bpe_scratch.compiled.memory import load32, load_int, store32, store_int
 KEY, COUNT, BEGIN, SIZE, COLUMNS = 0, 1, 2, 3, 4
 SEPARATOR = -2147483648
 NO_PAIR = -1
+# fields of a node, int32
 SYMBOL, PAIR, WORD, FIELDS = 0, 1, 2, 3
 
 

@@ -1,16 +1,19 @@
-"""What kernels work on: one record of addresses, sizes and counters, which Python fills and they go on with.
+"""What kernels work on: documents, and one record of addresses, sizes and counters that Python fills.
 
 ``[n]`` is the length of an array whose address a field holds.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-_LINE = 64
+CHUNK = 1 << 18  # bytes of documents for one call of a kernel: they stay in the cache
+_MARGIN, _LINE = bytes(64), 64
 _ENCODING = """
     kind                                   the pattern
     text                                   UTF-8 of documents one after another
@@ -75,3 +78,9 @@ def aligned_zeros(size: int) -> npt.NDArray[np.uint64]:
     numbers = np.zeros(size + _LINE // 8, dtype=np.uint64)
     begin = -numbers.ctypes.data % _LINE // 8
     return numbers[begin : begin + size]
+
+
+def lay_out(parts: Sequence[bytes]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """``(text, bounds)``: part ``i`` is ``text[bounds[i]:bounds[i + 1]]``; there is room beyond both ends."""
+    text = np.frombuffer(b"".join([_MARGIN, *parts, _MARGIN]), dtype=np.uint8)
+    return text, np.fromiter(accumulate(map(len, parts), initial=len(_MARGIN)), np.int64)
