@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
-from bpe_scratch.patterns import resolve_pattern
+from bpe_scratch.patterns import PATTERNS
 from bpe_scratch.tokenizer import Tokenizer
 
 Run = Callable[[], Any]
@@ -45,7 +45,7 @@ def tiktoken_of(tokenizer: Tokenizer) -> Any:
     """
     import tiktoken
 
-    expression = resolve_pattern(tokenizer.pattern)[1] or r"[\s\S]+"
+    expression = PATTERNS.get(tokenizer.pattern, tokenizer.pattern) or r"[\s\S]+"
     ranks = {token: index for index, token in enumerate(tokenizer.vocabulary.tokens) if token is not None}
     return tiktoken.Encoding("bench", pat_str=expression, mergeable_ranks=ranks, special_tokens={})
 

@@ -17,7 +17,7 @@ import regex
 
 from bpe_scratch.errors import FileFormatError, TokenizerError
 from bpe_scratch.files import BOM, decoded, naming
-from bpe_scratch.patterns import resolve_pattern, to_utf8
+from bpe_scratch.patterns import PATTERNS, resolve_pattern, to_utf8
 from bpe_scratch.unpacking import COMPRESSIONS, damage, unpack
 
 TEXT_KINDS, LINE_KINDS = (".txt", ".text", ".md"), (".jsonl",)
@@ -49,7 +49,7 @@ def read_parts(
     Raises:
         FileFormatError: Naming file and line.
     """
-    can_be_cut = resolve_pattern(pattern)[0] not in (None, "none")
+    can_be_cut = resolve_pattern(pattern) in PATTERNS.keys() - {"none"}
     for path in paths:
         for file in _find_files(path, tell) if path.is_dir() else [path]:
             if ".jsonl" in _kinds(file):

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
 from bpe_scratch.errors import TokenizerError
-from bpe_scratch.patterns import resolve_pattern
+from bpe_scratch.patterns import PATTERNS, resolve_pattern
 from bpe_scratch.vocabulary import Vocabulary
 
 Layer = Literal["auto", "reference"]
@@ -19,7 +19,7 @@ def is_compiled(layer: str, pattern: str) -> bool:
     """Whether kernels will do the work; they have automata for the patterns with names."""
     if layer not in get_args(Layer):
         raise TokenizerError(f"layer={layer!r} is not one of {', '.join(get_args(Layer))}")
-    return layer == "auto" and resolve_pattern(pattern)[0] is not None and has_numba()
+    return layer == "auto" and resolve_pattern(pattern) in PATTERNS and has_numba()
 
 
 @cache
@@ -37,7 +37,7 @@ def make_encoder(vocabulary: Vocabulary, pattern: str, layer: str) -> Any:
         from bpe_scratch.compiled.encoder import CompiledEncoder
 
         tell_before_compiling()
-        return CompiledEncoder(vocabulary, resolve_pattern(pattern)[0] or "none")
+        return CompiledEncoder(vocabulary, resolve_pattern(pattern))
     from bpe_scratch.encoders import PlainEncoder
 
     return PlainEncoder(vocabulary, pattern)

@@ -31,33 +31,30 @@ PATTERNS: dict[str, str | None] = {
 }
 
 
-def resolve_pattern(pattern: str) -> tuple[str | None, str | None]:
-    """Name and expression of a pattern.
-
-    Returns:
-        ``(name, expression)``; the name is ``None`` for an own expression, the expression is ``None`` where
-        text is not cut at all.
+def resolve_pattern(pattern: str) -> str:
+    """The name of a pattern, a key of ``PATTERNS``; an own expression as it is.
 
     Raises:
         TokenizerError: If it is neither a name nor an expression that can be used.
     """
     for name, expression in PATTERNS.items():
         if pattern in (name, expression):
-            return name, expression
+            return name
     if pattern.replace("-", "_").isidentifier():
         raise TokenizerError(f"pattern {pattern!r} is none of {', '.join(PATTERNS)}")
     to_utf8(pattern)
     compile_expression(pattern)
-    return None, pattern
+    return pattern
 
 
 def splitter(pattern: str) -> Callable[[str], list[str]]:
     """A function that cuts a text into pieces whose concatenation is the text."""
-    name, expression = resolve_pattern(pattern)
+    name = resolve_pattern(pattern)
+    expression = PATTERNS.get(name, name)
     if expression is None:
         return lambda text: [text] if text else []
     compiled = compile_expression(expression)
-    return compiled.findall if name is not None else lambda text: list(_matches_and_gaps(compiled, text))
+    return compiled.findall if name in PATTERNS else lambda text: list(_matches_and_gaps(compiled, text))
 
 
 def _matches_and_gaps(compiled: regex.Pattern[str], text: str) -> Iterator[str]:

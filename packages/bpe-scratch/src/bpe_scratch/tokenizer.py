@@ -39,10 +39,9 @@ class Tokenizer:
         special_tokens: Mapping[str, int] | None = None,
         layer: Layer = "auto",
     ) -> None:
-        name, expression = resolve_pattern(pattern)
         is_compiled(layer, pattern)
         self.vocabulary = vocabulary
-        self.pattern: str = name or expression or "none"
+        self.pattern = resolve_pattern(pattern)
         self.special_tokens = check_special(special_tokens or {}, vocabulary)
         special = {to_utf8(text): index for text, index in self.special_tokens.items()}
         self._token_bytes = by_id(vocabulary.id_of_token | special)

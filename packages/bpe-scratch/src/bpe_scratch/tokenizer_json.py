@@ -14,7 +14,7 @@ from typing import Any
 from bpe_scratch.byte_alphabet import to_printable
 from bpe_scratch.errors import TokenizerError
 from bpe_scratch.files import Merge, check_ids, check_merges, load_json, make_vocabulary, naming
-from bpe_scratch.patterns import resolve_pattern
+from bpe_scratch.patterns import PATTERNS, resolve_pattern
 from bpe_scratch.special import check_special
 from bpe_scratch.vocabulary import Vocabulary
 
@@ -71,7 +71,8 @@ def _filled(fields: _Fields, **given: Any) -> dict[str, Any]:
 
 
 def _pre_tokenizer(pattern: str) -> dict[str, Any]:
-    name, expression = resolve_pattern(pattern)
+    name = resolve_pattern(pattern)
+    expression = PATTERNS.get(name, name)
     whole = _filled(_BYTE_LEVEL_CUT, trim_offsets=True, use_regex=name == "gpt2")
     if name == "gpt2" or expression is None:
         return whole
@@ -200,5 +201,5 @@ def _parse_pattern(document: Mapping[str, Any]) -> str:
         return "gpt2" if uses_regex else "none"
     match _check(chain[0], _SPLIT, "pre_tokenizer").get("pattern"):
         case {"Regex": str(expression), **others} if not others and not uses_regex:
-            return resolve_pattern(expression)[0] or expression
+            return resolve_pattern(expression)
     raise TokenizerError("pre_tokenizer Split must cut by a Regex, before a plain ByteLevel")

@@ -35,7 +35,7 @@ def _counting(documents: Iterable[str], pattern: str, layer: Layer) -> Iterator[
     from bpe_scratch.compiled.counting import WordCounter
 
     tell_before_compiling()
-    return WordCounter(resolve_pattern(pattern)[0] or "none").add(documents)
+    return WordCounter(resolve_pattern(pattern)).add(documents)
 
 
 def _count_plainly(documents: Iterable[str], pattern: str) -> Iterator[Counter[bytes]]:
