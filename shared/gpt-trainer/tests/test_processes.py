@@ -202,6 +202,8 @@ def test_a_flag_that_is_wrong_is_said_once_before_anything_is_started(
     spec = replace(SPEC, launch=launch)
     assert train_main(spec, [*flags, "--devices=2", "--lr=-1"]) == 65
     assert (started, the_line(capsys)) == ([], "gpt-toy-train: lr=-1.0 is not positive and finite\n")
+    assert train_main(spec, [*flags, "--devices=3"]) == 65
+    assert "rows, which 3 devices do not divide" in the_line(capsys)
     assert train_main(spec, [*flags, "--devices", "2"]) == 75
     assert train_main(spec, [*flags, "--devices=zero"]) == 65
     assert started == [2]

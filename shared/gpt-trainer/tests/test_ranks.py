@@ -313,9 +313,8 @@ def test_a_launch_shares_the_cores_and_asks_for_no_more_gpus_than_there_are(
     assert launch("toy", 2, ["--devices=2", "--device", "cpu", "--lr=1"]) == 0
     assert os.environ["OMP_NUM_THREADS"] == "4"
     # one process fails with one line; that the others are ended is not worth one for each
-    agent = logging.getLogger("torch.distributed.elastic.multiprocessing.api")
-    assert not agent.isEnabledFor(logging.WARNING)
-    assert agent.isEnabledFor(logging.ERROR)
+    for module in ("multiprocessing.api", "agent.server.api"):
+        assert logging.getLogger(f"torch.distributed.elastic.{module}").getEffectiveLevel() == logging.ERROR
     assert (started[0].nproc_per_node, started[0].training_script) == ("2", "toy")
     assert started[0].training_script_args == ["--device", "cpu", "--lr=1"]
     with pytest.raises(InputError, match="--devices 2: this host has 1 GPUs"):

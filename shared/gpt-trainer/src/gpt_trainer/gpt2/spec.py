@@ -13,6 +13,7 @@ from gpt_data.mixture import PREFIX
 
 from gpt_trainer.checkpoint import load_checkpoint, step_bytes
 from gpt_trainer.evaluate.extra import installed_evaluations
+from gpt_trainer.gpt2.cut import cut_rows
 from gpt_trainer.gpt2.data import likely_vocab
 from gpt_trainer.gpt2.presets import CPU_PRESET, GPU_PRESET, PRESETS
 from gpt_trainer.gpt2.settings import TrainConfig, rate_at
@@ -77,6 +78,7 @@ def gpt2_spec(backend: BackendSpec) -> TaskSpec:
         check_state=_spike_faults,
         join=backend.join,
         launch=backend.launch,
+        divide=cut_rows,
     )
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt_data.stopping import STARTER
+from gpt_data.terminal import warn
 
 from gpt_trainer.errors import STOPPED, InputError, PeerLostError
 from gpt_trainer.ranks.peers import Alone, Peers
@@ -187,8 +188,12 @@ def launch(module: str, devices: int, words: Sequence[str]) -> int:
     there = torch.cuda.device_count()
     if there and devices > there and not _on_cpu(words):
         raise InputError(f"--devices {devices}: this host has {there} GPUs")
-    # processes that are ended because another failed are no news: that one has said why
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
+    # that processes are ended is no news: who failed or heard a signal has said so; each module has its level
+    for name in logging.root.manager.loggerDict:
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+    if sys.stderr is not None and sys.stderr.isatty():
+        warn(f"starting {devices} processes")
     with tempfile.TemporaryDirectory() as folder:
         flags = ["--rdzv-backend=c10d", f"--rdzv-endpoint={Path(folder) / 'rendezvous'}"]
         flags += ["--rdzv-conf=store_type=file", "--local-addr=127.0.0.1", f"--nproc-per-node={devices}"]

@@ -16,6 +16,7 @@ import numpy as np
 
 from gpt_trainer.backend import Profile
 from gpt_trainer.ranks.peers import Alone, Peers
+from gpt_trainer.ranks.place import Place
 from gpt_trainer.ranks.watch import PATIENCE_SECONDS
 
 Batch = Any
@@ -260,6 +261,7 @@ class TaskSpec:
         check_state: Faults of what ``Task.state`` gave, as it was read again.
         join: As ``BackendSpec.join``; a task that knows no others trains alone.
         launch: As ``BackendSpec.launch``.
+        divide: Refuses a configuration that so many processes cannot share.
     """
 
     name: str
@@ -286,6 +288,7 @@ class TaskSpec:
     check_state: Callable[[Mapping[str, Any], int], list[str]] = lambda *_: []
     join: Callable[[int], Peers] = Alone
     launch: Callable[[int, Sequence[str]], int] | None = None
+    divide: Callable[[Any, Place], object] = lambda *_: None
 
     @property
     def example(self) -> Any:

@@ -12,7 +12,7 @@ from gpt_data.terminal import typed
 
 from gpt_trainer.errors import STOPPED
 from gpt_trainer.ranks.peers import Peers
-from gpt_trainer.ranks.place import ALONE
+from gpt_trainer.ranks.place import ALONE, Place
 from gpt_trainer.report.plot import plot_losses
 from gpt_trainer.report.reporter import Reporter, Silence
 from gpt_trainer.run.loop import Loop
@@ -37,7 +37,8 @@ def run_command(spec: TaskSpec, argv: Sequence[str]) -> int:
     if early.devices > 1 and spec.launch is not None:
         if early.resume is None and early.init_from is None:
             # what every process would refuse is said once
-            read_command(spec, argv, early, ALONE, ExitStack())
+            _, request = read_command(spec, argv, early, ALONE, ExitStack())
+            spec.divide(request.config, Place(world=early.devices))
         return spec.launch(early.devices, argv)
     with spec.join(early.devices) as peers, ExitStack() as locks:
         start, request = read_command(spec, argv, early, peers.place, locks)
