@@ -21,19 +21,19 @@ def train_merges(
 
     That is, up to the first merge that makes bytes which are a token already: here it makes one more token.
     """
-    text = np.frombuffer(b"".join(words), dtype=np.uint8)
     # a separator, then each word and a separator
-    word = np.repeat(np.arange(len(words)), np.fromiter(map(len, words), np.int64, len(words)))
-    nodes = np.empty((text.size + len(words) + 2, learning.FIELDS), dtype=np.int32)
-    nodes[:] = learning.SEPARATOR, learning.NO_PAIR, 0
-    at = 1 + word + np.arange(text.size)
-    nodes[at, learning.SYMBOL], nodes[at, learning.WORD] = np.array(byte_ids, dtype=np.int32)[text], word
+    text = np.frombuffer(b"\0".join([b"", *words, b""]), dtype=np.uint8)
+    sizes = np.fromiter(map(len, words), np.int64, len(words)) + 1
+    nodes = np.empty((text.size + 1, learning.FIELDS), dtype=np.int32)
+    nodes[:-1, learning.SYMBOL], nodes[:, learning.PAIR] = np.array(byte_ids)[text], learning.NO_PAIR
+    nodes[1:-1, learning.WORD] = np.repeat(np.arange(len(words)), sizes)
+    nodes[np.cumsum([0, *sizes]), learning.SYMBOL] = learning.SEPARATOR
     merges = min(merges, text.size)  # each leaves a byte less: more cannot be made, nor need room
     state, size = State(LEARNING), 256 + merges
     # no pair occurs more often than a count can say
     state["least"] = min(max(min_frequency, 1), np.iinfo(np.int64).max)
     state["wanted"], state["budget"] = merges, _BUDGET
-    state["size"] = len(nodes) - 1
+    state["size"] = text.size
     learned = np.empty((merges, 2), dtype=np.int64)
     state.point(
         nodes=nodes, counts=np.fromiter(words.values(), np.int64),
