@@ -41,6 +41,7 @@ SCRIPTS = {
         "say('begun'); time.sleep(60)"
     ),
     "deaf": "signal.signal(signal.SIGTERM, signal.SIG_IGN); say('begun'); time.sleep(60)",
+    "talker": "[(say('compiling'), time.sleep(0.1)) for _ in range(25)]; write()",
     "refused": "say('a warning'); say('gpt-x: --flag is no flag\\n'); sys.exit(65)",
     "infinite": "say('gpt-x: step 3: loss nan; what was saved is as it was'); sys.exit(70)",
     "large": "say('gpt-x: out of memory: tried to allocate 20 GiB'); sys.exit(71)",
@@ -116,6 +117,13 @@ def test_one_that_says_nothing_any_more_is_given_up(tmp_path: Path, monkeypatch:
     row = run_competitor(competitor("deaf"), tmp_path / "plan.toml", StopFlag())
     assert row.error == "wrote nothing for 1 s: begun"
     assert time.monotonic() - began < 20.0
+
+
+def test_one_that_takes_no_step_but_says_what_it_does_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpt_compare.running.SILENCE_SECONDS", 1.0)
+    assert run_competitor(competitor("talker"), tmp_path / "plan.toml", StopFlag()).error is None
 
 
 def test_what_it_wrote_at_its_end_is_kept_and_what_it_saw_of_itself(tmp_path: Path) -> None:
