@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +69,23 @@ def test_a_continuation_ends_at_the_end_of_text(
     assert sample_main(SPEC, ["--model=done", "--prompt=x", "--count=2", "--tokens=9"]) == 0
     assert capsys.readouterr().out == "--- 1\nxab\n--- 2\nx\n"
     assert next(drawn).tolist() == [a, a], "once all have ended no more is drawn"
+
+
+def test_a_signal_ends_sampling_with_what_is_drawn(
+    train: Train, flags: list[str], capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert train(*flags, "--steps=1", "--out=done") == 0
+
+    def draw(*_: object) -> Iterator[np.ndarray]:
+        yield np.array([ord("a")])
+        os.kill(os.getpid(), signal.SIGTERM)
+        yield from [np.array([ord("b")])] * 9
+
+    monkeypatch.setattr(command, "generate", draw)
+    monkeypatch.setattr(command, "encode_prompt", lambda *_: np.zeros(1, np.int32))
+    capsys.readouterr()
+    assert sample_main(SPEC, ["--model=done", "--prompt=x", "--tokens=10"]) == 130
+    assert len(capsys.readouterr().out.strip()) == 2
 
 
 def test_a_reader_that_leaves_ends_sampling_quietly(train: Train, flags: list[str], tmp_path: Path) -> None:
