@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -19,8 +20,9 @@ from gpt_data.stopping import STARTER
 from gpt_torchfunc.options import SPEC
 from gpt_trainer.checkpoint import find_steps, load_checkpoint
 from gpt_trainer.commands import train_main
-from gpt_trainer.ranks.torchrun import without_devices
+from gpt_trainer.ranks.torchrun import launch, without_devices
 from gpt_trainer.report.metrics import read_metrics
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 PATIENCE = 120.0
 LISTENING = "0A"
@@ -137,6 +139,18 @@ def test_two_processes_on_the_loopback_take_the_steps_of_one_and_stop_together(
     # all 16 rows at once: dropout masks belong to rows
     assert train_main(SPEC, [*flags, "--micro-batch=16", "--out", str(tmp_path / "one")]) == 0
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-6)
+
+
+@pytest.mark.parametrize(("status", "told"), [(65, 65), (-signal.SIGKILL, 69)])
+def test_the_launcher_gives_the_first_failure_or_that_a_process_is_lost(
+    status: int, told: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        raise ChildFailedError("toy", {1: ProcessFailure(1, 4711, int(status), "no file")})
+
+    monkeypatch.setattr("torch.distributed.run.run", fail)
+    with patch.dict(os.environ):
+        assert launch("toy", 2, ["--device=cpu"]) == told
 
 
 @pytest.mark.slow
