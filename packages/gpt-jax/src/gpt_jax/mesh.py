@@ -97,10 +97,11 @@ class Layout:
 
     def divisions(self, tree: Any) -> list[Division]:
         """How each leaf of a tree of parameters, or of several, is divided, in their order."""
-        leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-        return [
-            self._division(jax.tree_util.keystr(path[-1:], simple=True), leaf.shape) for path, leaf in leaves
-        ]
+        paths, _ = jax.tree_util.tree_flatten_with_path(tree)
+        # moments stand in a dictionary by whole paths: a leaf's last key may hold several parts
+        names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths]
+        leaves = zip(names, jax.tree.leaves(tree), strict=True)
+        return [self._division(name.rpartition(".")[2], leaf.shape) for name, leaf in leaves]
 
     def _division(self, name: str, shape: tuple[int, ...]) -> Division:
         spec = self.spec(name, shape)
