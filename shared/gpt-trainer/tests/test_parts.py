@@ -214,6 +214,7 @@ def test_plain_lines_come_every_so_many_steps(capsys: pytest.CaptureFixture[str]
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines] == ["1/10", "4/10", "8/10", "10/10"]
     assert ["val 2.5000 at 3" in line for line in lines] == [False, True, False, False]
+    assert [line.endswith(" left") for line in lines] == [False, True, True, False]
 
 
 def test_the_live_display_shows_what_is_said_and_the_numbers(

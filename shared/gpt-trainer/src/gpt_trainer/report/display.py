@@ -96,7 +96,7 @@ class PlainDisplay:
         left = self._ahead.left(step, steps, time.monotonic())
         if step % self.every and step not in (1, steps):
             return
-        until = "" if left is None else f"  {duration(left)} left"
+        until = f"  {duration(left)} left" if left else ""
         width = len(str(steps or ""))
         self.say(f"step {step:>{width}}/{steps or '?'}  {describe(line, self._val_loss)}{until}")
 
