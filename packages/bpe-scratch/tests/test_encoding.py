@@ -142,6 +142,11 @@ def test_a_piece_that_is_a_token_is_taken_whole_whatever_its_length(layer: str, 
     assert Tokenizer(known, pattern="none", layer=layer).encode("x" * size) == [256]
 
 
+def test_two_ids_for_the_same_bytes_are_refused() -> None:
+    with pytest.raises(TokenizerError, match="same bytes"):
+        Vocabulary([*Tokenizer.from_bytes().vocabulary.tokens, b"x"], [])
+
+
 def test_the_cache_is_bounded_and_forgetting_changes_nothing(
     small: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
